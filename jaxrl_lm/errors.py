@@ -1,0 +1,9 @@
+"""Errors that a user can mend."""
+
+
+class InputError(ValueError):
+    """A file, a field or an option is not what it must be.
+
+    The message names the field, the value and the remedy; the command line prints it without a traceback and
+    exits with code 2.
+    """

@@ -1,0 +1,77 @@
+"""Records that pass between the layers.
+
+Scalars of a step have shape `[B, T]`, time last axis. A record's fields are pytree leaves, so records pass through
+`jit`, `vmap` and `scan`; under those transformations a leaf may be a tracer, a spec or a batch of either, which is
+why the fields are typed as pytrees and their shapes stand in the docstrings.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass(kw_only=True)
+class Trajectory:
+    """Steps of an agent, whether its actions are moves in a maze or tokens of an answer.
+
+    Attributes:
+        observations: pytree, what `evaluate` needs to score the actions; leaves `[B, ...]`.
+        actions: the actions taken, `[B, T, ...]`.
+        log_probs: log pi(a_t | o_t) of the policy that acted, `[B, T]`, nats.
+        values: V(o_t) when the agent acted, `[B, T]`.
+        rewards: `[B, T]`, floating point.
+        discounts: gamma, or 0 at a step that ends the episode, `[B, T]`.
+        traces: lambda, or 0 at a step that ends or cuts the episode, `[B, T]`.
+        next_values: V of what follows the step, `[B, T]`; V(final_observation) at a time limit; unused where the
+            discount is 0.
+        mask: 1 where the policy chose the action, `[B, T]`; policy losses and entropies are means over it.
+        value_mask: 1 where value and reward count, `[B, T]`; equal to `mask` unless a step carries a reward
+            that no action of the policy's led to (Ziegler et al. pay the score one step after the last token).
+    """
+
+    observations: PyTree
+    actions: PyTree
+    log_probs: PyTree
+    values: PyTree
+    rewards: PyTree
+    discounts: PyTree
+    traces: PyTree
+    next_values: PyTree
+    mask: PyTree
+    value_mask: PyTree
+
+
+@struct.dataclass(kw_only=True)
+class ActionEvaluation:
+    """What a policy says of given actions; never the logits, so that `[B, T, V]` need not exist.
+
+    Attributes:
+        log_probs: log pi(a_t | o_t), `[B, T]`, nats.
+        entropies: entropy of pi(. | o_t), `[B, T]`, nats.
+        values: V(o_t), `[B, T]`.
+    """
+
+    log_probs: PyTree
+    entropies: PyTree
+    values: PyTree
+
+
+Evaluate = Callable[[PyTree, PyTree, PyTree], ActionEvaluation]
+"""`evaluate(params, observations, actions) -> ActionEvaluation`."""
+
+
+class Algorithm(NamedTuple):
+    """A pair of pure functions.
+
+    Attributes:
+        init: `init(params, key) -> state`.
+        update: `update(state, trajectory, key) -> (state, metrics)`.
+    """
+
+    init: Callable[[PyTree, jax.Array], PyTree]
+    update: Callable[[PyTree, Trajectory, jax.Array], tuple[PyTree, Metrics]]
