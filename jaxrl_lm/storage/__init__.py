@@ -1,0 +1,29 @@
+"""The folder of a run: configuration, metrics, checkpoints, plots, report; knows no model or algorithm."""
+
+from jaxrl_lm.storage.checkpoints import Checkpoints
+from jaxrl_lm.storage.metrics import Curve, MetricsWriter, read_metrics
+from jaxrl_lm.storage.plots import write_plots
+from jaxrl_lm.storage.report import write_report
+from jaxrl_lm.storage.run_folder import (
+    RunFolder,
+    append_jsonl,
+    flatten_config,
+    read_jsonl,
+    truncate_jsonl,
+    write_atomically,
+)
+
+__all__ = [
+    "Checkpoints",
+    "Curve",
+    "MetricsWriter",
+    "RunFolder",
+    "append_jsonl",
+    "flatten_config",
+    "read_jsonl",
+    "read_metrics",
+    "truncate_jsonl",
+    "write_atomically",
+    "write_plots",
+    "write_report",
+]

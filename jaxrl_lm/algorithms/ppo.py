@@ -1,0 +1,289 @@
+"""Proximal Policy Optimization over trajectories, the same for mazes and for language models.
+
+Per update: whiten rewards (if asked for), advantages by GAE, returns = advantages + old values, whiten advantages,
+then several epochs of minibatches on
+
+    L = mean[ max(-A r, -A clip(r, 1-c, 1+c)) ] + value_coefficient * value_loss - entropy_coefficient * mean[ H ]
+
+with r = pi(a|o) / pi_old(a|o). What an action is, the policy's `evaluate` knows; nothing here does.
+
+Reference: Schulman et al., 2017, Proximal Policy Optimization Algorithms; Ziegler et al., 2019, Fine-Tuning Language
+Models from Human Preferences.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl_lm.algorithms.optimizers import AdamKind, adam
+from jaxrl_lm.core import masked, policy_losses, returns, value_losses
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.types import ActionEvaluation, Algorithm, Evaluate, Metrics, PyTree, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Settings of PPO; the defaults are those of Ziegler et al. (2019) for language models.
+
+    Attributes:
+        learning_rate: Adam's step size at the first update.
+        anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it.
+        num_epochs: passes over each trajectory.
+        num_minibatches: parts of an epoch; must divide the number of sequences (or steps).
+        minibatch_unit: what is shuffled: whole "sequences" (language models, recurrent policies) or single "steps".
+        clip_range: how far the ratio may move from 1 and still be pushed.
+        value_loss: half the squared error, "clipped" around the old value, or "huber".
+        value_clip_range: how far a value may move from the old value (clipped), or where the loss turns linear
+            (huber), in units of return.
+        value_coefficient: weight of the value loss.
+        entropy_coefficient: weight of the entropy bonus.
+        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
+        adam: where Adam's epsilon stands: as in "pytorch" or as in "tensorflow".
+        adam_epsilon: Adam's epsilon.
+        is_whitening_rewards: divide rewards by their standard deviation, keeping the mean.
+        is_whitening_advantages: bring advantages to mean 0 and variance 1 over the whole batch.
+    """
+
+    learning_rate: float = 1e-5
+    anneal_updates: int = 0
+    num_epochs: int = 4
+    num_minibatches: int = 1
+    minibatch_unit: Literal["sequences", "steps"] = "sequences"
+    clip_range: float = 0.2
+    value_loss: Literal["clipped", "huber"] = "clipped"
+    value_clip_range: float = 0.2
+    value_coefficient: float = 0.1
+    entropy_coefficient: float = 0.0
+    max_grad_norm: float = 1.0
+    adam: AdamKind = "pytorch"
+    adam_epsilon: float = 1e-5
+    is_whitening_rewards: bool = False
+    is_whitening_advantages: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "clip_range", "value_clip_range", "adam_epsilon"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("value_coefficient", "max_grad_norm", "anneal_updates"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
+
+
+@struct.dataclass(kw_only=True)
+class PPOHyperparams:
+    """Settings that are traced: a sweep over them is a vmap over states."""
+
+    learning_rate: PyTree
+    clip_range: PyTree
+    value_clip_range: PyTree
+    value_coefficient: PyTree
+    entropy_coefficient: PyTree
+
+
+@struct.dataclass(kw_only=True)
+class PPOState:
+    """Everything an update changes or reads.
+
+    Attributes:
+        params: of the policy and its value function.
+        optimizer: Adam's moments.
+        num_updates: updates made so far, int32 scalar.
+        hyperparams: traced settings.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+    num_updates: PyTree
+    hyperparams: PPOHyperparams
+
+
+@struct.dataclass(kw_only=True)
+class _Batch:
+    """What the loss needs of a trajectory, and no more, so that shuffling moves no more."""
+
+    observations: PyTree
+    actions: PyTree
+    log_probs: PyTree
+    values: PyTree
+    advantages: PyTree
+    returns: PyTree
+    mask: PyTree
+    value_mask: PyTree
+
+
+def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
+    """PPO's `init` and `update` for a policy.
+
+    Args:
+        config: static settings; those in `PPOHyperparams` become part of the state.
+        evaluate: `(params, observations, actions) -> ActionEvaluation`.
+
+    Returns:
+        the algorithm. `update` returns scalar metrics: losses, ratio and clipping, gradient norm, and
+        `ratio/first_max_error`, the largest |ratio - 1| of the first minibatch of the first epoch, which is 0 up to
+        rounding when the rollout's log-probabilities are those of `evaluate`.
+    """
+    optimizer = _make_optimizer(config)
+
+    def init(params: PyTree, key: jax.Array) -> PPOState:
+        del key
+        names = PPOHyperparams.__dataclass_fields__
+        return PPOState(
+            params=params,
+            optimizer=optimizer.init(params),
+            num_updates=jnp.zeros((), jnp.int32),
+            hyperparams=PPOHyperparams(
+                **{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}
+            ),
+        )
+
+    def update(state: PPOState, trajectory: Trajectory, key: jax.Array) -> tuple[PPOState, Metrics]:
+        check_minibatches(config, *trajectory.rewards.shape)
+        chex.assert_equal_shape([trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask])
+        batch, metrics = _prepare(config, trajectory)
+        learning_rate = _learning_rate(config, state)
+
+        def step(carry: tuple[PyTree, PyTree], minibatch: _Batch) -> tuple[tuple[PyTree, PyTree], Metrics]:
+            params, opt_state = carry
+            grads, step_metrics = jax.grad(_loss, has_aux=True)(
+                params, evaluate, minibatch, state.hyperparams, config.value_loss
+            )
+            direction, opt_state = optimizer.update(grads, opt_state, params)
+            params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
+            return (params, opt_state), step_metrics | {"loss/grad_norm": optax.tree.norm(grads)}
+
+        def epoch(carry: tuple[PyTree, PyTree], epoch_key: jax.Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
+            return jax.lax.scan(step, carry, _shuffle(batch, epoch_key, config.num_minibatches))
+
+        (params, opt_state), stacked = jax.lax.scan(
+            epoch, (state.params, state.optimizer), jax.random.split(key, config.num_epochs)
+        )
+        metrics |= _summarize(stacked) | {"learning_rate": learning_rate}
+        state = state.replace(params=params, optimizer=opt_state, num_updates=state.num_updates + 1)
+        return state, metrics
+
+    return Algorithm(init=init, update=update)
+
+
+def check_minibatches(config: PPOConfig, num_sequences: int, num_steps: int) -> None:
+    """Whether the minibatches divide a trajectory of shape `[num_sequences, num_steps]`.
+
+    Raises:
+        InputError: they do not.
+    """
+    count = num_sequences * (num_steps if config.minibatch_unit == "steps" else 1)
+    if count % config.num_minibatches:
+        raise InputError(
+            f"num_minibatches={config.num_minibatches} does not divide the {count} {config.minibatch_unit} of a "
+            f"batch; choose a divisor of {count}, or another batch size"
+        )
+
+
+def _make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+    return optax.chain(clip, adam(config.adam, epsilon=config.adam_epsilon))
+
+
+def _learning_rate(config: PPOConfig, state: PPOState) -> jax.Array:
+    rate = state.hyperparams.learning_rate
+    if config.anneal_updates:
+        rate *= jnp.maximum(0.0, 1.0 - state.num_updates / config.anneal_updates)
+    return rate
+
+
+def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics]:
+    """Advantages and returns of the whole trajectory."""
+    tr = trajectory
+    rewards = tr.rewards
+    if config.is_whitening_rewards:
+        rewards = masked.whiten(rewards, tr.value_mask, shift_mean=False)
+    advantages = returns.generalized_advantages(
+        rewards, tr.values, tr.next_values, tr.discounts, tr.traces, tr.value_mask
+    )
+    targets = advantages + tr.values
+    metrics = {
+        "value/returns": masked.masked_mean(targets, tr.value_mask),
+        "value/explained_variance": value_losses.explained_variance(tr.values, targets, tr.value_mask),
+        "value/advantage_std": masked.masked_std(advantages, tr.value_mask),
+    }
+    if config.is_whitening_advantages:
+        advantages = masked.whiten(advantages, tr.mask, shift_mean=True)
+    batch = _Batch(
+        observations=tr.observations,
+        actions=tr.actions,
+        log_probs=tr.log_probs,
+        values=tr.values,
+        advantages=advantages,
+        returns=targets,
+        mask=tr.mask,
+        value_mask=tr.value_mask,
+    )
+    return (_as_steps(batch) if config.minibatch_unit == "steps" else batch), metrics
+
+
+def _as_steps(batch: _Batch) -> _Batch:
+    """Every step a sequence of one: leaves `[B, T, ...]` become `[B * T, 1, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]), batch)
+
+
+def _shuffle(batch: _Batch, key: jax.Array, num_minibatches: int) -> _Batch:
+    """Leaves `[N, ...]` in random order as `[num_minibatches, N / num_minibatches, ...]`."""
+    size = batch.log_probs.shape[0]
+    order = jax.random.permutation(key, size).reshape(num_minibatches, size // num_minibatches)
+    return jax.tree.map(lambda x: x[order], batch)
+
+
+def _loss(
+    params: PyTree, evaluate: Evaluate, batch: _Batch, hyperparams: PPOHyperparams, value_loss_kind: str
+) -> tuple[jax.Array, Metrics]:
+    evaluation = evaluate(params, batch.observations, batch.actions)
+    clip_range = hyperparams.clip_range
+    surrogate = policy_losses.clipped_surrogate(
+        evaluation.log_probs, batch.log_probs, batch.advantages, clip_range
+    )
+    policy_loss = masked.masked_mean(surrogate, batch.mask)
+    value_loss = masked.masked_mean(
+        _value_losses(evaluation, batch, hyperparams, value_loss_kind), batch.value_mask
+    )
+    entropy = masked.masked_mean(evaluation.entropies, batch.mask)
+    loss = (
+        policy_loss
+        + hyperparams.value_coefficient * value_loss
+        - hyperparams.entropy_coefficient * entropy
+    )
+    diagnostics = policy_losses.policy_diagnostics(
+        evaluation.log_probs, batch.log_probs, clip_range, batch.mask
+    )
+    return loss, {
+        "loss/total": loss,
+        "loss/policy": policy_loss,
+        "loss/value": value_loss,
+        "policy/entropy": entropy,
+        **{f"ratio/{name}": value for name, value in diagnostics.items()},
+    }
+
+
+def _value_losses(
+    evaluation: ActionEvaluation, batch: _Batch, hyperparams: PPOHyperparams, kind: str
+) -> Any:
+    if kind == "huber":
+        return value_losses.huber_value_loss(evaluation.values, batch.returns, hyperparams.value_clip_range)
+    return value_losses.clipped_value_loss(
+        evaluation.values, batch.values, batch.returns, hyperparams.value_clip_range
+    )
+
+
+def _summarize(stacked: Metrics) -> Metrics:
+    """Means over `[epochs, minibatches]`, and the first minibatch's ratio."""
+    first_error = stacked["ratio/ratio_max_error"][0, 0]
+    metrics = {name: jnp.mean(values) for name, values in stacked.items()}
+    metrics["ratio/ratio_max_error"] = jnp.max(stacked["ratio/ratio_max_error"])
+    return metrics | {"ratio/first_max_error": first_error}

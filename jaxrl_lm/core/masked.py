@@ -1,0 +1,150 @@
+"""Reductions over the entries that a mask keeps.
+
+An entry counts where its mask is nonzero. Masked entries may hold anything, inf and NaN included: they are
+replaced before the arithmetic, so that they reach neither the result nor the gradient. Results are float32 or
+wider.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Shaped
+
+Axis = int | tuple[int, ...] | None
+
+
+def zero_masked(x: Float[Array, "*S"], mask: Shaped[Array, "*S"]) -> Float[Array, "*S"]:
+    """The kept entries, and 0 in place of the others: `x_i` where `m_i`, else 0.
+
+    Args:
+        x: entries.
+        mask: nonzero where an entry counts.
+
+    Returns:
+        Entries; neither they nor their gradient know what was masked.
+    """
+    return jnp.where(_keep(mask), _widen(x), 0.0)
+
+
+def masked_sum(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
+    """Sum of the kept entries: `sum_i m_i x_i`.
+
+    Args:
+        x: entries.
+        mask: nonzero where an entry counts.
+        axis: axis or axes to reduce; all of them when None.
+
+    Returns:
+        The sum; 0 where nothing is kept.
+    """
+    return jnp.sum(zero_masked(x, mask), axis=axis)
+
+
+def masked_mean(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
+    """Mean of the kept entries: `sum_i m_i x_i / sum_i m_i`.
+
+    Args:
+        x: entries.
+        mask: nonzero where an entry counts.
+        axis: axis or axes to reduce; all of them when None.
+
+    Returns:
+        The mean; 0 where nothing is kept.
+    """
+    return masked_sum(x, mask, axis) / _safe_count(mask, axis)
+
+
+def masked_var(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
+    """Biased variance of the kept entries: `sum_i m_i (x_i - mean)^2 / sum_i m_i`.
+
+    Args:
+        x: entries.
+        mask: nonzero where an entry counts.
+        axis: axis or axes to reduce; all of them when None.
+
+    Returns:
+        The variance, in the square of the unit of `x`; 0 where nothing is kept.
+    """
+    kept = zero_masked(x, mask)
+    mean = jnp.sum(kept, axis=axis, keepdims=True) / _safe_count(mask, axis, keepdims=True)
+    return masked_mean(jnp.square(kept - mean), mask, axis)
+
+
+def masked_std(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
+    """Biased standard deviation of the kept entries: `sqrt(masked_var)`.
+
+    Args:
+        x: entries.
+        mask: nonzero where an entry counts.
+        axis: axis or axes to reduce; all of them when None.
+
+    Returns:
+        The standard deviation; 0, with gradient 0, where the kept entries are equal or absent.
+    """
+    variance = masked_var(x, mask, axis)
+    is_positive = variance > 0
+    # The derivative of sqrt at 0 is infinite, and infinite times 0 is NaN.
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, variance, 1.0)), 0.0)
+
+
+def masked_max(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
+    """Largest kept entry: `max_{i: m_i} x_i`.
+
+    Args:
+        x: entries.
+        mask: nonzero where an entry counts.
+        axis: axis or axes to reduce; all of them when None.
+
+    Returns:
+        The maximum; 0 where nothing is kept.
+    """
+    keep = _keep(mask)
+    largest = jnp.max(jnp.where(keep, _widen(x), -jnp.inf), axis=axis)
+    return jnp.where(jnp.any(keep, axis=axis), largest, 0.0)
+
+
+def masked_min(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
+    """Smallest kept entry: `min_{i: m_i} x_i`.
+
+    Args:
+        x: entries.
+        mask: nonzero where an entry counts.
+        axis: axis or axes to reduce; all of them when None.
+
+    Returns:
+        The minimum; 0 where nothing is kept.
+    """
+    return -masked_max(-x, mask, axis)
+
+
+def whiten(
+    x: Float[Array, "*S"], mask: Shaped[Array, "*S"], *, shift_mean: bool, epsilon: float = 1e-8
+) -> Float[Array, "*S"]:
+    """Scale the kept entries to unit variance: `(x - mean) / sqrt(var + epsilon)`, plus the mean if kept.
+
+    Args:
+        x: entries; mean and biased variance are taken over all axes.
+        mask: nonzero where an entry counts.
+        shift_mean: True removes the mean (advantages); False adds it back after scaling (rewards).
+        epsilon: added to the variance, in the square of the unit of `x`.
+
+    Returns:
+        The whitened entries; 0 where masked.
+
+    Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences (the published code).
+    """
+    kept = zero_masked(x, mask)
+    mean = masked_mean(x, mask)
+    whitened = (kept - mean) * lax.rsqrt(masked_var(x, mask) + epsilon)
+    return zero_masked(whitened if shift_mean else whitened + mean, mask)
+
+
+def _keep(mask: Shaped[Array, "*S"]) -> Bool[Array, "*S"]:
+    return mask.astype(bool)
+
+
+def _widen(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _safe_count(mask: Shaped[Array, "*S"], axis: Axis, *, keepdims: bool = False) -> Shaped[Array, "..."]:
+    return jnp.maximum(jnp.sum(_keep(mask), axis=axis, keepdims=keepdims), 1)

@@ -1,0 +1,122 @@
+"""Policy-gradient losses and the advantages of groups of samples.
+
+Losses are per step, to be averaged with `core.masked`. A step that is masked afterwards must hold finite
+numbers: a mask cannot keep a NaN that arose before it out of the gradient.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Shaped
+
+from jaxrl_lm.core import kl, masked
+
+_STANDARD_DEVIATION_FLOOR = 1e-4
+
+
+def clipped_surrogate(
+    log_probs: Float[Array, "*B T"],
+    old_log_probs: Float[Array, "*B T"],
+    advantages: Float[Array, "*B T"],
+    clip_range: Float[ArrayLike, ""],
+) -> Float[Array, "*B T"]:
+    """PPO's clipped surrogate: `max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c))`, `ratio = pi / pi_old`.
+
+    Args:
+        log_probs: log pi(a_t | o_t) of the policy that learns, nats.
+        old_log_probs: the same of the policy that acted, nats.
+        advantages: A_t.
+        clip_range: c, the largest rewarded departure of the ratio from 1.
+
+    Returns:
+        Losses, to minimise.
+
+    Reference: Schulman et al., 2017, Proximal Policy Optimization Algorithms.
+    """
+    ratio = jnp.exp(log_probs - old_log_probs)
+    clipped_ratio = jnp.clip(ratio, 1.0 - clip_range, 1.0 + clip_range)
+    return jnp.maximum(-advantages * ratio, -advantages * clipped_ratio)
+
+
+def reinforce(log_probs: Float[Array, "*S"], advantages: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """The score-function loss: `-A * log pi(a | o)`.
+
+    Args:
+        log_probs: log pi of what was chosen, per token or per whole answer, nats.
+        advantages: A, constants.
+
+    Returns:
+        Losses, to minimise; their gradient is the policy gradient, their value means nothing.
+
+    Reference: Williams, 1992, Simple Statistical Gradient-Following Algorithms for Connectionist
+    Reinforcement Learning.
+    """
+    return -advantages * log_probs
+
+
+def group_advantages(
+    rewards: Float[Array, "groups group_size"], *, kind: Literal["leave_one_out", "standardized"]
+) -> Float[Array, "groups group_size"]:
+    """Advantages of several answers to one prompt, measured against each other.
+
+    `leave_one_out`: `r_i - mean_{j != i} r_j`. `standardized`: `(r_i - mean) / (std + 1e-4)`, std unbiased.
+
+    Args:
+        rewards: score of each answer, a row per prompt.
+        kind: the baseline of RLOO, or that of GRPO.
+
+    Returns:
+        Advantages; they sum to 0 over a group.
+
+    Raises:
+        ValueError: if a group holds fewer than two answers, or `kind` is neither.
+
+    Reference: Ahmadian et al., 2024, Back to Basics: Revisiting REINFORCE Style Optimization for Learning
+    from Human Feedback in LLMs (RLOO); Shao et al., 2024, DeepSeekMath (GRPO; the constant and the unbiased
+    std are TRL's).
+    """
+    group_size = rewards.shape[-1]
+    if group_size < 2:
+        raise ValueError(
+            f"group_size is {group_size}; answers are compared within a group, so sample at least 2"
+        )
+    centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+    if kind == "leave_one_out":
+        return centred * (group_size / (group_size - 1))
+    if kind == "standardized":
+        return centred / (jnp.std(rewards, axis=-1, keepdims=True, ddof=1) + _STANDARD_DEVIATION_FLOOR)
+    raise ValueError(f"kind is {kind!r}; choose 'leave_one_out' or 'standardized'")
+
+
+def policy_diagnostics(
+    log_probs: Float[Array, "*B T"],
+    old_log_probs: Float[Array, "*B T"],
+    clip_range: Float[ArrayLike, ""],
+    mask: Shaped[Array, "*B T"],
+) -> dict[str, Float[Array, ""]]:
+    """How far the policy has moved from the one that acted; `ratio = pi / pi_old`.
+
+    Args:
+        log_probs: log pi(a_t | o_t) of the policy that learns, nats.
+        old_log_probs: the same of the policy that acted, nats.
+        clip_range: c of the surrogate.
+        mask: nonzero where the policy chose the action.
+
+    Returns:
+        `approx_kl`: mean of `(ratio - 1) - log ratio`, an estimate of KL(pi_old || pi), nats;
+        `clip_fraction`: share of steps with `|ratio - 1| > c`; `ratio_mean`; `ratio_max_error`: max of
+        `|ratio - 1|`, which must be 0 to rounding before the first update.
+
+    Reference: Schulman, 2020, Approximating KL Divergence.
+    """
+    ratio = jnp.exp(log_probs - old_log_probs)
+    deviation = jnp.abs(ratio - 1.0)
+    is_clipped = (deviation > clip_range).astype(deviation.dtype)
+    return {
+        "approx_kl": masked.masked_mean(kl.k3(old_log_probs, log_probs), mask),
+        "clip_fraction": masked.masked_mean(is_clipped, mask),
+        "ratio_mean": masked.masked_mean(ratio, mask),
+        "ratio_max_error": masked.masked_max(deviation, mask),
+    }

@@ -1,0 +1,111 @@
+"""Log-probabilities and entropies of chosen tokens from hidden states, without the logits of all positions.
+
+For N positions and V tokens the logits are N x V: for a batch of long answers more memory than the model. Here they
+exist for one chunk of positions at a time, in the forward and in the backward pass, which recomputes them from the
+saved log-sum-exp.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+CHUNK_SIZE = 256  # positions; a chunk of 256 over a vocabulary of 50,000 takes 50 MB
+
+
+def token_log_probs(
+    hidden_states: Float[Array, "*B D"],
+    unembedding: Float[Array, "V D"],
+    tokens: Int[Array, "*B"],
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+    chunk_size: int = CHUNK_SIZE,
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """log pi(token) and the entropy of pi = softmax(hidden_states @ unembedding^T / temperature).
+
+    Args:
+        hidden_states: of the position before each token.
+        unembedding: one row a token of the vocabulary.
+        tokens: the chosen tokens, in [0, V).
+        temperature: divides the logits; positive. No gradient flows to it.
+        chunk_size: positions whose logits exist at a time.
+
+    Returns:
+        log-probabilities and entropies, float32, nats.
+    """
+    shape = tokens.shape
+    num_positions = int(np.prod(shape))
+    chunk_size = max(1, min(chunk_size, num_positions))
+    padding = -num_positions % chunk_size
+    flat = hidden_states.reshape(num_positions, hidden_states.shape[-1])
+    chunks = jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk_size, flat.shape[-1])
+    token_chunks = jnp.pad(tokens.reshape(-1), (0, padding)).reshape(-1, chunk_size)
+    inverse_temperature = 1.0 / jnp.asarray(temperature, jnp.float32)
+    outputs = _chunked(chunks, unembedding, token_chunks, inverse_temperature)
+    log_probs, entropies = (x.reshape(-1)[:num_positions].reshape(shape) for x in outputs)
+    return log_probs, entropies
+
+
+@jax.custom_vjp
+def _chunked(chunks: Any, unembedding: Any, tokens: Any, inverse_temperature: Any) -> tuple[Any, Any]:
+    """Log-probs and entropies `[C, S]` of `chunks` `[C, S, D]`."""
+    return _forward(chunks, unembedding, tokens, inverse_temperature)[0]
+
+
+def _logits(hidden: Any, unembedding: Any, inverse_temperature: Any) -> Any:
+    kernel = unembedding.astype(hidden.dtype)
+    product = jnp.einsum("SD,VD->SV", hidden, kernel, preferred_element_type=jnp.float32)
+    return product * inverse_temperature
+
+
+def _forward(chunks: Any, unembedding: Any, tokens: Any, inverse_temperature: Any) -> tuple[Any, Any]:
+    def one_chunk(chunk: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+        hidden, chosen = chunk
+        logits = _logits(hidden, unembedding, inverse_temperature)
+        peak = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - peak)
+        total = jnp.sum(weights, axis=-1)
+        log_total = jnp.log(total) + peak[:, 0]
+        mean_logit = jnp.sum(weights * logits, axis=-1) / total
+        chosen_logit = jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
+        return chosen_logit - log_total, log_total - mean_logit, log_total
+
+    log_probs, entropies, log_totals = jax.lax.map(one_chunk, (chunks, tokens))
+    residuals = (chunks, unembedding, tokens, inverse_temperature, entropies, log_totals)
+    return (log_probs, entropies), residuals
+
+
+def _backward(residuals: Any, cotangents: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
+    chunks, unembedding, tokens, inverse_temperature, entropies, log_totals = residuals
+
+    def one_chunk(unembedding_grad: Any, chunk: tuple[Any, ...]) -> tuple[Any, Any]:
+        hidden, chosen, entropy, log_total, log_prob_grad, entropy_grad = chunk
+        logits = _logits(hidden, unembedding, inverse_temperature)
+        log_pi = logits - log_total[:, None]
+        # d log pi(a) / d logits = onehot(a) - pi;  d H / d logits = -pi (log pi + H)
+        slope = log_prob_grad[:, None] + entropy_grad[:, None] * (log_pi + entropy[:, None])
+        is_chosen = jnp.arange(logits.shape[-1])[None] == chosen[:, None]
+        logits_grad = jnp.where(is_chosen, log_prob_grad[:, None], 0.0) - jnp.exp(log_pi) * slope
+        logits_grad = (logits_grad * inverse_temperature).astype(hidden.dtype)
+        hidden_grad = jnp.einsum("SV,VD->SD", logits_grad, unembedding.astype(hidden.dtype))
+        unembedding_grad += jnp.einsum(
+            "SV,SD->VD", logits_grad, hidden, preferred_element_type=unembedding_grad.dtype
+        )
+        return unembedding_grad, hidden_grad
+
+    # The sum over chunks is kept in float32 whatever the parameters' dtype.
+    start = jnp.zeros(unembedding.shape, jnp.float32)
+    steps = (chunks, tokens, entropies, log_totals, *cotangents)
+    unembedding_grad, chunk_grads = jax.lax.scan(one_chunk, start, steps)
+    no_token_grad = np.zeros(tokens.shape, jax.dtypes.float0)
+    return (
+        chunk_grads,
+        unembedding_grad.astype(unembedding.dtype),
+        no_token_grad,
+        jnp.zeros_like(inverse_temperature),
+    )
+
+
+_chunked.defvjp(_forward, _backward)

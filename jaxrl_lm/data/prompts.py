@@ -1,0 +1,188 @@
+"""Prompts from files or the hub: read, tokenised, padded and dealt out in batches."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from jaxrl_lm.data.rows import excerpt, read_rows
+from jaxrl_lm.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One row of a prompt-only data set, named as TRL names its formats.
+
+    Attributes:
+        prompt: text, or a conversation: messages with `role` and `content`.
+        columns: all other columns of the row; the reward function receives them.
+    """
+
+    prompt: str | list[dict[str, str]]
+    columns: dict[str, Any]
+
+
+def read_prompts(source: str, *, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
+    """Read prompts from a file or from a data set of the hub.
+
+    Args:
+        source: `.jsonl`, `.json` (a list of objects), `.csv`, `.tsv` or `.parquet`; any other file is plain
+            text with one prompt a line; each may end in `.gz`. Or `hub:NAME[:SPLIT]`, by default the split
+            `train`.
+        column: the column that holds the prompt; plain text has no columns and ignores it.
+        limit: read no further than this many prompts; None reads all.
+
+    Returns:
+        The prompts in the order of the source, at least one.
+
+    Raises:
+        InputError: the source, its form, its column or a prompt is not what it must be.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all prompts")
+    rows = islice(read_rows(source, column), limit)
+    prompts = [_to_prompt(row, column, where) for where, row in rows]
+    if not prompts:
+        raise InputError(f"{source}: holds no prompts; give a source with one or more")
+    return prompts
+
+
+def encode_prompts(prompts: list[Prompt], tokenizer: Any, *, max_tokens: int) -> list[list[int]]:
+    """Turn prompts into token ids; conversations go through the tokenizer's chat template first.
+
+    Args:
+        prompts: plain or conversational prompts.
+        tokenizer: a Hugging Face tokenizer; plain prompts get the special tokens that it adds by itself.
+        max_tokens: the longest prompt allowed, tokens.
+
+    Returns:
+        One list of token ids a prompt, each of 1 to `max_tokens` tokens.
+
+    Raises:
+        InputError: a prompt is too long or has no tokens, or the tokenizer cannot render a conversation.
+    """
+    encoded = []
+    for index, prompt in enumerate(prompts):
+        at = f"prompt {index} (counting from 0), {excerpt(prompt.prompt)}"
+        ids = _encode(prompt.prompt, tokenizer, at)
+        if not ids:
+            raise InputError(f"{at}: the tokenizer makes no token of it; remove it or use another tokenizer")
+        if len(ids) > max_tokens:
+            raise InputError(
+                f"{at}: {len(ids)} tokens, but the limit is {max_tokens}; "
+                "shorten or remove it, or raise the limit"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def left_pad(
+    sequences: list[list[int]], *, pad_id: int, width: int
+) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"]]:
+    """Stack sequences that end in the last column, with padding on their left.
+
+    Args:
+        sequences: token ids, none longer than `width`.
+        pad_id: the token id that stands in the padding.
+        width: T, tokens.
+
+    Returns:
+        The token ids, and the mask: 1 at tokens, 0 at padding.
+    """
+    ids = np.full((len(sequences), width), pad_id, np.int32)
+    mask = np.zeros((len(sequences), width), np.int32)
+    for row, sequence in enumerate(sequences):
+        start = width - len(sequence)
+        assert start >= 0, f"sequence {row} has {len(sequence)} tokens, the width is {width}"
+        ids[row, start:] = sequence
+        mask[row, start:] = 1
+    return ids, mask
+
+
+def prompt_order(num_prompts: int, batch_size: int, step: int, seed: int) -> Int64[np.ndarray, " B"]:
+    """Say which prompts batch `step` holds; a pure function of its arguments, so resuming needs no state.
+
+    Batch k is the slice `[k B, (k + 1) B)` of an endless stream: one permutation of the prompts after
+    another, that of epoch e drawn from `(seed, e)`. A batch may straddle epochs and may be larger than one.
+
+    Args:
+        num_prompts: how many prompts there are, 1 or more.
+        batch_size: B.
+        step: which batch, from 0.
+        seed: 0 or more.
+
+    Returns:
+        Indices of prompts, each in `[0, num_prompts)`.
+    """
+    epochs, offsets = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_prompts)
+    order = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        is_epoch = epochs == epoch
+        permutation = np.random.default_rng([seed, int(epoch)]).permutation(num_prompts)
+        order[is_epoch] = permutation[offsets[is_epoch]]
+    return order
+
+
+def _encode(prompt: str | list[dict[str, str]], tokenizer: Any, at: str) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"{at}: a conversation, but the tokenizer has no chat template; "
+            "give plain prompts, or a tokenizer with a chat template"
+        )
+    try:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
+        raise InputError(
+            f"{at}: the tokenizer's chat template fails on it ({type(error).__name__}: {error}); "
+            "change its messages, or use another tokenizer"
+        ) from error
+    # The template has written the special tokens already.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _to_prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
+    prompt = row[column]
+    at = f"{where}, column {column!r}"
+    if isinstance(prompt, list):
+        prompt = _messages(prompt, at)
+        texts = [message["content"] for message in prompt]
+    elif isinstance(prompt, str):
+        texts = [prompt]
+    else:
+        raise InputError(f"{at}: {excerpt(prompt)} is not text; give text, or a list of messages")
+    if not any(text.strip() for text in texts):
+        raise InputError(f"{at}: the prompt is blank; fill it in or remove the row")
+    for text in texts:
+        _check_encodable(text, at)
+    return Prompt(prompt=prompt, columns={name: value for name, value in row.items() if name != column})
+
+
+def _messages(messages: list[Any], at: str) -> list[dict[str, str]]:
+    remedy = 'give messages such as [{"role": "user", "content": "Hello"}]'
+    if not messages:
+        raise InputError(f"{at}: the list of messages is empty; {remedy}")
+    checked = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise InputError(f"{at}, message {index}: {excerpt(message)} is not an object; {remedy}")
+        # Parquet gives every message the keys of all messages; those it did not have are null.
+        present = {key: value for key, value in message.items() if value is not None}
+        for key in ("role", "content", *present):
+            if not isinstance(present.get(key), str):
+                raise InputError(f"{at}, message {index}: its {key!r} is missing or not text; {remedy}")
+        checked.append(present)
+    return checked
+
+
+def _check_encodable(text: str, at: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{at}: character {error.start} is half of a surrogate pair, which no tokenizer takes; "
+            "remove it or write the pair whole"
+        ) from error

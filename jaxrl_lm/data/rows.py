@@ -1,0 +1,226 @@
+"""Rows of a data set, one at a time, from any file format or the hub; each knows where it stands."""
+
+import csv
+import difflib
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxrl_lm.errors import InputError
+
+HUB_PREFIX = "hub:"
+MAX_CSV_CELL_CHARACTERS = 2**24
+DATA_EXTRA = "install it with: pip install 'jaxrl-lm[data]'"
+
+Row = tuple[str, dict[str, Any]]
+"""Where the row stands, for errors, and its columns."""
+
+
+def read_rows(source: str, column: str) -> Iterator[Row]:
+    """Read rows lazily; `read_prompts` says which sources there are.
+
+    Args:
+        source: a file, or `hub:NAME[:SPLIT]`.
+        column: a column that every row must have; the one that a line of plain text becomes.
+
+    Yields:
+        Where the row stands, and its columns by name.
+
+    Raises:
+        InputError: the source is not there, is not of its form, or a row lacks the column.
+    """
+    rows = _hub_rows(source) if source.startswith(HUB_PREFIX) else _file_rows(source, column)
+    for where, row in rows:
+        _check_column(column, list(row), where)
+        yield where, row
+
+
+def excerpt(value: Any) -> str:
+    """Show a value in an error, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def _check_column(column: str, present: list[str], where: str) -> None:
+    if column in present:
+        return
+    near = difflib.get_close_matches(column, present, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else "."
+    columns = ", ".join(repr(name) for name in present) or "none"
+    raise InputError(
+        f"{where}: there is no column {column!r}{guess} The columns are: {columns}. "
+        "Set `column` to the one that holds the prompt"
+    )
+
+
+def _hub_rows(source: str) -> Iterator[Row]:
+    name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
+    if not name:
+        raise InputError(f"{source!r} names no data set; write hub:NAME or hub:NAME:SPLIT")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InputError(f"{source}: the hub's data sets need the package datasets; {DATA_EXTRA}") from error
+    try:
+        dataset = load_dataset(name, split=split or "train")
+    except Exception as error:  # the hub, the network, the files' formats: each with errors of its own
+        raise InputError(
+            f"{source}: the data set cannot be loaded ({type(error).__name__}: {error}); "
+            "check its name, its split (hub:NAME:SPLIT) and the network"
+        ) from error
+    for index, row in enumerate(dataset, 1):
+        yield f"{source}, row {index}", dict(row)
+
+
+def _file_rows(source: str, column: str) -> Iterator[Row]:
+    path = Path(source)
+    name = path.name.lower()
+    is_gzipped = name.endswith(".gz")
+    suffix = Path(name.removesuffix(".gz")).suffix
+    try:
+        if path.is_dir():
+            raise InputError(f"{source!r} is a folder; give a file of prompts")
+        if not path.exists():
+            raise InputError(f"{source!r} is not there; check the path, or write hub:NAME for one of the hub")
+        with gzip.open(path) if is_gzipped else path.open("rb") as file:
+            yield from READERS.get(suffix, _text_rows)(file, source, column)
+    except (OSError, EOFError, zlib.error) as error:
+        what = "is not a whole gzip file or cannot be read" if is_gzipped else "cannot be read"
+        raise InputError(f"{source}: {what} ({error}); check the file, or make it anew") from error
+
+
+def _text_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+    for line, text in _lines(file, source):
+        if text.strip():
+            yield f"{source}, line {line}", {column: text.rstrip("\r\n")}
+
+
+def _jsonl_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+    remedy = "write one object a line"
+    for line, text in _lines(file, source):
+        if text.strip():
+            where = f"{source}, line {line}"
+            yield where, _object(_parse_json(text.rstrip(), source, line, remedy), where, remedy)
+
+
+def _json_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+    remedy = "write a list of objects, or name the file .jsonl if it has one object a line"
+    text = "".join(text for _, text in _lines(file, source))
+    if not text.strip():
+        return
+    rows = _parse_json(text, source, 1, remedy)
+    if not isinstance(rows, list):
+        raise InputError(f"{source}: holds {excerpt(rows)}, not a list; {remedy}")
+    for index, row in enumerate(rows, 1):
+        where = f"{source}, item {index}"
+        yield where, _object(row, where, remedy)
+
+
+def _csv_rows(file: io.BufferedIOBase, source: str, column: str, *, delimiter: str = ",") -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CSV_CELL_CHARACTERS))
+    # Strict, because otherwise a quote that is never closed swallows the rest of the file without a word.
+    reader = csv.reader((text for _, text in _lines(file, source)), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    where = source
+    try:
+        while True:
+            where = f"{source}, line {reader.line_num + 1}"
+            cells = next(reader, None)
+            if cells is None:
+                return
+            if cells and header:
+                yield where, _csv_row(header, cells, where)
+            elif cells:
+                header = _csv_header(cells, column, where)
+    except csv.Error as error:
+        raise InputError(
+            f"{where}: this row is not valid {delimiter!r}-separated text ({error}); close "
+            'every quoted cell and write a quote inside one as ""'
+        ) from error
+
+
+def _tsv_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+    return _csv_rows(file, source, column, delimiter="\t")
+
+
+def _csv_header(cells: list[str], column: str, where: str) -> list[str]:
+    _check_column(column, cells, where)
+    twice = [cell for cell in cells if cells.count(cell) > 1]
+    if twice:
+        raise InputError(f"{where}: the column {twice[0]!r} stands there twice; rename one")
+    return cells
+
+
+def _csv_row(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise InputError(
+            f"{where}: {len(cells)} cells, but the header has {len(header)}; "
+            "put quotes around a cell that holds the separator or a line's end"
+        )
+    return dict(zip(header, cells, strict=True))
+
+
+def _parquet_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(f"{source}: a parquet file needs the package pyarrow; {DATA_EXTRA}") from error
+    content = file.read()
+    if not content:
+        return
+    index = 0
+    try:
+        table = parquet.ParquetFile(pyarrow.BufferReader(content))
+        _check_column(column, table.schema_arrow.names, source)
+        for batch in table.iter_batches():
+            for row in batch.to_pylist():
+                index += 1
+                yield f"{source}, row {index}", row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{source}: not a whole parquet file ({error}); check the file, or make it anew"
+        ) from error
+
+
+READERS: dict[str, Callable[[io.BufferedIOBase, str, str], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def _lines(file: io.BufferedIOBase, source: str) -> Iterator[tuple[int, str]]:
+    """Lines with their ends, numbered from 1; only a line feed ends a line, as in JSON and csv."""
+    for line, raw in enumerate(file, 1):
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{source}, line {line}: not UTF-8 ({error.reason}); save it as UTF-8"
+            ) from error
+        yield line, text.removeprefix("\ufeff") if line == 1 else text
+
+
+def _parse_json(text: str, source: str, first_line: int, remedy: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(
+            f"{source}, line {line}: not valid JSON ({error.msg}, character {error.colno}); {remedy}"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting too deep
+        raise InputError(f"{source}, line {first_line}: unreadable JSON ({error}); {remedy}") from error
+
+
+def _object(value: Any, where: str, remedy: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {excerpt(value)} is not an object; {remedy}")
+    return value

@@ -1,0 +1,119 @@
+"""Attention with a static key/value cache, shared by the decoder families.
+
+Letters: B batch, T query positions, S key positions (cache slots), K key/value heads, G queries a key/value head,
+N = K * G query heads, H head size, D model size.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrl_lm.types import PyTree
+
+MASKED_LOGIT = -1e30  # finite, so that a query with no visible key (padding) gives a mean and not NaN
+
+
+@struct.dataclass(kw_only=True)
+class KVCache:
+    """Keys and values of the tokens seen so far, in slots of a fixed number.
+
+    Attributes:
+        keys: one array `[B, K, S, H]` a layer.
+        values: one array `[B, K, S, H]` a layer.
+        mask: which slots hold a token that is no padding, bool `[B, S]`.
+        length: slots in use, the same for every row (rows are left-padded), int32 scalar.
+    """
+
+    keys: PyTree
+    values: PyTree
+    mask: PyTree
+    length: PyTree
+
+
+def init_cache(
+    *, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: jnp.dtype
+) -> KVCache:
+    """An empty cache with `size` slots a row."""
+
+    def zeros() -> tuple[jax.Array, ...]:
+        return tuple(jnp.zeros((batch, num_kv_heads, size, head_size), dtype) for _ in range(num_layers))
+
+    return KVCache(
+        keys=zeros(),
+        values=zeros(),
+        mask=jnp.zeros((batch, size), bool),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+def token_positions(attention_mask: Int[Array, "B T"], cache: KVCache | None) -> Int[Array, "B T"]:
+    """Position of each token in its row: the exclusive running sum of the mask, padding at 0."""
+    seen = 0 if cache is None else jnp.sum(cache.mask, axis=-1, keepdims=True, dtype=jnp.int32)
+    return jnp.maximum(seen + jnp.cumsum(attention_mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def visible_keys(
+    attention_mask: Int[Array, "B T"], cache: KVCache | None, window: int | None = None
+) -> Bool[Array, "B T S"]:
+    """Which keys each query may read: real tokens, none later than itself, within `window` slots if given.
+
+    Rows are contiguous between their padding, so the distance of two slots is the distance of their positions.
+    """
+    num_queries = attention_mask.shape[1]
+    key_mask = attention_mask.astype(bool)
+    start: int | jax.Array = 0
+    if cache is not None:
+        key_mask = jax.lax.dynamic_update_slice(cache.mask, key_mask, (0, cache.length))
+        start = cache.length
+    query_slots = start + jnp.arange(num_queries)[:, None]
+    key_slots = jnp.arange(key_mask.shape[1])[None, :]
+    visible = key_slots <= query_slots
+    if window is not None:
+        visible &= query_slots - key_slots < window
+    return visible[None] & key_mask[:, None, :]
+
+
+def update_layer(
+    cache: KVCache | None, layer: int, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
+) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+    """Keys and values that a layer's queries read: the new ones, behind those in the cache if there is one."""
+    keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+    if cache is None:
+        return keys, values
+    at = (0, 0, cache.length, 0)
+    return (
+        jax.lax.dynamic_update_slice(cache.keys[layer], keys.astype(cache.keys[layer].dtype), at),
+        jax.lax.dynamic_update_slice(cache.values[layer], values.astype(cache.values[layer].dtype), at),
+    )
+
+
+def advance(
+    cache: KVCache | None,
+    attention_mask: Int[Array, "B T"],
+    layers: list[tuple[jax.Array, jax.Array]],
+) -> KVCache | None:
+    """The cache after a forward pass over `[B, T]` tokens whose layers read `layers`."""
+    if cache is None:
+        return None
+    keys, values = zip(*layers, strict=True)
+    mask = jax.lax.dynamic_update_slice(cache.mask, attention_mask.astype(bool), (0, cache.length))
+    return KVCache(keys=keys, values=values, mask=mask, length=cache.length + attention_mask.shape[1])
+
+
+def attend(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B K S H"],
+    values: Float[Array, "B K S H"],
+    visible: Bool[Array, "B T S"],
+    scale: float,
+) -> Float[Array, "B T N*H"]:
+    """softmax(scale * Q K^T) V with grouped key/value heads; the softmax is in float32."""
+    batch, num_queries, num_heads, head_size = queries.shape
+    num_kv_heads = keys.shape[1]
+    grouped = queries.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_size)
+    logits = jnp.einsum("BTKGH,BKSH->BKGTS", grouped, keys, preferred_element_type=jnp.float32) * scale
+    logits = jnp.where(visible[:, None, None], logits, MASKED_LOGIT)
+    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+    mixed = jnp.einsum("BKGTS,BKSH->BTKGH", weights, values)
+    return mixed.reshape(batch, num_queries, num_heads * head_size)

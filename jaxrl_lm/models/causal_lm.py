@@ -1,0 +1,138 @@
+"""A decoder with its unembedding and, if asked for, a value or reward head."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jaxrl_lm.models import attention
+from jaxrl_lm.models.attention import KVCache
+from jaxrl_lm.models.config import Head, ModelConfig
+from jaxrl_lm.models.families import Family, family_of
+from jaxrl_lm.types import PyTree
+
+
+@struct.dataclass(kw_only=True)
+class CausalLMOutput:
+    """What a forward pass over `[B, T]` tokens gives.
+
+    Attributes:
+        hidden_states: after the last norm, `[B, T, D]`.
+        logits: `[B, T, V]` float32; None from `encode` and for a reward model.
+        values: `[B, T]` float32, of the state after each token; None without a value head.
+        scores: `[B]` float32, at each row's last token; None without a reward head.
+        cache: the key/value cache behind these tokens; None if none was given.
+    """
+
+    hidden_states: PyTree
+    logits: PyTree = None
+    values: PyTree = None
+    scores: PyTree = None
+    cache: KVCache | None = None
+
+
+class CausalLM(nn.Module):
+    """A causal language model of any family in `FAMILIES`.
+
+    Attributes:
+        config: the sizes, from the checkpoint.
+        head: "value" adds a scalar a token, "reward" puts a scalar a row in place of the logits.
+        dtype: of the activations; norms, softmax, logits, values and scores are float32 all the same.
+        param_dtype: of the parameters.
+        is_remat: recompute each block's activations in the backward pass (less memory, a third more work).
+    """
+
+    config: ModelConfig
+    head: Head | None = None
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    is_remat: bool = False
+
+    @property
+    def family(self) -> Family:
+        """The entry of `FAMILIES` that describes this model."""
+        return family_of(self.config.hf_config()["model_type"])
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.is_remat)
+        if not cfg.is_tied and self.head != "reward":
+            self.lm_head = nn.Embed(
+                cfg.vocab_size,
+                cfg.model_size,
+                embedding_init=nn.initializers.normal(cfg.init_std),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
+        if self.head == "value":
+            self.value_head = nn.Dense(1, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
+        elif self.head == "reward":
+            init = nn.initializers.normal((cfg.model_size + 1) ** -0.5)
+            self.score = nn.Dense(1, use_bias=False, kernel_init=init, dtype=jnp.float32)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> CausalLMOutput:
+        """Run the model.
+
+        Args:
+            input_ids: int `[B, T]`; what stands under a 0 of the mask is never read, so a pad id outside the
+                vocabulary does no harm.
+            attention_mask: 1 for a token, 0 for padding on either side, `[B, T]`; all ones if None.
+            position_ids: int `[B, T]`; counted from each row's first token if None.
+            cache: tokens seen before these; give the returned one to the next call.
+        """
+        output = self.encode(input_ids, attention_mask, position_ids, cache)
+        if self.head == "reward":
+            return output
+        embedding = self.lm_head.embedding if not self.config.is_tied else self._embedding()
+        return output.replace(logits=unembed(output.hidden_states, embedding))
+
+    def encode(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> CausalLMOutput:
+        """Run the model up to the hidden states and heads, without logits; arguments as for the whole."""
+        if attention_mask is None:
+            attention_mask = jnp.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = attention.token_positions(attention_mask, cache)
+        input_ids = jnp.where(attention_mask.astype(bool), input_ids, 0)
+        hidden_states, cache = self.backbone(input_ids, attention_mask, position_ids, cache)
+        values = self.value_head(hidden_states)[..., 0] if self.head == "value" else None
+        scores = self._last_score(hidden_states, attention_mask) if self.head == "reward" else None
+        return CausalLMOutput(hidden_states=hidden_states, values=values, scores=scores, cache=cache)
+
+    def unembedding(self, params: PyTree) -> jax.Array:
+        """The matrix `[V, D]` that turns hidden states into logits, taken from the parameters."""
+        if self.config.is_tied:
+            return params["backbone"][self.family.embedding]["embedding"]
+        return params["lm_head"]["embedding"]
+
+    def _embedding(self) -> jax.Array:
+        return getattr(self.backbone, self.family.embedding).embedding
+
+    def _last_score(self, hidden_states: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        slots = jnp.arange(attention_mask.shape[1])
+        last = jnp.max(jnp.where(attention_mask.astype(bool), slots, 0), axis=-1)
+        last_hidden = jnp.take_along_axis(hidden_states, last[:, None, None], axis=1)
+        return self.score(last_hidden)[:, 0, 0]
+
+
+def unembed(hidden_states: jax.Array, unembedding: jax.Array) -> jax.Array:
+    """Logits `[..., V]` in float32 of hidden states `[..., D]` under an unembedding `[V, D]`."""
+    return jnp.einsum(
+        "...D,VD->...V",
+        hidden_states,
+        unembedding.astype(hidden_states.dtype),
+        preferred_element_type=jnp.float32,
+    )

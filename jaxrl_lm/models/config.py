@@ -1,0 +1,84 @@
+"""What a decoder is made of, independent of how Hugging Face names it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.attention import KVCache, init_cache
+
+Head = Literal["value", "reward"]
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "gelu_fast": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes that every decoder family has; the families add their own.
+
+    Attributes:
+        vocab_size: V, rows of the embedding.
+        model_size: D, width of the residual stream.
+        num_layers: number of blocks.
+        num_heads: N, query heads.
+        num_kv_heads: K, key/value heads; divides N.
+        head_size: H.
+        mlp_size: width of the feed-forward layer.
+        max_positions: longest sequence, in tokens.
+        activation: name in `ACTIVATIONS`.
+        norm_epsilon: added to the variance in the norms.
+        is_tied: whether the unembedding is the embedding.
+        init_std: standard deviation of freshly made weights.
+        hf_json: the Hugging Face configuration as JSON, from which `save_pretrained` writes config.json.
+    """
+
+    vocab_size: int
+    model_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    mlp_size: int
+    max_positions: int
+    activation: str
+    norm_epsilon: float
+    is_tied: bool
+    init_std: float
+    hf_json: str
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise InputError(
+                f"config.json: activation {self.activation!r} is not known; known: {', '.join(sorted(ACTIVATIONS))}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"config.json: num_attention_heads={self.num_heads} is no multiple of "
+                f"num_key_value_heads={self.num_kv_heads}; correct one of them"
+            )
+
+    def hf_config(self) -> dict[str, Any]:
+        """The Hugging Face configuration as a dictionary."""
+        return json.loads(self.hf_json)
+
+    def init_cache(self, batch: int, size: int, dtype: Any = jnp.float32) -> KVCache:
+        """An empty key/value cache for `batch` rows of at most `size` tokens."""
+        return init_cache(
+            num_layers=self.num_layers,
+            batch=batch,
+            size=size,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            dtype=dtype,
+        )

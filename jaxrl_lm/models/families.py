@@ -1,0 +1,83 @@
+"""The decoder families: which `model_type` of a config.json is built by which module.
+
+A new family is one file with a configuration reader and a stack of blocks, and one line here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flax import linen as nn
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import gpt2, llama
+from jaxrl_lm.models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a family's modules and its public checkpoints are laid out.
+
+    Attributes:
+        config_from_hf: reads the Hugging Face configuration.
+        backbone: the stack of blocks, `(config, dtype, param_dtype, is_remat)`.
+        embedding: name of the token embedding in the backbone.
+        prefix: what the weights' names begin with in a checkpoint of a whole language model.
+        is_torch_kernel_transposed: torch stores kernels (out, in), as its Linear does; its Conv1D does not.
+        is_flax_kernel_transposed: Hugging Face's Flax class stored kernels (out, in).
+        flax_norm_scale: what Hugging Face's Flax class called the scale of a norm.
+        class_prefix: of the names of Hugging Face's classes, such as `LlamaForCausalLM`.
+    """
+
+    config_from_hf: Callable[[dict[str, Any]], ModelConfig]
+    backbone: Callable[..., nn.Module]
+    embedding: str
+    prefix: str
+    is_torch_kernel_transposed: bool
+    is_flax_kernel_transposed: bool
+    flax_norm_scale: str
+    class_prefix: str
+
+
+def _llama(class_prefix: str) -> Family:
+    return Family(
+        config_from_hf=llama.config_from_hf,
+        backbone=llama.Llama,
+        embedding="embed_tokens",
+        prefix="model",
+        is_torch_kernel_transposed=True,
+        is_flax_kernel_transposed=False,
+        flax_norm_scale="weight",
+        class_prefix=class_prefix,
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        config_from_hf=gpt2.config_from_hf,
+        backbone=gpt2.GPT2,
+        embedding="wte",
+        prefix="transformer",
+        is_torch_kernel_transposed=False,
+        is_flax_kernel_transposed=True,
+        flax_norm_scale="scale",
+        class_prefix="GPT2",
+    ),
+    "llama": _llama("Llama"),
+    "mistral": _llama("Mistral"),
+    "qwen2": _llama("Qwen2"),
+    "qwen3": _llama("Qwen3"),
+}
+
+
+def family_of(model_type: str | None) -> Family:
+    """The family of a config.json's `model_type`.
+
+    Raises:
+        InputError: no family has this name; the message lists those that exist.
+    """
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"config.json: model_type={model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,155 @@
+"""GPT-2: learned positions, LayerNorm before each block, one projection for queries, keys and values.
+
+Reference: Radford et al., 2019, Language Models are Unsupervised Multitask Learners.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl_lm.models import attention
+from jaxrl_lm.models.attention import KVCache
+from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config(ModelConfig):
+    """GPT-2's own settings.
+
+    Attributes:
+        is_scaled: whether attention logits are divided by sqrt(H).
+        is_scaled_by_layer: whether they are divided by the layer's number as well (Mistral's GPT-2 runs).
+    """
+
+    is_scaled: bool
+    is_scaled_by_layer: bool
+
+    def attention_scale(self, layer: int) -> float:
+        """Factor of the attention logits in block `layer`."""
+        scale = self.head_size**-0.5 if self.is_scaled else 1.0
+        return scale / (layer + 1) if self.is_scaled_by_layer else scale
+
+
+def config_from_hf(config: dict[str, Any]) -> GPT2Config:
+    """Read a `model_type: gpt2` configuration."""
+    return GPT2Config(
+        vocab_size=config["vocab_size"],
+        model_size=config["n_embd"],
+        num_layers=config["n_layer"],
+        num_heads=config["n_head"],
+        num_kv_heads=config["n_head"],
+        head_size=config["n_embd"] // config["n_head"],
+        mlp_size=config.get("n_inner") or 4 * config["n_embd"],
+        max_positions=config["n_positions"],
+        activation=config.get("activation_function", "gelu_new"),
+        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+        is_tied=config.get("tie_word_embeddings", True),
+        init_std=config.get("initializer_range", 0.02),
+        is_scaled=config.get("scale_attn_weights", True),
+        is_scaled_by_layer=config.get("scale_attn_by_inverse_layer_idx", False),
+        hf_json=json.dumps(config, sort_keys=True),
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    config: GPT2Config
+    layer: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, visible: jax.Array, cache: KVCache | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        cfg = self.config
+        qkv = _dense(self, 3 * cfg.model_size, "c_attn")(x)
+        heads = (*x.shape[:2], cfg.num_heads, cfg.head_size)
+        queries, keys, values = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        layer_cache = attention.update_layer(cache, self.layer, keys, values)
+        mixed = attention.attend(queries, *layer_cache, visible, cfg.attention_scale(self.layer))
+        return _dense(self, cfg.model_size, "c_proj")(mixed), layer_cache
+
+
+class MLP(nn.Module):
+    """Two-layer feed-forward network."""
+
+    config: GPT2Config
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = ACTIVATIONS[self.config.activation](_dense(self, self.config.mlp_size, "c_fc")(x))
+        return _dense(self, self.config.model_size, "c_proj")(hidden)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each behind a LayerNorm and with a residual."""
+
+    config: GPT2Config
+    layer: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, visible: jax.Array, cache: KVCache | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        attn, layer_cache = Attention(self.config, self.layer, **kinds, name="attn")(
+            _norm(self, "ln_1")(x), visible, cache
+        )
+        x = x + attn
+        return x + MLP(self.config, **kinds, name="mlp")(_norm(self, "ln_2")(x)), layer_cache
+
+
+class GPT2(nn.Module):
+    """The stack of blocks, from token ids to hidden states `[B, T, D]`."""
+
+    config: GPT2Config
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    is_remat: bool = False
+
+    def setup(self) -> None:
+        cfg = self.config
+        init = nn.initializers.normal(cfg.init_std)
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.wte = nn.Embed(cfg.vocab_size, cfg.model_size, embedding_init=init, **kinds)
+        self.wpe = nn.Embed(cfg.max_positions, cfg.model_size, embedding_init=init, **kinds)
+        block = nn.remat(Block) if self.is_remat else Block
+        self.h = [block(cfg, layer, **kinds) for layer in range(cfg.num_layers)]
+        self.ln_f = nn.LayerNorm(epsilon=cfg.norm_epsilon, **kinds)
+
+    def __call__(
+        self, input_ids: jax.Array, attention_mask: jax.Array, position_ids: jax.Array, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache | None]:
+        x = self.wte(input_ids) + self.wpe(position_ids)
+        visible = attention.visible_keys(attention_mask, cache)
+        layers = []
+        for block in self.h:
+            x, layer_cache = block(x, visible, cache)
+            layers.append(layer_cache)
+        return self.ln_f(x), attention.advance(cache, attention_mask, layers)
+
+
+def _dense(module: Attention | MLP, features: int, name: str) -> nn.Dense:
+    return nn.Dense(
+        features,
+        kernel_init=nn.initializers.normal(module.config.init_std),
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        name=name,
+    )
+
+
+def _norm(module: Block, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=module.config.norm_epsilon, dtype=module.dtype, param_dtype=module.param_dtype, name=name
+    )

@@ -1,0 +1,207 @@
+"""The Llama family: rotary positions, RMSNorm, gated feed-forward, grouped key/value heads.
+
+One stack serves Llama and SmolLM2, Mistral (sliding window), Qwen2 (biases on queries, keys and values) and Qwen3
+(norms on queries and keys); the configuration says which parts there are.
+
+Reference: Touvron et al., 2023, Llama 2: Open Foundation and Fine-Tuned Chat Models.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxrl_lm.models import attention, rotary
+from jaxrl_lm.models.attention import KVCache
+from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
+from jaxrl_lm.models.rotary import RotaryConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(ModelConfig):
+    """The Llama family's own settings.
+
+    Attributes:
+        rotary: rotary position embedding.
+        windows: for each layer how many positions back (itself included) a query sees; None for all.
+        has_qkv_bias: biases on the query, key and value projections.
+        has_output_bias: a bias on the attention's output projection.
+        has_mlp_bias: biases in the feed-forward layer.
+        has_qk_norm: RMSNorm over each query's and key's head before rotation.
+    """
+
+    rotary: RotaryConfig
+    windows: tuple[int | None, ...]
+    has_qkv_bias: bool
+    has_output_bias: bool
+    has_mlp_bias: bool
+    has_qk_norm: bool
+
+
+def config_from_hf(config: dict[str, Any]) -> LlamaConfig:
+    """Read a configuration with `model_type` llama, mistral, qwen2 or qwen3."""
+    kind = config["model_type"]
+    num_heads = config["num_attention_heads"]
+    attention_bias = bool(config.get("attention_bias", False)) and kind in ("llama", "qwen3")
+    return LlamaConfig(
+        vocab_size=config["vocab_size"],
+        model_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
+        mlp_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        activation=config.get("hidden_act", "silu"),
+        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        is_tied=config.get("tie_word_embeddings", False),
+        init_std=config.get("initializer_range", 0.02),
+        rotary=rotary.rotary_from_hf(config),
+        windows=_windows(config),
+        has_qkv_bias=attention_bias or kind == "qwen2",
+        has_output_bias=attention_bias,
+        has_mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
+        has_qk_norm=kind == "qwen3",
+        hf_json=json.dumps(config, sort_keys=True),
+    )
+
+
+def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
+    """Window of each layer; transformers lists the kinds of layers for Qwen, Mistral has one kind."""
+    num_layers, window = config["num_hidden_layers"], config.get("sliding_window")
+    if config["model_type"] == "mistral":
+        return (window,) * num_layers
+    kinds = config.get("layer_types") or ["full_attention"] * num_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale, in float32."""
+
+    epsilon: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (normed * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    config: LlamaConfig
+    layer: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, table: tuple[jax.Array, jax.Array], visible: jax.Array, cache: KVCache | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        cfg = self.config
+
+        def project(name: str, num_heads: int) -> jax.Array:
+            flat = _dense(self, num_heads * cfg.head_size, cfg.has_qkv_bias, f"{name}_proj")(x)
+            heads = flat.reshape(*x.shape[:2], num_heads, cfg.head_size)
+            if cfg.has_qk_norm and name != "v":
+                heads = _norm(self, f"{name}_norm")(heads)
+            return heads
+
+        queries = rotary.rotate(project("q", cfg.num_heads), table)
+        keys = rotary.rotate(project("k", cfg.num_kv_heads), table)
+        layer_cache = attention.update_layer(cache, self.layer, keys, project("v", cfg.num_kv_heads))
+        mixed = attention.attend(queries, *layer_cache, visible, cfg.head_size**-0.5)
+        return _dense(self, cfg.model_size, cfg.has_output_bias, "o_proj")(mixed), layer_cache
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    config: LlamaConfig
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg = self.config
+        gate = _dense(self, cfg.mlp_size, cfg.has_mlp_bias, "gate_proj")(x)
+        up = _dense(self, cfg.mlp_size, cfg.has_mlp_bias, "up_proj")(x)
+        hidden = ACTIVATIONS[cfg.activation](gate) * up
+        return _dense(self, cfg.model_size, cfg.has_mlp_bias, "down_proj")(hidden)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each behind an RMSNorm and with a residual."""
+
+    config: LlamaConfig
+    layer: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, table: tuple[jax.Array, jax.Array], visible: jax.Array, cache: KVCache | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        attn, layer_cache = Attention(self.config, self.layer, **kinds, name="self_attn")(
+            _norm(self, "input_layernorm")(x), table, visible, cache
+        )
+        x = x + attn
+        mlp = MLP(self.config, **kinds, name="mlp")(_norm(self, "post_attention_layernorm")(x))
+        return x + mlp, layer_cache
+
+
+class Llama(nn.Module):
+    """The stack of blocks, from token ids to hidden states `[B, T, D]`."""
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    is_remat: bool = False
+
+    def setup(self) -> None:
+        cfg = self.config
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = nn.initializers.normal(cfg.init_std)
+        self.embed_tokens = nn.Embed(cfg.vocab_size, cfg.model_size, embedding_init=init, **kinds)
+        block = nn.remat(Block) if self.is_remat else Block
+        self.layers = [block(cfg, layer, **kinds) for layer in range(cfg.num_layers)]
+        self.norm = RMSNorm(cfg.norm_epsilon, **kinds)
+
+    def __call__(
+        self, input_ids: jax.Array, attention_mask: jax.Array, position_ids: jax.Array, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache | None]:
+        x = self.embed_tokens(input_ids)
+        table = rotary.rotary_table(self.config.rotary, position_ids, self.config.head_size)
+        visible = {
+            window: attention.visible_keys(attention_mask, cache, window) for window in set(self.config.windows)
+        }
+        layers = []
+        for block, window in zip(self.layers, self.config.windows, strict=True):
+            x, layer_cache = block(x, table, visible[window], cache)
+            layers.append(layer_cache)
+        return self.norm(x), attention.advance(cache, attention_mask, layers)
+
+
+def _dense(module: Attention | MLP, features: int, use_bias: bool, name: str) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        kernel_init=nn.initializers.normal(module.config.init_std),
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        name=name,
+    )
+
+
+def _norm(module: Attention | Block, name: str) -> RMSNorm:
+    return RMSNorm(
+        module.config.norm_epsilon, dtype=module.dtype, param_dtype=module.param_dtype, name=name
+    )

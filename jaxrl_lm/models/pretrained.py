@@ -1,0 +1,249 @@
+"""Model folders in Hugging Face's form, in and out."""
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from transformers import AutoConfig
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import weights
+from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.models.config import Head
+from jaxrl_lm.models.families import Family, family_of
+from jaxrl_lm.models.weights import Format, TensorLayout, Tensors
+from jaxrl_lm.types import PyTree
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+# Buffers that older classes stored beside the weights.
+_BUFFERS = re.compile(r"(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
+_HUB_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.jinja", "*.txt", "*.model")
+
+
+def from_pretrained(
+    folder_or_hub_id: str | Path,
+    head: Head | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    is_remat: bool = False,
+    key: jax.Array | None = None,
+) -> tuple[CausalLM, PyTree]:
+    """Load a language model from a folder or from the Hugging Face hub.
+
+    Args:
+        folder_or_hub_id: a folder with config.json and weights, or an id such as `HuggingFaceTB/SmolLM2-135M`.
+        head: "value" or "reward"; read from the folder where it was saved, else made anew (value: zeros, reward:
+            N(0, 1/sqrt(D + 1))).
+        dtype: of the activations.
+        param_dtype: of the parameters, whatever the file holds.
+        is_remat: recompute activations in the backward pass.
+        key: for a reward head that is made anew.
+
+    Returns:
+        the model and its parameters.
+
+    Raises:
+        InputError: config or weights are missing, damaged, unsupported, or do not fit each other.
+    """
+    folder = resolve_folder(folder_or_hub_id)
+    model = _build(folder, head, dtype, param_dtype, is_remat)
+    tensors, kind = weights.read_weights(folder)
+    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"])
+    found = _place(tensors, kind, model.family, shapes, folder)
+    if head == "value":
+        found |= _value_head(folder, shapes)
+    elif head == "reward" and ("score", "kernel") not in found:
+        found["score", "kernel"] = _fresh_score(model, key)
+    params = {
+        path: jnp.asarray(leaf, shapes[path].dtype if path[0] in ("value_head", "score") else param_dtype)
+        for path, leaf in found.items()
+    }
+    return model, unflatten_dict(params)
+
+
+def save_pretrained(
+    folder: str | Path,
+    model: CausalLM,
+    params: PyTree,
+    *,
+    format: Format = "safetensors",  # noqa: A002 the name that Hugging Face's users expect
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a folder that `from_pretrained`, and Hugging Face's own classes, load.
+
+    The folder appears whole or not at all; weights that it held are replaced. A value head lies beside the weights
+    in value_head.safetensors; a reward head is `score.weight`, as `AutoModelForSequenceClassification` has it.
+
+    Args:
+        folder: made if it is not there.
+        model: the module that `params` belong to.
+        params: parameters; tensors are written in the dtype they have.
+        format: "safetensors" or "flax" (`flax_model.msgpack`).
+        max_shard_bytes: larger weights are split.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+    layout = _layout(model.family, format)
+    tensors: Tensors = {}
+    for path, leaf in flat.items():
+        if path[0] != "value_head":
+            name, _, turn = layout.locate(path)
+            tensors[name] = turn(leaf)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
+        staged = Path(staging)
+        weights.write_weights(staged, tensors, format, max_shard_bytes)
+        if model.head == "value":
+            head = {"/".join(path): leaf for path, leaf in flat.items() if path[0] == "value_head"}
+            weights.write_file(staged / VALUE_HEAD_FILE, head, "safetensors")
+        _write_config(staged, model, next(iter(flat.values())).dtype)
+        _replace_weights(folder, staged)
+
+
+def resolve_folder(folder_or_hub_id: str | Path) -> Path:
+    """The folder itself, or where the hub's files were downloaded to.
+
+    Raises:
+        InputError: it is neither a folder nor a repository that the hub serves.
+    """
+    folder = Path(folder_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=list(_HUB_FILES)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"model {str(folder_or_hub_id)!r} is no folder here, and the hub did not serve it "
+            f"({type(error).__name__}); give a folder with config.json and weights, or a hub id while online"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json with transformers' defaults filled in.
+
+    Raises:
+        InputError: it is missing, is no JSON, or has a `model_type` that no family reads.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: not found; a model folder holds config.json beside its weights")
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); copy or download it again") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: not a JSON object; copy or download it again")
+    family_of(raw.get("model_type"))
+    try:
+        return AutoConfig.for_model(**raw).to_dict()
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: {error}; correct the field") from error
+
+
+def _build(folder: Path, head: Head | None, dtype: Any, param_dtype: Any, is_remat: bool) -> CausalLM:
+    raw = read_config(folder)
+    try:
+        config = family_of(raw["model_type"]).config_from_hf(raw)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{folder / 'config.json'}: field {error} is missing or unfit; correct it") from error
+    return CausalLM(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
+
+
+def _layout(family: Family, kind: Format) -> TensorLayout:
+    is_torch = kind == "safetensors"
+    return TensorLayout(
+        kind,
+        prefix=family.prefix,
+        is_kernel_transposed=family.is_torch_kernel_transposed if is_torch else family.is_flax_kernel_transposed,
+        flax_norm_scale=family.flax_norm_scale,
+    )
+
+
+def _place(
+    tensors: Tensors, kind: Format, family: Family, shapes: dict[tuple[str, ...], Any], folder: Path
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Each of our leaves from the file's tensors; heads that the file lacks are left out."""
+    layout = _layout(family, kind)
+    found, used, absent = {}, set(), []
+    for path, shape in shapes.items():
+        if path[0] == "value_head":
+            continue
+        name, bare, turn = layout.locate(path)
+        stored = name if name in tensors else bare
+        if stored not in tensors:
+            absent += [name] if path[0] != "score" else []
+            continue
+        used.add(stored)
+        found[path] = turn(tensors[stored])
+        if found[path].shape != shape.shape:
+            raise InputError(
+                f"{folder}: tensor {stored} gives {found[path].shape}, config.json wants {shape.shape}; "
+                "weights and config.json are of different models"
+            )
+    if absent:
+        raise InputError(
+            f"{folder}: the weights lack {weights.few(absent)}; weights and config.json are of different models"
+        )
+    spare = [name for name in tensors if name not in used and _is_backbone(name, family, kind)]
+    if spare:
+        raise InputError(
+            f"{folder}: config.json has no place for {weights.few(spare)}; "
+            "weights and config.json are of different models"
+        )
+    return found
+
+
+def _is_backbone(name: str, family: Family, kind: Format) -> bool:
+    separator = "." if kind == "safetensors" else "/"
+    is_head = name.split(separator)[0] in ("lm_head", "score", "v_head", "classifier")
+    return not is_head and not _BUFFERS.search(name.replace("/", "."))
+
+
+def _value_head(folder: Path, shapes: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], np.ndarray]:
+    wanted = {path: shape for path, shape in shapes.items() if path[0] == "value_head"}
+    file = folder / VALUE_HEAD_FILE
+    if not file.is_file():
+        return {path: np.zeros(shape.shape, shape.dtype) for path, shape in wanted.items()}
+    tensors = weights.read_file(file, "safetensors")
+    for path, shape in wanted.items():
+        stored = tensors.get("/".join(path))
+        if stored is None or stored.shape != shape.shape:
+            raise InputError(f"{file}: {'/'.join(path)} must have shape {shape.shape}; save the model again")
+    return {path: tensors["/".join(path)] for path in wanted}
+
+
+def _fresh_score(model: CausalLM, key: jax.Array | None) -> np.ndarray:
+    width = model.config.model_size
+    key = jax.random.key(0) if key is None else key
+    return np.asarray(jax.random.normal(key, (width, 1)) * (width + 1) ** -0.5)
+
+
+def _write_config(folder: Path, model: CausalLM, dtype: np.dtype) -> None:
+    config = model.config.hf_config()
+    kind = "ForSequenceClassification" if model.head == "reward" else "ForCausalLM"
+    config |= {"architectures": [model.family.class_prefix + kind], "dtype": dtype.name}
+    if model.head == "reward":
+        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _replace_weights(folder: Path, staged: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in weights.FILE_NAMES.values():
+        stem, suffix = name.rsplit(".", 1)
+        for old in [*folder.glob(name), *folder.glob(f"{name}.index.json"), *folder.glob(f"{stem}-*-of-*.{suffix}")]:
+            old.unlink()
+    (folder / VALUE_HEAD_FILE).unlink(missing_ok=True)
+    for file in staged.iterdir():
+        shutil.move(file, folder / file.name)

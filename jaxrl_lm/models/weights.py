@@ -1,0 +1,162 @@
+"""Files of named tensors: safetensors and Flax msgpack, whole or in shards. Reads data, never code."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import safetensors.numpy
+from flax import serialization
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+
+from jaxrl_lm.errors import InputError
+
+Format = Literal["safetensors", "flax"]
+Tensors = dict[str, np.ndarray]
+
+FILE_NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
+_SEPARATORS: dict[Format, str] = {"safetensors": ".", "flax": "/"}
+
+
+def read_weights(folder: Path) -> tuple[Tensors, Format]:
+    """All tensors of a model folder, by the names they have in the file, and the format found.
+
+    safetensors is taken before msgpack, a whole file before shards.
+
+    Raises:
+        InputError: there are no weights, a shard is missing, or a file is damaged or no such file.
+    """
+    for kind, name in FILE_NAMES.items():
+        if (folder / name).is_file():
+            return read_file(folder / name, kind), kind
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _read_shards(index, kind), kind
+    wanted = ", ".join(f"{name} or {name}.index.json" for name in FILE_NAMES.values())
+    raise InputError(f"{folder}: no weights found (wanted {wanted}); torch's .bin files are not read: convert them")
+
+
+def read_file(path: Path, kind: Format) -> Tensors:
+    """The tensors of one file.
+
+    Raises:
+        InputError: the file is truncated or is not of this format.
+    """
+    try:
+        if kind == "safetensors":
+            return safetensors.numpy.load_file(path)
+        tree = serialization.msgpack_restore(path.read_bytes())
+    except (SafetensorError, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
+        raise InputError(
+            f"{path}: not a whole {kind} file ({type(error).__name__}: {error}); copy or download it again"
+        ) from error
+    flat = flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
+    if not flat or not all(isinstance(leaf, np.ndarray) for leaf in flat.values()):
+        raise InputError(f"{path}: not a flax file of named tensors; copy or download it again")
+    return {str(name): leaf for name, leaf in flat.items()}
+
+
+def _read_shards(index: Path, kind: Format) -> Tensors:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: not an index of shards ({error}); copy or download it again") from error
+    tensors: Tensors = {}
+    for shard in shards:
+        path = index.parent / Path(shard).name
+        if not path.is_file():
+            raise InputError(f"{path}: this shard is missing, {index.name} names it; copy or download it")
+        tensors |= read_file(path, kind)
+    absent = sorted(set(weight_map) - set(tensors))
+    if absent:
+        raise InputError(f"{index}: the shards lack {few(absent)}; copy or download the folder again")
+    return tensors
+
+
+def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], kind: Format, max_shard_bytes: int) -> None:
+    """Write tensors whole, or in shards with their index where they exceed `max_shard_bytes`."""
+    name = FILE_NAMES[kind]
+    shards = _split(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        write_file(folder / name, tensors, kind)
+        return
+    stem, suffix = name.rsplit(".", 1)
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        shard_name = f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}"
+        write_file(folder / shard_name, shard, kind)
+        weight_map |= dict.fromkeys(shard, shard_name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_file(path: Path, tensors: Mapping[str, np.ndarray], kind: Format) -> None:
+    """Write one file of named tensors."""
+    # safetensors takes the memory as it lies: a transposed view would come back scrambled.
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    if kind == "safetensors":
+        safetensors.numpy.save_file(whole, path, metadata={"format": "pt"})
+    else:
+        path.write_bytes(serialization.msgpack_serialize(unflatten_dict(whole, sep="/")))
+
+
+def _split(tensors: Mapping[str, np.ndarray], max_bytes: int) -> list[Tensors]:
+    shards: list[Tensors] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+class TensorLayout:
+    """Names and orientation of a model's tensors in one file format.
+
+    Our path `layers_3/self_attn/q_proj/kernel` is `model.layers.3.self_attn.q_proj.weight` in torch's and
+    `model/layers/3/self_attn/q_proj/kernel` in Flax's files.
+    """
+
+    def __init__(
+        self, kind: Format, *, prefix: str, is_kernel_transposed: bool, flax_norm_scale: str
+    ) -> None:
+        self._separator = _SEPARATORS[kind]
+        self._prefix = prefix
+        self._is_kernel_transposed = is_kernel_transposed
+        self._leaves = (
+            {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+            if kind == "safetensors"
+            else {"scale": flax_norm_scale}
+        )
+        self._is_torch = kind == "safetensors"
+
+    def locate(self, path: tuple[str, ...]) -> tuple[str, str, Callable[[np.ndarray], np.ndarray]]:
+        """Of our leaf: its name in a file, the same with no prefix, and what turns one's layout to the other's."""
+        room, *rest = path
+        leaf = rest[-1]
+        if room == "lm_head" and not self._is_torch:
+            return "lm_head/kernel", "lm_head/kernel", np.transpose
+        parts = [piece for part in rest[:-1] for piece in _layer_number(part)]
+        bare = self._separator.join([*parts, self._leaves.get(leaf, leaf)])
+        if room != "backbone":  # heads: lm_head, score
+            name = f"{room}{self._separator}{bare}"
+            is_turned = leaf == "kernel" and self._is_torch
+            return name, name, np.transpose if is_turned else np.asarray
+        turn = np.transpose if leaf == "kernel" and self._is_kernel_transposed else np.asarray
+        return f"{self._prefix}{self._separator}{bare}", bare, turn
+
+
+def _layer_number(part: str) -> list[str]:
+    """`layers_3` is two pieces, `layers` and `3`; `self_attn` and `ln_1` are one."""
+    stem, _, number = part.rpartition("_")
+    return [stem, number] if number.isdigit() and stem in ("layers", "h") else [part]
+
+
+def few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

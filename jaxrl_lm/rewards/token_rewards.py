@@ -1,0 +1,45 @@
+"""What each token of an answer earns: a penalty for leaving the reference policy, and the answer's score."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrl_lm.core import kl
+
+
+def value_mask_of(response_mask: Int[Array, "B T"], *, is_paid_after_end: bool) -> Int[Array, "B T"]:
+    """Steps whose value and reward count: the answer, and one step more if the score is paid after its end.
+
+    Ziegler et al. pay the score at the step behind the last token (an answer that fills all T steps has none, and is
+    paid at its last). That step's action is padding, so only value and reward see it.
+    """
+    if not is_paid_after_end:
+        return response_mask
+    return jnp.pad(response_mask[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+
+
+def token_rewards(
+    scores: Float[Array, " B"],
+    log_probs: Float[Array, "B T"],
+    reference_log_probs: Float[Array, "B T"],
+    response_mask: Int[Array, "B T"],
+    value_mask: Int[Array, "B T"],
+    kl_coefficient: Float[Array, ""],
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """r_t = -beta (log pi(a_t) - log pi_ref(a_t)), plus the score at the last step of `value_mask`.
+
+    Args:
+        scores: one an answer.
+        log_probs: of the policy that answered, nats.
+        reference_log_probs: of the reference policy, nats.
+        response_mask: 1 for the answer's tokens.
+        value_mask: 1 where value and reward count.
+        kl_coefficient: beta, score units a nat.
+
+    Returns:
+        rewards, and the single-sample KL estimate of each token in nats.
+
+    Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
+    """
+    token_kl = jnp.where(response_mask > 0, kl.k1(log_probs, reference_log_probs), 0.0)
+    is_last = (value_mask > 0) & (jnp.pad(value_mask[:, 1:], ((0, 0), (0, 1))) == 0)
+    return jnp.where(is_last, scores[:, None], 0.0) - kl_coefficient * token_kl, token_kl

@@ -1,0 +1,127 @@
+"""Drawing tokens from logits."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxrl_lm.errors import InputError
+
+_BLOCK = 256  # tokens a block of the two-level inverse of the cumulative distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How answers are drawn.
+
+    Attributes:
+        max_new_tokens: length of the longest answer, in tokens.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: only the k likeliest tokens may be drawn; 0 for all.
+        top_p: only the smallest set of likeliest tokens whose probability reaches p may be drawn; 1 for all.
+        min_new_tokens: stop tokens cannot be drawn before so many tokens.
+        stop_tokens: any of these ends the answer and is its last token.
+        ignore_stops_before: a stop token among the first so many tokens is drawn as any other and ends nothing
+            (Ziegler et al. 2019 cut answers at the first full stop after a minimum length).
+        pad_token: stands behind an answer's end.
+
+    `top_k`, `top_p` and `min_new_tokens` change the distribution that tokens are drawn from, but not the
+    log-probabilities that `generate` returns, which are the model's at this temperature: leave them off where those
+    are used for learning, or the KL divergence estimated from them is biased and can be negative.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    stop_tokens: tuple[int, ...] = ()
+    ignore_stops_before: int = 0
+    pad_token: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        _check(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
+        _check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check(self.min_new_tokens >= 0, "min_new_tokens", self.min_new_tokens, "0 or more")
+
+    @property
+    def log_prob_temperature(self) -> float:
+        """Temperature of the returned log-probabilities: the sampling temperature, or 1 when greedy."""
+        return self.temperature or 1.0
+
+
+def _check(is_good: bool, field: str, value: object, wanted: str) -> None:
+    if not is_good:
+        raise InputError(f"{field}={value!r} must be {wanted}")
+
+
+def sample(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], config: SamplingConfig, is_early: Bool[Array, ""]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """One token a row and its log-probability under softmax(logits / temperature).
+
+    Args:
+        logits: unscaled, float32.
+        keys: one a row, so that a row's token does not depend on its batch.
+        config: how to draw.
+        is_early: whether stop tokens are still forbidden.
+    """
+    scaled = logits / config.log_prob_temperature
+    allowed = _restrict(scaled, config, is_early)
+    tokens = jnp.argmax(allowed, axis=-1) if config.temperature == 0 else sample_categorical(keys, allowed)
+    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
+    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def sample_categorical(keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Draw from softmax(logits) by inverting the cumulative distribution, one uniform number a row.
+
+    The Gumbel trick needs one random number a token of the vocabulary, which on a CPU costs as much as a small
+    model's forward pass. Sums over blocks find the block first, then the token within it.
+    """
+    batch, vocab_size = logits.shape
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    blocks = jnp.pad(weights, ((0, 0), (0, -vocab_size % _BLOCK))).reshape(batch, -1, _BLOCK)
+    block_ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    uniform = jax.vmap(jax.random.uniform)(keys)
+    target = uniform * block_ends[:, -1]
+    block = _first_above(block_ends, target)
+    before = jnp.where(block > 0, _pick(block_ends, jnp.maximum(block - 1, 0)), 0.0)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    token = _first_above(jnp.cumsum(inside, axis=-1), target - before)
+    return _settle(block * _BLOCK + token, weights)
+
+
+def _first_above(ends: Float[Array, "B M"], target: Float[Array, " B"]) -> Int[Array, " B"]:
+    return jnp.minimum(jnp.sum(ends <= target[:, None], axis=-1), ends.shape[-1] - 1)
+
+
+def _pick(x: Float[Array, "B M"], index: Int[Array, " B"]) -> Float[Array, " B"]:
+    return jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]
+
+
+def _settle(tokens: Int[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Where rounding of the sums led to a token of probability 0, take the likeliest instead."""
+    tokens = jnp.minimum(tokens, weights.shape[-1] - 1)
+    return jnp.where(_pick(weights, tokens) > 0, tokens, jnp.argmax(weights, axis=-1))
+
+
+def _restrict(
+    scaled: Float[Array, "B V"], config: SamplingConfig, is_early: Bool[Array, ""]
+) -> Float[Array, "B V"]:
+    if config.min_new_tokens and config.stop_tokens:
+        is_stop = jnp.zeros(scaled.shape[-1], bool).at[jnp.array(config.stop_tokens)].set(True)
+        scaled = jnp.where(is_stop & is_early, -jnp.inf, scaled)
+    if 0 < config.top_k < scaled.shape[-1]:
+        lowest = jax.lax.top_k(scaled, config.top_k)[0][:, -1:]
+        scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
+    if config.top_p < 1:
+        ordered = jnp.sort(scaled, axis=-1, descending=True)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        mass_before = jnp.cumsum(probs, axis=-1) - probs
+        lowest = jnp.min(jnp.where(mass_before < config.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
+    return scaled

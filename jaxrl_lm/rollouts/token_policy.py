@@ -1,0 +1,108 @@
+"""A language model as a policy whose actions are tokens."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl_lm.core.token_log_probs import token_log_probs
+from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.rollouts.generation import Generation
+from jaxrl_lm.types import ActionEvaluation, Evaluate, PyTree, Trajectory
+
+
+@struct.dataclass(kw_only=True)
+class TokenObservations:
+    """Prompt and answer; the observation of step t is all that stands before the answer's token t.
+
+    Attributes:
+        sequences: left-padded prompt and answer, int32 `[B, P + T]`.
+        attention_mask: 1 for their tokens, int32 `[B, P + T]`.
+    """
+
+    sequences: PyTree
+    attention_mask: PyTree
+
+
+def observe(generation: Generation) -> TokenObservations:
+    """What the policy saw, token by token."""
+    return TokenObservations(sequences=generation.sequences, attention_mask=generation.attention_mask)
+
+
+def make_evaluate(
+    model: CausalLM, *, temperature: float = 1.0, value_model: CausalLM | None = None
+) -> Evaluate:
+    """`evaluate` of a language model, for `TokenObservations` and answers `[B, T]`.
+
+    Args:
+        model: the policy. Its own value head gives the values; without one and without `value_model` they are 0.
+        temperature: of sampling; it divides the logits here as well, or the ratio would not be 1.
+        value_model: a network of its own for the values; `params` is then `{"policy": ..., "value": ...}`.
+    """
+
+    def evaluate(params: PyTree, observations: Any, actions: jax.Array) -> ActionEvaluation:
+        policy_params = params["policy"] if value_model is not None else params
+        before = slice(-actions.shape[1] - 1, -1)  # the positions whose next token is an action
+        inputs = (observations.sequences, observations.attention_mask)
+        output = model.apply({"params": policy_params}, *inputs, method="encode")
+        log_probs, entropies = token_log_probs(
+            output.hidden_states[:, before],
+            model.unembedding(policy_params),
+            actions,
+            temperature=temperature,
+        )
+        values = output.values
+        if value_model is not None:
+            values = value_model.apply({"params": params["value"]}, *inputs, method="encode").values
+        values = jnp.zeros_like(log_probs) if values is None else values[:, before]
+        return ActionEvaluation(log_probs=log_probs, entropies=entropies, values=values)
+
+    return evaluate
+
+
+def token_trajectory(
+    generation: Generation,
+    evaluation: ActionEvaluation,
+    rewards: jax.Array,
+    value_mask: jax.Array,
+    *,
+    discount: float,
+    trace_decay: float,
+) -> Trajectory:
+    """The trajectory of a batch of answers.
+
+    Args:
+        generation: the answers.
+        evaluation: of the policy that drew them.
+        rewards: `[B, T]`.
+        value_mask: 1 where value and reward count, `[B, T]`; its last 1 is where the episode ends.
+        discount: gamma.
+        trace_decay: lambda of GAE.
+    """
+    mask = generation.response_mask.astype(jnp.float32)
+    value_mask = value_mask.astype(jnp.float32)
+    has_next = jnp.pad(value_mask[:, 1:], ((0, 0), (0, 1)))
+    return Trajectory(
+        observations=observe(generation),
+        actions=generation.sequences[:, -mask.shape[1] :],
+        log_probs=evaluation.log_probs * mask,
+        values=evaluation.values * value_mask,
+        rewards=rewards * value_mask,
+        discounts=discount * has_next,
+        traces=trace_decay * has_next,
+        next_values=jnp.pad(evaluation.values[:, 1:], ((0, 0), (0, 1))) * has_next,
+        mask=mask,
+        value_mask=value_mask,
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "temperature"))
+def answer_log_probs(
+    model: CausalLM, params: PyTree, generation: Generation, temperature: float = 1.0
+) -> jax.Array:
+    """Log-probabilities `[B, T]` of given answers under a model, 0 behind their ends."""
+    actions = generation.sequences[:, -generation.response_mask.shape[1] :]
+    evaluation = make_evaluate(model, temperature=temperature)(params, observe(generation), actions)
+    return evaluation.log_probs * generation.response_mask

@@ -1,0 +1,140 @@
+"""Metrics of a run: written as JSON lines, to TensorBoard and to Weights & Biases; read back as curves."""
+
+import importlib
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from tensorboardX import SummaryWriter
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.storage.run_folder import (
+    RunFolder,
+    append_jsonl,
+    check_step,
+    line_error,
+    read_jsonl,
+    truncate_jsonl,
+    write_atomically,
+)
+
+
+class Curve(NamedTuple):
+    """One metric over the run.
+
+    Attributes:
+        steps: the updates at which it was written, `[N]`.
+        values: what was written, `[N]`; NaN where it was not finite.
+    """
+
+    steps: Int[np.ndarray, " N"]
+    values: Float[np.ndarray, " N"]
+
+
+class MetricsWriter:
+    """Writes the metrics of every update to all their places; a context manager."""
+
+    def __init__(self, folder: RunFolder, *, start_step: int, wandb_project: str | None = None) -> None:
+        """Open the files, and drop what an interrupted run had written from `start_step` on.
+
+        Args:
+            folder: the run.
+            start_step: the first step that will be written; 0 unless the run resumes.
+            wandb_project: a project of Weights & Biases to write to as well, or None.
+
+        Raises:
+            InputError: if a project is given and wandb is not installed, or a file to cut is not readable.
+        """
+        wandb = None if wandb_project is None else _import_wandb(wandb_project)
+        truncate_jsonl(folder.metrics_file, start_step)
+        if start_step > 0:
+            truncate_jsonl(folder.samples_file, start_step)
+        self._folder = folder
+        self._tensorboard = SummaryWriter(str(folder.tensorboard_folder), purge_step=start_step)
+        self._wandb_run = None if wandb is None else _start_wandb(wandb, folder, wandb_project, start_step)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of one step.
+
+        Args:
+            step: the update, higher than the last one written.
+            metrics: values by name, `group/name`; one that is not finite is null in `metrics.jsonl`, and a
+                gap in TensorBoard.
+
+        Raises:
+            ValueError: if a metric is named `step`.
+        """
+        if "step" in metrics:
+            raise ValueError("a metric is named 'step', which holds the step itself: give it another name")
+        values = {name: float(value) for name, value in metrics.items()}
+        append_jsonl(self._folder.metrics_file, [{"step": step, **values}])
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb_run is not None:
+            self._wandb_run.log(values, step=step)
+
+    def close(self) -> None:
+        """Flush and close; nothing can be written afterwards."""
+        self._tensorboard.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+
+
+def read_metrics(folder: RunFolder) -> dict[str, Curve]:
+    """Read `metrics.jsonl` as curves by name, in the order in which the names first appear.
+
+    Raises:
+        InputError: if a line is no JSON object, or a value is neither a number nor null.
+    """
+    points: dict[str, list[tuple[int, float]]] = {}
+    for number, record in enumerate(read_jsonl(folder.metrics_file), start=1):
+        step = check_step(folder.metrics_file, number, record)
+        for name, value in record.items():
+            if name != "step":
+                points.setdefault(name, []).append((step, _number(folder, number, name, value)))
+    return {
+        name: Curve(np.array([s for s, _ in pairs], np.int64), np.array([v for _, v in pairs], np.float64))
+        for name, pairs in points.items()
+    }
+
+
+def _number(folder: RunFolder, number: int, name: str, value: Any) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise line_error(folder.metrics_file, number, f"{name} is {value!r}, not a number")
+    return float(value)
+
+
+def _import_wandb(project: str) -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise InputError(
+            f"wandb_project is {project!r}, but wandb is not installed: pip install 'jaxrl-lm[wandb]', "
+            "or leave the project out"
+        ) from None
+
+
+def _start_wandb(wandb: Any, folder: RunFolder, project: str | None, start_step: int) -> Any:
+    id_file = folder.path / "wandb_run_id"
+    if start_step == 0 or not id_file.exists():
+        write_atomically(id_file, secrets.token_hex(8))
+    return wandb.init(
+        project=project,
+        id=id_file.read_text(encoding="utf-8"),
+        name=folder.path.name,
+        dir=str(folder.path),
+        config=folder.read_config(),
+        resume="allow",
+    )

@@ -1,0 +1,253 @@
+"""The report of a run: one HTML file that opens offline, with its numbers, pictures and samples."""
+
+import base64
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrl_lm.storage.metrics import Curve, read_metrics
+from jaxrl_lm.storage.plots import write_plots
+from jaxrl_lm.storage.run_folder import (
+    RunFolder,
+    check_step,
+    flatten_config,
+    line_error,
+    read_jsonl,
+    write_atomically,
+)
+
+_MAX_PROMPTS = 100
+_PHASES = ("before", "during", "after")
+# A number that was not finite is written as null.
+_SAMPLE_FIELDS = {
+    "phase": str,
+    "index": int,
+    "prompt": str,
+    "completion": str,
+    "reward": int | float | None,
+    "kl": int | float | None,
+}
+_CONTENT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #5f6b76; --line: #dde2e7;
+  --card: #f6f8fa; --mark: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e9ec; --faint: #9aa5b0;
+  --line: #30363d; --card: #1c2126; --mark: #56b4e9; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1 { margin: 0 0 .25rem; font-size: 1.8rem; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 .75rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line);
+  font-size: 1.2rem; }
+.faint { color: var(--faint); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; overflow-wrap: anywhere; }
+th { color: var(--faint); font-weight: 600; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.name { font-family: ui-monospace, monospace; }
+img { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto 1rem; padding: .5rem;
+  background: #fff; border: 1px solid var(--line); border-radius: 6px; }
+article { margin: 0 0 1.25rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
+.prompt { padding: .75rem 1rem; background: var(--card); border-bottom: 1px solid var(--line); }
+.pair { display: grid; grid-template-columns: 1fr 1fr; }
+.pair > div { min-width: 0; padding: .75rem 1rem; }
+.pair > div + div { border-left: 1px solid var(--line); }
+.label { margin-bottom: .3rem; color: var(--faint); font-size: .8rem; }
+.label b { color: var(--mark); }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
+.control { color: var(--mark); font-size: .85em; }
+@media (max-width: 40rem) { .pair { grid-template-columns: 1fr; }
+  .pair > div + div { border-left: 0; border-top: 1px solid var(--line); } }
+@media print { article, img { break-inside: avoid; } }
+"""
+
+
+def write_report(folder: RunFolder, *, title: str) -> Path:
+    """Draw the plots and write `report.html`; sections with nothing to show are left out.
+
+    Args:
+        folder: a run with `config.yaml`; metrics and samples where there are any.
+        title: the heading.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: if a file of the run is damaged.
+    """
+    curves = read_metrics(folder)
+    sections = [
+        _metrics_section(curves),
+        _plots_section(write_plots(folder)),
+        _samples_section(_read_samples(folder)),
+        _config_section(folder.read_config()),
+    ]
+    last = max((int(curve.steps.max()) for curve in curves.values()), default=None)
+    state = "no metrics yet" if last is None else f"up to update {last}"
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f'<h1>{_visible(title)}</h1>\n<p class="faint">{_visible(folder.path.absolute().name)}, '
+        f"{state}</p>\n{''.join(sections)}</body>\n</html>\n"
+    )
+    write_atomically(folder.report_file, page)
+    return folder.report_file
+
+
+def _metrics_section(curves: Mapping[str, Curve]) -> str:
+    if not curves:
+        return ""
+    rows = []
+    for name, curve in curves.items():
+        first, last = _ends(curve)
+        rows.append([_visible(name), _number(first), _number(last), _best(name, curve)])
+    note = "First and last are means over the first and the last tenth of the updates."
+    table = _table(["metric", "first", "last", "best (update)"], rows)
+    return f'<h2>Metrics</h2>\n<p class="faint">{note}</p>\n{table}'
+
+
+def _ends(curve: Curve) -> tuple[float, float]:
+    count = max(1, len(curve.values) // 10)
+    return _mean(curve.values[:count]), _mean(curve.values[-count:])
+
+
+def _mean(values: Any) -> float:
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def _best(name: str, curve: Curve) -> str:
+    direction = _direction(name)
+    if direction == 0 or np.isnan(curve.values).all():
+        return "-"
+    index = int(np.nanargmax(direction * curve.values))
+    return f"{_number(float(curve.values[index]))} ({curve.steps[index]})"
+
+
+def _direction(name: str) -> int:
+    """Return 1 if higher is better, -1 if lower is, 0 if neither."""
+    group = name.partition("/")[0]
+    if group == "time":
+        return 1 if name.endswith("_per_second") else -1
+    return {"reward": 1, "eval": 1, "loss": -1, "kl": -1}.get(group, 0)
+
+
+def _plots_section(paths: Iterable[Path]) -> str:
+    images = "".join(
+        f'<img alt="{_escape(path.stem)} over the updates" '
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode("ascii")}">\n'
+        for path in paths
+    )
+    return f"<h2>Curves</h2>\n{images}" if images else ""
+
+
+def _config_section(config: dict[str, Any]) -> str:
+    rows = [[_visible(name), _visible(str(value))] for name, value in flatten_config(config).items()]
+    return f"<h2>Configuration</h2>\n{_table(['field', 'value'], rows)}" if rows else ""
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    numeric = ' class="number"' if len(heads) > 2 else ""
+    head = f"<th>{heads[0]}</th>" + "".join(f"<th{numeric}>{name}</th>" for name in heads[1:])
+    body = "".join(
+        f'<tr><td class="name">{row[0]}</td>{"".join(f"<td{numeric}>{cell}</td>" for cell in row[1:])}</tr>\n'
+        for row in rows
+    )
+    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}</table></div>\n'
+
+
+def _read_samples(folder: RunFolder) -> list[dict[str, Any]]:
+    samples = read_jsonl(folder.samples_file)
+    for number, sample in enumerate(samples, start=1):
+        check_step(folder.samples_file, number, sample)
+        for field, kinds in _SAMPLE_FIELDS.items():
+            if not isinstance(sample.get(field), kinds):
+                raise line_error(folder.samples_file, number, f"{field} is {sample.get(field)!r}")
+        if sample["phase"] not in _PHASES:
+            problem = f"phase is {sample['phase']!r}, not one of {', '.join(_PHASES)}"
+            raise line_error(folder.samples_file, number, problem)
+    return samples
+
+
+def _samples_section(samples: list[dict[str, Any]]) -> str:
+    pairs = _pairs(samples)
+    if not pairs:
+        return ""
+    shown = list(pairs.items())[:_MAX_PROMPTS]
+    notes = [_reward_summary(list(pairs.values()))]
+    if len(shown) < len(pairs):
+        notes.append(f"The first {len(shown)} of {len(pairs)} prompts are shown.")
+    articles = "".join(_article(prompt, before, after) for (_, prompt), (before, after) in shown)
+    return f'<h2>Samples</h2>\n<p class="faint">{" ".join(notes)}</p>\n{articles}'
+
+
+def _pairs(samples: Iterable[dict[str, Any]]) -> dict[tuple[int, str], tuple[Any, Any]]:
+    """Pair, for each prompt, the sample from before with the one from after, or with the latest."""
+    found: dict[tuple[int, str], tuple[Any, Any]] = {}
+    for sample in sorted(samples, key=lambda sample: (_PHASES.index(sample["phase"]), sample["step"])):
+        key = (sample["index"], sample["prompt"])
+        before, after = found.get(key, (None, None))
+        found[key] = (sample, after) if sample["phase"] == "before" else (before, sample)
+    return dict(sorted(found.items()))
+
+
+def _reward_summary(pairs: list[tuple[Any, Any]]) -> str:
+    whole = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+    if not whole:
+        return f"{len(pairs)} prompts."
+    means = [_mean([_float(pair[side]["reward"]) for pair in whole]) for side in (0, 1)]
+    return f"Mean reward over {len(whole)} prompts: {_number(means[0])} before, {_number(means[1])} after."
+
+
+def _article(prompt: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    return (
+        f'<article>\n<div class="prompt"><div class="label">prompt</div>{_text(prompt)}</div>\n'
+        f'<div class="pair">{_side(before, "before")}{_side(after, "after")}</div>\n</article>\n'
+    )
+
+
+def _side(sample: dict[str, Any] | None, heading: str) -> str:
+    if sample is None:
+        return f'<div><div class="label">{heading}: no sample</div></div>'
+    name = f"update {sample['step']}" if sample["phase"] == "during" else heading
+    numbers = f"reward <b>{_number(_float(sample['reward']))}</b>, KL {_number(_float(sample['kl']))}"
+    return f'<div><div class="label">{name}: {numbers}</div>{_text(sample["completion"])}</div>'
+
+
+def _text(text: str) -> str:
+    return f'<div class="text" dir="auto">{_visible(text)}</div>'
+
+
+def _visible(text: str) -> str:
+    """Escape text for HTML; characters that show nothing or steer the layout are spelled out."""
+    return "".join(_visible_character(character) for character in text)
+
+
+def _visible_character(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return html.escape(character)
+    return f'<span class="control">[U+{ord(character):04X}]</span>'
+
+
+def _escape(text: str) -> str:
+    """Escape text where no element may stand: titles and attributes."""
+    return html.escape("".join(character if character.isprintable() else " " for character in text))
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _number(value: float) -> str:
+    return "not finite" if math.isnan(value) else f"{value:.4g}"

@@ -1,0 +1,297 @@
+"""The folder of a run: where its files lie, its configuration, and JSON-lines files that survive a kill."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from jaxrl_lm.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; its properties name every member, whether or not it exists yet.
+
+    Attributes:
+        path: the folder itself, `runs/NAME`.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def plots_folder(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def model_folder(self) -> Path:
+        return self.path / "model"
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
+        """Make the folder of a new run and write its `config.yaml`.
+
+        Args:
+            path: a folder that is empty or does not exist.
+            config: plain values (str, int, float, bool, None, list, dict), nested as wanted.
+
+        Raises:
+            InputError: if the path is a file, is not empty, or cannot be made.
+        """
+        text = _config_text(config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(path.iterdir())
+        except OSError as error:
+            raise InputError(
+                f"out {str(path)!r} cannot be made a folder ({error}): give another --out"
+            ) from None
+        if not is_empty:
+            raise InputError(
+                f"out {str(path)!r} is not empty: give another --out, or --resume to go on with that run"
+            )
+        folder = cls(path)
+        write_atomically(folder.config_file, text)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":
+        """Open the folder of a run to go on with it; `config.yaml` then holds the given configuration.
+
+        Args:
+            path: the folder that `create` made.
+            config: what the run is to go on with.
+            ignore: fields that may differ, dotted where nested (`"ppo.num_updates"`); a field that holds
+                others exempts them all.
+
+        Raises:
+            InputError: if there is no run, its `config.yaml` is unreadable, or a field that counts differs.
+        """
+        folder = cls(path)
+        saved = folder.read_config()
+        text = _config_text(config)
+        differing = _differences(saved, yaml.safe_load(text))
+        changed = {name: values for name, values in differing.items() if not _is_exempt(name, ignore)}
+        if changed:
+            lines = "".join(
+                f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items()
+            )
+            raise InputError(
+                f"resume {str(path)!r}: the run was started with other values:{lines}\n"
+                "give the run's values, or another --out to start afresh"
+            )
+        if differing:
+            write_atomically(folder.config_file, text)
+        return folder
+
+    def read_config(self) -> dict[str, Any]:
+        """Read `config.yaml`.
+
+        Raises:
+            InputError: if it is missing, unreadable, or no mapping.
+        """
+        remedy = "name the folder of a run, or start one without --resume"
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{str(self.path)!r} holds no run (no config.yaml): {remedy}") from None
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise InputError(f"{str(self.config_file)!r} cannot be read ({error}): {remedy}") from None
+        if not isinstance(config, dict):
+            raise InputError(f"{str(self.config_file)!r} holds {type(config).__name__}, no fields: {remedy}")
+        return config
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a kill, meets the old content or the new, never a part.
+
+    Args:
+        path: the file; its folder exists.
+        content: text (written as UTF-8) or bytes.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append records, one JSON object a line; floats that are not finite become null.
+
+    A line that a kill cut short is dropped first, so that what is appended starts a line of its own.
+
+    Args:
+        path: the file, made if missing; its folder exists.
+        records: objects of plain values.
+    """
+    lines = [json.dumps(_finite(record), allow_nan=False) + "\n" for record in records]
+    with path.open("ab+") as file:
+        _mend_last_line(file)
+        file.write("".join(lines).encode("ascii"))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file; a last line that a kill cut short is dropped.
+
+    Args:
+        path: the file; one that is missing holds no records.
+
+    Returns:
+        The records: record `i` stands on line `i + 1`.
+
+    Raises:
+        InputError: if a line other than a cut last one is no JSON object.
+    """
+    if not path.exists():
+        return []
+    *lines, tail = path.read_bytes().split(b"\n")
+    records = [_parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    if tail:
+        record = _parse_object(tail)
+        records += [] if record is None else [record]
+    return records
+
+
+def truncate_jsonl(path: Path, step: int) -> None:
+    """Drop the records from a step on, as a run does that resumes there.
+
+    Args:
+        path: the file; one that is missing stays missing.
+        step: the first step to drop; records whose `step` is lower stay.
+
+    Raises:
+        InputError: if a line is no JSON object or has no whole number as `step`.
+    """
+    if not path.exists():
+        return
+    records = read_jsonl(path)
+    for number, record in enumerate(records, start=1):
+        check_step(path, number, record)
+    kept = [json.dumps(record) + "\n" for record in records if record["step"] < step]
+    write_atomically(path, "".join(kept))
+
+
+def check_step(path: Path, number: int, record: Mapping[str, Any]) -> int:
+    """Return the `step` of the record on a line of a file.
+
+    Raises:
+        InputError: if it is not a whole number.
+    """
+    step = record.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise line_error(path, number, f"step is {step!r}, not a whole number")
+    return step
+
+
+def line_error(path: Path, number: int, problem: str) -> InputError:
+    """Return the error of a line in a JSON-lines file, numbered from 1."""
+    return InputError(f"{str(path)!r} line {number}: {problem}: mend or delete the line")
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    record = _parse_object(line)
+    if record is None:
+        raise line_error(path, number, f"{line[:60]!r} is no JSON object")
+    return record
+
+
+def _parse_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _mend_last_line(file: BinaryIO) -> None:
+    if not file.seek(0, os.SEEK_END):
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() == b"\n":
+        return
+    file.seek(0)
+    content = file.read()
+    tail = content[content.rfind(b"\n") + 1 :]
+    if _parse_object(tail) is None:
+        file.truncate(len(content) - len(tail))
+    else:
+        file.write(b"\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _config_text(config: dict[str, Any]) -> str:
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Name every field of a nested configuration by its dotted path: `{"ppo": {"clip": 1}}` -> `ppo.clip`."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            fields |= {f"{name}.{inner}": item for inner, item in flatten_config(value).items()}
+        else:
+            fields[str(name)] = value
+    return fields
+
+
+def _differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    old, new = flatten_config(saved), flatten_config(given)
+    pairs = {name: (_shown(old, name), _shown(new, name)) for name in old | new}
+    # 1 equals 1.0 by value, NaN equals itself only by its text; a field that is missing equals nothing.
+    return {
+        name: pair
+        for name, pair in pairs.items()
+        if pair[0] != pair[1] and not (name in old and name in new and old[name] == new[name])
+    }
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    return repr(fields[name]) if name in fields else "not set"
+
+
+def _is_exempt(name: str, ignore: frozenset[str]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in ignore)
