@@ -23,8 +23,8 @@ def adam(
 
     TensorFlow's epsilon is larger by 1 / sqrt(c2) in the first updates and damps small gradients there.
 
-    Reference: Kingma and Ba, 2014, Adam: A Method for Stochastic Optimization (TensorFlow's form is its section 2's
-    closing remark); Huang et al., 2023, The N Implementation Details of RLHF with PPO.
+    Reference: Kingma and Ba, 2014, Adam: A Method for Stochastic Optimization (TensorFlow's form is the
+    closing remark of its section 2); Huang et al., 2023, The N Implementation Details of RLHF with PPO.
     """
     if kind == "pytorch":
         return optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon)
@@ -33,8 +33,9 @@ def adam(
 
 def _scale_by_adam_tensorflow(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
     def init(params: PyTree) -> optax.ScaleByAdamState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
+        # Zeros of their own for each moment: a buffer that stands twice in a state cannot be donated.
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
 
     def update(
         grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None

@@ -1,18 +1,19 @@
 """Proximal Policy Optimization over trajectories, the same for mazes and for language models.
 
-Per update: whiten rewards (if asked for), advantages by GAE, returns = advantages + old values, whiten advantages,
-then several epochs of minibatches on
+Per update: whiten rewards (if asked for), advantages by GAE, returns = advantages + old values, whiten
+advantages, then several epochs of minibatches on
 
-    L = mean[ max(-A r, -A clip(r, 1-c, 1+c)) ] + value_coefficient * value_loss - entropy_coefficient * mean[ H ]
+    L = mean[ max(-A r, -A clip(r, 1-c, 1+c)) ]
+        + value_coefficient * value_loss - entropy_coefficient * mean[ H ]
 
 with r = pi(a|o) / pi_old(a|o). What an action is, the policy's `evaluate` knows; nothing here does.
 
-Reference: Schulman et al., 2017, Proximal Policy Optimization Algorithms; Ziegler et al., 2019, Fine-Tuning Language
-Models from Human Preferences.
+Reference: Schulman et al., 2017, Proximal Policy Optimization Algorithms; Ziegler et al., 2019, Fine-Tuning
+Language Models from Human Preferences.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import chex
 import jax
@@ -23,7 +24,10 @@ from flax import struct
 from jaxrl_lm.algorithms.optimizers import AdamKind, adam
 from jaxrl_lm.core import masked, policy_losses, returns, value_losses
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.types import ActionEvaluation, Algorithm, Evaluate, Metrics, PyTree, Trajectory
+from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree, Trajectory
+
+MinibatchUnit = Literal["sequences", "steps"]
+ValueLossKind = Literal["clipped", "huber"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +39,12 @@ class PPOConfig:
         anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it.
         num_epochs: passes over each trajectory.
         num_minibatches: parts of an epoch; must divide the number of sequences (or steps).
-        minibatch_unit: what is shuffled: whole "sequences" (language models, recurrent policies) or single "steps".
+        minibatch_unit: what is shuffled: whole "sequences" (language models, recurrent policies) or single
+            "steps".
         clip_range: how far the ratio may move from 1 and still be pushed.
         value_loss: half the squared error, "clipped" around the old value, or "huber".
-        value_clip_range: how far a value may move from the old value (clipped), or where the loss turns linear
-            (huber), in units of return.
+        value_clip_range: how far a value may move from the old value (clipped), or where the loss turns
+            linear (huber), in units of return.
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of the entropy bonus.
         max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
@@ -53,9 +58,9 @@ class PPOConfig:
     anneal_updates: int = 0
     num_epochs: int = 4
     num_minibatches: int = 1
-    minibatch_unit: Literal["sequences", "steps"] = "sequences"
+    minibatch_unit: MinibatchUnit = "sequences"
     clip_range: float = 0.2
-    value_loss: Literal["clipped", "huber"] = "clipped"
+    value_loss: ValueLossKind = "clipped"
     value_clip_range: float = 0.2
     value_coefficient: float = 0.1
     entropy_coefficient: float = 0.0
@@ -66,13 +71,17 @@ class PPOConfig:
     is_whitening_advantages: bool = True
 
     def __post_init__(self) -> None:
+        kinds = {"minibatch_unit": MinibatchUnit, "value_loss": ValueLossKind, "adam": AdamKind}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(kind))}")
         for name in ("num_epochs", "num_minibatches"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "clip_range", "value_clip_range", "adam_epsilon"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("value_coefficient", "max_grad_norm", "anneal_updates"):
+        for name in ("value_coefficient", "entropy_coefficient", "max_grad_norm", "anneal_updates"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
 
@@ -128,8 +137,8 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
 
     Returns:
         the algorithm. `update` returns scalar metrics: losses, ratio and clipping, gradient norm, and
-        `ratio/first_max_error`, the largest |ratio - 1| of the first minibatch of the first epoch, which is 0 up to
-        rounding when the rollout's log-probabilities are those of `evaluate`.
+        `ratio/first_max_error`, the largest |ratio - 1| of the first minibatch of the first epoch, which is 0
+        up to rounding when the rollout's log-probabilities are those of `evaluate`.
     """
     optimizer = _make_optimizer(config)
 
@@ -147,7 +156,9 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
 
     def update(state: PPOState, trajectory: Trajectory, key: jax.Array) -> tuple[PPOState, Metrics]:
         check_minibatches(config, *trajectory.rewards.shape)
-        chex.assert_equal_shape([trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask])
+        chex.assert_equal_shape(
+            [trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask]
+        )
         batch, metrics = _prepare(config, trajectory)
         learning_rate = _learning_rate(config, state)
 
@@ -160,15 +171,17 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
             params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
             return (params, opt_state), step_metrics | {"loss/grad_norm": optax.tree.norm(grads)}
 
-        def epoch(carry: tuple[PyTree, PyTree], epoch_key: jax.Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        def epoch(
+            carry: tuple[PyTree, PyTree], epoch_key: jax.Array
+        ) -> tuple[tuple[PyTree, PyTree], Metrics]:
             return jax.lax.scan(step, carry, _shuffle(batch, epoch_key, config.num_minibatches))
 
         (params, opt_state), stacked = jax.lax.scan(
             epoch, (state.params, state.optimizer), jax.random.split(key, config.num_epochs)
         )
         metrics |= _summarize(stacked) | {"learning_rate": learning_rate}
-        state = state.replace(params=params, optimizer=opt_state, num_updates=state.num_updates + 1)
-        return state, metrics
+        num_updates = state.num_updates + 1
+        return replace(state, params=params, optimizer=opt_state, num_updates=num_updates), metrics
 
     return Algorithm(init=init, update=update)
 
@@ -182,8 +195,8 @@ def check_minibatches(config: PPOConfig, num_sequences: int, num_steps: int) -> 
     count = num_sequences * (num_steps if config.minibatch_unit == "steps" else 1)
     if count % config.num_minibatches:
         raise InputError(
-            f"num_minibatches={config.num_minibatches} does not divide the {count} {config.minibatch_unit} of a "
-            f"batch; choose a divisor of {count}, or another batch size"
+            f"num_minibatches={config.num_minibatches} does not divide the {count} {config.minibatch_unit} "
+            f"of a batch; choose a divisor of {count}, or another batch size"
         )
 
 
@@ -219,10 +232,10 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
     batch = _Batch(
         observations=tr.observations,
         actions=tr.actions,
-        log_probs=tr.log_probs,
-        values=tr.values,
-        advantages=advantages,
-        returns=targets,
+        log_probs=masked.zero_masked(tr.log_probs, tr.mask),
+        values=masked.zero_masked(tr.values, tr.value_mask),
+        advantages=masked.zero_masked(advantages, tr.mask),
+        returns=masked.zero_masked(targets, tr.value_mask),
         mask=tr.mask,
         value_mask=tr.value_mask,
     )
@@ -231,6 +244,13 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
 
 def _as_steps(batch: _Batch) -> _Batch:
     """Every step a sequence of one: leaves `[B, T, ...]` become `[B * T, 1, ...]`."""
+    shape = batch.log_probs.shape
+    for leaf in jax.tree.leaves((batch.observations, batch.actions)):
+        if leaf.shape[: len(shape)] != shape:
+            raise InputError(
+                f"minibatch_unit=steps needs an observation and an action at each of the {list(shape)} "
+                f"steps, but one has shape {list(leaf.shape)}; choose minibatch_unit=sequences"
+            )
     return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]), batch)
 
 
@@ -242,48 +262,49 @@ def _shuffle(batch: _Batch, key: jax.Array, num_minibatches: int) -> _Batch:
 
 
 def _loss(
-    params: PyTree, evaluate: Evaluate, batch: _Batch, hyperparams: PPOHyperparams, value_loss_kind: str
+    params: PyTree,
+    evaluate: Evaluate,
+    batch: _Batch,
+    hyperparams: PPOHyperparams,
+    value_loss_kind: ValueLossKind,
 ) -> tuple[jax.Array, Metrics]:
     evaluation = evaluate(params, batch.observations, batch.actions)
+    # Masked before the ratio: masked after it, an infinite ratio would leave 0 * inf in the gradient.
+    log_probs = masked.zero_masked(evaluation.log_probs, batch.mask)
     clip_range = hyperparams.clip_range
-    surrogate = policy_losses.clipped_surrogate(
-        evaluation.log_probs, batch.log_probs, batch.advantages, clip_range
-    )
+    surrogate = policy_losses.clipped_surrogate(log_probs, batch.log_probs, batch.advantages, clip_range)
     policy_loss = masked.masked_mean(surrogate, batch.mask)
-    value_loss = masked.masked_mean(
-        _value_losses(evaluation, batch, hyperparams, value_loss_kind), batch.value_mask
-    )
+    value_loss, value_metrics = _value_loss(evaluation.values, batch, hyperparams, value_loss_kind)
     entropy = masked.masked_mean(evaluation.entropies, batch.mask)
     loss = (
-        policy_loss
-        + hyperparams.value_coefficient * value_loss
-        - hyperparams.entropy_coefficient * entropy
+        policy_loss + hyperparams.value_coefficient * value_loss - hyperparams.entropy_coefficient * entropy
     )
-    diagnostics = policy_losses.policy_diagnostics(
-        evaluation.log_probs, batch.log_probs, clip_range, batch.mask
-    )
-    return loss, {
+    metrics = {
         "loss/total": loss,
         "loss/policy": policy_loss,
         "loss/value": value_loss,
         "policy/entropy": entropy,
-        **{f"ratio/{name}": value for name, value in diagnostics.items()},
     }
+    diagnostics = policy_losses.policy_diagnostics(log_probs, batch.log_probs, clip_range, batch.mask)
+    return loss, metrics | value_metrics | diagnostics
 
 
-def _value_losses(
-    evaluation: ActionEvaluation, batch: _Batch, hyperparams: PPOHyperparams, kind: str
-) -> Any:
+def _value_loss(
+    values: jax.Array, batch: _Batch, hyperparams: PPOHyperparams, kind: ValueLossKind
+) -> tuple[jax.Array, Metrics]:
+    values = masked.zero_masked(values, batch.value_mask)
+    clip_range = hyperparams.value_clip_range
     if kind == "huber":
-        return value_losses.huber_value_loss(evaluation.values, batch.returns, hyperparams.value_clip_range)
-    return value_losses.clipped_value_loss(
-        evaluation.values, batch.values, batch.returns, hyperparams.value_clip_range
-    )
+        losses = value_losses.huber_value_loss(values, batch.returns, clip_range)
+        return masked.masked_mean(losses, batch.value_mask), {}
+    operands = (values, batch.values, batch.returns, clip_range)
+    clip_fraction = value_losses.value_clip_fraction(*operands, batch.value_mask)
+    loss = masked.masked_mean(value_losses.clipped_value_loss(*operands), batch.value_mask)
+    return loss, {"value/clip_fraction": clip_fraction}
 
 
 def _summarize(stacked: Metrics) -> Metrics:
-    """Means over `[epochs, minibatches]`, and the first minibatch's ratio."""
-    first_error = stacked["ratio/ratio_max_error"][0, 0]
+    """Means over `[epochs, minibatches]`, the largest error of a ratio, and that of the first minibatch."""
     metrics = {name: jnp.mean(values) for name, values in stacked.items()}
-    metrics["ratio/ratio_max_error"] = jnp.max(stacked["ratio/ratio_max_error"])
-    return metrics | {"ratio/first_max_error": first_error}
+    max_errors = stacked["ratio/max_error"]
+    return metrics | {"ratio/max_error": jnp.max(max_errors), "ratio/first_max_error": max_errors[0, 0]}

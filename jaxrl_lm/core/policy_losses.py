@@ -105,8 +105,8 @@ def policy_diagnostics(
         mask: nonzero where the policy chose the action.
 
     Returns:
-        `approx_kl`: mean of `(ratio - 1) - log ratio`, an estimate of KL(pi_old || pi), nats;
-        `clip_fraction`: share of steps with `|ratio - 1| > c`; `ratio_mean`; `ratio_max_error`: max of
+        `kl/update`: mean of `(ratio - 1) - log ratio`, an estimate of KL(pi_old || pi), nats;
+        `ratio/clip_fraction`: share of steps with `|ratio - 1| > c`; `ratio/mean`; `ratio/max_error`: max of
         `|ratio - 1|`, which must be 0 to rounding before the first update.
 
     Reference: Schulman, 2020, Approximating KL Divergence.
@@ -115,8 +115,8 @@ def policy_diagnostics(
     deviation = jnp.abs(ratio - 1.0)
     is_clipped = (deviation > clip_range).astype(deviation.dtype)
     return {
-        "approx_kl": masked.masked_mean(kl.k3(old_log_probs, log_probs), mask),
-        "clip_fraction": masked.masked_mean(is_clipped, mask),
-        "ratio_mean": masked.masked_mean(ratio, mask),
-        "ratio_max_error": masked.masked_max(deviation, mask),
+        "kl/update": masked.masked_mean(kl.k3(old_log_probs, log_probs), mask),
+        "ratio/clip_fraction": masked.masked_mean(is_clipped, mask),
+        "ratio/mean": masked.masked_mean(ratio, mask),
+        "ratio/max_error": masked.masked_max(deviation, mask),
     }

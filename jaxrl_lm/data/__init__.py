@@ -1,5 +1,15 @@
-"""Data sets: reading them, turning them into tokens, dealing them out in batches."""
+"""Data sets and tokenizers: reading them, turning texts into tokens, dealing them out in batches."""
 
 from jaxrl_lm.data.prompts import Prompt, encode_prompts, left_pad, prompt_order, read_prompts
+from jaxrl_lm.data.tokenizers import load_tokenizer, padding_token, stop_token_ids
 
-__all__ = ["Prompt", "encode_prompts", "left_pad", "prompt_order", "read_prompts"]
+__all__ = [
+    "Prompt",
+    "encode_prompts",
+    "left_pad",
+    "load_tokenizer",
+    "padding_token",
+    "prompt_order",
+    "read_prompts",
+    "stop_token_ids",
+]

@@ -4,6 +4,8 @@ Letters: B batch, T query positions, S key positions (cache slots), K key/value 
 N = K * G query heads, H head size, D model size.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -32,7 +34,7 @@ class KVCache:
 
 
 def init_cache(
-    *, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: jnp.dtype
+    *, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: Any
 ) -> KVCache:
     """An empty cache with `size` slots a row."""
 

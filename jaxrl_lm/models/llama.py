@@ -181,7 +181,8 @@ class Llama(nn.Module):
         x = self.embed_tokens(input_ids)
         table = rotary.rotary_table(self.config.rotary, position_ids, self.config.head_size)
         visible = {
-            window: attention.visible_keys(attention_mask, cache, window) for window in set(self.config.windows)
+            window: attention.visible_keys(attention_mask, cache, window)
+            for window in set(self.config.windows)
         }
         layers = []
         for block, window in zip(self.layers, self.config.windows, strict=True):
@@ -202,6 +203,4 @@ def _dense(module: Attention | MLP, features: int, use_bias: bool, name: str) ->
 
 
 def _norm(module: Attention | Block, name: str) -> RMSNorm:
-    return RMSNorm(
-        module.config.norm_epsilon, dtype=module.dtype, param_dtype=module.param_dtype, name=name
-    )
+    return RMSNorm(module.config.norm_epsilon, dtype=module.dtype, param_dtype=module.param_dtype, name=name)

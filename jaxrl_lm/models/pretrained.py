@@ -56,7 +56,9 @@ def from_pretrained(
     folder = resolve_folder(folder_or_hub_id)
     model = _build(folder, head, dtype, param_dtype, is_remat)
     tensors, kind = weights.read_weights(folder)
-    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"])
+    shapes = flatten_dict(
+        jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    )
     found = _place(tensors, kind, model.family, shapes, folder)
     if head == "value":
         found |= _value_head(folder, shapes)
@@ -156,7 +158,9 @@ def _build(folder: Path, head: Head | None, dtype: Any, param_dtype: Any, is_rem
     try:
         config = family_of(raw["model_type"]).config_from_hf(raw)
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"{folder / 'config.json'}: field {error} is missing or unfit; correct it") from error
+        raise InputError(
+            f"{folder / 'config.json'}: field {error} is missing or unfit; correct it"
+        ) from error
     return CausalLM(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
 
 
@@ -165,7 +169,9 @@ def _layout(family: Family, kind: Format) -> TensorLayout:
     return TensorLayout(
         kind,
         prefix=family.prefix,
-        is_kernel_transposed=family.is_torch_kernel_transposed if is_torch else family.is_flax_kernel_transposed,
+        is_kernel_transposed=family.is_torch_kernel_transposed
+        if is_torch
+        else family.is_flax_kernel_transposed,
         flax_norm_scale=family.flax_norm_scale,
     )
 
@@ -242,7 +248,11 @@ def _replace_weights(folder: Path, staged: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in weights.FILE_NAMES.values():
         stem, suffix = name.rsplit(".", 1)
-        for old in [*folder.glob(name), *folder.glob(f"{name}.index.json"), *folder.glob(f"{stem}-*-of-*.{suffix}")]:
+        for old in [
+            *folder.glob(name),
+            *folder.glob(f"{name}.index.json"),
+            *folder.glob(f"{stem}-*-of-*.{suffix}"),
+        ]:
             old.unlink()
     (folder / VALUE_HEAD_FILE).unlink(missing_ok=True)
     for file in staged.iterdir():

@@ -35,7 +35,9 @@ def read_weights(folder: Path) -> tuple[Tensors, Format]:
         if index.is_file():
             return _read_shards(index, kind), kind
     wanted = ", ".join(f"{name} or {name}.index.json" for name in FILE_NAMES.values())
-    raise InputError(f"{folder}: no weights found (wanted {wanted}); torch's .bin files are not read: convert them")
+    raise InputError(
+        f"{folder}: no weights found (wanted {wanted}); torch's .bin files are not read: convert them"
+    )
 
 
 def read_file(path: Path, kind: Format) -> Tensors:
@@ -76,7 +78,9 @@ def _read_shards(index: Path, kind: Format) -> Tensors:
     return tensors
 
 
-def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], kind: Format, max_shard_bytes: int) -> None:
+def write_weights(
+    folder: Path, tensors: Mapping[str, np.ndarray], kind: Format, max_shard_bytes: int
+) -> None:
     """Write tensors whole, or in shards with their index where they exceed `max_shard_bytes`."""
     name = FILE_NAMES[kind]
     shards = _split(tensors, max_shard_bytes)

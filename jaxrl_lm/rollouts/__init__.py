@@ -1,6 +1,23 @@
 """How trajectories come about: token generation (and, later, environment scans)."""
 
-from jaxrl_lm.rollouts.generation import Generation, generate
+from jaxrl_lm.rollouts.generation import Generation, decode, generate
 from jaxrl_lm.rollouts.sampling import SamplingConfig
+from jaxrl_lm.rollouts.token_policy import (
+    TokenObservations,
+    answer_log_probs,
+    make_evaluate,
+    observe,
+    token_trajectory,
+)
 
-__all__ = ["Generation", "SamplingConfig", "generate"]
+__all__ = [
+    "Generation",
+    "SamplingConfig",
+    "TokenObservations",
+    "answer_log_probs",
+    "decode",
+    "generate",
+    "make_evaluate",
+    "observe",
+    "token_trajectory",
+]

@@ -1,10 +1,11 @@
 """Answers from a language model: prefill, then decode with a static cache until every row is done."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxrl_lm.models.attention import KVCache
@@ -126,3 +127,16 @@ def _draw(state: _State, logits: jax.Array, row_keys: jax.Array, config: Samplin
         mask=write(jnp.ones_like(tokens), state.mask, 0),
         is_done=state.is_done | stops,
     )
+
+
+def decode(tokenizer: Any, generation: Generation) -> list[str]:
+    """The answers' texts, without padding and special tokens.
+
+    Args:
+        tokenizer: Hugging Face tokenizer of the model that answered.
+        generation: B answers.
+    """
+    mask = np.asarray(generation.response_mask).astype(bool)
+    tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
+    rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -64,11 +64,11 @@ def write_plots(folder: RunFolder) -> list[Path]:
 def running_mean(values: Float[np.ndarray, " N"], window: int) -> Float[np.ndarray, " N"]:
     """Mean over a centred window, cut off at both ends; NaNs are left out.
 
-    mean_i = sum_j values_j / count over |j - i| <= window // 2
+    mean_i = (sum of values_j over |j - i| <= window // 2) / (count of those that are numbers)
 
     Args:
         values: the curve.
-        window: its width, points.
+        window: its width, points, odd.
 
     Returns:
         The means; NaN where the window holds no number.
@@ -111,17 +111,18 @@ def _png(title: str, curves: dict[str, Curve]) -> bytes:
 
 
 def _draw(panel: Axes, name: str, curve: Curve, color: str) -> None:
+    label = "update"
     if len(curve.values) > _SMOOTHED_ABOVE:
-        window = max(5, len(curve.values) // 20)
-        panel.plot(curve.steps, curve.values, color=color, linewidth=0.7, alpha=0.35, label="each update")
-        smooth = running_mean(curve.values, window)
-        panel.plot(curve.steps, smooth, color=color, linewidth=1.8, label=f"mean of {window}")
-        panel.legend(fontsize=7, frameon=False)
+        window = max(5, len(curve.values) // 20) | 1  # odd, so that it has a centre
+        panel.plot(curve.steps, curve.values, color=color, linewidth=0.7, alpha=0.35)
+        panel.plot(curve.steps, running_mean(curve.values, window), color=color, linewidth=1.8)
+        label = f"update (thick line: mean of {window})"
     else:
         panel.plot(curve.steps, curve.values, color=color, linewidth=1.4, marker="o", markersize=3.5)
     # A metric's name is plain text: a dollar sign in it starts no formula.
-    panel.set_title(name.partition("/")[2], fontsize=10, parse_math=False)
-    panel.set_xlabel("update")
+    title = "".join(character if character.isprintable() else "?" for character in name.partition("/")[2])
+    panel.set_title(title, fontsize=10, parse_math=False)
+    panel.set_xlabel(label)
     panel.set_ylabel(_unit(name))
     panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)

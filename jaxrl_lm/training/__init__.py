@@ -1,0 +1,1 @@
+"""Host loops: a jitted update, then log, sample and checkpoint."""

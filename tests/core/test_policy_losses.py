@@ -89,7 +89,7 @@ def test_a_sweep_over_clip_ranges_vmaps():
     np.testing.assert_allclose(swept, np.stack(one_by_one), rtol=1e-6)
     np.testing.assert_allclose(swept[:, 0, 1], -1.0 - clip_ranges, rtol=1e-6)
     fractions = jax.vmap(
-        lambda c: policy_losses.policy_diagnostics(log_probs, old, c, jnp.ones((1, 3)))["clip_fraction"]
+        lambda c: policy_losses.policy_diagnostics(log_probs, old, c, jnp.ones((1, 3)))["ratio/clip_fraction"]
     )(jnp.array([0.1, 0.5, 0.9]))
     np.testing.assert_allclose(fractions, [2 / 3, 1 / 3, 0.0], rtol=1e-6)
 
@@ -151,10 +151,10 @@ def test_diagnostics_worked_by_hand():
     )
     kept = np.array([1.0, 1.1, 1.5, 0.5, 1.0])
     expected = {
-        "approx_kl": np.mean(kept - 1 - np.log(kept)),
-        "clip_fraction": 2 / 5,
-        "ratio_mean": 5.1 / 5,
-        "ratio_max_error": 0.5,
+        "kl/update": np.mean(kept - 1 - np.log(kept)),
+        "ratio/clip_fraction": 2 / 5,
+        "ratio/mean": 5.1 / 5,
+        "ratio/max_error": 0.5,
     }
     assert diagnostics.keys() == expected.keys()
     for name, value in expected.items():
@@ -165,8 +165,8 @@ def test_diagnostics_of_an_unmoved_policy_are_exact_whatever_masked_steps_hold()
     log_probs = jnp.array([[-1.0, -3.0, jnp.nan, -jnp.inf]])
     diagnostics = policy_losses.policy_diagnostics(log_probs, log_probs, CLIP, jnp.array([[1, 1, 0, 0]]))
     assert {name: float(value) for name, value in diagnostics.items()} == {
-        "approx_kl": 0.0,
-        "clip_fraction": 0.0,
-        "ratio_mean": 1.0,
-        "ratio_max_error": 0.0,
+        "kl/update": 0.0,
+        "ratio/clip_fraction": 0.0,
+        "ratio/mean": 1.0,
+        "ratio/max_error": 0.0,
     }

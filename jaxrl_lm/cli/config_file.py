@@ -1,0 +1,72 @@
+"""`--config FILE.yaml`: the file's fields become options in front of those on the command line, which win."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxrl_lm.errors import InputError
+
+_FLAG = "--config"
+
+
+def expand_config_file(args: list[str]) -> list[str]:
+    """Arguments with `--config FILE` replaced by the options that the file holds.
+
+    A run folder's config.yaml is such a file.
+
+    Raises:
+        InputError: the file is missing or is no mapping of names to values.
+    """
+    kept, file = [], None
+    arguments = iter(args)
+    for argument in arguments:
+        if argument == _FLAG:
+            file = next(arguments, "")
+        elif argument.startswith(f"{_FLAG}="):
+            file = argument.removeprefix(f"{_FLAG}=")
+        else:
+            kept.append(argument)
+    if file is None:
+        return kept
+    given = {argument.split("=")[0].replace("_", "-").replace("--no-", "--") for argument in kept}
+    options = [
+        option
+        for names, value in _leaves(_read(file))
+        if f"--{_dotted(names)}" not in given
+        for option in _option(names, value)
+    ]
+    return [*kept[:1], *options, *kept[1:]]
+
+
+def _read(file: str) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{_FLAG} {file!r} cannot be read ({error}); name a YAML file of options") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{_FLAG} {file!r} holds no mapping of option names to values")
+    return content
+
+
+def _leaves(content: Mapping[str, Any], names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*names, str(name)))
+        else:
+            yield (*names, str(name)), value
+
+
+def _dotted(names: tuple[str, ...]) -> str:
+    return ".".join(names).replace("_", "-")
+
+
+def _option(names: tuple[str, ...], value: Any) -> list[str]:
+    dotted = _dotted(names)
+    if isinstance(value, bool):
+        *groups, last = dotted.split(".")
+        return ["--" + ".".join([*groups, last if value else f"no-{last}"])]
+    if isinstance(value, list):
+        return [f"--{dotted}", *map(str, value)]
+    return [f"--{dotted}", str(value)]

@@ -1,0 +1,102 @@
+"""`jaxrl-lm doctor`: devices, versions, and what would run where."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("jaxrl-lm", "jax", "jaxlib", "flax", "optax", "transformers", "orbax-checkpoint", "numpy")
+_EXTRAS = {
+    "cuda": "jax-cuda13-plugin",
+    "tpu": "libtpu",
+    "data": "datasets",
+    "label": "starlette",
+    "ray": "ray",
+    "wandb": "wandb",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Show devices, versions and what would run where.
+
+    Attributes:
+        size: side of the square matrices whose product measures the device.
+    """
+
+    size: int = 2048
+
+
+def run_doctor(config: DoctorConfig) -> None:
+    """Print everything that a bug report or a benchmark should carry."""
+    console = Console()
+    console.print(_versions())
+    console.print(_devices())
+    console.print(_speeds(config.size))
+    kind = jax.default_backend()
+    advice = (
+        "float32 activations are the faster ones here: leave --dtype float32"
+        if kind == "cpu"
+        else "--dtype bfloat16 is the faster choice for activations here; parameters stay float32"
+    )
+    console.print(f"Programs run on {jax.device_count()} {kind} device(s). {advice}.")
+
+
+def _versions() -> Table:
+    table = Table("package", "version", title=f"Python {platform.python_version()}, {os.cpu_count()} cores")
+    for name in _PACKAGES:
+        table.add_row(name, _version(name) or "not installed")
+    for extra, name in _EXTRAS.items():
+        table.add_row(f"{name} (extra {extra})", _version(name) or f"pip install 'jaxrl-lm[{extra}]'")
+    return table
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> Table:
+    table = Table("device", "kind", "memory in use", "memory", title=f"{jax.process_count()} process(es)")
+    for device in jax.devices():
+        stats: dict[str, Any] = device.memory_stats() or {}
+        table.add_row(
+            str(device),
+            device.device_kind,
+            _gigabytes(stats.get("bytes_in_use")),
+            _gigabytes(stats.get("bytes_limit")),
+        )
+    return table
+
+
+def _gigabytes(count: int | None) -> str:
+    return "not told" if count is None else f"{count / 1e9:.1f} GB"
+
+
+def _speeds(size: int) -> Table:
+    table = Table("matrix product", "rate", title=f"{size} x {size}, best of 3")
+    for dtype in (jnp.float32, jnp.bfloat16):
+        table.add_row(dtype.__name__, f"{_matmul_rate(size, dtype) / 1e9:,.0f} GFLOP/s")
+    return table
+
+
+def _matmul_rate(size: int, dtype: Any) -> float:
+    """Floating-point operations a second."""
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

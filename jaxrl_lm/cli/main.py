@@ -1,0 +1,68 @@
+"""`jaxrl-lm COMMAND`: every option is a field of a frozen dataclass, documented there.
+
+Exit codes: 0 done; 1 a run diverged or failed; 2 an input is not what it must be; 128 + signal when told to stop.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli.demo import DemoConfig, run_demo
+from jaxrl_lm.cli.doctor import DoctorConfig, run_doctor
+from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_ppo
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.language_config import LanguagePPOConfig
+from jaxrl_lm.training.loop import TrainingDivergedError
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "ppo": (LanguagePPOConfig, run_ppo),
+    "generate": (GenerateConfig, run_generate),
+    "demo": (DemoConfig, run_demo),
+    "doctor": (DoctorConfig, run_doctor),
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command, and exit with its code."""
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: list[str]) -> int:
+    """Run a command and return its exit code; errors that a user can mend are printed without a traceback."""
+    try:
+        config = parse(expand_config_file(args))
+        command = next(call for kind, call in COMMANDS.values() if isinstance(config, kind))
+        command(config)
+    except InputError as error:
+        return _fail(error, 2)
+    except TrainingDivergedError as error:
+        return _fail(error, 1)
+    except Interrupted as stop:
+        return _fail(stop, 128 + stop.signal_number)
+    return 0
+
+
+def parse(args: list[str]) -> Any:
+    """The configuration that a command line asks for; prints help or the mistake and exits where there is one."""
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: kind for name, (kind, _) in COMMANDS.items()},
+        args=args,
+        prog="jaxrl-lm",
+        description="PPO and Q-learning in pure JAX, for environments and for language models. "
+        "Every command also takes --config FILE.yaml with the same names.",
+    )
+
+
+def _fail(error: Exception, code: int) -> int:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]jaxrl-lm:[/] ", end="")
+    print(error, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

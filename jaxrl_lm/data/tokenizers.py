@@ -1,0 +1,59 @@
+"""Tokenizers from model folders."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from jaxrl_lm.errors import InputError
+
+
+def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
+    """The folder's Hugging Face tokenizer, checked against the model's embedding.
+
+    Args:
+        folder: a model folder with tokenizer files.
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        InputError: there is no readable tokenizer, or it has tokens that the embedding has no row for.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises whatever its parsers do
+        raise InputError(
+            f"{folder}: no tokenizer could be read ({type(error).__name__}: {error}); "
+            "put tokenizer.json and tokenizer_config.json beside the weights"
+        ) from error
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the embedding (vocab_size) has {vocab_size} rows; "
+            "the tokenizer belongs to another model"
+        )
+    return tokenizer
+
+
+def padding_token(tokenizer: Any) -> int:
+    """The id that stands in padding: the tokenizer's pad token, else its end-of-text token, else 0."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+def stop_token_ids(tokenizer: Any, stops: tuple[str, ...]) -> tuple[int, ...]:
+    """Ids of the tokens that end an answer: the end-of-text token and each given one.
+
+    Raises:
+        InputError: a given text is not exactly one token.
+    """
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for stop in stops:
+        found = tokenizer(stop, add_special_tokens=False)["input_ids"]
+        if len(found) != 1:
+            raise InputError(
+                f"stop={stop!r} is {len(found)} tokens of this tokenizer and must be one; "
+                "give a text that is a single token, such as '.' or a special token"
+            )
+        ids.append(found[0])
+    return tuple(dict.fromkeys(ids))

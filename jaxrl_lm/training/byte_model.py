@@ -1,0 +1,59 @@
+"""A tiny GPT-2 over bytes, made on the spot: something to train where no model is at hand."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import GPT2Config, PreTrainedTokenizerFast
+
+from jaxrl_lm.models import CausalLM, save_pretrained
+from jaxrl_lm.models.families import family_of
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def write_byte_model(
+    folder: Path,
+    *,
+    num_layers: int = 2,
+    model_size: int = 64,
+    num_heads: int = 4,
+    context: int = 128,
+    seed: int = 0,
+) -> None:
+    """Write a randomly initialised GPT-2 with one token a byte, as an ordinary Hugging Face folder.
+
+    Args:
+        folder: made if it is not there.
+        num_layers: number of blocks.
+        model_size: D.
+        num_heads: N.
+        context: longest sequence, in bytes.
+        seed: of the weights.
+    """
+    tokenizer = _byte_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=context,
+        n_embd=model_size,
+        n_layer=num_layers,
+        n_head=num_heads,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    ).to_dict()
+    model = CausalLM(family_of("gpt2").config_from_hf(config))
+    params = model.init(jax.random.key(seed), jnp.ones((1, 1), jnp.int32))["params"]
+    save_pretrained(folder, model, params, format="flax")
+    tokenizer.save_pretrained(folder)
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # pyright: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)

@@ -1,0 +1,132 @@
+"""Settings of reinforcement learning on a language model."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxrl_lm.algorithms import PPOConfig
+from jaxrl_lm.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """How answers are drawn and where they end.
+
+    Attributes:
+        max_new_tokens: longest answer, in tokens.
+        temperature: of sampling, and of every log-probability used in learning.
+        stop: texts of one token each that end an answer, beside the model's end-of-text token.
+        ignore_stops_before: stop tokens among the first so many tokens end nothing.
+        missing_stop_score: score of an answer that no stop token ended, in place of its reward; Ziegler et al. use
+            -1. None leaves the reward.
+        score_at: where the score is paid: at the answer's "last_token", or "after_end", one step behind it, as
+            Ziegler et al. do.
+    """
+
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    stop: tuple[str, ...] = ()
+    ignore_stops_before: int = 0
+    missing_stop_score: float | None = None
+    score_at: Literal["last_token", "after_end"] = "last_token"
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature} must be above 0: PPO learns from drawn answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """Penalty for leaving the reference policy, which is the model that training starts from.
+
+    Attributes:
+        coefficient: beta, score units a nat; where adaptive, its start.
+        target: KL in nats an answer that the adaptive coefficient aims at; None keeps the coefficient.
+        horizon: episodes over which the adaptive coefficient moves by its proportional error.
+    """
+
+    coefficient: float = 0.15
+    target: float | None = 6.0
+    horizon: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.coefficient < 0:
+            raise InputError(f"kl.coefficient={self.coefficient} must be 0 or more")
+        if self.target is not None and not self.target > 0:
+            raise InputError(f"kl.target={self.target} must be above 0 nats, or none for a fixed coefficient")
+        if self.horizon < 1:
+            raise InputError(f"kl.horizon={self.horizon} must be at least 1 episode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePPOConfig:
+    """PPO on a language model: answer prompts, score the answers, learn.
+
+    Attributes:
+        model: policy to start from, and reference: a folder or a Hugging Face hub id.
+        prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or hub:NAME[:SPLIT].
+        reward: a built-in's name, module:function or file.py:function, called as
+            f(prompts, completions, **columns) -> list[float].
+        out: folder of the run; must not exist yet, unless resuming.
+        prompt_column: column of the prompts file that holds the prompt.
+        num_updates: updates to make.
+        anneal: let the learning rate fall linearly to 0 over the run.
+        batch_size: answers an update, one a prompt.
+        discount: gamma.
+        trace_decay: lambda of GAE.
+        answers: how answers are drawn.
+        kl: penalty for leaving the reference.
+        ppo: the update.
+        value_model: a folder or hub id to start a separate value network from (a reward model, say); None puts a
+            value head on the policy.
+        dtype: of activations; parameters, optimizer and losses are float32.
+        remat: recompute activations in the backward pass: less memory, a third more work.
+        seed: of prompts' order, sampling and shuffling.
+        save_every: updates between checkpoints.
+        keep_checkpoints: checkpoints that stay.
+        num_samples: prompts answered before and after training, for the report.
+        wandb_project: also log to this Weights & Biases project.
+        resume: go on with the run in `out`.
+    """
+
+    model: str
+    prompts: str
+    reward: str
+    out: str
+    prompt_column: str = "prompt"
+    num_updates: int = 100
+    anneal: bool = True
+    batch_size: int = 64
+    discount: float = 1.0
+    trace_decay: float = 0.95
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    value_model: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    seed: int = 0
+    save_every: int = 50
+    keep_checkpoints: int = 2
+    num_samples: int = 8
+    wandb_project: str | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "batch_size", "save_every", "keep_checkpoints", "num_samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("discount", "trace_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.ppo.minibatch_unit != "sequences":
+            raise InputError(
+                f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: the tokens of an answer are scored together; "
+                "use 'sequences'"
+            )
+        if self.batch_size % self.ppo.num_minibatches:
+            raise InputError(
+                f"ppo.num_minibatches={self.ppo.num_minibatches} does not divide batch_size={self.batch_size}; "
+                "choose a divisor, or another batch size"
+            )

@@ -1,0 +1,50 @@
+"""Fixtures that several rooms share, and JAX's cache of compiled programs."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+# The package itself is imported inside the fixtures: jaxtyping's hook must come before it.
+jax.config.update("jax_compilation_cache_dir", str(CHECKOUT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with checkpoints and data sets that others made."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("shared/data does not lie beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct."""
+    named = os.environ.get("JAXRL_LM_SMOLLM2")
+    if not named:
+        pytest.skip("JAXRL_LM_SMOLLM2 does not name a folder with SmolLM2-135M-Instruct")
+    folder = Path(named).expanduser()
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("the folder that JAXRL_LM_SMOLLM2 names holds no model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2():
+    """A random GPT-2 of two layers: (model, params)."""
+    from models import tiny
+
+    return tiny.random_model("gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """A random Llama of two layers with grouped heads: (model, params)."""
+    from models import tiny
+
+    return tiny.random_model("llama", num_key_value_heads=2)

@@ -1,0 +1,204 @@
+"""What every model family must do: parity with Hugging Face, cache, save and load, heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import tree_leaves_with_path
+from models import tiny
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from jaxrl_lm.models import FAMILIES, CausalLM, from_pretrained, save_pretrained
+
+TOLERANCE = 1e-4
+SHARD_BYTES = 20_000  # several shards of each tiny model
+
+
+@pytest.fixture(scope="module", params=tiny.VARIANTS)
+def variant(request, tmp_path_factory):
+    """A variant as torch's class, as its folder, and as ours."""
+    torch_model = tiny.torch_model(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    torch_model.save_pretrained(folder)
+    model, params = from_pretrained(folder)
+    return torch_model, folder, model, params
+
+
+def forward(model, params, ids, mask):
+    return jax.jit(lambda p, i, m: model.apply({"params": p}, i, attention_mask=m))(params, ids, mask)
+
+
+def assert_same_where_real(actual, expected, mask):
+    np.testing.assert_allclose(
+        np.asarray(actual)[mask == 1], np.asarray(expected)[mask == 1], rtol=0, atol=TOLERANCE
+    )
+
+
+def assert_same_bits(actual, expected):
+    actual, expected = (dict(tree_leaves_with_path(tree)) for tree in (actual, expected))
+    assert actual.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert actual[path].dtype == leaf.dtype, path
+        assert np.asarray(actual[path]).tobytes() == np.asarray(leaf).tobytes(), path
+
+
+def test_every_family_has_a_variant():
+    assert {model_type for model_type, _ in tiny.VARIANTS.values()} == set(FAMILIES)
+
+
+def test_logits_equal_those_of_hugging_face_with_padding_on_either_side(variant):
+    torch_model, _, model, params = variant
+    ids, mask = tiny.padded_batch()
+    expected = tiny.torch_logits(torch_model, ids, mask)
+    assert np.std(expected[mask == 1]) > 0.1  # a model that says nothing would agree with anything
+    assert_same_where_real(forward(model, params, ids, mask).logits, expected, mask)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("max_shard_bytes", [10**9, SHARD_BYTES], ids=["whole", "sharded"])
+@pytest.mark.parametrize("file_format", ["safetensors", "flax"])
+def test_what_is_saved_comes_back_bit_for_bit(variant, tmp_path, file_format, max_shard_bytes, dtype):
+    _, _, model, params = variant
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    save_pretrained(tmp_path / "model", model, params, format=file_format, max_shard_bytes=max_shard_bytes)
+    is_sharded = any(path.name.endswith(".index.json") for path in (tmp_path / "model").iterdir())
+    assert is_sharded == (max_shard_bytes == SHARD_BYTES)
+    loaded_model, loaded = from_pretrained(tmp_path / "model", param_dtype=dtype)
+    assert_same_bits(loaded, params)
+    assert loaded_model.config.hf_config() | {"architectures": None, "dtype": None} == (
+        model.config.hf_config() | {"architectures": None, "dtype": None}
+    )
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, SHARD_BYTES], ids=["whole", "sharded"])
+def test_hugging_face_loads_what_we_save(variant, tmp_path, max_shard_bytes):
+    torch_model, _, model, params = variant
+    save_pretrained(tmp_path / "model", model, params, max_shard_bytes=max_shard_bytes)
+    theirs, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert type(theirs) is type(torch_model)
+    ids, mask = tiny.padded_batch()
+    expected = tiny.torch_logits(torch_model, ids, mask)
+    assert_same_where_real(tiny.torch_logits(theirs.float().eval(), ids, mask), expected, mask)
+
+
+@pytest.mark.parametrize("pieces", [(1,) * tiny.WIDTH, (6, 1, 4)], ids=["one_at_a_time", "in_pieces"])
+def test_cache_gives_what_the_whole_sequence_gives(variant, pieces):
+    _, _, model, params = variant
+    ids, mask = tiny.padded_batch()
+    # Cached rows are padded on the left; a hole in the mask of a finished row stands for padding at the end.
+    step = jax.jit(lambda p, i, m, cache: model.apply({"params": p}, i, attention_mask=m, cache=cache))
+    cache = model.config.init_cache(len(ids), tiny.WIDTH + 3)
+    logits, start = [], 0
+    for size in pieces:
+        output = step(params, ids[:, start : start + size], mask[:, start : start + size], cache)
+        logits.append(output.logits)
+        cache, start = output.cache, start + size
+    assert int(cache.length) == tiny.WIDTH
+    expected = forward(model, params, ids, mask).logits
+    assert_same_where_real(jnp.concatenate(logits, axis=1), expected, mask)
+
+
+def test_logits_do_not_depend_on_what_stands_under_the_padding(variant):
+    _, _, model, params = variant
+    ids, mask = tiny.padded_batch()
+    expected = forward(model, params, ids, mask).logits
+    outside = np.where(mask == 1, ids, 10 * tiny.VOCAB_SIZE)  # a pad id outside the vocabulary
+    np.testing.assert_array_equal(forward(model, params, outside, mask).logits, expected)
+
+
+def test_rematerialised_gradients_are_the_same(variant):
+    _, _, model, params = variant
+    ids, mask = tiny.padded_batch()
+
+    def gradients(is_remat):
+        module = CausalLM(model.config, is_remat=is_remat)
+
+        def loss(p):
+            return jnp.sum(jnp.square(module.apply({"params": p}, ids, mask).logits) * mask[..., None]) / 1e3
+
+        return jax.jit(jax.grad(loss))(params)
+
+    plain, rematerialised = gradients(False), gradients(True)
+    for (path, leaf), other in zip(
+        tree_leaves_with_path(plain), jax.tree.leaves(rematerialised), strict=True
+    ):
+        assert np.all(np.isfinite(leaf)), path
+        np.testing.assert_allclose(
+            other, leaf, rtol=1e-4, atol=1e-5 * np.max(np.abs(leaf)), err_msg=str(path)
+        )
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "flax"])
+def test_value_head_starts_at_zero_is_saved_and_comes_back(variant, tmp_path, file_format):
+    _, folder, _, _ = variant
+    model, params = from_pretrained(folder, head="value")
+    ids, mask = tiny.padded_batch()
+    np.testing.assert_array_equal(model.apply({"params": params}, ids, mask, method="encode").values, 0)
+    weight = jax.random.normal(jax.random.key(1), params["value_head"]["kernel"].shape)
+    params = {**params, "value_head": {"kernel": weight, "bias": jnp.array([0.5])}}
+    save_pretrained(tmp_path / "model", model, params, format=file_format)
+    loaded_model, loaded = from_pretrained(tmp_path / "model", head="value")
+    assert_same_bits(loaded, params)
+    output = loaded_model.apply({"params": loaded}, ids, mask, method="encode")
+    expected = (output.hidden_states @ weight)[..., 0] + 0.5
+    np.testing.assert_allclose(output.values, expected, rtol=1e-5, atol=1e-5)
+    _, headless = from_pretrained(tmp_path / "model")
+    assert "value_head" not in headless
+
+
+def test_hugging_face_scores_as_our_saved_reward_head_does(variant, tmp_path):
+    _, folder, _, _ = variant
+    model, params = from_pretrained(folder, head="reward", key=jax.random.key(3))
+    save_pretrained(tmp_path / "model", model, params)
+    loaded_model, loaded = from_pretrained(tmp_path / "model", head="reward")
+    assert_same_bits(loaded, params)
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "model", attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert theirs.config.num_labels == 1
+    ids, mask = tiny.padded_batch()
+    expected = tiny.torch_logits(theirs.float().eval(), ids, mask)[:, 0]
+    assert np.std(expected) > 0.05
+    scores = forward(loaded_model, loaded, ids, mask).scores
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_reward_head_of_a_hugging_face_classifier_loads(variant, request, tmp_path):
+    name = request.node.callspec.params["variant"]
+    theirs = tiny.torch_model(name, is_classifier=True)
+    theirs.save_pretrained(tmp_path)
+    model, params = from_pretrained(tmp_path, head="reward")
+    ids, mask = tiny.padded_batch()
+    expected = tiny.torch_logits(theirs, ids, mask)[:, 0]
+    np.testing.assert_allclose(forward(model, params, ids, mask).scores, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_weights_without_their_prefix_load(variant, tmp_path):
+    _, folder, model, params = variant
+    prefix = model.family.prefix + "."
+    tensors = load_file(folder / "model.safetensors")
+    assert any(name.startswith(prefix) for name in tensors)
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    save_file(bare, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    _, loaded = from_pretrained(tmp_path)
+    assert_same_bits(loaded, params)
+
+
+def test_bfloat16_activations_stay_close_and_heads_stay_float32(variant):
+    torch_model, folder, _, _ = variant
+    model, params = from_pretrained(folder, head="value", dtype=jnp.bfloat16)
+    ids, mask = tiny.padded_batch()
+    output = forward(model, params, ids, mask)
+    assert output.hidden_states.dtype == jnp.bfloat16
+    assert output.logits.dtype == jnp.float32
+    assert output.values.dtype == jnp.float32
+    expected = tiny.torch_logits(torch_model, ids, mask)[mask == 1]
+    error = np.abs(np.asarray(output.logits)[mask == 1] - expected)
+    assert np.mean(error) < 0.03 * np.std(expected)

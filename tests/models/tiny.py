@@ -1,0 +1,122 @@
+"""Tiny random models: ours alone, and Hugging Face's torch classes for parity."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from jaxrl_lm.models import FAMILIES, CausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+VOCAB_SIZE = 101
+PAD_TOKEN = 100  # never drawn by `padded_batch`
+WIDTH = 11
+
+_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,  # at head size 8 some pairs are kept, some blended, some stretched
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+# Name of a variant -> model_type and what differs from the family's plain form.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{model_type: (model_type, {}) for model_type in FAMILIES},
+    "gpt2_untied": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt2_inverse_layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 24}),
+    "gpt2_unscaled_relu": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
+    "llama_grouped_tied": ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama_biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama_rope_llama3": ("llama", {"rope_parameters": _LLAMA3}),
+    "llama_rope_linear": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
+    ),
+    "mistral_window": ("mistral", {"sliding_window": 4, "num_key_value_heads": 1}),
+    "qwen2_late_window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1, "num_key_value_heads": 2},
+    ),
+    "qwen3_wide_heads": ("qwen3", {"head_dim": 12, "num_key_value_heads": 2, "attention_bias": True}),
+}
+
+
+def hf_config(model_type: str, **options: Any) -> transformers.PreTrainedConfig:
+    """A small configuration of a family."""
+    sizes = _GPT2 if model_type == "gpt2" else _LLAMA
+    if model_type == "qwen3":
+        options = {"head_dim": 8, **options}
+    fixed = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD_TOKEN, "bos_token_id": 1, "eos_token_id": 2}
+    return AutoConfig.for_model(model_type, **{**sizes, **fixed, **options})
+
+
+def torch_model(name: str, *, is_classifier: bool = False) -> torch.nn.Module:
+    """A variant in float32, with norms away from 1 and biases away from 0, so that a lost one shows."""
+    model_type, options = VARIANTS[name]
+    config = hf_config(model_type, **options)
+    if is_classifier:
+        config.num_labels = 1
+    auto = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation="eager").float().eval()
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm = parameter.ndim == 1 and parameter_name.endswith("weight")
+            parameter.copy_(1 + 0.3 * noise if is_norm else 0.2 * noise)
+    return model
+
+
+def random_model(model_type: str, *, head: Any = None, seed: int = 0, **options: Any) -> tuple[CausalLM, Any]:
+    """Our own model with weights of its own initialisation, scaled up so that its answers differ."""
+    config = hf_config(model_type, initializer_range=0.3, **options).to_dict()
+    model = CausalLM(FAMILIES[model_type].config_from_hf(config), head=head)
+    params = jax.jit(model.init)(jax.random.key(seed), jnp.ones((1, 1), jnp.int32))["params"]
+    return model, params
+
+
+def padded_batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask `[4, WIDTH]`: no padding, on the right, on the left, and much on the left."""
+    mask = np.ones((4, WIDTH), np.int32)
+    mask[1, -4:] = 0
+    mask[2, :3] = 0
+    mask[3, :8] = 0
+    ids = np.random.default_rng(seed).integers(0, PAD_TOKEN, mask.shape)
+    return np.where(mask == 1, ids, PAD_TOKEN).astype(np.int32), mask
+
+
+def positions(mask: np.ndarray) -> np.ndarray:
+    """Position of each token in its row, padding at 0."""
+    return np.clip(np.cumsum(mask, axis=-1) - 1, 0, None)
+
+
+def torch_logits(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Logits (of a classifier: scores) of Hugging Face's class."""
+    with torch.no_grad():
+        output = model(
+            input_ids=torch.tensor(ids).long(),
+            attention_mask=torch.tensor(mask).long(),
+            position_ids=torch.tensor(positions(mask)).long(),
+            use_cache=False,
+        )
+    return output.logits.numpy()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Name and content of each file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
