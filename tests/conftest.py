@@ -37,7 +37,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def tiny_gpt2():
     """A random GPT-2 of two layers: (model, params)."""
-    from models import tiny
+    from tests.models import tiny
 
     return tiny.random_model("gpt2")
 
@@ -45,6 +45,6 @@ def tiny_gpt2():
 @pytest.fixture(scope="session")
 def tiny_llama():
     """A random Llama of two layers with grouped heads: (model, params)."""
-    from models import tiny
+    from tests.models import tiny
 
     return tiny.random_model("llama", num_key_value_heads=2)

@@ -232,10 +232,10 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
     batch = _Batch(
         observations=tr.observations,
         actions=tr.actions,
-        log_probs=masked.zero_masked(tr.log_probs, tr.mask),
-        values=masked.zero_masked(tr.values, tr.value_mask),
-        advantages=masked.zero_masked(advantages, tr.mask),
-        returns=masked.zero_masked(targets, tr.value_mask),
+        log_probs=tr.log_probs,
+        values=tr.values,
+        advantages=advantages,
+        returns=targets,
         mask=tr.mask,
         value_mask=tr.value_mask,
     )
@@ -269,7 +269,7 @@ def _loss(
     value_loss_kind: ValueLossKind,
 ) -> tuple[jax.Array, Metrics]:
     evaluation = evaluate(params, batch.observations, batch.actions)
-    # Masked before the ratio: masked after it, an infinite ratio would leave 0 * inf in the gradient.
+    # Masked here as well as in the mean: a ratio that is not finite would leave 0 * NaN in the gradient.
     log_probs = masked.zero_masked(evaluation.log_probs, batch.mask)
     clip_range = hyperparams.clip_range
     surrogate = policy_losses.clipped_surrogate(log_probs, batch.log_probs, batch.advantages, clip_range)

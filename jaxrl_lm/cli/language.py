@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,7 +72,7 @@ class GenerateConfig:
     batch_size: int = 16
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         if not self.prompt and self.prompts is None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.demo import DemoConfig, run_demo
@@ -44,6 +43,8 @@ def run(args: list[str]) -> int:
         return _fail(error, 1)
     except Interrupted as stop:
         return _fail(stop, 128 + stop.signal_number)
+    except SystemExit as done:  # the parser has printed help, or what is wrong with an option
+        return done.code if isinstance(done.code, int) else 2
     return 0
 
 
@@ -59,8 +60,7 @@ def parse(args: list[str]) -> Any:
 
 
 def _fail(error: Exception, code: int) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]jaxrl-lm:[/] ", end="")
-    print(error, file=sys.stderr)
+    print(f"jaxrl-lm: {error}", file=sys.stderr)
     return code
 
 

@@ -7,6 +7,9 @@ from transformers import AutoTokenizer
 
 from jaxrl_lm.errors import InputError
 
+# Without any of these transformers makes an empty tokenizer from config.json, and says nothing.
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
 
 def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
     """The folder's Hugging Face tokenizer, checked against the model's embedding.
@@ -18,6 +21,11 @@ def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
     Raises:
         InputError: there is no readable tokenizer, or it has tokens that the embedding has no row for.
     """
+    if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        raise InputError(
+            f"{folder}: no tokenizer found (wanted one of {', '.join(_VOCABULARY_FILES)}); "
+            "copy the model's tokenizer files into the folder"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises whatever its parsers do

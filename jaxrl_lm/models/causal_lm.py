@@ -1,11 +1,13 @@
 """A decoder with its unembedding and, if asked for, a value or reward head."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.typing import ArrayLike
 
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.attention import KVCache
@@ -74,9 +76,9 @@ class CausalLM(nn.Module):
 
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
         cache: KVCache | None = None,
     ) -> CausalLMOutput:
         """Run the model.
@@ -92,24 +94,25 @@ class CausalLM(nn.Module):
         if self.head == "reward":
             return output
         embedding = self.lm_head.embedding if not self.config.is_tied else self._embedding()
-        return output.replace(logits=unembed(output.hidden_states, embedding))
+        return replace(output, logits=unembed(output.hidden_states, embedding))
 
     def encode(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
         cache: KVCache | None = None,
     ) -> CausalLMOutput:
         """Run the model up to the hidden states and heads, without logits; arguments as for the whole."""
-        if attention_mask is None:
-            attention_mask = jnp.ones_like(input_ids)
+        ids = jnp.asarray(input_ids, jnp.int32)
+        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
         if position_ids is None:
-            position_ids = attention.token_positions(attention_mask, cache)
-        input_ids = jnp.where(attention_mask.astype(bool), input_ids, 0)
-        hidden_states, cache = self.backbone(input_ids, attention_mask, position_ids, cache)
+            positions = attention.token_positions(mask, cache)
+        else:
+            positions = jnp.asarray(position_ids, jnp.int32)
+        hidden_states, cache = self.backbone(jnp.where(mask > 0, ids, 0), mask, positions, cache)
         values = self.value_head(hidden_states)[..., 0] if self.head == "value" else None
-        scores = self._last_score(hidden_states, attention_mask) if self.head == "reward" else None
+        scores = self._last_score(hidden_states, mask) if self.head == "reward" else None
         return CausalLMOutput(hidden_states=hidden_states, values=values, scores=scores, cache=cache)
 
     def unembedding(self, params: PyTree) -> jax.Array:
@@ -126,6 +129,18 @@ class CausalLM(nn.Module):
         last = jnp.max(jnp.where(attention_mask.astype(bool), slots, 0), axis=-1)
         last_hidden = jnp.take_along_axis(hidden_states, last[:, None, None], axis=1)
         return self.score(last_hidden)[:, 0, 0]
+
+
+def encode(
+    model: CausalLM,
+    params: PyTree,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
+    cache: KVCache | None = None,
+) -> CausalLMOutput:
+    """`model` up to hidden states and heads, without logits; arguments as for the module."""
+    output = model.apply({"params": params}, input_ids, attention_mask, None, cache, method="encode")
+    return cast(CausalLMOutput, output)
 
 
 def unembed(hidden_states: jax.Array, unembedding: jax.Array) -> jax.Array:

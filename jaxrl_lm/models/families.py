@@ -70,13 +70,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(model_type: str | None) -> Family:
+def family_of(model_type: Any) -> Family:
     """The family of a config.json's `model_type`.
 
     Raises:
         InputError: no family has this name; the message lists those that exist.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"config.json: model_type={model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
         )

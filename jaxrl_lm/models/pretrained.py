@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from jaxrl_lm.errors import InputError
@@ -56,7 +57,7 @@ def from_pretrained(
     folder = resolve_folder(folder_or_hub_id)
     model = _build(folder, head, dtype, param_dtype, is_remat)
     tensors, kind = weights.read_weights(folder)
-    shapes = flatten_dict(
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(
         jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
     )
     found = _place(tensors, kind, model.family, shapes, folder)
@@ -106,7 +107,7 @@ def save_pretrained(
         if model.head == "value":
             head = {"/".join(path): leaf for path, leaf in flat.items() if path[0] == "value_head"}
             weights.write_file(staged / VALUE_HEAD_FILE, head, "safetensors")
-        _write_config(staged, model, next(iter(flat.values())).dtype)
+        _write_config(staged, model, np.dtype(jax.tree.leaves(params)[0].dtype))
         _replace_weights(folder, staged)
 
 
@@ -120,7 +121,7 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=list(_HUB_FILES)))
@@ -149,7 +150,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     family_of(raw.get("model_type"))
     try:
         return AutoConfig.for_model(**raw).to_dict()
-    except (ValueError, TypeError, KeyError) as error:
+    except ZeroDivisionError as error:
+        zeros = [name for name, value in raw.items() if name.startswith(("n_", "num_")) and value == 0]
+        raise InputError(f"{path}: {', '.join(zeros)} must not be 0; correct it") from error
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: {error}; correct the field") from error
 
 

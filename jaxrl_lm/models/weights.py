@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -50,11 +50,11 @@ def read_file(path: Path, kind: Format) -> Tensors:
         if kind == "safetensors":
             return safetensors.numpy.load_file(path)
         tree = serialization.msgpack_restore(path.read_bytes())
+        flat: dict[str, Any] = flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
     except (SafetensorError, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
         raise InputError(
             f"{path}: not a whole {kind} file ({type(error).__name__}: {error}); copy or download it again"
         ) from error
-    flat = flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
     if not flat or not all(isinstance(leaf, np.ndarray) for leaf in flat.values()):
         raise InputError(f"{path}: not a flax file of named tensors; copy or download it again")
     return {str(name): leaf for name, leaf in flat.items()}
@@ -63,12 +63,12 @@ def read_file(path: Path, kind: Format) -> Tensors:
 def _read_shards(index: Path, kind: Format) -> Tensors:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(weight_map.values()))
+        shards = sorted({Path(shard).name for shard in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: not an index of shards ({error}); copy or download it again") from error
     tensors: Tensors = {}
     for shard in shards:
-        path = index.parent / Path(shard).name
+        path = index.parent / shard
         if not path.is_file():
             raise InputError(f"{path}: this shard is missing, {index.name} names it; copy or download it")
         tensors |= read_file(path, kind)

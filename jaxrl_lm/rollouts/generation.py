@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 
 from jaxrl_lm.models.attention import KVCache
-from jaxrl_lm.models.causal_lm import CausalLM, unembed
+from jaxrl_lm.models.causal_lm import CausalLM, encode, unembed
 from jaxrl_lm.rollouts.sampling import SamplingConfig, sample
 from jaxrl_lm.types import PyTree
 
@@ -70,7 +70,8 @@ def generate(
     unembedding = model.unembedding(params)
 
     def run(ids: jax.Array, mask: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        output = model.apply({"params": params}, ids, mask, None, cache, method="encode")
+        output = encode(model, params, ids, mask, cache)
+        assert output.cache is not None
         return unembed(output.hidden_states[:, -1], unembedding), output.cache
 
     def decode(state: _State) -> _State:

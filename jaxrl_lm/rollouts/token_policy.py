@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl_lm.core.token_log_probs import token_log_probs
-from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.models.causal_lm import CausalLM, encode
 from jaxrl_lm.rollouts.generation import Generation
 from jaxrl_lm.types import ActionEvaluation, Evaluate, PyTree, Trajectory
 
@@ -45,17 +45,19 @@ def make_evaluate(
     def evaluate(params: PyTree, observations: Any, actions: jax.Array) -> ActionEvaluation:
         policy_params = params["policy"] if value_model is not None else params
         before = slice(-actions.shape[1] - 1, -1)  # the positions whose next token is an action
+        # A pad id may lie outside the vocabulary; its log-probability would be NaN, which no mask multiplies away.
+        is_token = observations.attention_mask[:, -actions.shape[1] :] > 0
         inputs = (observations.sequences, observations.attention_mask)
-        output = model.apply({"params": policy_params}, *inputs, method="encode")
+        output = encode(model, policy_params, *inputs)
         log_probs, entropies = token_log_probs(
             output.hidden_states[:, before],
             model.unembedding(policy_params),
-            actions,
+            jnp.where(is_token, actions, 0),
             temperature=temperature,
         )
         values = output.values
         if value_model is not None:
-            values = value_model.apply({"params": params["value"]}, *inputs, method="encode").values
+            values = encode(value_model, params["value"], *inputs).values
         values = jnp.zeros_like(log_probs) if values is None else values[:, before]
         return ActionEvaluation(log_probs=log_probs, entropies=entropies, values=values)
 

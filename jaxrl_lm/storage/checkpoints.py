@@ -85,7 +85,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 arrays=ocp.args.PyTreeSave(stored), description=ocp.args.JsonSave(description)
             ),
-            force=True,
+            force=True,  # when to save is for the caller to say
         )
 
     def restore(self, template: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:

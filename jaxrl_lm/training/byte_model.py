@@ -34,15 +34,17 @@ def write_byte_model(
         seed: of the weights.
     """
     tokenizer = _byte_tokenizer()
+    end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    assert isinstance(end_of_text, int)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=context,
         n_embd=model_size,
         n_layer=num_layers,
         n_head=num_heads,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        pad_token_id=end_of_text,
     ).to_dict()
     model = CausalLM(family_of("gpt2").config_from_hf(config))
     params = model.init(jax.random.key(seed), jnp.ones((1, 1), jnp.int32))["params"]

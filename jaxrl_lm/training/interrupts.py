@@ -8,7 +8,7 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818 not an error: the run was told to stop, and saved
+class Interrupted(Exception):
     """A run stopped because it was told to; its state is saved.
 
     Attributes:

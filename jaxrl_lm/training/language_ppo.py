@@ -302,8 +302,8 @@ def _learn(
         "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
         "answer/log_prob_gap": masked.masked_max(rollout_gap, mask),
     }
-    new = state.replace(
-        ppo=ppo_state, kl_coefficient=_next_coefficient(config, state.kl_coefficient, answer_kl)
+    new = replace(
+        state, ppo=ppo_state, kl_coefficient=_next_coefficient(config, state.kl_coefficient, answer_kl)
     )
     return new, metrics
 

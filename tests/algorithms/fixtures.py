@@ -1,17 +1,24 @@
-"""A policy that is a table, and trajectories made up at random, for tests of the algorithms."""
+"""A policy that is a table, trajectories made up at random, and updates compiled once for many tests."""
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import fields, replace
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_lm.types import ActionEvaluation, Trajectory
+from jaxrl_lm.algorithms import PPOConfig, PPOHyperparams, PPOState, make_ppo
+from jaxrl_lm.types import ActionEvaluation, Metrics, Trajectory
 
 NUM_STATES = 6
 NUM_ACTIONS = 3
+BATCH, NUM_STEPS = 8, 5
+KEY = jax.random.key(0)
+
+# The programs of these tests run for microseconds; compiling them is what takes the time.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def init_params(seed: int = 0) -> dict[str, jax.Array]:
@@ -24,7 +31,7 @@ def init_params(seed: int = 0) -> dict[str, jax.Array]:
 
 
 def evaluate(
-    params: Mapping[str, jax.Array], observations: Any, actions: Any, *, temperature: float = 1.0
+    params: Mapping[str, jax.Array], observations: Any, actions: Any, temperature: Any = 1.0
 ) -> ActionEvaluation:
     """The table's `evaluate`; observations are states, int `[B, T]`."""
     log_pi = jax.nn.log_softmax(params["logits"][observations] / temperature)
@@ -35,40 +42,35 @@ def evaluate(
     )
 
 
-def make_masks(rng: np.random.Generator, batch: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+score = jax.jit(evaluate)
+
+
+def make_masks(rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Answers of random lengths, some with a hole, and values that count one step longer."""
-    lengths = rng.integers(1, num_steps + 1, size=batch)
-    steps = np.arange(num_steps)
-    mask = (steps < lengths[:, None]).astype(np.float32)
-    value_mask = (steps < lengths[:, None] + 1).astype(np.float32)
-    is_hole = (np.arange(batch)[:, None] % 3 == 1) & (steps == 1) & (lengths[:, None] > 2)
-    return np.where(is_hole, 0.0, mask), np.where(is_hole, 0.0, value_mask)
+    lengths = rng.integers(1, NUM_STEPS + 1, size=batch)[:, None]
+    steps = np.arange(NUM_STEPS)
+    is_hole = (np.arange(batch)[:, None] % 3 == 1) & (steps == 1) & (lengths > 2)
+    return (steps < lengths) & ~is_hole, (steps < lengths + 1) & ~is_hole
 
 
 def make_trajectory(
-    params: Mapping[str, jax.Array],
-    *,
-    seed: int = 0,
-    batch: int = 8,
-    num_steps: int = 5,
-    is_masked: bool = True,
-    log_prob_noise: float = 0.0,
+    *, seed: int = 0, batch: int = BATCH, is_masked: bool = True, noise: float = 0.0
 ) -> Trajectory:
-    """Random steps with episode ends in their midst, and log-probs and values as the policy has them.
+    """Random steps with episode ends in their midst; log-probs and values are those of `init_params()`.
 
-    `log_prob_noise` is the standard deviation of what is added to log-probs and values: the trajectory is then one
-    of another policy, and ratios and values reach the clipped ranges.
+    `noise` is the standard deviation of what is added to log-probs and values: the steps are then another
+    policy's, and ratios and values leave the range that is not clipped.
     """
     rng = np.random.default_rng(seed + 100)
-    shape = (batch, num_steps)
-    observations = rng.integers(0, NUM_STATES, size=shape)
-    actions = rng.integers(0, NUM_ACTIONS, size=shape)
-    evaluation = jax.jit(evaluate)(params, observations, actions)
-    mask, value_mask = make_masks(rng, *shape) if is_masked else (np.ones(shape), np.ones(shape))
+    shape = (batch, NUM_STEPS)
+    observations = jnp.asarray(rng.integers(0, NUM_STATES, size=shape))
+    actions = jnp.asarray(rng.integers(0, NUM_ACTIONS, size=shape))
+    evaluation = score(init_params(), observations, actions)
+    mask, value_mask = make_masks(rng, batch) if is_masked else (np.ones(shape), np.ones(shape))
     is_end = rng.random(shape) < 0.15
-    fields = {
-        "log_probs": evaluation.log_probs + log_prob_noise * rng.normal(size=shape),
-        "values": evaluation.values + log_prob_noise * rng.normal(size=shape),
+    columns = {
+        "log_probs": np.asarray(evaluation.log_probs) + noise * rng.normal(size=shape),
+        "values": np.asarray(evaluation.values) + noise * rng.normal(size=shape),
         "rewards": 2.0 + rng.normal(size=shape),
         "discounts": np.where(is_end, 0.0, 0.9),
         "traces": np.where(is_end, 0.0, 0.8),
@@ -76,17 +78,37 @@ def make_trajectory(
         "mask": mask,
         "value_mask": value_mask,
     }
-    return Trajectory(
-        observations=jnp.asarray(observations),
-        actions=jnp.asarray(actions),
-        **{name: jnp.asarray(value, jnp.float32) for name, value in fields.items()},
+    floats = {name: jnp.asarray(column, jnp.float32) for name, column in columns.items()}
+    return Trajectory(observations=observations, actions=actions, **floats)
+
+
+@cache
+def _jitted_update(config: PPOConfig) -> Any:
+    return jax.jit(make_ppo(config, evaluate).update, compiler_options=QUICK)
+
+
+def jitted_update(config: PPOConfig) -> Any:
+    """The update of the table; configurations that differ in traced settings alone share one program."""
+    defaults = PPOConfig()
+    return _jitted_update(
+        replace(config, **{f.name: getattr(defaults, f.name) for f in fields(PPOHyperparams)})
     )
+
+
+def run(config: PPOConfig, trajectory: Trajectory, *, num_updates: int = 1) -> tuple[PPOState, Metrics]:
+    """Some updates on one trajectory, from `init_params()`."""
+    update = jitted_update(config)
+    state, metrics = make_ppo(config, evaluate).init(init_params(), KEY), {}
+    for key in jax.random.split(KEY, num_updates):
+        state, metrics = update(state, trajectory, key)
+    return state, metrics
 
 
 def assert_trees_close(actual: Any, expected: Any, *, atol: float = 0.0) -> None:
     """Every leaf within `atol` of its counterpart; NaN is equal to nothing."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.0, atol=atol, equal_nan=False), actual, expected)
+    compare = partial(np.testing.assert_allclose, rtol=0.0, atol=atol, equal_nan=False)
+    jax.tree.map(compare, actual, expected)
 
 
 def largest_difference(a: Any, b: Any) -> float:

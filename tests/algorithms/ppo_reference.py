@@ -1,6 +1,7 @@
 """PPO once more, in plain numpy loops: one epoch of one minibatch on a softmax table, gradients by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class NumpyPPO:
     def update(self, trajectory: Trajectory) -> dict[str, float]:
         """Change `params`; returns the metrics that are worth comparing."""
         tr = {name: np.array(getattr(trajectory, name)) for name in Trajectory.__dataclass_fields__}
-        rewards, advantages, returns = prepare(self.config, tr)
+        advantages, returns = prepare(self.config, tr)
         metrics = {"value/returns": float(np.mean(returns[tr["value_mask"] > 0]))}
         grads, losses = loss_and_gradient(self.config, self.params, tr, advantages, returns)
         norm = math.sqrt(sum(float(np.sum(g**2)) for g in grads.values()))
@@ -57,8 +58,8 @@ def whiten(x: np.ndarray, mask: np.ndarray, *, shift_mean: bool) -> np.ndarray:
     return np.where(mask > 0, (x - mean) / std + (0.0 if shift_mean else mean), 0.0)
 
 
-def prepare(config: PPOConfig, tr: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rewards, advantages and returns as the losses see them."""
+def prepare(config: PPOConfig, tr: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and returns as the losses see them."""
     rewards = tr["rewards"].astype(np.float64)
     if config.is_whitening_rewards:
         rewards = whiten(rewards, tr["value_mask"], shift_mean=False)
@@ -75,15 +76,15 @@ def prepare(config: PPOConfig, tr: dict[str, np.ndarray]) -> tuple[np.ndarray, n
     returns = advantages + tr["values"]
     if config.is_whitening_advantages:
         advantages = whiten(advantages, tr["mask"], shift_mean=True)
-    return rewards, advantages, returns
+    return advantages, returns
 
 
 def loss_and_gradient(
     config: PPOConfig,
     params: dict[str, np.ndarray],
-    tr: dict[str, np.ndarray],
-    advantages: np.ndarray,
-    returns: np.ndarray,
+    tr: dict[str, Any],
+    advantages: Any,
+    returns: Any,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Gradient of PPO's loss for the table, step by step."""
     grads = {name: np.zeros_like(x) for name, x in params.items()}
@@ -105,7 +106,7 @@ def loss_and_gradient(
             policy_loss += loss / num_actions
             entropy_sum += entropy / num_actions
         if tr["value_mask"][index]:
-            value = params["values"][state]
+            value = float(params["values"][state])
             loss, slope, is_clipped = _value_loss(config, value, tr["values"][index], returns[index])
             grads["values"][state] += config.value_coefficient * slope / num_values
             value_loss += loss / num_values

@@ -1,5 +1,6 @@
 """Tiny random models: ours alone, and Hugging Face's torch classes for parity."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from jaxrl_lm.models import FAMILIES, CausalLM
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from jaxrl_lm.models import FAMILIES, CausalLM, CausalLMOutput
 
 VOCAB_SIZE = 101
 PAD_TOKEN = 100  # never drawn by `padded_batch`
@@ -88,6 +90,12 @@ def random_model(model_type: str, *, head: Any = None, seed: int = 0, **options:
     model = CausalLM(FAMILIES[model_type].config_from_hf(config), head=head)
     params = jax.jit(model.init)(jax.random.key(seed), jnp.ones((1, 1), jnp.int32))["params"]
     return model, params
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(model: CausalLM, params: Any, ids: Any, mask: Any, cache: Any = None) -> CausalLMOutput:
+    """Our whole model, compiled."""
+    return model.apply({"params": params}, ids, attention_mask=mask, cache=cache)
 
 
 def padded_batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,184 @@
+"""How long one PPO step on a language model takes: generation, scoring, update, and the whole.
+
+    python benchmarks/lm_step.py --model FOLDER [--trl-python OTHER_VENV/bin/python] [--torch-python bin/python]
+
+All answers run to their full length. Compile times stand apart from steady times, which are medians. A peer is
+measured in the same run, in the interpreter that its flag names: TRL's RLOO step (TRL has no PPO trainer any more)
+and transformers' `generate`.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from measure import environment, first_call, timed, write_results
+
+from jaxrl_lm.algorithms import PPOConfig
+from jaxrl_lm.rollouts import Generation, answer_log_probs, generate, observe, token_trajectory
+from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
+from jaxrl_lm.training.language_ppo import LanguageState, Task, answer, init_state, load_task, make_update
+
+PEERS = Path(__file__).resolve().parent / "peers"
+PROMPT = "The capital of France is a city that many people like to visit because"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Time one PPO step on a language model.
+
+    Attributes:
+        model: folder or hub id; the figures of record are SmolLM2-135M-Instruct's.
+        num_answers: answers a step.
+        num_tokens: tokens an answer.
+        generate_tokens: tokens an answer where generation is timed alone, as its peer is.
+        dtype: of activations.
+        repeats: steady runs of each part.
+        trl_python: interpreter with trl and torch, to run TRL's RLOO step beside.
+        torch_python: interpreter with transformers and torch, to run transformers' generate beside.
+        out: JSON file of the results.
+    """
+
+    model: str = os.environ.get("JAXRL_LM_SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    num_answers: int = 16
+    num_tokens: int = 48
+    generate_tokens: int = 64
+    dtype: str = "float32"
+    repeats: int = 5
+    trl_python: str | None = None
+    torch_python: str | None = None
+    out: Path = Path("benchmarks/results/lm_step.json")
+
+
+def make_task(benchmark: Benchmark) -> tuple[Task, LanguageState]:
+    """The trainer's own task and state, on one prompt that never stops early."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
+        prompts.write(PROMPT + "\n")
+        prompts.flush()
+        config = LanguagePPOConfig(
+            model=benchmark.model,
+            prompts=prompts.name,
+            reward="words",
+            out="unused",
+            batch_size=benchmark.num_answers,
+            answers=AnswerConfig(max_new_tokens=benchmark.num_tokens),
+            ppo=PPOConfig(num_epochs=1),
+            dtype=benchmark.dtype,  # pyright: ignore[reportArgumentType]
+        )
+        task, params = load_task(config)
+    task = replace(task, sampling=replace(task.sampling, stop_tokens=()))
+    return task, init_state(task, params)
+
+
+def time_generation(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[str, Any]:
+    """Generation alone, at the peer's length."""
+    sampling = replace(task.sampling, max_new_tokens=benchmark.generate_tokens)
+    ids = np.tile(np.asarray(task.prompt_ids[0], np.int32), (benchmark.num_answers, 1))
+    call = partial(
+        generate, task.model, state.ppo.params, ids, np.ones_like(ids), jax.random.key(0), sampling
+    )
+    first = first_call(call)
+    seconds = timed(call, repeats=benchmark.repeats)
+    tokens = benchmark.num_answers * benchmark.generate_tokens
+    return {"first_call_s": first, "seconds": seconds, "tokens_per_s": tokens / seconds["median"]}
+
+
+def time_scoring(benchmark: Benchmark, task: Task, state: LanguageState, generation: Generation) -> dict[str, Any]:
+    """The reference's log-probabilities of the answers: one forward pass."""
+    call = partial(
+        answer_log_probs, task.model, {**state.ppo.params, **task.reference_params}, generation
+    )
+    first = first_call(call)
+    return _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
+
+
+def time_update(benchmark: Benchmark, task: Task, state: LanguageState, generation: Generation) -> dict[str, Any]:
+    """PPO's update on a given trajectory: one epoch, one minibatch, forward and backward and Adam."""
+    algorithm, evaluate = task.algorithm(), task.evaluate()
+    actions = generation.sequences[:, -benchmark.num_tokens :]
+    evaluation = jax.jit(evaluate)(state.ppo.params, observe(generation), actions)
+    rewards = np.random.default_rng(0).normal(size=actions.shape).astype(np.float32)
+    trajectory = token_trajectory(
+        generation, evaluation, rewards, generation.response_mask, discount=1.0, trace_decay=0.95
+    )
+    update = jax.jit(algorithm.update, donate_argnums=0)
+    holder = [jax.tree.map(jax.numpy.copy, state.ppo)]
+
+    def call() -> Any:
+        holder[0], metrics = update(holder[0], trajectory, jax.random.key(0))
+        return metrics, holder[0]
+
+    first = first_call(call)
+    return _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
+
+
+def time_step(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[str, Any]:
+    """The trainer's whole step: generation, reward on the host, both scorings, update, metrics."""
+    update = make_update(task)
+    holder, metrics = [state], {}
+
+    def call() -> Any:
+        holder[0], numbers = update(holder[0], 0)
+        metrics.update(numbers)
+        return holder[0]
+
+    first = first_call(call)
+    result = _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
+    parts = {name: metrics[name] for name in ("time/generate", "time/reward", "time/learn")}
+    return result | {"last_step": parts, "ratio_first_max_error": metrics["ratio/first_max_error"]}
+
+
+def run_peer(python: str, script: str, benchmark: Benchmark, num_tokens: int) -> dict[str, Any]:
+    """A peer's figures, from its own interpreter, which prints them as its last line."""
+    command = [python, str(PEERS / script), benchmark.model, PROMPT]
+    command += [str(benchmark.num_answers), str(num_tokens), str(benchmark.repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _rates(benchmark: Benchmark, first: float, seconds: dict[str, float]) -> dict[str, Any]:
+    tokens = benchmark.num_answers * benchmark.num_tokens
+    return {"first_call_s": first, "seconds": seconds, "tokens_per_s": tokens / seconds["median"]}
+
+
+def main(benchmark: Benchmark) -> None:
+    """Measure, compare, write."""
+    task, state = make_task(benchmark)
+    results: dict[str, Any] = {
+        "setting": {
+            "model": Path(benchmark.model).name,
+            "num_answers": benchmark.num_answers,
+            "num_tokens": benchmark.num_tokens,
+            "prompt_tokens": task.prompt_width,
+            "generate_tokens": benchmark.generate_tokens,
+            "dtype": benchmark.dtype,
+            "repeats": benchmark.repeats,
+        },
+        "environment": environment(),
+        "generate": time_generation(benchmark, task, state),
+    }
+    generation = answer(task, state.ppo.params, np.zeros(benchmark.num_answers, int), jax.random.key(0))
+    results["score"] = time_scoring(benchmark, task, state, generation)
+    results["update"] = time_update(benchmark, task, state, generation)
+    results["step"] = time_step(benchmark, task, state)
+    if benchmark.torch_python:
+        peer = run_peer(benchmark.torch_python, "torch_generate.py", benchmark, benchmark.generate_tokens)
+        results["peer_torch_generate"] = peer
+        results["generate_speedup"] = peer["seconds"]["median"] / results["generate"]["seconds"]["median"]
+    if benchmark.trl_python:
+        peer = run_peer(benchmark.trl_python, "trl_rloo_step.py", benchmark, benchmark.num_tokens)
+        results["peer_trl_rloo_step"] = peer
+        results["step_speedup"] = peer["seconds"]["median"] / results["step"]["seconds"]["median"]
+    print(json.dumps(results, indent=2))
+    write_results(benchmark.out, results)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))

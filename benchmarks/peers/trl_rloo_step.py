@@ -1,0 +1,82 @@
+"""TRL's RLOO step: seconds of one step with NUM_ANSWERS answers of NUM_TOKENS tokens, beta 0.05, float32.
+
+    python trl_rloo_step.py MODEL PROMPT NUM_ANSWERS NUM_TOKENS REPEATS
+
+Runs in an interpreter of its own; prints one JSON line. Answers run to their full length.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+import trl  # pyright: ignore[reportMissingImports]
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import RLOOConfig, RLOOTrainer  # pyright: ignore[reportMissingImports]
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, *args: object, **kwargs: object) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def main(model_name: str, prompt: str, num_answers: int, num_tokens: int, repeats: int) -> None:
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        config = RLOOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=num_answers,
+            num_generations=4,
+            max_completion_length=num_tokens,
+            generation_kwargs={"min_new_tokens": num_tokens},
+            beta=0.05,
+            max_steps=repeats + 1,
+            learning_rate=1e-6,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+            fp16=False,
+            gradient_checkpointing=False,
+            model_init_kwargs={"dtype": "float32"},
+        )
+        trainer = RLOOTrainer(
+            model=model_name,
+            reward_funcs=lambda completions, **kwargs: [float(len(text.split())) for text in completions],
+            args=config,
+            train_dataset=Dataset.from_dict({"prompt": [prompt] * num_answers * (repeats + 1)}),
+            callbacks=[clock],
+        )
+        trainer.train()
+    seconds = clock.seconds[1:]
+    print(
+        json.dumps(
+            {
+                "seconds": {
+                    "min": min(seconds),
+                    "median": statistics.median(seconds),
+                    "max": max(seconds),
+                },
+                "versions": {"torch": torch.__version__, "trl": trl.__version__},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    name, text, *numbers = sys.argv[1:]
+    main(name, text, *map(int, numbers))

@@ -1,0 +1,152 @@
+"""Commands: options, configuration files, exit codes, what they print."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli.main import COMMANDS, parse, run
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.training.byte_model import write_byte_model
+from jaxrl_lm.training.language_config import LanguagePPOConfig
+
+BASE = ["ppo", "--model", "m", "--prompts", "p", "--reward", "vowels", "--out", "o"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model's folder."""
+    folder = tmp_path_factory.mktemp("models") / "byte-gpt2"
+    write_byte_model(folder, num_layers=1, model_size=16, num_heads=2, context=32)
+    return folder
+
+
+def test_options_fill_nested_settings() -> None:
+    config = parse([*BASE, "--ppo.learning-rate", "0.001", "--answers.stop", ".", "!", "--kl.target", "None"])
+    assert isinstance(config, LanguagePPOConfig)
+    assert config.ppo.learning_rate == 0.001
+    assert config.answers.stop == (".", "!")
+    assert config.kl.target is None
+
+
+def test_config_file_has_the_same_names_and_the_command_line_wins(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    content = {
+        "model": "m",
+        "prompts": "p",
+        "reward": "vowels",
+        "out": "from-file",
+        "remat": True,
+        "answers": {"stop": [".", "!"], "max_new_tokens": 7},
+        "kl": {"target": None},
+        "ppo": {"num_minibatches": 4},
+    }
+    file.write_text(yaml.safe_dump(content))
+    config = parse(expand_config_file(["ppo", "--config", str(file), "--out", "from-line", "--no-remat"]))
+    assert config.out == "from-line"
+    assert config.remat is False
+    assert config.answers.stop == (".", "!")
+    assert config.answers.max_new_tokens == 7
+    assert config.kl.target is None
+    assert config.ppo.num_minibatches == 4
+
+
+def test_the_config_of_a_run_is_a_config_file(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "p.txt").write_text("ab\n")
+    options = ["--batch-size=2", "--num-updates=1", "--answers.max-new-tokens=3", "--num-samples=1"]
+    first = [f"--model={model}", f"--prompts={tmp_path / 'p.txt'}", "--reward=vowels", f"--out={tmp_path / 'run'}"]
+    assert run(["ppo", *first, *options]) == 0
+    again = expand_config_file(["ppo", f"--config={tmp_path / 'run' / 'config.yaml'}"])
+    assert parse(again) == parse(["ppo", *first, *options])
+
+
+@pytest.mark.parametrize("content", [None, "- a list", "a: [unclosed"])
+def test_unreadable_config_file(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match="config.yaml"):
+        expand_config_file(["ppo", "--config", str(file)])
+
+
+def test_unknown_name_in_a_config_file_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("learning_rate: 1\n")
+    assert run([*BASE, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "learning-rate" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert capfd.readouterr().out
+    for kind in _dataclasses(COMMANDS[command][0]):
+        documented = kind.__doc__ or ""
+        missing = [name for name in kind.__dataclass_fields__ if f"{name}" not in documented]
+        assert not missing, f"{kind.__name__}: {missing}"
+
+
+def _dataclasses(kind: type) -> list[type]:
+    nested = [field.default_factory for field in kind.__dataclass_fields__.values()]  # pyright: ignore
+    return [kind, *(each for each in nested if isinstance(each, type))]
+
+
+def test_generate_prints_an_answer_to_each_prompt(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", f"--model={model}", "--prompt", "ab", "cde", "--sampling.max-new-tokens=4"]) == 0
+    out = capfd.readouterr().out
+    assert "> ab\n" in out
+    assert "> cde\n" in out
+
+
+def test_generate_answers_do_not_depend_on_the_batch_size(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("ab\ncde\nf\n")
+    answers = []
+    for batch_size in (1, 3):
+        out = tmp_path / f"{batch_size}.jsonl"
+        options = [f"--prompts={tmp_path / 'p.txt'}", f"--out={out}", f"--batch-size={batch_size}"]
+        assert run(["generate", f"--model={model}", *options, "--sampling.max-new-tokens=6"]) == 0
+        answers.append([json.loads(line)["completion"] for line in out.read_text().splitlines()])
+    assert answers[0] == answers[1]
+
+
+def test_generate_without_prompts_is_refused(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", f"--model={model}"]) == 2
+    assert "--prompts FILE" in capfd.readouterr().err
+
+
+def test_doctor_names_devices_and_versions(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--size", "64"]) == 0
+    out = capfd.readouterr().out
+    assert "jax" in out
+    assert "GFLOP/s" in out
+
+
+def test_demo_trains_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", f"--out={tmp_path / 'demo'}", "--num-updates=2"]) == 0
+    assert "samples after" in capfd.readouterr().out
+    assert (tmp_path / "demo" / "report.html").is_file()
+
+
+def test_ctrl_c_saves_and_exits_130(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("ab\n")
+    command = [sys.executable, "-m", "jaxrl_lm.cli.main", "ppo", f"--model={model}", "--reward=vowels"]
+    command += [f"--prompts={tmp_path / 'p.txt'}", f"--out={tmp_path / 'run'}", "--num-updates=100000"]
+    command += ["--batch-size=2", "--answers.max-new-tokens=3", "--num-samples=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in message
+    saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(saved) == metrics.read_text().count("\n")

@@ -1,0 +1,50 @@
+"""A byte-level model, prompts and a configuration small enough to train in a second an update."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxrl_lm.algorithms import PPOConfig
+from jaxrl_lm.training.byte_model import write_byte_model
+from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
+
+
+@pytest.fixture(scope="session")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny GPT-2 over bytes."""
+    folder = tmp_path_factory.mktemp("models") / "byte-gpt2"
+    write_byte_model(folder, num_layers=1, model_size=16, num_heads=2, context=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three prompts of different lengths."""
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    file.write_text("ab\nabcde\na\n")
+    return file
+
+
+@pytest.fixture
+def make_config(byte_model: Path, prompts_file: Path, tmp_path: Path) -> Callable[..., LanguagePPOConfig]:
+    """Builds a configuration; what is given replaces the small defaults."""
+
+    def make(**changes: Any) -> LanguagePPOConfig:
+        settings: dict[str, Any] = {
+            "model": str(byte_model),
+            "prompts": str(prompts_file),
+            "reward": "vowels",
+            "out": str(tmp_path / "run"),
+            "num_updates": 4,
+            "batch_size": 4,
+            "num_samples": 2,
+            "save_every": 100,
+            "answers": AnswerConfig(max_new_tokens=5),
+            "kl": KLConfig(coefficient=0.1, target=0.5, horizon=20),
+            "ppo": PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2),
+        }
+        return LanguagePPOConfig(**(settings | changes))
+
+    return make

@@ -1,0 +1,209 @@
+"""PPO on a language model, end to end on a tiny byte-level model."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import from_pretrained
+from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
+from jaxrl_lm.training import language_ppo
+from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
+from jaxrl_lm.training.language_ppo import answer, init_state, load_task, make_update, train_language_ppo
+from jaxrl_lm.training.loop import TrainingDivergedError
+from tests.training import rewards_for_tests
+
+MakeConfig = Callable[..., LanguagePPOConfig]
+REWARDS = "tests.training.rewards_for_tests"
+
+
+@pytest.fixture(autouse=True)
+def _count_calls_anew() -> Iterator[None]:
+    rewards_for_tests.CALLS["count"] = 0
+    yield
+
+
+def numbers(folder: RunFolder) -> list[dict[str, Any]]:
+    """Every metric that is not a time."""
+    records = read_jsonl(folder.metrics_file)
+    return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+
+
+def test_a_run_leaves_the_whole_run_folder(make_config: MakeConfig) -> None:
+    folder = train_language_ppo(make_config())
+    for member in ("config.yaml", "metrics.jsonl", "samples.jsonl", "report.html", "model/config.json", "plots/kl.png"):
+        assert (folder.path / member).is_file(), member
+    assert list(folder.tensorboard_folder.iterdir())
+    assert [record["step"] for record in read_jsonl(folder.metrics_file)] == [1, 2, 3, 4]
+    assert [sample["phase"] for sample in read_jsonl(folder.samples_file)] == ["before"] * 2 + ["after"] * 2
+    _, params = from_pretrained(folder.model_folder, head="value")
+    assert jnp.any(params["value_head"]["kernel"] != 0), "the value head was not saved"
+
+
+def test_ratio_is_one_on_the_first_minibatch_of_every_update(make_config: MakeConfig) -> None:
+    folder = train_language_ppo(make_config(answers=AnswerConfig(max_new_tokens=5, temperature=0.7)))
+    curves = read_metrics(folder)
+    assert np.max(curves["ratio/first_max_error"].values) < 1e-4
+    assert np.max(curves["answer/log_prob_gap"].values) < 1e-4
+    assert np.max(curves["ratio/max_error"].values) > 1e-3, "later minibatches must have moved"
+
+
+def test_kl_starts_at_zero_and_the_reference_stays(make_config: MakeConfig) -> None:
+    task, params = load_task(make_config())
+    before = jax.tree.map(np.array, task.reference_params)
+    update, state = make_update(task), init_state(task, params)
+    state, first = update(state, 0)
+    _, second = update(state, 1)
+    assert first["kl/answer"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(second["kl/answer"]) > 1e-4
+    chex.assert_trees_all_equal(before, jax.tree.map(np.array, task.reference_params))
+
+
+def test_adaptive_kl_coefficient_follows_its_formula(make_config: MakeConfig) -> None:
+    task, params = load_task(make_config())
+    update, state = make_update(task), init_state(task, params)
+    state, metrics = update(state, 0)
+    # KL 0 against a target of 0.5 is the full error of -0.2; 4 episodes of a horizon of 20.
+    assert metrics["kl/coefficient"] == pytest.approx(0.1)
+    assert float(state.kl_coefficient) == pytest.approx(0.1 * (1 - 0.2 * 4 / 20))
+
+
+def test_fixed_kl_coefficient_stays(make_config: MakeConfig) -> None:
+    folder = train_language_ppo(make_config(kl=KLConfig(coefficient=0.3, target=None)))
+    np.testing.assert_allclose(read_metrics(folder)["kl/coefficient"].values, 0.3, rtol=1e-6)
+
+
+def test_learning_rate_falls_linearly_to_zero(make_config: MakeConfig) -> None:
+    folder = train_language_ppo(make_config())
+    np.testing.assert_allclose(read_metrics(folder)["learning_rate"].values, [1e-2, 7.5e-3, 5e-3, 2.5e-3], rtol=1e-5)
+
+
+def test_samples_of_two_updates_differ_on_the_same_prompt(make_config: MakeConfig) -> None:
+    task, params = load_task(make_config())
+    state = init_state(task, params)
+    chosen = np.zeros(4, int)
+    drawn = [
+        np.asarray(answer(task, params, chosen, jax.random.fold_in(state.key, step)).sequences) for step in (0, 1)
+    ]
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert len({row.tobytes() for row in drawn[0]}) > 1, "rows of a batch must draw independently"
+
+
+def test_terminated_run_resumes_bit_for_bit(make_config: MakeConfig, tmp_path: Path) -> None:
+    reward = f"{REWARDS}:vowels"
+    straight = train_language_ppo(make_config(reward=reward, out=str(tmp_path / "straight")))
+    broken = make_config(reward=f"{REWARDS}:terminate_at_third_call", out=str(tmp_path / "broken"))
+    with pytest.raises(Interrupted, match="--resume"):
+        train_language_ppo(broken)
+    assert [record["step"] for record in numbers(RunFolder(tmp_path / "broken"))] == [1, 2]
+    resumed = train_language_ppo(replace(broken, resume=True))
+    assert numbers(resumed) == numbers(straight)
+    chex.assert_trees_all_equal(
+        from_pretrained(resumed.model_folder, head="value")[1], from_pretrained(straight.model_folder, head="value")[1]
+    )
+    assert [s["completion"] for s in read_jsonl(resumed.samples_file)] == [
+        s["completion"] for s in read_jsonl(straight.samples_file)
+    ]
+
+
+def test_failing_reward_saves_the_state_before_it(make_config: MakeConfig) -> None:
+    config = make_config(reward=f"{REWARDS}:fail_at_third_call")
+    with pytest.raises(InputError, match="judge is out of order"):
+        train_language_ppo(config)
+    resumed = train_language_ppo(replace(config, resume=True))
+    assert [record["step"] for record in numbers(resumed)] == [1, 2, 3, 4]
+
+
+def test_resuming_with_another_config_is_refused(make_config: MakeConfig) -> None:
+    config = make_config(reward=f"{REWARDS}:terminate_at_third_call")
+    with pytest.raises(Interrupted):
+        train_language_ppo(config)
+    with pytest.raises(InputError, match=r"seed: 0 in the run, 7 now"):
+        train_language_ppo(replace(config, seed=7, resume=True))
+
+
+def test_divergence_names_the_last_good_checkpoint(make_config: MakeConfig) -> None:
+    config = make_config(reward=f"{REWARDS}:huge_at_third_call", save_every=1)
+    with pytest.raises(TrainingDivergedError, match=r"update 2: .*last good checkpoint is .*checkpoints/1"):
+        train_language_ppo(config)
+
+
+def test_divergence_with_no_checkpoint_says_so(make_config: MakeConfig) -> None:
+    with pytest.raises(TrainingDivergedError, match="no checkpoint was saved"):
+        train_language_ppo(make_config(reward=f"{REWARDS}:huge"))
+
+
+def test_separate_value_network_learns_and_leaves_the_policy_headless(
+    make_config: MakeConfig, byte_model: Path
+) -> None:
+    config = make_config(value_model=str(byte_model), num_updates=2)
+    task, params = load_task(config)
+    state, _ = make_update(task)(init_state(task, params), 0)
+    value = state.ppo.params["value"]
+    assert jnp.any(value["value_head"]["kernel"] != 0)
+    assert jnp.any(value["backbone"]["wte"]["embedding"] != params["value"]["backbone"]["wte"]["embedding"])
+    assert "value_head" not in state.ppo.params["policy"]
+    folder = train_language_ppo(config)
+    assert not (folder.model_folder / "value_head.safetensors").exists()
+
+
+def test_answers_without_a_stop_token_get_the_missing_stop_score(make_config: MakeConfig) -> None:
+    answers = AnswerConfig(max_new_tokens=5, missing_stop_score=-1.0, score_at="after_end")
+    task, params = load_task(make_config(answers=answers))
+    generation = answer(task, params, np.zeros(64, int), jax.random.key(3))
+    scores, metrics = language_ppo.score(task, np.zeros(64, int), generation)
+    tokens = np.asarray(generation.sequences)[:, -5:]
+    has_stop = np.isin(tokens, task.sampling.stop_tokens) & np.asarray(generation.response_mask).astype(bool)
+    is_stopped = has_stop.any(axis=-1)
+    assert np.all(scores[~is_stopped] == -1.0)
+    assert metrics["answer/stopped"] == pytest.approx(is_stopped.mean())
+
+
+@pytest.mark.parametrize("score_at", ["last_token", "after_end"])
+def test_sum_of_rewards_is_score_less_penalty(make_config: MakeConfig, score_at: Any) -> None:
+    answers = AnswerConfig(max_new_tokens=5, score_at=score_at)
+    task, params = load_task(make_config(answers=answers))
+    _, metrics = make_update(task)(init_state(task, params), 0)
+    penalty = metrics["kl/coefficient"] * metrics["kl/answer"]
+    assert metrics["reward/with_penalty"] == pytest.approx(metrics["reward/score"] - penalty, abs=1e-5)
+
+
+def test_bfloat16_activations_and_remat_train(make_config: MakeConfig) -> None:
+    task, params = load_task(make_config(dtype="bfloat16", remat=True))
+    state, metrics = make_update(task)(init_state(task, params), 0)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.ppo.params))
+    assert np.isfinite(metrics["loss/total"])
+
+
+def test_one_trace_an_update_function(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, params = load_task(make_config())
+    traces = []
+    learn = language_ppo._learn
+    monkeypatch.setattr(language_ppo, "_learn", lambda *args: traces.append(1) or learn(*args))
+    update, state = make_update(task), init_state(task, params)
+    for step in range(3):
+        state, _ = update(state, step)
+    assert len(traces) == 1
+
+
+def test_reward_rises(make_config: MakeConfig) -> None:
+    config = make_config(num_updates=25, batch_size=32, anneal=False, kl=KLConfig(coefficient=0.0, target=None))
+    rewards = read_metrics(train_language_ppo(config))["reward/mean"].values
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
+
+
+def test_config_yaml_holds_every_setting(make_config: MakeConfig) -> None:
+    config = make_config(num_updates=1)
+    saved = train_language_ppo(config).read_config()
+    assert saved["ppo"]["learning_rate"] == 1e-2
+    assert saved["answers"]["stop"] == []
+    assert json.dumps(saved)
