@@ -179,7 +179,8 @@ class Llama(nn.Module):
         self, input_ids: jax.Array, attention_mask: jax.Array, position_ids: jax.Array, cache: KVCache | None
     ) -> tuple[jax.Array, KVCache | None]:
         x = self.embed_tokens(input_ids)
-        table = rotary.rotary_table(self.config.rotary, position_ids, self.config.head_size)
+        cfg = self.config
+        table = rotary.rotary_table(cfg.rotary, position_ids, cfg.head_size, cfg.max_positions)
         visible = {
             window: attention.visible_keys(attention_mask, cache, window)
             for window in set(self.config.windows)

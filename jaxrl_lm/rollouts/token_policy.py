@@ -45,7 +45,7 @@ def make_evaluate(
     def evaluate(params: PyTree, observations: Any, actions: jax.Array) -> ActionEvaluation:
         policy_params = params["policy"] if value_model is not None else params
         before = slice(-actions.shape[1] - 1, -1)  # the positions whose next token is an action
-        # A pad id may lie outside the vocabulary; its log-probability would be NaN, which no mask multiplies away.
+        # A pad id outside the vocabulary would give NaN, which no mask multiplies away.
         is_token = observations.attention_mask[:, -actions.shape[1] :] > 0
         inputs = (observations.sequences, observations.attention_mask)
         output = encode(model, policy_params, *inputs)

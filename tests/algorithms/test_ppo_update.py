@@ -149,6 +149,14 @@ def test_the_first_ratio_error_grows_with_the_distance_of_the_sampling_temperatu
     assert errors[0] < 1e-6 < 1e-2 < errors[1] < errors[2] < errors[3]
 
 
+def test_the_largest_ratio_error_is_that_of_the_whole_batch():
+    trajectory = make_trajectory(noise=0.3)
+    _, metrics = run(replace(TWO_BY_TWO, learning_rate=UNMOVED), trajectory)
+    exact = score(init_params(), trajectory.observations, trajectory.actions).log_probs
+    errors = np.abs(np.exp(np.array(exact - trajectory.log_probs)) - 1.0)[np.array(trajectory.mask) > 0]
+    np.testing.assert_allclose(metrics["ratio/max_error"], errors.max(), rtol=1e-5)
+
+
 def test_returns_worked_by_hand():
     trajectory = steps(
         [[1.0, 2.0, 100.0]],
