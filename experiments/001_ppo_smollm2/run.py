@@ -80,8 +80,8 @@ def training_config(experiment: Experiment, prompts: Path, seed: int) -> Languag
         keep_checkpoints=1,
         num_samples=16,
         answers=AnswerConfig(max_new_tokens=24),
-        kl=KLConfig(coefficient=0.02, target=10.0, horizon=1_000),
-        ppo=PPOConfig(learning_rate=1e-5, num_epochs=4, num_minibatches=2),
+        kl=KLConfig(coefficient=0.02, target=8.0, horizon=500),
+        ppo=PPOConfig(learning_rate=2e-5, num_epochs=2, num_minibatches=2),
     )
     if not experiment.debug:
         return config

@@ -149,6 +149,7 @@ def largest_buffer(function):
     sizes = []
     for program in (loss, jax.grad(loss, argnums=(0, 1))):
         text = jax.jit(program).lower(hidden, unembedding, tokens).compile().as_text()
+        assert text is not None
         shapes = re.findall(r"\b(?:f|bf|s|u|pred)\d*\[([\d,]+)\]", text)
         assert shapes
         sizes.append(max(int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes))

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from jaxrl_lm.models import FAMILIES, CausalLM, CausalLMOutput
+from jaxrl_lm.models import FAMILIES, CausalLM
 
 VOCAB_SIZE = 101
 PAD_TOKEN = 100  # never drawn by `padded_batch`
@@ -67,7 +67,7 @@ def hf_config(model_type: str, **options: Any) -> transformers.PreTrainedConfig:
     return AutoConfig.for_model(model_type, **{**sizes, **fixed, **options})
 
 
-def torch_model(name: str, *, is_classifier: bool = False) -> torch.nn.Module:
+def torch_model(name: str, *, is_classifier: bool = False) -> Any:
     """A variant in float32, with norms away from 1 and biases away from 0, so that a lost one shows."""
     model_type, options = VARIANTS[name]
     config = hf_config(model_type, **options)
@@ -93,7 +93,7 @@ def random_model(model_type: str, *, head: Any = None, seed: int = 0, **options:
 
 
 @partial(jax.jit, static_argnums=0)
-def forward(model: CausalLM, params: Any, ids: Any, mask: Any, cache: Any = None) -> CausalLMOutput:
+def forward(model: CausalLM, params: Any, ids: Any, mask: Any, cache: Any = None) -> Any:
     """Our whole model, compiled."""
     return model.apply({"params": params}, ids, attention_mask=mask, cache=cache)
 
@@ -113,7 +113,13 @@ def positions(mask: np.ndarray) -> np.ndarray:
     return np.clip(np.cumsum(mask, axis=-1) - 1, 0, None)
 
 
-def torch_logits(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def torch_load(auto: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A folder by a transformers auto class, in float32, and which tensors it missed or had no use for."""
+    model, info = auto.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
+    return model.float().eval(), info
+
+
+def torch_logits(model: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits (of a classifier: scores) of Hugging Face's class."""
     with torch.no_grad():
         output = model(
