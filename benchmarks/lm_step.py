@@ -81,9 +81,7 @@ def time_generation(benchmark: Benchmark, task: Task, state: LanguageState) -> d
     """Generation alone, at the peer's length."""
     sampling = replace(task.sampling, max_new_tokens=benchmark.generate_tokens)
     ids = np.tile(np.asarray(task.prompt_ids[0], np.int32), (benchmark.num_answers, 1))
-    call = partial(
-        generate, task.model, state.ppo.params, ids, np.ones_like(ids), jax.random.key(0), sampling
-    )
+    call = partial(generate, task.model, state.ppo.params, ids, np.ones_like(ids), jax.random.key(0), sampling)
     first = first_call(call)
     seconds = timed(call, repeats=benchmark.repeats)
     tokens = benchmark.num_answers * benchmark.generate_tokens
@@ -92,9 +90,7 @@ def time_generation(benchmark: Benchmark, task: Task, state: LanguageState) -> d
 
 def time_scoring(benchmark: Benchmark, task: Task, state: LanguageState, generation: Generation) -> dict[str, Any]:
     """The reference's log-probabilities of the answers: one forward pass."""
-    call = partial(
-        answer_log_probs, task.model, {**state.ppo.params, **task.reference_params}, generation
-    )
+    call = partial(answer_log_probs, task.model, {**state.ppo.params, **task.reference_params}, generation)
     first = first_call(call)
     return _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
 

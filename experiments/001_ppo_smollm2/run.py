@@ -74,14 +74,14 @@ def training_config(experiment: Experiment, prompts: Path, seed: int) -> Languag
         reward=f"{Path(__file__).resolve()}:sentiment",
         out=str(experiment.out / f"seed-{seed}"),
         num_updates=experiment.num_updates,
-        batch_size=32,
+        batch_size=48,
         seed=seed,
         save_every=20,
         keep_checkpoints=1,
         num_samples=16,
-        answers=AnswerConfig(max_new_tokens=24),
+        answers=AnswerConfig(max_new_tokens=16),
         kl=KLConfig(coefficient=0.02, target=8.0, horizon=500),
-        ppo=PPOConfig(learning_rate=2e-5, num_epochs=2, num_minibatches=2),
+        ppo=PPOConfig(learning_rate=5e-5, num_epochs=2, num_minibatches=2, adam="tensorflow"),
     )
     if not experiment.debug:
         return config

@@ -11,9 +11,7 @@ from jaxrl_lm.types import PyTree
 AdamKind = Literal["pytorch", "tensorflow"]
 
 
-def adam(
-    kind: AdamKind, *, b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-5
-) -> optax.GradientTransformation:
+def adam(kind: AdamKind, *, b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-5) -> optax.GradientTransformation:
     """Adam's direction, to be multiplied by minus the learning rate.
 
     With m, v the running moments and c1 = 1 - b1^t, c2 = 1 - b2^t their bias corrections:

@@ -149,16 +149,12 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
             params=params,
             optimizer=optimizer.init(params),
             num_updates=jnp.zeros((), jnp.int32),
-            hyperparams=PPOHyperparams(
-                **{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}
-            ),
+            hyperparams=PPOHyperparams(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}),
         )
 
     def update(state: PPOState, trajectory: Trajectory, key: jax.Array) -> tuple[PPOState, Metrics]:
         check_minibatches(config, *trajectory.rewards.shape)
-        chex.assert_equal_shape(
-            [trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask]
-        )
+        chex.assert_equal_shape([trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask])
         batch, metrics = _prepare(config, trajectory)
         learning_rate = _learning_rate(config, state)
 
@@ -171,9 +167,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
             params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
             return (params, opt_state), step_metrics | {"loss/grad_norm": optax.tree.norm(grads)}
 
-        def epoch(
-            carry: tuple[PyTree, PyTree], epoch_key: jax.Array
-        ) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        def epoch(carry: tuple[PyTree, PyTree], epoch_key: jax.Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
             return jax.lax.scan(step, carry, _shuffle(batch, epoch_key, config.num_minibatches))
 
         (params, opt_state), stacked = jax.lax.scan(
@@ -276,9 +270,7 @@ def _loss(
     policy_loss = masked.masked_mean(surrogate, batch.mask)
     value_loss, value_metrics = _value_loss(evaluation.values, batch, hyperparams, value_loss_kind)
     entropy = masked.masked_mean(evaluation.entropies, batch.mask)
-    loss = (
-        policy_loss + hyperparams.value_coefficient * value_loss - hyperparams.entropy_coefficient * entropy
-    )
+    loss = policy_loss + hyperparams.value_coefficient * value_loss - hyperparams.entropy_coefficient * entropy
     metrics = {
         "loss/total": loss,
         "loss/policy": policy_loss,

@@ -40,9 +40,7 @@ def print_result(folder: storage.RunFolder) -> None:
     for phase in ("before", "after"):
         rewards = [sample["reward"] for sample in samples if sample["phase"] == phase]
         if rewards:
-            console.print(
-                f"samples {phase}: mean reward {sum(rewards) / len(rewards):.4g} over {len(rewards)}"
-            )
+            console.print(f"samples {phase}: mean reward {sum(rewards) / len(rewards):.4g} over {len(rewards)}")
     console.print(f"report: {folder.report_file}\nmodel:  {folder.model_folder}", soft_wrap=True)
 
 
@@ -89,10 +87,7 @@ def run_generate(config: GenerateConfig) -> None:
     if config.prompts is not None:
         prompts += data.read_prompts(config.prompts, column=config.prompt_column)
     answers = _answer(config, prompts)
-    records = [
-        {"prompt": prompt.prompt, "completion": answer}
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    records = [{"prompt": prompt.prompt, "completion": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     if config.out is not None:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         storage.write_atomically(Path(config.out), lines)

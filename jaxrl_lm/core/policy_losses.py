@@ -79,9 +79,7 @@ def group_advantages(
     """
     group_size = rewards.shape[-1]
     if group_size < 2:
-        raise ValueError(
-            f"group_size is {group_size}; answers are compared within a group, so sample at least 2"
-        )
+        raise ValueError(f"group_size is {group_size}; answers are compared within a group, so sample at least 2")
     centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     if kind == "leave_one_out":
         return centred * (group_size / (group_size - 1))

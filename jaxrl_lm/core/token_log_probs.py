@@ -90,9 +90,7 @@ def _backward(residuals: Any, cotangents: tuple[Any, Any]) -> tuple[Any, Any, An
         logits_grad = jnp.where(is_chosen, log_prob_grad[:, None], 0.0) - jnp.exp(log_pi) * slope
         logits_grad = (logits_grad * inverse_temperature).astype(hidden.dtype)
         hidden_grad = jnp.einsum("SV,VD->SD", logits_grad, unembedding.astype(hidden.dtype))
-        unembedding_grad += jnp.einsum(
-            "SV,SD->VD", logits_grad, hidden, preferred_element_type=unembedding_grad.dtype
-        )
+        unembedding_grad += jnp.einsum("SV,SD->VD", logits_grad, hidden, preferred_element_type=unembedding_grad.dtype)
         return unembedding_grad, hidden_grad
 
     # The sum over chunks is kept in float32 whatever the parameters' dtype.

@@ -71,8 +71,7 @@ def encode_prompts(prompts: list[Prompt], tokenizer: Any, *, max_tokens: int) ->
             raise InputError(f"{at}: the tokenizer makes no token of it; remove it or use another tokenizer")
         if len(ids) > max_tokens:
             raise InputError(
-                f"{at}: {len(ids)} tokens, but the limit is {max_tokens}; "
-                "shorten or remove it, or raise the limit"
+                f"{at}: {len(ids)} tokens, but the limit is {max_tokens}; shorten or remove it, or raise the limit"
             )
         encoded.append(ids)
     return encoded

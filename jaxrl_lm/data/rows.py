@@ -182,9 +182,7 @@ def _parquet_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator
                 index += 1
                 yield f"{source}, row {index}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{source}: not a whole parquet file ({error}); check the file, or make it anew"
-        ) from error
+        raise InputError(f"{source}: not a whole parquet file ({error}); check the file, or make it anew") from error
 
 
 READERS: dict[str, Callable[[io.BufferedIOBase, str, str], Iterator[Row]]] = {
@@ -202,9 +200,7 @@ def _lines(file: io.BufferedIOBase, source: str) -> Iterator[tuple[int, str]]:
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{source}, line {line}: not UTF-8 ({error.reason}); save it as UTF-8"
-            ) from error
+            raise InputError(f"{source}, line {line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
         yield line, text.removeprefix("\ufeff") if line == 1 else text
 
 

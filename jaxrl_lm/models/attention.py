@@ -33,9 +33,7 @@ class KVCache:
     length: PyTree
 
 
-def init_cache(
-    *, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: Any
-) -> KVCache:
+def init_cache(*, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: Any) -> KVCache:
     """An empty cache with `size` slots a row."""
 
     def zeros() -> tuple[jax.Array, ...]:

@@ -77,7 +77,5 @@ def family_of(model_type: Any) -> Family:
         InputError: no family has this name; the message lists those that exist.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(
-            f"config.json: model_type={model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
-        )
+        raise InputError(f"config.json: model_type={model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
     return FAMILIES[model_type]

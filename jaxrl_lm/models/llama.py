@@ -181,10 +181,7 @@ class Llama(nn.Module):
         x = self.embed_tokens(input_ids)
         cfg = self.config
         table = rotary.rotary_table(cfg.rotary, position_ids, cfg.head_size, cfg.max_positions)
-        visible = {
-            window: attention.visible_keys(attention_mask, cache, window)
-            for window in set(self.config.windows)
-        }
+        visible = {window: attention.visible_keys(attention_mask, cache, window) for window in set(self.config.windows)}
         layers = []
         for block, window in zip(self.layers, self.config.windows, strict=True):
             x, layer_cache = block(x, table, visible[window], cache)

@@ -162,9 +162,7 @@ def _build(folder: Path, head: Head | None, dtype: Any, param_dtype: Any, is_rem
     try:
         config = family_of(raw["model_type"]).config_from_hf(raw)
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{folder / 'config.json'}: field {error} is missing or unfit; correct it"
-        ) from error
+        raise InputError(f"{folder / 'config.json'}: field {error} is missing or unfit; correct it") from error
     return CausalLM(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
 
 
@@ -173,9 +171,7 @@ def _layout(family: Family, kind: Format) -> TensorLayout:
     return TensorLayout(
         kind,
         prefix=family.prefix,
-        is_kernel_transposed=family.is_torch_kernel_transposed
-        if is_torch
-        else family.is_flax_kernel_transposed,
+        is_kernel_transposed=family.is_torch_kernel_transposed if is_torch else family.is_flax_kernel_transposed,
         flax_norm_scale=family.flax_norm_scale,
     )
 

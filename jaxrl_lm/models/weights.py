@@ -35,9 +35,7 @@ def read_weights(folder: Path) -> tuple[Tensors, Format]:
         if index.is_file():
             return _read_shards(index, kind), kind
     wanted = ", ".join(f"{name} or {name}.index.json" for name in FILE_NAMES.values())
-    raise InputError(
-        f"{folder}: no weights found (wanted {wanted}); torch's .bin files are not read: convert them"
-    )
+    raise InputError(f"{folder}: no weights found (wanted {wanted}); torch's .bin files are not read: convert them")
 
 
 def read_file(path: Path, kind: Format) -> Tensors:
@@ -78,9 +76,7 @@ def _read_shards(index: Path, kind: Format) -> Tensors:
     return tensors
 
 
-def write_weights(
-    folder: Path, tensors: Mapping[str, np.ndarray], kind: Format, max_shard_bytes: int
-) -> None:
+def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], kind: Format, max_shard_bytes: int) -> None:
     """Write tensors whole, or in shards with their index where they exceed `max_shard_bytes`."""
     name = FILE_NAMES[kind]
     shards = _split(tensors, max_shard_bytes)
@@ -127,9 +123,7 @@ class TensorLayout:
     `model/layers/3/self_attn/q_proj/kernel` in Flax's files.
     """
 
-    def __init__(
-        self, kind: Format, *, prefix: str, is_kernel_transposed: bool, flax_norm_scale: str
-    ) -> None:
+    def __init__(self, kind: Format, *, prefix: str, is_kernel_transposed: bool, flax_norm_scale: str) -> None:
         self._separator = _SEPARATORS[kind]
         self._prefix = prefix
         self._is_kernel_transposed = is_kernel_transposed

@@ -105,9 +105,7 @@ def _columns(prompts: list[Prompt]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     for taken in ("prompts", "completions"):
         if taken in names:
-            raise InputError(
-                f"the data set has a column {taken!r}, the name of an argument of every reward; rename it"
-            )
+            raise InputError(f"the data set has a column {taken!r}, the name of an argument of every reward; rename it")
     return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
 
 
@@ -133,9 +131,7 @@ def _checked(entry: Any, name: str, index: int, completion: str) -> np.float32:
     except OverflowError:
         rounded = np.float32(np.inf)
     if not np.isfinite(rounded):
-        raise InputError(
-            f"{where}: returned {str(number)[:60]}, not finite in float32; return finite numbers"
-        )
+        raise InputError(f"{where}: returned {str(number)[:60]}, not finite in float32; return finite numbers")
     return rounded
 
 
@@ -176,9 +172,7 @@ def _import_module(spec: str, place: str) -> ModuleType:
 
 
 def _import_failed(spec: str, place: str, error: Exception) -> InputError:
-    return InputError(
-        f"reward {spec!r}: importing {place} raised {type(error).__name__}: {error}; mend the module"
-    )
+    return InputError(f"reward {spec!r}: importing {place} raised {type(error).__name__}: {error}; mend the module")
 
 
 def _nearest(name: str, present: list[str]) -> str:

@@ -109,9 +109,7 @@ def _settle(tokens: Int[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array
     return jnp.where(_pick(weights, tokens) > 0, tokens, jnp.argmax(weights, axis=-1))
 
 
-def _restrict(
-    scaled: Float[Array, "B V"], config: SamplingConfig, is_early: Bool[Array, ""]
-) -> Float[Array, "B V"]:
+def _restrict(scaled: Float[Array, "B V"], config: SamplingConfig, is_early: Bool[Array, ""]) -> Float[Array, "B V"]:
     if config.min_new_tokens and config.stop_tokens:
         is_stop = jnp.zeros(scaled.shape[-1], bool).at[jnp.array(config.stop_tokens)].set(True)
         scaled = jnp.where(is_stop & is_early, -jnp.inf, scaled)

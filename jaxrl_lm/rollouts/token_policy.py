@@ -31,9 +31,7 @@ def observe(generation: Generation) -> TokenObservations:
     return TokenObservations(sequences=generation.sequences, attention_mask=generation.attention_mask)
 
 
-def make_evaluate(
-    model: CausalLM, *, temperature: float = 1.0, value_model: CausalLM | None = None
-) -> Evaluate:
+def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: CausalLM | None = None) -> Evaluate:
     """`evaluate` of a language model, for `TokenObservations` and answers `[B, T]`.
 
     Args:
@@ -101,9 +99,7 @@ def token_trajectory(
 
 
 @partial(jax.jit, static_argnames=("model", "temperature"))
-def answer_log_probs(
-    model: CausalLM, params: PyTree, generation: Generation, temperature: float = 1.0
-) -> jax.Array:
+def answer_log_probs(model: CausalLM, params: PyTree, generation: Generation, temperature: float = 1.0) -> jax.Array:
     """Log-probabilities `[B, T]` of given answers under a model, 0 behind their ends."""
     actions = generation.sequences[:, -generation.response_mask.shape[1] :]
     evaluation = make_evaluate(model, temperature=temperature)(params, observe(generation), actions)

@@ -36,12 +36,8 @@ class Checkpoints:
             raise InputError(f"keep is {keep}: keep at least 1 checkpoint")
         self._folder = folder.absolute()
         # Saved before `save` returns: the caller donates the state to the next update.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_names=("arrays", "description")
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("arrays", "description"))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -82,9 +78,7 @@ class Checkpoints:
         stored = {name: array for name, array in arrays.items() if array.size}
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.PyTreeSave(stored), description=ocp.args.JsonSave(description)
-            ),
+            args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), description=ocp.args.JsonSave(description)),
             force=True,  # when to save is for the caller to say
         )
 
@@ -117,9 +111,7 @@ class Checkpoints:
         if not steps:
             raise InputError(f"{str(self._folder)!r} holds no checkpoint: start the run without --resume")
         if step is not None and step not in steps:
-            raise InputError(
-                f"step {step}: {str(self._folder)!r} holds the steps {steps}: choose one of them"
-            )
+            raise InputError(f"step {step}: {str(self._folder)!r} holds the steps {steps}: choose one of them")
         return steps[-1] if step is None else step
 
     def _read_description(self, step: int) -> dict[str, Any]:
@@ -186,9 +178,7 @@ def _key_free(leaf: jax.Array) -> jax.Array:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _describe(
-    leaves: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array], meta: dict[str, Any]
-) -> dict[str, Any]:
+def _describe(leaves: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array], meta: dict[str, Any]) -> dict[str, Any]:
     described = {
         name: {
             "shape": list(leaf.shape),

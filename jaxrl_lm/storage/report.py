@@ -32,9 +32,7 @@ _SAMPLE_FIELDS = {
     "reward": int | float | None,
     "kl": int | float | None,
 }
-_CONTENT_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
+_CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #5f6b76; --line: #dde2e7;
   --card: #f6f8fa; --mark: #0072b2; }

@@ -71,13 +71,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             is_empty = not any(path.iterdir())
         except OSError as error:
-            raise InputError(
-                f"out {str(path)!r} cannot be made a folder ({error}): give another --out"
-            ) from None
+            raise InputError(f"out {str(path)!r} cannot be made a folder ({error}): give another --out") from None
         if not is_empty:
-            raise InputError(
-                f"out {str(path)!r} is not empty: give another --out, or --resume to go on with that run"
-            )
+            raise InputError(f"out {str(path)!r} is not empty: give another --out, or --resume to go on with that run")
         folder = cls(path)
         write_atomically(folder.config_file, text)
         return folder
@@ -101,9 +97,7 @@ class RunFolder:
         differing = _differences(saved, yaml.safe_load(text))
         changed = {name: values for name, values in differing.items() if not _is_exempt(name, ignore)}
         if changed:
-            lines = "".join(
-                f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items()
-            )
+            lines = "".join(f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items())
             raise InputError(
                 f"resume {str(path)!r}: the run was started with other values:{lines}\n"
                 "give the run's values, or another --out to start afresh"

@@ -74,9 +74,7 @@ class Task:
 
     def evaluate(self) -> Evaluate:
         """The policy's `evaluate`."""
-        return rollouts.make_evaluate(
-            self.model, temperature=self.sampling.temperature, value_model=self.value_model
-        )
+        return rollouts.make_evaluate(self.model, temperature=self.sampling.temperature, value_model=self.value_model)
 
     def algorithm(self) -> Algorithm:
         """PPO on this policy."""
@@ -302,9 +300,7 @@ def _learn(
         "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
         "answer/log_prob_gap": masked.masked_max(rollout_gap, mask),
     }
-    new = replace(
-        state, ppo=ppo_state, kl_coefficient=_next_coefficient(config, state.kl_coefficient, answer_kl)
-    )
+    new = replace(state, ppo=ppo_state, kl_coefficient=_next_coefficient(config, state.kl_coefficient, answer_kl))
     return new, metrics
 
 
@@ -357,9 +353,7 @@ def _check_out(config: LanguagePPOConfig) -> None:
     if config.resume:
         _open_folder(config)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"out={config.out!r} exists; choose another folder, or --resume to go on with that run"
-        )
+        raise InputError(f"out={config.out!r} exists; choose another folder, or --resume to go on with that run")
 
 
 def _finish(task: Task, state: LanguageState, folder: storage.RunFolder) -> None:

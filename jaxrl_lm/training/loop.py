@@ -41,9 +41,7 @@ class LoopConfig:
     wandb_project: str | None = None
 
 
-def run_updates(
-    folder: RunFolder, state: PyTree, update: Update, config: LoopConfig, *, resume: bool
-) -> PyTree:
+def run_updates(folder: RunFolder, state: PyTree, update: Update, config: LoopConfig, *, resume: bool) -> PyTree:
     """Run the updates that are still to do.
 
     Args:
@@ -99,12 +97,8 @@ def _save(checkpoints: Checkpoints, num_done: int, state: PyTree) -> None:
         checkpoints.save(num_done, state, {})
 
 
-def _check_finite(
-    metrics: dict[str, float], num_done: int, folder: RunFolder, checkpoints: Checkpoints
-) -> None:
-    bad = [
-        f"{name}={value}" for name, value in metrics.items() if _is_loss(name) and not math.isfinite(value)
-    ]
+def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, checkpoints: Checkpoints) -> None:
+    bad = [f"{name}={value}" for name, value in metrics.items() if _is_loss(name) and not math.isfinite(value)]
     if not bad:
         return
     latest = checkpoints.latest_step()
@@ -137,9 +131,7 @@ class _Display:
             TextColumn("{task.fields[shown]}"),
         ]
         self._progress = Progress(*columns, console=Console(stderr=True), disable=not self._is_terminal)
-        self._task = self._progress.add_task(
-            "updates", total=config.num_updates, completed=num_done, rate="", shown=""
-        )
+        self._task = self._progress.add_task("updates", total=config.num_updates, completed=num_done, rate="", shown="")
 
     def __enter__(self) -> "_Display":
         self._progress.start()

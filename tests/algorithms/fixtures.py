@@ -53,9 +53,7 @@ def make_masks(rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.nda
     return (steps < lengths) & ~is_hole, (steps < lengths + 1) & ~is_hole
 
 
-def make_trajectory(
-    *, seed: int = 0, batch: int = BATCH, is_masked: bool = True, noise: float = 0.0
-) -> Trajectory:
+def make_trajectory(*, seed: int = 0, batch: int = BATCH, is_masked: bool = True, noise: float = 0.0) -> Trajectory:
     """Random steps with episode ends in their midst; log-probs and values are those of `init_params()`.
 
     `noise` is the standard deviation of what is added to log-probs and values: the steps are then another
@@ -90,9 +88,7 @@ def _jitted_update(config: PPOConfig) -> Any:
 def jitted_update(config: PPOConfig) -> Any:
     """The update of the table; configurations that differ in traced settings alone share one program."""
     defaults = PPOConfig()
-    return _jitted_update(
-        replace(config, **{f.name: getattr(defaults, f.name) for f in fields(PPOHyperparams)})
-    )
+    return _jitted_update(replace(config, **{f.name: getattr(defaults, f.name) for f in fields(PPOHyperparams)}))
 
 
 def run(config: PPOConfig, trajectory: Trajectory, *, num_updates: int = 1) -> tuple[PPOState, Metrics]:

@@ -95,9 +95,7 @@ def loss_and_gradient(
         state, action = tr["observations"][index], tr["actions"][index]
         if tr["mask"][index]:
             log_pi = params["logits"][state] - np.log(np.sum(np.exp(params["logits"][state])))
-            loss, slope = _surrogate(
-                log_pi[action] - tr["log_probs"][index], advantages[index], config.clip_range
-            )
+            loss, slope = _surrogate(log_pi[action] - tr["log_probs"][index], advantages[index], config.clip_range)
             entropy = -np.sum(np.exp(log_pi) * log_pi)
             entropy_slope = -np.exp(log_pi) * (log_pi + entropy)
             log_prob_slope = np.eye(len(log_pi))[action] - np.exp(log_pi)

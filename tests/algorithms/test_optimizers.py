@@ -52,9 +52,7 @@ def test_tensorflow_steps_are_shorter_at_first_where_gradients_are_small_and_cat
     states = [adam(kind).init(gradients[0]) for kind in ("tensorflow", "pytorch")]
     shares = []
     for gradient in gradients:
-        (shorter, states[0]), (longer, states[1]) = (
-            s(gradient, x) for s, x in zip(step, states, strict=True)
-        )
+        (shorter, states[0]), (longer, states[1]) = (s(gradient, x) for s, x in zip(step, states, strict=True))
         shares.append(np.array(shorter / longer))
     # At t = 1, with g = epsilon: sqrt(0.001) / (sqrt(0.001) + 1) against 1 / 2.
     np.testing.assert_allclose(shares[0][0], 2 * np.sqrt(0.001) / (1 + np.sqrt(0.001)), rtol=1e-4)

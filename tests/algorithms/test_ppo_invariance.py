@@ -112,9 +112,7 @@ def test_the_order_of_the_sequences_does_not_matter_to_one_minibatch():
 
 def test_one_minibatch_of_steps_is_one_minibatch_of_sequences():
     trajectory = make_trajectory(noise=0.2)
-    by_steps, by_sequences = (
-        run(replace(CONFIG, minibatch_unit=unit), trajectory) for unit in ("steps", "sequences")
-    )
+    by_steps, by_sequences = (run(replace(CONFIG, minibatch_unit=unit), trajectory) for unit in ("steps", "sequences"))
     assert_trees_close(by_steps, by_sequences, atol=2e-6)
 
 
@@ -148,9 +146,7 @@ def test_steps_as_minibatches_need_an_observation_at_each_step():
     """A language model's observation is a whole sequence, prompt included: `[B, P + T]`."""
     algorithm = make_ppo(PPOConfig(minibatch_unit="steps"), evaluate)
     trajectory = replace(make_trajectory(), observations=jnp.zeros((BATCH, NUM_STEPS + 2), jnp.int32))
-    with pytest.raises(
-        InputError, match=r"minibatch_unit=steps .*\[8, 5\] steps, but one has shape \[8, 7\]"
-    ):
+    with pytest.raises(InputError, match=r"minibatch_unit=steps .*\[8, 5\] steps, but one has shape \[8, 7\]"):
         algorithm.update(algorithm.init(init_params(), KEY), trajectory, KEY)
 
 

@@ -31,9 +31,7 @@ def tiny_model() -> tuple[CausalLM, PyTree]:
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     # Larger weights than GPT-2 begins with, so that temperature and padding matter and values are not 0.
     rng = np.random.default_rng(1)
-    return model, jax.tree.map(
-        lambda p: p + np.float32(0.15) * rng.normal(size=p.shape).astype(np.float32), params
-    )
+    return model, jax.tree.map(lambda p: p + np.float32(0.15) * rng.normal(size=p.shape).astype(np.float32), params)
 
 
 @cache
@@ -47,9 +45,7 @@ def prompts() -> tuple[jax.Array, jax.Array]:
     """Prompts of 1 to 5 tokens, padded on the left."""
     rng = np.random.default_rng(0)
     mask = np.arange(PROMPT) >= rng.integers(0, PROMPT, size=(BATCH, 1))
-    return jnp.asarray(np.where(mask, rng.integers(0, VOCAB - 1, mask.shape), PAD)), jnp.asarray(
-        mask, jnp.int32
-    )
+    return jnp.asarray(np.where(mask, rng.integers(0, VOCAB - 1, mask.shape), PAD)), jnp.asarray(mask, jnp.int32)
 
 
 @partial(jax.jit, static_argnames="temperature")
@@ -61,9 +57,7 @@ def score(params: PyTree, generation: Generation, *, temperature: float) -> Acti
 @partial(jax.jit, static_argnames="temperature", compiler_options=QUICK)
 def rollout(params: PyTree, key: jax.Array, *, temperature: float) -> tuple[Generation, Trajectory]:
     """Answers, and their trajectory with the share of the wanted token as the reward, paid after the end."""
-    sampling = SamplingConfig(
-        max_new_tokens=ANSWER, temperature=temperature, stop_tokens=(STOP,), pad_token=PAD
-    )
+    sampling = SamplingConfig(max_new_tokens=ANSWER, temperature=temperature, stop_tokens=(STOP,), pad_token=PAD)
     generation = generate(tiny_model()[0], params, *prompts(), key, sampling)
     mask = generation.response_mask
     share = jnp.sum((generation.sequences[:, PROMPT:] == WANTED) * mask, axis=1) / jnp.sum(mask, axis=1)
@@ -71,9 +65,7 @@ def rollout(params: PyTree, key: jax.Array, *, temperature: float) -> tuple[Gene
     is_last = value_mask > jnp.pad(value_mask[:, 1:], ((0, 0), (0, 1)))
     rewards = jnp.where(is_last, share[:, None], 0.0)
     evaluation = score(params, generation, temperature=temperature)
-    return generation, token_trajectory(
-        generation, evaluation, rewards, value_mask, discount=1.0, trace_decay=0.95
-    )
+    return generation, token_trajectory(generation, evaluation, rewards, value_mask, discount=1.0, trace_decay=0.95)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])

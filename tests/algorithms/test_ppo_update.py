@@ -122,9 +122,7 @@ def test_metrics_have_their_published_names():
     assert {metric.shape for metric in metrics.values()} == {()}
     of_huber = make_ppo(replace(ONE_PASS, value_loss="huber"), evaluate)
     state = of_huber.init(init_params(), KEY)
-    assert jax.eval_shape(of_huber.update, state, trajectory, KEY)[1].keys() == names - {
-        "value/clip_fraction"
-    }
+    assert jax.eval_shape(of_huber.update, state, trajectory, KEY)[1].keys() == names - {"value/clip_fraction"}
 
 
 def test_the_total_loss_is_the_weighted_sum_of_its_parts():

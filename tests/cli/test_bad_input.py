@@ -154,9 +154,7 @@ def test_missing_model_folder_without_network(attempt: Callable[..., str], monke
     assert "no folder here" in attempt(model="not/a-folder")
 
 
-def test_run_folder_that_exists(
-    tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_run_folder_that_exists(tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prompts, out = tmp_path / "p.txt", tmp_path / "run"
     prompts.write_text("ab\n")
     out.mkdir()

@@ -37,9 +37,7 @@ def load(name, tmp_path_factory):
 
 
 def assert_same_where_real(actual, expected, mask):
-    np.testing.assert_allclose(
-        np.asarray(actual)[mask == 1], np.asarray(expected)[mask == 1], rtol=0, atol=TOLERANCE
-    )
+    np.testing.assert_allclose(np.asarray(actual)[mask == 1], np.asarray(expected)[mask == 1], rtol=0, atol=TOLERANCE)
 
 
 def assert_same_bits(actual, expected):
@@ -127,13 +125,9 @@ def test_rematerialised_gradients_are_the_same(family):
         return jax.jit(jax.grad(loss))(params)
 
     plain, rematerialised = gradients(False), gradients(True)
-    for (path, leaf), other in zip(
-        tree_leaves_with_path(plain), jax.tree.leaves(rematerialised), strict=True
-    ):
+    for (path, leaf), other in zip(tree_leaves_with_path(plain), jax.tree.leaves(rematerialised), strict=True):
         assert np.all(np.isfinite(leaf)), path
-        np.testing.assert_allclose(
-            other, leaf, rtol=1e-4, atol=1e-5 * np.max(np.abs(leaf)), err_msg=str(path)
-        )
+        np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=1e-5 * np.max(np.abs(leaf)), err_msg=str(path))
 
 
 @pytest.mark.parametrize("file_format", ["safetensors", "flax"])

@@ -40,9 +40,7 @@ def test_estimators_worked_by_hand():
     log_2 = np.log(2)
     np.testing.assert_allclose(kl.k1(log_probs, reference_log_probs), [log_2, -log_2], rtol=1e-6)
     np.testing.assert_allclose(kl.k2(log_probs, reference_log_probs), [log_2**2 / 2] * 2, rtol=1e-6)
-    np.testing.assert_allclose(
-        kl.k3(log_probs, reference_log_probs), [0.5 - 1 + log_2, 2 - 1 - log_2], rtol=1e-6
-    )
+    np.testing.assert_allclose(kl.k3(log_probs, reference_log_probs), [0.5 - 1 + log_2, 2 - 1 - log_2], rtol=1e-6)
 
 
 def test_k3_is_never_negative_and_keeps_its_digits_near_zero():
@@ -82,9 +80,7 @@ def test_adaptive_coefficient_vmaps_and_jits_over_everything():
     coefficients, observed = jnp.array([0.1, 0.2]), jnp.array([12.0, 3.0])
 
     def update(coefficient, observed_kl, target):
-        return kl.adaptive_kl_coefficient(
-            coefficient, observed_kl, target=target, horizon=1000, num_episodes=100
-        )
+        return kl.adaptive_kl_coefficient(coefficient, observed_kl, target=target, horizon=1000, num_episodes=100)
 
     result = jax.jit(jax.vmap(update))(coefficients, observed, jnp.array([6.0, 6.0]))
     np.testing.assert_allclose(result, [0.1 * 1.02, 0.2 * 0.98], rtol=1e-6)

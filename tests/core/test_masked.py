@@ -44,8 +44,7 @@ def test_reductions_equal_numpy_on_the_kept_entries_whatever_the_others_hold(red
 def test_reductions_along_an_axis_equal_numpy_row_by_row(reduction, axis):
     rows, row_masks = (X, MASK) if axis != 0 else (X.T, MASK.T)
     expected = [
-        REDUCTIONS[reduction](row[keep]) if keep.any() else 0.0
-        for row, keep in zip(rows, row_masks, strict=True)
+        REDUCTIONS[reduction](row[keep]) if keep.any() else 0.0 for row, keep in zip(rows, row_masks, strict=True)
     ]
     result = reduction(jnp.asarray(X), jnp.asarray(MASK), axis)
     assert result.shape == (len(rows),)

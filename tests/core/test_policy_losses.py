@@ -17,9 +17,7 @@ def surrogate_at(ratio: float, advantage: float, clip_range: float = CLIP) -> tu
     """Loss of one step, and its gradient with respect to the log-prob."""
 
     def loss(log_prob):
-        return policy_losses.clipped_surrogate(
-            log_prob, jnp.zeros(1), jnp.array([advantage]), clip_range
-        ).sum()
+        return policy_losses.clipped_surrogate(log_prob, jnp.zeros(1), jnp.array([advantage]), clip_range).sum()
 
     value, gradient = jax.value_and_grad(loss)(jnp.log(jnp.array([ratio])))
     return float(value), float(gradient[0])
@@ -47,9 +45,7 @@ def test_surrogate_worked_by_hand(ratio, advantage, loss, gradient):
     clip_range=st.floats(0.0625, 0.75, width=32),
 )
 @settings(max_examples=50, deadline=None)
-def test_surrogate_equals_the_loop_and_never_falls_below_the_unclipped_loss(
-    log_ratio, advantages, clip_range
-):
+def test_surrogate_equals_the_loop_and_never_falls_below_the_unclipped_loss(log_ratio, advantages, clip_range):
     old = np.full((2, 3), -1.5, np.float32)
     log_probs = old + log_ratio
     result = policy_losses.clipped_surrogate(
@@ -65,18 +61,14 @@ def test_surrogate_equals_the_loop_and_never_falls_below_the_unclipped_loss(
 
 def test_gradient_at_ratio_one_is_that_of_reinforce():
     log_probs, advantages = jnp.array([[-0.3, -2.0, -1.0]]), jnp.array([[1.0, -2.0, 0.5]])
-    of_surrogate = jax.grad(lambda x: policy_losses.clipped_surrogate(x, log_probs, advantages, CLIP).sum())(
-        log_probs
-    )
+    of_surrogate = jax.grad(lambda x: policy_losses.clipped_surrogate(x, log_probs, advantages, CLIP).sum())(log_probs)
     of_reinforce = jax.grad(lambda x: policy_losses.reinforce(x, advantages).sum())(log_probs)
     np.testing.assert_allclose(of_surrogate, of_reinforce, rtol=1e-6)
     np.testing.assert_array_equal(of_reinforce, -advantages)
 
 
 def test_reinforce_raises_the_log_prob_of_good_actions():
-    np.testing.assert_array_equal(
-        policy_losses.reinforce(jnp.array([-1.0, -2.0]), jnp.array([3.0, -1.0])), [3.0, -2.0]
-    )
+    np.testing.assert_array_equal(policy_losses.reinforce(jnp.array([-1.0, -2.0]), jnp.array([3.0, -1.0])), [3.0, -2.0])
 
 
 def test_a_sweep_over_clip_ranges_vmaps():
@@ -115,9 +107,7 @@ def test_leave_one_out_baseline_is_the_mean_of_the_others(rewards):
     result = policy_losses.group_advantages(jnp.asarray(rewards), kind="leave_one_out")
     for group, answer in np.ndindex(3, 4):
         others = np.delete(rewards[group].astype(np.float64), answer)
-        np.testing.assert_allclose(
-            result[group, answer], rewards[group, answer] - others.mean(), rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(result[group, answer], rewards[group, answer] - others.mean(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "standardized"])

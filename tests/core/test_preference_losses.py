@@ -69,9 +69,9 @@ def test_equal_scores_cost_the_entropy_of_a_guess():
 
 
 def test_gradients_raise_what_was_preferred_and_lower_the_rest():
-    chosen, rejected = jax.grad(
-        lambda c, r: preference_losses.bradley_terry_loss(c, r).sum(), argnums=(0, 1)
-    )(jnp.array([0.3]), jnp.array([0.5]))
+    chosen, rejected = jax.grad(lambda c, r: preference_losses.bradley_terry_loss(c, r).sum(), argnums=(0, 1))(
+        jnp.array([0.3]), jnp.array([0.5])
+    )
     probability = 1 / (1 + np.exp(-0.2))
     np.testing.assert_allclose([chosen[0], rejected[0]], [-probability, probability], rtol=1e-5)
     of_scores = jax.grad(lambda s: preference_losses.best_of_k_loss(s, jnp.array([1])).sum())(

@@ -135,9 +135,7 @@ def test_three_steps_worked_by_hand():
     np.testing.assert_array_equal(lambda_returns_of(window), [[9.8125, 15.25, 23.0]])
     w = Window(*map(jnp.asarray, window))
     # 1 + 2/2 + 30/4; 2 + 3/2 + 40/4; 3 + 40/2.
-    np.testing.assert_array_equal(
-        returns.n_step_returns(w.rewards, w.next_values, w.discounts, 2), [[9.5, 13.5, 23.0]]
-    )
+    np.testing.assert_array_equal(returns.n_step_returns(w.rewards, w.next_values, w.discounts, 2), [[9.5, 13.5, 23.0]])
     # 3 + 8/2 = 7; 2 + 7/2 = 5.5; 1 + 5.5/2 = 3.75.
     np.testing.assert_array_equal(
         discounted_returns(w.rewards, w.discounts, jnp.array([8.0]), jnp.ones((1, 3))),
@@ -302,9 +300,7 @@ def test_half_precision_values_give_float32_advantages():
     arrays[2] = arrays[2].astype(jnp.bfloat16)
     advantages = generalized_advantages(*arrays, jnp.ones((3, NUM_STEPS)))
     assert advantages.dtype == jnp.float32
-    rounded = window._replace(
-        values=np.asarray(arrays[1], np.float32), next_values=np.asarray(arrays[2], np.float32)
-    )
+    rounded = window._replace(values=np.asarray(arrays[1], np.float32), next_values=np.asarray(arrays[2], np.float32))
     np.testing.assert_allclose(advantages, loop_advantages(rounded), **TOLERANCE)
 
 

@@ -129,9 +129,7 @@ def test_one_axis_of_any_length_and_any_chunk_size(num_positions, chunk_size):
 
 
 def test_temperature_may_be_traced():
-    scaled = jax.jit(lambda temperature: token_log_probs(*problem(), temperature=temperature)[0])(
-        jnp.array(0.7)
-    )
+    scaled = jax.jit(lambda temperature: token_log_probs(*problem(), temperature=temperature)[0])(jnp.array(0.7))
     np.testing.assert_allclose(scaled, naive(*problem(), 0.7)[0], rtol=1e-5, atol=1e-5)
 
 

@@ -73,9 +73,7 @@ def test_a_wide_clip_range_leaves_the_squared_loss():
 
 def test_huber_loss_worked_by_hand_on_both_sides_of_delta():
     values, returns = jnp.array([0.5, 3.0, -3.0, 2.0]), jnp.zeros(4)
-    np.testing.assert_allclose(
-        value_losses.huber_value_loss(values, returns, 2.0), [0.125, 4.0, 4.0, 2.0], rtol=1e-6
-    )
+    np.testing.assert_allclose(value_losses.huber_value_loss(values, returns, 2.0), [0.125, 4.0, 4.0, 2.0], rtol=1e-6)
     gradient = jax.grad(lambda v: value_losses.huber_value_loss(v, returns[:3], 2.0).sum())(values[:3])
     np.testing.assert_allclose(gradient, [0.5, 2.0, -2.0], rtol=1e-6)
 

@@ -87,9 +87,7 @@ def test_random_bytes_are_refused(tmp_path_factory, kind, data):
         weights.read_file(path, kind)
 
 
-_SCALARS = (
-    st.none() | st.booleans() | st.integers(-(2**31), 2**31) | st.text(max_size=4) | st.binary(max_size=4)
-)
+_SCALARS = st.none() | st.booleans() | st.integers(-(2**31), 2**31) | st.text(max_size=4) | st.binary(max_size=4)
 _EXTENSIONS = st.builds(
     msgpack.ExtType,
     st.integers(0, 5),

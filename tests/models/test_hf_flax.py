@@ -20,9 +20,7 @@ def test_output_equals_that_of_the_flax_class(shared_data, name):
     output = tiny.forward(model, params, expected["input_ids"], mask)
     actual = output.hidden_states if name == "gpt2_base" else output.logits
     assert actual.shape == expected["output"].shape
-    np.testing.assert_allclose(
-        np.asarray(actual)[mask == 1], expected["output"][mask == 1], rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(np.asarray(actual)[mask == 1], expected["output"][mask == 1], rtol=0, atol=1e-4)
 
 
 def test_parameters_take_the_asked_dtype_whatever_the_file_holds(shared_data):

@@ -62,9 +62,7 @@ def test_greedy_answers_equal_those_of_torch(ours, torch_model, prompts):
             pad_token_id=pad_token,
             eos_token_id=end_token,
         ).numpy()
-    config = SamplingConfig(
-        max_new_tokens=NUM_TOKENS, temperature=0.0, stop_tokens=(end_token,), pad_token=pad_token
-    )
+    config = SamplingConfig(max_new_tokens=NUM_TOKENS, temperature=0.0, stop_tokens=(end_token,), pad_token=pad_token)
     actual = generate(*ours, jnp.asarray(ids), jnp.asarray(mask), jax.random.key(0), config).sequences
     np.testing.assert_array_equal(actual[:, : expected.shape[1]], expected)
     assert np.all(np.asarray(actual)[:, expected.shape[1] :] == pad_token)

@@ -67,9 +67,7 @@ def test_a_file_is_found_by_its_path_and_read_anew(folder):
     path = folder / "deep" / "my rewards.py"
     path.parent.mkdir()
     path.write_text(SOURCE)
-    np.testing.assert_array_equal(
-        score_completions(load_reward(f"{path}:scaled"), [plain()], ["four"]), [8.0]
-    )
+    np.testing.assert_array_equal(score_completions(load_reward(f"{path}:scaled"), [plain()], ["four"]), [8.0])
     path.write_text(SOURCE.replace("2.0", "30.0"))
     reward = load_reward("deep/my rewards.py:scaled")
     np.testing.assert_array_equal(score_completions(reward, [plain()], ["four"]), [120.0])

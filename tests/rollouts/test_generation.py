@@ -69,9 +69,7 @@ def test_answers_end_at_their_first_stop_and_padding_follows(tiny_gpt2, seed, le
     generation = generate(*tiny_gpt2, ids, mask, jax.random.key(seed), config)
     ends = check_ends(generation, config)
     np.testing.assert_array_equal(generation.sequences[:, :PROMPT], ids)
-    np.testing.assert_array_equal(
-        generation.attention_mask, np.concatenate([mask, generation.response_mask], axis=1)
-    )
+    np.testing.assert_array_equal(generation.attention_mask, np.concatenate([mask, generation.response_mask], axis=1))
     drawn_early = answers(generation)[:, : config.min_new_tokens]
     assert not np.isin(drawn_early, STOPS).any()
     assert min(ends) > max(config.min_new_tokens, config.ignore_stops_before)
@@ -87,10 +85,7 @@ def test_decoding_stops_as_soon_as_every_row_is_done(tiny_gpt2):
 def test_ignored_stops_are_drawn_as_any_other_token(tiny_gpt2):
     config = replace(CONFIG, ignore_stops_before=4)
     early = np.concatenate(
-        [
-            answers(generate(*tiny_gpt2, *prompts(seed=seed), jax.random.key(seed), config))[:, :4]
-            for seed in range(10)
-        ]
+        [answers(generate(*tiny_gpt2, *prompts(seed=seed), jax.random.key(seed), config))[:, :4] for seed in range(10)]
     )
     assert np.isin(early, STOPS).sum() > 5
 
@@ -130,9 +125,7 @@ def test_rows_keys_and_steps_draw_different_numbers(tiny_gpt2):
     flat = jax.tree.map(jnp.zeros_like, tiny_gpt2[1])  # every token is as likely as any other
     ids, mask = (jnp.repeat(x[:1], BATCH, axis=0) for x in prompts())
     config = replace(CONFIG, stop_tokens=())
-    first, second = (
-        answers(generate(tiny_gpt2[0], flat, ids, mask, jax.random.key(seed), config)) for seed in (0, 1)
-    )
+    first, second = (answers(generate(tiny_gpt2[0], flat, ids, mask, jax.random.key(seed), config)) for seed in (0, 1))
     assert np.mean(first == second) < 0.2
     assert np.mean(first[0] == first[1]) < 0.5
     assert all(len(set(row)) > ANSWER // 2 for row in first)
@@ -150,9 +143,7 @@ def test_one_trace_serves_other_prompts_keys_and_weights(tiny_gpt2):
     for seed in range(3):
         scaled = jax.tree.map(lambda leaf, seed=seed: leaf * (1 + seed), params)
         generate(model, scaled, *prompts(seed=seed), jax.random.key(seed), config)
-    generate(
-        CausalLM(model.config), params, *prompts(), jax.random.key(9), replace(config)
-    )  # equal, not same
+    generate(CausalLM(model.config), params, *prompts(), jax.random.key(9), replace(config))  # equal, not same
     assert num_traces() == before + 1
 
 

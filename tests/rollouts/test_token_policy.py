@@ -22,9 +22,7 @@ def drawn(model, params, temperature):
     ids = np.random.default_rng(0).integers(0, tiny.VOCAB_SIZE, MASK.shape)
     ids = jnp.asarray(np.where(MASK == 1, ids, OUTSIDE), jnp.int32)
     stops = tuple(range(0, tiny.VOCAB_SIZE, 4))
-    config = SamplingConfig(
-        max_new_tokens=ANSWER, temperature=temperature, stop_tokens=stops, pad_token=OUTSIDE
-    )
+    config = SamplingConfig(max_new_tokens=ANSWER, temperature=temperature, stop_tokens=stops, pad_token=OUTSIDE)
     generation = generate(model, params, ids, jnp.asarray(MASK), jax.random.key(2), config)
     lengths = np.asarray(generation.response_mask).sum(axis=1)
     assert lengths.min() < ANSWER  # some answers end early, so padding is there to go wrong
@@ -80,9 +78,7 @@ def test_values_are_those_of_the_state_before_each_token():
         is_before = generation.attention_mask * (slots < PROMPT + step)
         values = tiny.forward(model, params, generation.sequences, is_before).values[:, PROMPT + step - 1]
         is_answer = np.asarray(generation.response_mask)[:, step] == 1
-        np.testing.assert_allclose(
-            evaluation.values[is_answer, step], values[is_answer], rtol=1e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(evaluation.values[is_answer, step], values[is_answer], rtol=1e-4, atol=1e-4)
 
 
 def test_values_of_a_network_of_its_own(tiny_gpt2, tiny_llama):

@@ -31,12 +31,8 @@ def make_state(seed=0):
             "kernel": jax.random.normal(keys[0], (17, 3)),
             "half": jax.random.normal(keys[1], (33,)).astype(jnp.bfloat16),
             "specials": jnp.asarray(specials),
-            "odd_nans": jax.lax.bitcast_convert_type(
-                jnp.arange(0x7FC00001, 0x7FC00006, dtype=jnp.uint32), jnp.float32
-            ),
-            "bf16_nans": jax.lax.bitcast_convert_type(
-                jnp.arange(0x7FC1, 0x7FC6, dtype=jnp.uint16), jnp.bfloat16
-            ),
+            "odd_nans": jax.lax.bitcast_convert_type(jnp.arange(0x7FC00001, 0x7FC00006, dtype=jnp.uint32), jnp.float32),
+            "bf16_nans": jax.lax.bitcast_convert_type(jnp.arange(0x7FC1, 0x7FC6, dtype=jnp.uint16), jnp.bfloat16),
         },
         "optimizer": [OptimizerState(jnp.asarray(2**31 - 1, jnp.int32), (), None)],
         "key": keys[2],
@@ -57,9 +53,7 @@ def leaf_bytes(leaf):
 
 def assert_same_bits(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         assert isinstance(a, jax.Array), path
         assert (a.shape, a.dtype, leaf_bytes(a)) == (b.shape, b.dtype, leaf_bytes(b)), path
         assert getattr(a, "weak_type", None) == getattr(b, "weak_type", None), path
@@ -202,9 +196,7 @@ for step in range(1, 10_000):
 
 
 def test_a_process_killed_while_saving_leaves_a_good_checkpoint(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"JAX_PLATFORMS": "cpu"}
-    )
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"JAX_PLATFORMS": "cpu"})
     try:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("*[0-9]"))) < 2 or not list(tmp_path.glob("*-tmp")):

@@ -83,18 +83,14 @@ def assert_self_contained(page):
     parsed = Page(page)
     assert {tag for tag, _ in parsed.tags} <= ALLOWED_TAGS
     for _, attributes in parsed.tags:
-        assert not {
-            name for name in attributes if name.startswith("on") or name in ("href", "srcset", "style")
-        }
+        assert not {name for name in attributes if name.startswith("on") or name in ("href", "srcset", "style")}
         assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
     assert "http:" not in page
     assert "https:" not in page
     assert "url(" not in page
     assert "@import" not in page
     policies = [
-        a["content"]
-        for t, a in parsed.tags
-        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+        a["content"] for t, a in parsed.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
     ]
     assert len(policies) == 1
     assert "default-src 'none'" in policies[0]
@@ -180,9 +176,7 @@ def test_shown_text_holds_no_markup_and_no_controls_and_loses_nothing(text):
     page.encode("utf-8")
     control = re.compile(r'<span class="control">\[U\+([0-9A-F]+)\]</span>')
     assert not set(control.sub("", page)) & set("<>\"'")
-    assert all(
-        character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") for character in page
-    )
+    assert all(character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") for character in page)
     assert html.unescape(control.sub(lambda match: chr(int(match[1], 16)), page)) == text
 
 

@@ -76,9 +76,7 @@ def test_equal_configurations_open_whatever_their_order_or_spelling(tmp_path):
     RunFolder.open(tmp_path, {"e": {}, "d": 1.0, "c": 0.00001, "b": math.nan, "a": [1, 2]})
 
 
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00\x93", b"a: [1", b"- 1\n- 2\n", b"", b"!!python/name:os.system x"]
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x93", b"a: [1", b"- 1\n- 2\n", b"", b"!!python/name:os.system x"])
 def test_an_unreadable_configuration_is_an_input_error_that_names_the_file(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.yaml"):

@@ -91,9 +91,7 @@ def test_samples_of_two_updates_differ_on_the_same_prompt(make_config: MakeConfi
     task, params = load_task(make_config())
     state = init_state(task, params)
     chosen = np.zeros(4, int)
-    drawn = [
-        np.asarray(answer(task, params, chosen, jax.random.fold_in(state.key, step)).sequences) for step in (0, 1)
-    ]
+    drawn = [np.asarray(answer(task, params, chosen, jax.random.fold_in(state.key, step)).sequences) for step in (0, 1)]
     assert not np.array_equal(drawn[0], drawn[1])
     assert len({row.tobytes() for row in drawn[0]}) > 1, "rows of a batch must draw independently"
 
