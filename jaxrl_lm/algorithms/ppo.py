@@ -36,7 +36,8 @@ class PPOConfig:
 
     Attributes:
         learning_rate: Adam's step size at the first update.
-        anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it.
+        anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it; None lets the trainer
+            fill in the length of its run (`make_ppo` alone then keeps the rate).
         num_epochs: passes over each trajectory.
         num_minibatches: parts of an epoch; must divide the number of sequences (or steps).
         minibatch_unit: what is shuffled: whole "sequences" (language models, recurrent policies) or single
@@ -50,12 +51,12 @@ class PPOConfig:
         max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
         adam: where Adam's epsilon stands: as in "pytorch" or as in "tensorflow".
         adam_epsilon: Adam's epsilon.
-        is_whitening_rewards: divide rewards by their standard deviation, keeping the mean.
-        is_whitening_advantages: bring advantages to mean 0 and variance 1 over the whole batch.
+        whiten_rewards: divide rewards by their standard deviation, keeping the mean.
+        whiten_advantages: bring advantages to mean 0 and variance 1 over the whole batch.
     """
 
     learning_rate: float = 1e-5
-    anneal_updates: int = 0
+    anneal_updates: int | None = None
     num_epochs: int = 4
     num_minibatches: int = 1
     minibatch_unit: MinibatchUnit = "sequences"
@@ -67,8 +68,8 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     adam: AdamKind = "pytorch"
     adam_epsilon: float = 1e-5
-    is_whitening_rewards: bool = False
-    is_whitening_advantages: bool = True
+    whiten_rewards: bool = False
+    whiten_advantages: bool = True
 
     def __post_init__(self) -> None:
         kinds = {"minibatch_unit": MinibatchUnit, "value_loss": ValueLossKind, "adam": AdamKind}
@@ -82,7 +83,7 @@ class PPOConfig:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)} must be above 0")
         for name in ("value_coefficient", "entropy_coefficient", "max_grad_norm", "anneal_updates"):
-            if not getattr(self, name) >= 0:
+            if not (getattr(self, name) or 0) >= 0:
                 raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
 
 
@@ -210,7 +211,7 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
     """Advantages and returns of the whole trajectory."""
     tr = trajectory
     rewards = tr.rewards
-    if config.is_whitening_rewards:
+    if config.whiten_rewards:
         rewards = masked.whiten(rewards, tr.value_mask, shift_mean=False)
     advantages = returns.generalized_advantages(
         rewards, tr.values, tr.next_values, tr.discounts, tr.traces, tr.value_mask
@@ -221,7 +222,7 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
         "value/explained_variance": value_losses.explained_variance(tr.values, targets, tr.value_mask),
         "value/advantage_std": masked.masked_std(advantages, tr.value_mask),
     }
-    if config.is_whitening_advantages:
+    if config.whiten_advantages:
         advantages = masked.whiten(advantages, tr.mask, shift_mean=True)
     batch = _Batch(
         observations=tr.observations,

@@ -82,8 +82,9 @@ def save_pretrained(
 ) -> None:
     """Write a folder that `from_pretrained`, and Hugging Face's own classes, load.
 
-    The folder appears whole or not at all; weights that it held are replaced. A value head lies beside the weights
-    in value_head.safetensors; a reward head is `score.weight`, as `AutoModelForSequenceClassification` has it.
+    Everything is written beside the folder first. A new folder then appears whole; in one that exists the old weights
+    are replaced and other files, such as the tokenizer's, stay. A value head lies beside the weights in
+    value_head.safetensors; a reward head is `score.weight`, as `AutoModelForSequenceClassification` has it.
 
     Args:
         folder: made if it is not there.
@@ -102,13 +103,17 @@ def save_pretrained(
             name, _, turn = layout.locate(path)
             tensors[name] = turn(leaf)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
-        staged = Path(staging)
+        staged = Path(staging) / folder.name
+        staged.mkdir()
         weights.write_weights(staged, tensors, format, max_shard_bytes)
         if model.head == "value":
             head = {"/".join(path): leaf for path, leaf in flat.items() if path[0] == "value_head"}
             weights.write_file(staged / VALUE_HEAD_FILE, head, "safetensors")
         _write_config(staged, model, np.dtype(jax.tree.leaves(params)[0].dtype))
-        _replace_weights(folder, staged)
+        if folder.exists():
+            _replace_weights(folder, staged)
+        else:
+            staged.rename(folder)
 
 
 def resolve_folder(folder_or_hub_id: str | Path) -> Path:
@@ -245,7 +250,6 @@ def _write_config(folder: Path, model: CausalLM, dtype: np.dtype) -> None:
 
 
 def _replace_weights(folder: Path, staged: Path) -> None:
-    folder.mkdir(exist_ok=True)
     for name in weights.FILE_NAMES.values():
         stem, suffix = name.rsplit(".", 1)
         for old in [

@@ -99,7 +99,10 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray], kind: Format) -> N
     # safetensors takes the memory as it lies: a transposed view would come back scrambled.
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     if kind == "safetensors":
+        path.touch()
+        mode = path.stat().st_mode
         safetensors.numpy.save_file(whole, path, metadata={"format": "pt"})
+        path.chmod(mode)  # the library leaves files that only their owner may read
     else:
         path.write_bytes(serialization.msgpack_serialize(unflatten_dict(whole, sep="/")))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.causal_lm import CausalLM, encode, unembed
 from jaxrl_lm.rollouts.sampling import SamplingConfig, sample
@@ -64,8 +65,12 @@ def generate(
 
     Returns:
         sequences, masks and log-probabilities.
+
+    Raises:
+        InputError: prompts and answers are longer than the model's context.
     """
     batch, prompt_length = input_ids.shape
+    _check_context(model, prompt_length, config)
     row_keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     unembedding = model.unembedding(params)
 
@@ -95,6 +100,15 @@ def generate(
         log_probs=state.log_probs,
         num_steps=state.step,
     )
+
+
+def _check_context(model: CausalLM, prompt_length: int, config: SamplingConfig) -> None:
+    context = model.config.max_positions
+    if prompt_length + config.max_new_tokens > context:
+        raise InputError(
+            f"prompts of {prompt_length} tokens and max_new_tokens={config.max_new_tokens} exceed the model's context "
+            f"of {context} tokens; shorten one of them"
+        )
 
 
 def _start(cache: KVCache, batch: int, config: SamplingConfig) -> _State:

@@ -46,6 +46,8 @@ class SamplingConfig:
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _check(self.min_new_tokens >= 0, "min_new_tokens", self.min_new_tokens, "0 or more")
+        _check(self.ignore_stops_before >= 0, "ignore_stops_before", self.ignore_stops_before, "0 or more")
+        _check(min(self.stop_tokens, default=0) >= 0, "stop_tokens", self.stop_tokens, "token ids, 0 or more")
 
     @property
     def log_prob_temperature(self) -> float:

@@ -71,7 +71,6 @@ class LanguagePPOConfig:
         out: folder of the run; must not exist yet, unless resuming.
         prompt_column: column of the prompts file that holds the prompt.
         num_updates: updates to make.
-        anneal: let the learning rate fall linearly to 0 over the run.
         batch_size: answers an update, one a prompt.
         discount: gamma.
         trace_decay: lambda of GAE.
@@ -96,7 +95,6 @@ class LanguagePPOConfig:
     out: str
     prompt_column: str = "prompt"
     num_updates: int = 100
-    anneal: bool = True
     batch_size: int = 64
     discount: float = 1.0
     trace_decay: float = 0.95

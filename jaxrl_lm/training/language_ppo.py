@@ -78,8 +78,10 @@ class Task:
 
     def algorithm(self) -> Algorithm:
         """PPO on this policy."""
-        anneal_updates = self.config.num_updates if self.config.anneal else 0
-        return make_ppo(replace(self.config.ppo, anneal_updates=anneal_updates), self.evaluate())
+        ppo = self.config.ppo
+        if ppo.anneal_updates is None:
+            ppo = replace(ppo, anneal_updates=self.config.num_updates)
+        return make_ppo(ppo, self.evaluate())
 
     def policy_params(self, params: PyTree) -> PyTree:
         """The policy's part of the trained parameters."""
@@ -343,8 +345,8 @@ def _open_folder(config: LanguagePPOConfig) -> storage.RunFolder:
 
 
 def _exempt(config: LanguagePPOConfig) -> frozenset[str]:
-    """Fields that may differ on resuming; without annealing a run may also be made longer."""
-    return _EXEMPT if config.anneal else _EXEMPT | {"num_updates"}
+    """Fields that may differ on resuming; a run whose length the learning rate does not follow may be made longer."""
+    return _EXEMPT if config.ppo.anneal_updates is None else _EXEMPT | {"num_updates"}
 
 
 def _check_out(config: LanguagePPOConfig) -> None:

@@ -61,7 +61,7 @@ def whiten(x: np.ndarray, mask: np.ndarray, *, shift_mean: bool) -> np.ndarray:
 def prepare(config: PPOConfig, tr: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns as the losses see them."""
     rewards = tr["rewards"].astype(np.float64)
-    if config.is_whitening_rewards:
+    if config.whiten_rewards:
         rewards = whiten(rewards, tr["value_mask"], shift_mean=False)
     advantages = np.zeros(rewards.shape)
     for b in range(rewards.shape[0]):
@@ -74,7 +74,7 @@ def prepare(config: PPOConfig, tr: dict[str, np.ndarray]) -> tuple[np.ndarray, n
             accumulated = delta + discount * tr["traces"][b, t] * accumulated
             advantages[b, t] = accumulated
     returns = advantages + tr["values"]
-    if config.is_whitening_advantages:
+    if config.whiten_advantages:
         advantages = whiten(advantages, tr["mask"], shift_mean=True)
     return advantages, returns
 

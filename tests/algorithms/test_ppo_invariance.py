@@ -29,9 +29,7 @@ from tests.algorithms.fixtures import (
     run,
 )
 
-CONFIG = PPOConfig(
-    learning_rate=0.03, num_epochs=2, value_coefficient=0.5, adam_epsilon=1e-3, is_whitening_rewards=True
-)
+CONFIG = PPOConfig(learning_rate=0.03, num_epochs=2, value_coefficient=0.5, adam_epsilon=1e-3, whiten_rewards=True)
 SHAPE = (BATCH, NUM_STEPS)
 FLOATS = ("log_probs", "values", "rewards", "discounts", "traces", "next_values")
 junk = st.sampled_from([0.0, 1.0, -3.0, 1e30, np.nan, np.inf, -np.inf])

@@ -79,8 +79,8 @@ def test_two_updates_equal_the_numpy_loops(value_loss, adam, is_whitening):
         ONE_PASS,
         value_loss=value_loss,
         adam=adam,
-        is_whitening_rewards=is_whitening,
-        is_whitening_advantages=is_whitening,
+        whiten_rewards=is_whitening,
+        whiten_advantages=is_whitening,
     )
     trajectory = make_trajectory(noise=0.3)
     reference, update = NumpyPPO(config, init_params()), jitted_update(config)
@@ -174,7 +174,7 @@ def test_returns_worked_by_hand():
 def test_values_regress_on_returns_of_unwhitened_advantages():
     trajectory = steps([[1.0, 2.0], [6.0, 50.0]], [[1, 1], [1, 0]])
     config = replace(ONE_PASS, value_loss="huber", adam="tensorflow", value_clip_range=100.0)
-    _, metrics = run(replace(config, is_whitening_rewards=True), trajectory)
+    _, metrics = run(replace(config, whiten_rewards=True), trajectory)
     rewards = 3.0 + (np.array([1.0, 2.0, 6.0]) - 3.0) / np.sqrt(14 / 3)  # whitened, their mean kept
     predicted = np.array(init_params()["values"])[[0, 1, NUM_STEPS]]
     np.testing.assert_allclose(metrics["loss/value"], np.mean(0.5 * (predicted - rewards) ** 2), rtol=1e-6)

@@ -71,7 +71,7 @@ def test_unreadable_config_file(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "config.yaml"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(InputError, match="config.yaml"):
+    with pytest.raises(InputError, match=r"config\.yaml"):
         expand_config_file(["ppo", "--config", str(file)])
 
 

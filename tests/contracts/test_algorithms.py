@@ -32,7 +32,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
             "minibatch_unit": "steps",
             "value_loss": "huber",
             "adam": "tensorflow",
-            "is_whitening_rewards": True,
+            "whiten_rewards": True,
             "anneal_updates": 10,
         },
     ],

@@ -1,7 +1,7 @@
 """PPO on a language model, end to end on a tiny byte-level model."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
@@ -27,9 +28,8 @@ REWARDS = "tests.training.rewards_for_tests"
 
 
 @pytest.fixture(autouse=True)
-def _count_calls_anew() -> Iterator[None]:
+def _count_calls_anew() -> None:
     rewards_for_tests.CALLS["count"] = 0
-    yield
 
 
 def numbers(folder: RunFolder) -> list[dict[str, Any]]:
@@ -194,7 +194,8 @@ def test_one_trace_an_update_function(make_config: MakeConfig, monkeypatch: pyte
 
 
 def test_reward_rises(make_config: MakeConfig) -> None:
-    config = make_config(num_updates=25, batch_size=32, anneal=False, kl=KLConfig(coefficient=0.0, target=None))
+    ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
+    config = make_config(num_updates=25, batch_size=32, ppo=ppo, kl=KLConfig(coefficient=0.0, target=None))
     rewards = read_metrics(train_language_ppo(config))["reward/mean"].values
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
 
@@ -205,3 +206,18 @@ def test_config_yaml_holds_every_setting(make_config: MakeConfig) -> None:
     assert saved["ppo"]["learning_rate"] == 1e-2
     assert saved["answers"]["stop"] == []
     assert json.dumps(saved)
+
+
+def test_a_run_without_annealing_can_be_made_longer(make_config: MakeConfig) -> None:
+    ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
+    config = make_config(num_updates=2, ppo=ppo)
+    train_language_ppo(config)
+    longer = train_language_ppo(replace(config, num_updates=3, resume=True))
+    assert [record["step"] for record in numbers(longer)] == [1, 2, 3]
+    assert [sample["step"] for sample in read_jsonl(longer.samples_file)] == [0, 0, 2, 2, 3, 3]
+
+
+def test_an_annealed_run_cannot(make_config: MakeConfig) -> None:
+    train_language_ppo(make_config(num_updates=1))
+    with pytest.raises(InputError, match="num_updates: 1 in the run, 2 now"):
+        train_language_ppo(make_config(num_updates=2, resume=True))
