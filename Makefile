@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test install install-test lint format clean
 
 demo: install
-	$(BIN)/python -m jaxrl_lm.cli.main demo --out runs/demo
+	$(BIN)/jaxrl-lm demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: install-test lint
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -128,14 +128,15 @@ def time_step(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[st
     first = first_call(call)
     result = _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
     parts = {name: metrics[name] for name in ("time/generate", "time/reward", "time/learn")}
-    return result | {"last_step": parts, "ratio_first_max_error": metrics["ratio/first_max_error"]}
+    errors = {name: metrics[name] for name in ("ratio/first_max_error", "ratio/rollout_max_error")}
+    return result | {"last_step": parts, **errors}
 
 
 def run_peer(python: str, script: str, benchmark: Benchmark, num_tokens: int) -> dict[str, Any]:
     """A peer's figures, from its own interpreter, which prints them as its last line."""
     command = [python, str(PEERS / script), benchmark.model, PROMPT]
     command += [str(benchmark.num_answers), str(num_tokens), str(benchmark.repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -164,6 +165,7 @@ def main(benchmark: Benchmark) -> None:
     results["score"] = time_scoring(benchmark, task, state, generation)
     results["update"] = time_update(benchmark, task, state, generation)
     results["step"] = time_step(benchmark, task, state)
+    write_results(benchmark.out, results)
     if benchmark.torch_python:
         peer = run_peer(benchmark.torch_python, "torch_generate.py", benchmark, benchmark.generate_tokens)
         results["peer_torch_generate"] = peer

@@ -76,6 +76,7 @@ def training_config(experiment: Experiment, prompts: Path, seed: int) -> Languag
         num_updates=experiment.num_updates,
         batch_size=48,
         seed=seed,
+        resume=(experiment.out / f"seed-{seed}" / "config.yaml").exists(),
         save_every=20,
         keep_checkpoints=1,
         num_samples=16,
@@ -121,6 +122,7 @@ def summarize(folder: RunFolder) -> dict[str, float]:
         "kl_end_nats_per_answer": float(np.mean(curves["kl/answer"][last])),
         "kl_max_nats_per_answer": float(np.max(curves["kl/answer"])),
         "first_minibatch_ratio_error_max": float(np.max(curves["ratio/first_max_error"])),
+        "rollout_ratio_error_max": float(np.max(curves["ratio/rollout_max_error"])),
         "sample_reward_before": float(np.mean(by_phase["before"])),
         "sample_reward_after": float(np.mean(by_phase["after"])),
         "seconds_per_update": float(np.median(curves["time/update"])),
@@ -141,20 +143,19 @@ def plot(folders: list[RunFolder], path: Path) -> None:
 
 
 def main(experiment: Experiment) -> None:
-    """Train each seed that is not done, then write figures and curves."""
+    """Train each seed, or go on with it where it stopped, then write figures and curves."""
     if not experiment.ratings.is_file():
         sys.exit(f"skipped: {experiment.ratings} is not there; --ratings names the movie-review table")
+    if experiment.debug:
+        experiment = replace(experiment, out=experiment.out / "debug")
     experiment.out.mkdir(parents=True, exist_ok=True)
     prompts = experiment.out / "prompts.jsonl"
     write_prompts(experiment, prompts)
     if experiment.debug:
         experiment = replace(experiment, model=str(experiment.out / "byte-gpt2"))
         write_byte_model(Path(experiment.model))
-    folders = []
-    for seed in experiment.seeds:
-        config = training_config(experiment, prompts, seed)
-        finished = RunFolder(Path(config.out))
-        folders.append(finished if finished.report_file.exists() else train_language_ppo(config))
+    configs = [training_config(experiment, prompts, seed) for seed in experiment.seeds]
+    folders = [train_language_ppo(config) for config in configs]
     results = {folder.path.name: summarize(folder) for folder in folders}
     (experiment.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(folders, experiment.out / "curves.png")

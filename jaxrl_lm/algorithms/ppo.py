@@ -32,7 +32,8 @@ ValueLossKind = Literal["clipped", "huber"]
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """Settings of PPO; the defaults are those of Ziegler et al. (2019) for language models.
+    """Settings of PPO; the defaults are those of Ziegler et al. (2019) for language models, but
+    for the gradient's longest norm, which they do not bound, and Adam's epsilon, which stands as in PyTorch.
 
     Attributes:
         learning_rate: Adam's step size at the first update.

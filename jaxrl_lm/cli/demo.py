@@ -1,6 +1,5 @@
-"""`jaxrl-lm demo`: a language model learns by PPO in about a minute, offline, on any machine."""
+"""`jaxrl-lm demo`: a language model learns by PPO, offline, in a minute or two on any machine."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.cli.language import print_result
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.byte_model import write_byte_model
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
+from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig, check_seed
 from jaxrl_lm.training.language_ppo import train_language_ppo
 
 _PROMPTS = (
@@ -30,7 +29,7 @@ class DemoConfig:
     """Train a tiny byte-level GPT-2, made on the spot, to write vowels.
 
     Attributes:
-        out: folder of the run; must not exist.
+        out: folder of the run; must not exist. Model and prompts lie in a folder beside it, named OUT-inputs.
         num_updates: updates to make.
         seed: of weights, sampling and shuffling.
     """
@@ -42,6 +41,7 @@ class DemoConfig:
 
 def run_demo(config: DemoConfig) -> None:
     """Make the model and the prompts, train, and print what came of it."""
+    check_seed(config.seed)
     if Path(config.out).exists():
         raise InputError(f"out={config.out!r} exists; choose another folder with --out, or delete it")
     console = Console()
@@ -49,12 +49,11 @@ def run_demo(config: DemoConfig) -> None:
         "A tiny GPT-2 with random weights is written as a Hugging Face folder, loaded back, and learns by PPO to "
         "answer with vowels (built-in reward 'vowels'), at a penalty for leaving where it started."
     )
-    with tempfile.TemporaryDirectory() as folder:
-        model, prompts = Path(folder) / "byte-gpt2", Path(folder) / "prompts.txt"
-        write_byte_model(model, seed=config.seed)
-        prompts.write_text("\n".join(_PROMPTS) + "\n", encoding="utf-8")
-        run = train_language_ppo(_training(config, model, prompts))
-    print_result(run)
+    inputs = Path(f"{config.out}-inputs")
+    model, prompts = inputs / "byte-gpt2", inputs / "prompts.txt"
+    write_byte_model(model, seed=config.seed)
+    prompts.write_text("\n".join(_PROMPTS) + "\n", encoding="utf-8")
+    print_result(train_language_ppo(_training(config, model, prompts)))
 
 
 def _training(config: DemoConfig, model: Path, prompts: Path) -> LanguagePPOConfig:

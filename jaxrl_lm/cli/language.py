@@ -2,23 +2,30 @@
 
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl_lm import data, models, rollouts, storage
+from jaxrl_lm import data, storage
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models.pretrained import resolve_folder
-from jaxrl_lm.rollouts import SamplingConfig
-from jaxrl_lm.training.language_config import LanguagePPOConfig
+from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.language_config import LanguagePPOConfig, check_seed
 from jaxrl_lm.training.language_ppo import train_language_ppo
+
+_SHOWN = (
+    "reward/mean",
+    "kl/answer",
+    "answer/length",
+    "ratio/first_max_error",
+    "ratio/rollout_max_error",
+    "time/update",
+)
 
 
 def run_ppo(config: LanguagePPOConfig) -> None:
@@ -30,7 +37,7 @@ def print_result(folder: storage.RunFolder) -> None:
     """First and last metrics of a run, and its files."""
     curves = storage.read_metrics(folder)
     table = Table("", "first update", "last update")
-    for name in ("reward/mean", "kl/answer", "answer/length", "ratio/first_max_error", "time/update"):
+    for name in _SHOWN:
         if name in curves:
             values = curves[name].values
             table.add_row(name, f"{values[0]:.4g}", f"{values[-1]:.4g}")
@@ -53,12 +60,17 @@ class GenerateConfig:
         prompt: prompts, as text.
         prompts: a file of prompts, in any form that `ppo` reads.
         prompt_column: column of the file that holds the prompt.
-        chat: wrap each --prompt as a user's message in the tokenizer's chat template.
+        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
         out: write answers as JSON lines to this file, which must not exist, instead of printing them.
+        max_new_tokens: length of the longest answer, in tokens.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw from the k likeliest tokens only; 0 for all.
+        top_p: draw from the smallest set of likeliest tokens whose probability reaches p; 1 for all.
+        min_new_tokens: no answer ends before so many tokens.
+        stop: texts of one token each that end an answer, beside the model's end-of-text token.
         batch_size: prompts answered at a time.
         seed: of sampling.
         dtype: of activations.
-        sampling: how answers are drawn.
     """
 
     model: str
@@ -67,58 +79,63 @@ class GenerateConfig:
     prompt_column: str = "prompt"
     chat: bool = False
     out: str | None = None
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
     batch_size: int = 16
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         if not self.prompt and self.prompts is None:
             raise InputError("prompt: none given; give --prompt TEXT or --prompts FILE")
         if self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size} must be at least 1")
+        check_seed(self.seed)
 
 
 def run_generate(config: GenerateConfig) -> None:
     """Answer prompts and print them, or write them to a file."""
-    if config.out is not None and Path(config.out).exists():
-        raise InputError(f"out={config.out!r} exists; choose another file")
-    prompts = _given_prompts(config)
+    if config.out is not None:
+        _check_out_file(Path(config.out))
+    prompts = [Prompt(prompt=text, columns={}) for text in config.prompt]
     if config.prompts is not None:
         prompts += data.read_prompts(config.prompts, column=config.prompt_column)
-    answers = _answer(config, prompts)
-    records = [{"prompt": prompt.prompt, "completion": answer} for prompt, answer in zip(prompts, answers, strict=True)]
-    if config.out is not None:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        storage.write_atomically(Path(config.out), lines)
+    answers = answer_prompts(
+        config.model,
+        [_as_chat(prompt) for prompt in prompts] if config.chat else prompts,
+        stop=config.stop,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        dtype=jnp.dtype(config.dtype),
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_new_tokens=config.min_new_tokens,
+    )
+    pairs = list(zip(prompts, answers, strict=True))
+    if config.out is None:
+        for prompt, answer in pairs:
+            sys.stdout.write(f"> {prompt.text()}\n{answer}\n\n")
         return
-    for record in records:
-        sys.stdout.write(f"> {record['prompt']}\n{record['completion']}\n\n")
+    lines = [
+        json.dumps({"prompt": prompt.prompt, "completion": answer}, ensure_ascii=False) for prompt, answer in pairs
+    ]
+    storage.write_atomically(Path(config.out), "\n".join(lines) + "\n")
 
 
-def _given_prompts(config: GenerateConfig) -> list[Prompt]:
-    def wrap(text: str) -> Prompt:
-        return Prompt(prompt=[{"role": "user", "content": text}] if config.chat else text, columns={})
+def _check_out_file(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"out={str(out)!r} exists; choose another file")
+    if not out.parent.is_dir():
+        raise InputError(f"out={str(out)!r}: there is no folder {str(out.parent)!r}; make it first")
 
-    return [wrap(text) for text in config.prompt]
 
-
-def _answer(config: GenerateConfig, prompts: list[Prompt]) -> list[str]:
-    folder = resolve_folder(config.model)
-    model, params = models.from_pretrained(folder, dtype=jnp.dtype(config.dtype))
-    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
-    longest = model.config.max_positions - config.sampling.max_new_tokens
-    ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)
-    width = max(map(len, ids))
-    stops = data.stop_token_ids(tokenizer, ()) + config.sampling.stop_tokens
-    pad_id = data.padding_token(tokenizer)
-    sampling = replace(config.sampling, stop_tokens=stops, pad_token=pad_id)
-    key, answers = jax.random.key(config.seed), []
-    for start in range(0, len(ids), config.batch_size):
-        rows = ids[start : start + config.batch_size]
-        input_ids, mask = data.left_pad(rows, pad_id=pad_id, width=width)
-        # A row's key comes from its index in the file, so that answers do not depend on the batch size.
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(start + jnp.arange(len(rows)))
-        generation = rollouts.generate(model, params, input_ids, mask, keys, sampling)
-        answers += rollouts.decode(tokenizer, generation)
-    return answers
+def _as_chat(prompt: Prompt) -> Prompt:
+    if not isinstance(prompt.prompt, str):
+        return prompt
+    return replace(prompt, prompt=[{"role": "user", "content": prompt.prompt}])

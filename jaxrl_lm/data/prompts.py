@@ -23,6 +23,12 @@ class Prompt:
     prompt: str | list[dict[str, str]]
     columns: dict[str, Any]
 
+    def text(self) -> str:
+        """The prompt for a person to read: a conversation as lines of role and content."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(f"{message['role']}: {message['content']}" for message in self.prompt)
+
 
 def read_prompts(source: str, *, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
     """Read prompts from a file or from a data set of the hub.

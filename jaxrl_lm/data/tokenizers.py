@@ -27,7 +27,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
             "copy the model's tokenizer files into the folder"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers do
         raise InputError(
             f"{folder}: no tokenizer could be read ({type(error).__name__}: {error}); "

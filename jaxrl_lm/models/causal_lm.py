@@ -23,7 +23,8 @@ class CausalLMOutput:
     Attributes:
         hidden_states: after the last norm, `[B, T, D]`.
         logits: `[B, T, V]` float32; None from `encode` and for a reward model.
-        values: `[B, T]` float32, of the state after each token; None without a value head.
+        values: `[B, T]` float32, the head's scalar at each token, which is the value of the state after it; None
+            without a head. A reward model read so is where a value network starts.
         scores: `[B]` float32, at each row's last token; None without a reward head.
         cache: the key/value cache behind these tokens; None if none was given.
     """
@@ -111,8 +112,11 @@ class CausalLM(nn.Module):
         else:
             positions = jnp.asarray(position_ids, jnp.int32)
         hidden_states, cache = self.backbone(jnp.where(mask > 0, ids, 0), mask, positions, cache)
-        values = self.value_head(hidden_states)[..., 0] if self.head == "value" else None
-        scores = self._last_score(hidden_states, mask) if self.head == "reward" else None
+        values = scores = None
+        if self.head is not None:
+            head = self.value_head if self.head == "value" else self.score
+            values = head(hidden_states)[..., 0]
+            scores = _last(values, mask) if self.head == "reward" else None
         return CausalLMOutput(hidden_states=hidden_states, values=values, scores=scores, cache=cache)
 
     def unembedding(self, params: PyTree) -> jax.Array:
@@ -124,11 +128,11 @@ class CausalLM(nn.Module):
     def _embedding(self) -> jax.Array:
         return getattr(self.backbone, self.family.embedding).embedding
 
-    def _last_score(self, hidden_states: jax.Array, attention_mask: jax.Array) -> jax.Array:
-        slots = jnp.arange(attention_mask.shape[1])
-        last = jnp.max(jnp.where(attention_mask.astype(bool), slots, 0), axis=-1)
-        last_hidden = jnp.take_along_axis(hidden_states, last[:, None, None], axis=1)
-        return self.score(last_hidden)[:, 0, 0]
+
+def _last(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Of `[B, T]` the entry at each row's last token."""
+    last = jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[1]), 0), axis=-1)
+    return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
 
 def encode(

@@ -62,6 +62,10 @@ class ModelConfig:
             raise InputError(
                 f"config.json: activation {self.activation!r} is not known; known: {', '.join(sorted(ACTIVATIONS))}"
             )
+        sizes = ("vocab_size", "model_size", "num_layers", "num_heads", "num_kv_heads", "head_size", "max_positions")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise InputError(f"config.json: {name}={getattr(self, name)} must be at least 1; correct it")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"config.json: num_attention_heads={self.num_heads} is no multiple of "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
@@ -36,6 +37,8 @@ class GPT2Config(ModelConfig):
 
 def config_from_hf(config: dict[str, Any]) -> GPT2Config:
     """Read a `model_type: gpt2` configuration."""
+    if config["n_embd"] % config["n_head"]:
+        raise InputError(f"config.json: n_embd={config['n_embd']} is no multiple of n_head={config['n_head']}")
     return GPT2Config(
         vocab_size=config["vocab_size"],
         model_size=config["n_embd"],

@@ -1,8 +1,8 @@
 """Model folders in Hugging Face's form, in and out."""
 
 import json
+import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,9 @@ def _build(folder: Path, head: Head | None, dtype: Any, param_dtype: Any, is_rem
     raw = read_config(folder)
     try:
         config = family_of(raw["model_type"]).config_from_hf(raw)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{folder / 'config.json'}: field {error} is missing or unfit; correct it") from error
     return CausalLM(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
 
@@ -250,14 +252,14 @@ def _write_config(folder: Path, model: CausalLM, dtype: np.dtype) -> None:
 
 
 def _replace_weights(folder: Path, staged: Path) -> None:
+    """Move files over their namesakes, then delete weights of another form: readable weights stand at any time."""
+    new = {file.name for file in staged.iterdir()}
+    for file in staged.iterdir():
+        os.replace(file, folder / file.name)
+    patterns = [VALUE_HEAD_FILE]
     for name in weights.FILE_NAMES.values():
         stem, suffix = name.rsplit(".", 1)
-        for old in [
-            *folder.glob(name),
-            *folder.glob(f"{name}.index.json"),
-            *folder.glob(f"{stem}-*-of-*.{suffix}"),
-        ]:
+        patterns += [name, f"{name}.index.json", f"{stem}-*-of-*.{suffix}"]
+    for old in (file for pattern in patterns for file in folder.glob(pattern)):
+        if old.name not in new:
             old.unlink()
-    (folder / VALUE_HEAD_FILE).unlink(missing_ok=True)
-    for file in staged.iterdir():
-        shutil.move(file, folder / file.name)

@@ -1,6 +1,6 @@
 """How trajectories come about: token generation (and, later, environment scans)."""
 
-from jaxrl_lm.rollouts.generation import Generation, decode, generate
+from jaxrl_lm.rollouts.generation import Generation, decode, generate, longest_prompt
 from jaxrl_lm.rollouts.sampling import SamplingConfig
 from jaxrl_lm.rollouts.token_policy import (
     TokenObservations,
@@ -17,6 +17,7 @@ __all__ = [
     "answer_log_probs",
     "decode",
     "generate",
+    "longest_prompt",
     "make_evaluate",
     "observe",
     "token_trajectory",

@@ -102,6 +102,21 @@ def generate(
     )
 
 
+def longest_prompt(model: CausalLM, max_new_tokens: int) -> int:
+    """Tokens of a prompt that leave room for an answer in the model's context.
+
+    Raises:
+        InputError: there is no room for any prompt.
+    """
+    longest = model.config.max_positions - max_new_tokens
+    if longest < 1:
+        raise InputError(
+            f"max_new_tokens={max_new_tokens} leaves no room for a prompt in this model's context of "
+            f"{model.config.max_positions} tokens; choose fewer"
+        )
+    return longest
+
+
 def _check_context(model: CausalLM, prompt_length: int, config: SamplingConfig) -> None:
     context = model.config.max_positions
     if prompt_length + config.max_new_tokens > context:

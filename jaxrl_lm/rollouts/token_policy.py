@@ -37,7 +37,8 @@ def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: Cau
     Args:
         model: the policy. Its own value head gives the values; without one and without `value_model` they are 0.
         temperature: of sampling; it divides the logits here as well, or the ratio would not be 1.
-        value_model: a network of its own for the values; `params` is then `{"policy": ..., "value": ...}`.
+        value_model: a network of its own for the values, with either head; `params` is then
+            `{"policy": ..., "value": ...}`.
     """
 
     def evaluate(params: PyTree, observations: Any, actions: jax.Array) -> ActionEvaluation:

@@ -1,7 +1,7 @@
 """The folder of a run: configuration, metrics, checkpoints, plots, report; knows no model or algorithm."""
 
 from jaxrl_lm.storage.checkpoints import Checkpoints
-from jaxrl_lm.storage.metrics import Curve, MetricsWriter, read_metrics
+from jaxrl_lm.storage.metrics import Curve, MetricsWriter, check_wandb, read_metrics
 from jaxrl_lm.storage.plots import write_plots
 from jaxrl_lm.storage.report import write_report
 from jaxrl_lm.storage.run_folder import (
@@ -19,6 +19,7 @@ __all__ = [
     "MetricsWriter",
     "RunFolder",
     "append_jsonl",
+    "check_wandb",
     "flatten_config",
     "read_jsonl",
     "read_metrics",

@@ -116,6 +116,16 @@ def _number(folder: RunFolder, number: int, name: str, value: Any) -> float:
     return float(value)
 
 
+def check_wandb(project: str | None) -> None:
+    """Refuse a project of Weights & Biases where wandb is not installed.
+
+    Raises:
+        InputError: a project is given and wandb is missing.
+    """
+    if project is not None:
+        _import_wandb(project)
+
+
 def _import_wandb(project: str) -> Any:
     try:
         return importlib.import_module("wandb")

@@ -7,6 +7,16 @@ from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.errors import InputError
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed for JAX and numpy alike.
+
+    Raises:
+        InputError: the seed is negative or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} must be at least 0 and below 2**32")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswerConfig:
     """How answers are drawn and where they end.
@@ -51,7 +61,7 @@ class KLConfig:
     horizon: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.coefficient < 0:
+        if not self.coefficient >= 0:
             raise InputError(f"kl.coefficient={self.coefficient} must be 0 or more")
         if self.target is not None and not self.target > 0:
             raise InputError(f"kl.target={self.target} must be above 0 nats, or none for a fixed coefficient")
@@ -77,8 +87,8 @@ class LanguagePPOConfig:
         answers: how answers are drawn.
         kl: penalty for leaving the reference.
         ppo: the update.
-        value_model: a folder or hub id to start a separate value network from (a reward model, say); None puts a
-            value head on the policy.
+        value_model: a folder or hub id to start a separate value network from: a reward model that reads the
+            policy's tokens, or any causal language model of its vocabulary. None puts a value head on the policy.
         dtype: of activations; parameters, optimizer and losses are float32.
         remat: recompute activations in the backward pass: less memory, a third more work.
         seed: of prompts' order, sampling and shuffling.
@@ -115,6 +125,7 @@ class LanguagePPOConfig:
         for name in ("num_updates", "batch_size", "save_every", "keep_checkpoints", "num_samples"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        check_seed(self.seed)
         for name in ("discount", "trace_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")

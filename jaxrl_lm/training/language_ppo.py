@@ -1,6 +1,8 @@
 """PPO on a language model: generate, score on the host, learn in one jitted program."""
 
+import json
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,7 +28,7 @@ from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree
 
 SHOWN = ("reward/mean", "kl/answer")
 # What may differ between a run and its resumption without changing any number.
-_EXEMPT = frozenset({"resume", "save_every", "keep_checkpoints", "wandb_project"})
+_EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project"})
 
 
 @struct.dataclass(kw_only=True)
@@ -99,9 +101,11 @@ def train_language_ppo(config: LanguagePPOConfig) -> storage.RunFolder:
     _check_out(config)
     task, params = load_task(config)
     state = init_state(task, params)
-    before = answer_samples(task, task.policy_params(params), phase="before", step=0)
-    folder = _open_folder(config)
-    if not config.resume:
+    if config.resume:
+        folder = storage.RunFolder.open(Path(config.out), _saved_settings(config), ignore=_exempt(config))
+    else:
+        before = answer_samples(task, task.policy_params(params), phase="before", step=0)
+        folder = storage.RunFolder.create(Path(config.out), _saved_settings(config))
         storage.append_jsonl(folder.samples_file, before)
     loop = LoopConfig(
         num_updates=config.num_updates,
@@ -110,7 +114,7 @@ def train_language_ppo(config: LanguagePPOConfig) -> storage.RunFolder:
         shown=SHOWN,
         wandb_project=config.wandb_project,
     )
-    state = run_updates(folder, state, make_update(task), loop, resume=config.resume)
+    state = run_updates(folder, state, make_update(task), loop, fingerprints=fingerprints(task), resume=config.resume)
     _finish(task, state, folder)
     return folder
 
@@ -134,16 +138,12 @@ def load_task(config: LanguagePPOConfig) -> tuple[Task, PyTree]:
     reference_params = {name: part for name, part in params.items() if name != "value_head"}
     if config.value_model:
         value_model, value_params = models.from_pretrained(
-            config.value_model, "value", dtype=dtype, is_remat=config.remat
+            config.value_model, "reward", dtype=dtype, is_remat=config.remat
         )
+        _check_value_model(config.value_model, value_model, model)
         params = {"policy": params, "value": value_params}
     tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
-    longest = model.config.max_positions - config.answers.max_new_tokens
-    if longest < 1:
-        raise InputError(
-            f"max_new_tokens={config.answers.max_new_tokens} leaves no room for a prompt in this model's context of "
-            f"{model.config.max_positions} tokens; choose fewer"
-        )
+    longest = rollouts.longest_prompt(model, config.answers.max_new_tokens)
     prompt_ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)
     sampling = SamplingConfig(
         max_new_tokens=config.answers.max_new_tokens,
@@ -244,7 +244,7 @@ def answer_samples(task: Task, params: PyTree, *, phase: str, step: int) -> list
     temperature = task.sampling.temperature
     policy_log_probs, reference_log_probs = (
         rollouts.answer_log_probs(task.model, each, generation, temperature)
-        for each in (params, _with_heads(task, task.reference_params, params))
+        for each in (params, _with_heads(task.reference_params, params))
     )
     divergence = np.asarray(jnp.sum(policy_log_probs - reference_log_probs, axis=-1))
     return [
@@ -252,7 +252,7 @@ def answer_samples(task: Task, params: PyTree, *, phase: str, step: int) -> list
             "step": step,
             "phase": phase,
             "index": index,
-            "prompt": _shown_prompt(task.prompts[index]),
+            "prompt": task.prompts[index].text(),
             "completion": answers[index],
             "reward": float(scores[index]),
             "kl": float(divergence[index]),
@@ -277,7 +277,7 @@ def _learn(
     actions = generation.sequences[:, -mask.shape[1] :]
     evaluation = task.evaluate()(params, observations, actions)
     reference = rollouts.make_evaluate(task.model, temperature=task.sampling.temperature)(
-        _with_heads(task, reference_params, task.policy_params(params)), observations, actions
+        _with_heads(reference_params, task.policy_params(params)), observations, actions
     )
     value_mask = rewards.value_mask_of(mask, is_paid_after_end=config.answers.score_at == "after_end")
     step_rewards, token_kl = rewards.token_rewards(
@@ -293,14 +293,14 @@ def _learn(
     )
     ppo_state, metrics = task.algorithm().update(state.ppo, trajectory, key)
     answer_kl = jnp.mean(jnp.sum(token_kl, axis=-1))
-    rollout_gap = jnp.abs(evaluation.log_probs - generation.log_probs)
+    rollout_error = jnp.abs(jnp.expm1(evaluation.log_probs - generation.log_probs))
     metrics |= {
         "reward/with_penalty": jnp.mean(jnp.sum(step_rewards, axis=-1)),
         "kl/answer": answer_kl,
         "kl/token": masked.masked_mean(token_kl, mask),
         "kl/coefficient": state.kl_coefficient,
         "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
-        "answer/log_prob_gap": masked.masked_max(rollout_gap, mask),
+        "ratio/rollout_max_error": masked.masked_max(rollout_error, mask),
     }
     new = replace(state, ppo=ppo_state, kl_coefficient=_next_coefficient(config, state.kl_coefficient, answer_kl))
     return new, metrics
@@ -318,7 +318,7 @@ def _next_coefficient(config: LanguagePPOConfig, coefficient: jax.Array, answer_
     )
 
 
-def _with_heads(task: Task, reference_params: PyTree, policy_params: PyTree) -> PyTree:
+def _with_heads(reference_params: PyTree, policy_params: PyTree) -> PyTree:
     """The reference's parameters in the policy's form; heads, which it does not use, are the policy's."""
     return {**policy_params, **reference_params}
 
@@ -332,16 +332,27 @@ def _is_stopped(task: Task, generation: Generation) -> np.ndarray:
     return np.isin(last, task.sampling.stop_tokens) & (length > task.sampling.ignore_stops_before)
 
 
-def _shown_prompt(prompt: Prompt) -> str:
-    if isinstance(prompt.prompt, str):
-        return prompt.prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt.prompt)
+def fingerprints(task: Task) -> dict[str, int]:
+    """Checksums of what a run reads and its configuration only names."""
+    reference = 0
+    for leaf in jax.tree.leaves(task.reference_params):
+        reference = zlib.crc32(np.asarray(leaf).tobytes(), reference)
+    return {"prompts": zlib.crc32(repr(task.prompt_ids).encode()), "model": reference}
 
 
-def _open_folder(config: LanguagePPOConfig) -> storage.RunFolder:
-    if config.resume:
-        return storage.RunFolder.open(Path(config.out), asdict(config), ignore=_exempt(config))
-    return storage.RunFolder.create(Path(config.out), asdict(config))
+def _check_value_model(name: str, value_model: CausalLM, model: CausalLM) -> None:
+    for field in ("vocab_size", "max_positions"):
+        ours, policys = getattr(value_model.config, field), getattr(model.config, field)
+        if ours < policys:
+            raise InputError(
+                f"value_model={name!r} has {field}={ours}, the policy {policys}; "
+                "choose one that reads the policy's tokens"
+            )
+
+
+def _saved_settings(config: LanguagePPOConfig) -> dict[str, Any]:
+    """What config.yaml holds: everything but `resume`, which is no setting of the run."""
+    return {name: value for name, value in asdict(config).items() if name != "resume"}
 
 
 def _exempt(config: LanguagePPOConfig) -> frozenset[str]:
@@ -350,10 +361,11 @@ def _exempt(config: LanguagePPOConfig) -> frozenset[str]:
 
 
 def _check_out(config: LanguagePPOConfig) -> None:
-    """Refuse an unfit folder before minutes are spent on loading."""
+    """Refuse what can be refused before minutes are spent on loading."""
     out = Path(config.out)
+    storage.check_wandb(config.wandb_project)
     if config.resume:
-        _open_folder(config)
+        storage.RunFolder(out).read_config()
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out={config.out!r} exists; choose another folder, or --resume to go on with that run")
 
@@ -362,9 +374,15 @@ def _finish(task: Task, state: LanguageState, folder: storage.RunFolder) -> None
     """Samples after training, the model's folder, plots and report."""
     params = task.policy_params(state.ppo.params)
     step = task.config.num_updates
-    storage.truncate_jsonl(folder.samples_file, step)
-    storage.append_jsonl(folder.samples_file, answer_samples(task, params, phase="after", step=step))
+    # Those of a shorter run that this one went on with are not "after" any more.
+    samples = [sample for sample in storage.read_jsonl(folder.samples_file) if sample["phase"] != "after"]
+    samples += answer_samples(task, params, phase="after", step=step)
+    storage.write_atomically(folder.samples_file, "".join(json.dumps(sample) + "\n" for sample in samples))
     models.save_pretrained(folder.model_folder, task.model, params)
     task.tokenizer.save_pretrained(folder.model_folder)
+    if task.value_model is not None:
+        value_folder = folder.path / "value_model"
+        models.save_pretrained(value_folder, task.value_model, state.ppo.params["value"])
+        task.tokenizer.save_pretrained(value_folder)
     storage.write_plots(folder)
     storage.write_report(folder, title=f"PPO on {Path(task.config.model).name}")

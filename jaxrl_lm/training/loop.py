@@ -41,7 +41,15 @@ class LoopConfig:
     wandb_project: str | None = None
 
 
-def run_updates(folder: RunFolder, state: PyTree, update: Update, config: LoopConfig, *, resume: bool) -> PyTree:
+def run_updates(
+    folder: RunFolder,
+    state: PyTree,
+    update: Update,
+    config: LoopConfig,
+    *,
+    fingerprints: dict[str, int],
+    resume: bool,
+) -> PyTree:
     """Run the updates that are still to do.
 
     Args:
@@ -50,6 +58,8 @@ def run_updates(folder: RunFolder, state: PyTree, update: Update, config: LoopCo
         update: makes one update from the state and the number of updates done. Everything random in it must be a
             function of these two, so that a resumed run repeats the same numbers.
         config: when to save and what to show.
+        fingerprints: of what the run reads beside its configuration, by name (the prompts, say); resuming refuses
+            others.
         resume: start from the newest checkpoint.
 
     Returns:
@@ -58,12 +68,16 @@ def run_updates(folder: RunFolder, state: PyTree, update: Update, config: LoopCo
     Raises:
         Interrupted: after Ctrl-C or SIGTERM; the state is saved.
         TrainingDivergedError: a loss is not finite; the message names the last good checkpoint.
-        InputError: there is nothing to resume, or the update raised it (its state before that update is saved).
+        InputError: there is nothing to resume, or something else; or the update raised it (the state before that
+            update is saved).
     """
     with Checkpoints(folder.checkpoints_folder, keep=config.keep_checkpoints) as checkpoints:
         num_done = 0
         if resume:
-            num_done, state, _ = checkpoints.restore(state)
+            num_done, state, saved = checkpoints.restore(state)
+            _check_resumable(num_done, saved, config, fingerprints)
+        else:
+            checkpoints.save(0, state, fingerprints)
         with (
             MetricsWriter(folder, start_step=num_done + 1, wandb_project=config.wandb_project) as writer,
             StopSignals() as signals,
@@ -73,7 +87,7 @@ def run_updates(folder: RunFolder, state: PyTree, update: Update, config: LoopCo
                 try:
                     state, metrics = update(state, num_done)
                 except InputError:
-                    _save(checkpoints, num_done, state)
+                    _save(checkpoints, num_done, state, fingerprints)
                     raise
                 num_done += 1
                 _check_finite(metrics, num_done, folder, checkpoints)
@@ -81,7 +95,7 @@ def run_updates(folder: RunFolder, state: PyTree, update: Update, config: LoopCo
                 display.advance(num_done, metrics)
                 is_last = num_done == config.num_updates
                 if is_last or signals.received or num_done % config.save_every == 0:
-                    _save(checkpoints, num_done, state)
+                    _save(checkpoints, num_done, state, fingerprints)
                 if signals.received and not is_last:
                     raise Interrupted(
                         f"stopped after update {num_done} of {config.num_updates}, which is saved; "
@@ -91,24 +105,32 @@ def run_updates(folder: RunFolder, state: PyTree, update: Update, config: LoopCo
     return state
 
 
-def _save(checkpoints: Checkpoints, num_done: int, state: PyTree) -> None:
-    latest = checkpoints.latest_step()
-    if num_done > (latest or 0):
-        checkpoints.save(num_done, state, {})
+def _check_resumable(num_done: int, saved: dict[str, int], config: LoopConfig, fingerprints: dict[str, int]) -> None:
+    if num_done > config.num_updates:
+        raise InputError(
+            f"num_updates={config.num_updates}: the run has made {num_done} already; give at least as many"
+        )
+    changed = [name for name, value in fingerprints.items() if saved.get(name) != value]
+    if changed:
+        raise InputError(
+            f"resume: {', '.join(changed)} changed since the run was started; "
+            "restore what it read, or start another run"
+        )
+
+
+def _save(checkpoints: Checkpoints, num_done: int, state: PyTree, fingerprints: dict[str, int]) -> None:
+    if num_done > (checkpoints.latest_step() or 0):
+        checkpoints.save(num_done, state, fingerprints)
 
 
 def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, checkpoints: Checkpoints) -> None:
     bad = [f"{name}={value}" for name, value in metrics.items() if _is_loss(name) and not math.isfinite(value)]
     if not bad:
         return
-    latest = checkpoints.latest_step()
-    good = (
-        "no checkpoint was saved before it"
-        if latest is None
-        else f"the last good checkpoint is {folder.checkpoints_folder / str(latest)}"
-    )
+    good = folder.checkpoints_folder / str(checkpoints.latest_step())
     raise TrainingDivergedError(
-        f"update {num_done}: {', '.join(bad)}; {good}. Lower the learning rate, or look at the rewards"
+        f"update {num_done}: {', '.join(bad)}; the last good checkpoint is {good}. "
+        "Lower the learning rate, or look at the rewards"
     )
 
 
