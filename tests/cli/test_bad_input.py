@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,3 +167,26 @@ def test_run_folder_that_exists(tmp_path: Path, model: Path, capfd: pytest.Captu
 
 def test_resuming_where_there_is_no_run(attempt: Callable[..., str]) -> None:
     assert "no run" in attempt(resume=True)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_are_none(attempt: Callable[..., str], seed: int) -> None:
+    assert "seed" in attempt(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("n_head", 3), ("n_head", 0), ("vocab_size", -3), ("n_embd", 0), ("n_embd", "many")]
+)
+def test_config_of_unfit_sizes(attempt: Callable[..., str], spoiled: Path, field: str, value: object) -> None:
+    config = json.loads((spoiled / "config.json").read_text())
+    (spoiled / "config.json").write_text(json.dumps(config | {field: value}))
+    assert "config.json" in attempt(model=spoiled)
+
+
+def test_wandb_project_without_wandb(attempt: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "jaxrl-lm[wandb]" in attempt(**{"wandb-project": "mazes"})
+
+
+def test_nan_as_a_coefficient(attempt: Callable[..., str]) -> None:
+    assert "coefficient" in attempt(**{"kl.coefficient": "nan"})

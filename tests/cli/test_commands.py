@@ -87,7 +87,7 @@ def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().out
     for kind in _dataclasses(COMMANDS[command][0]):
         documented = kind.__doc__ or ""
-        missing = [name for name in kind.__dataclass_fields__ if f"{name}" not in documented]
+        missing = [name for name in kind.__dataclass_fields__ if f"  {name}: " not in documented]
         assert not missing, f"{kind.__name__}: {missing}"
 
 
@@ -97,7 +97,7 @@ def _dataclasses(kind: type) -> list[type]:
 
 
 def test_generate_prints_an_answer_to_each_prompt(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["generate", f"--model={model}", "--prompt", "ab", "cde", "--sampling.max-new-tokens=4"]) == 0
+    assert run(["generate", f"--model={model}", "--prompt", "ab", "cde", "--max-new-tokens=4"]) == 0
     out = capfd.readouterr().out
     assert "> ab\n" in out
     assert "> cde\n" in out
@@ -109,9 +109,20 @@ def test_generate_answers_do_not_depend_on_the_batch_size(model: Path, tmp_path:
     for batch_size in (1, 3):
         out = tmp_path / f"{batch_size}.jsonl"
         options = [f"--prompts={tmp_path / 'p.txt'}", f"--out={out}", f"--batch-size={batch_size}"]
-        assert run(["generate", f"--model={model}", *options, "--sampling.max-new-tokens=6"]) == 0
+        assert run(["generate", f"--model={model}", *options, "--max-new-tokens=6"]) == 0
         answers.append([json.loads(line)["completion"] for line in out.read_text().splitlines()])
     assert answers[0] == answers[1]
+
+
+def test_generate_refuses_an_out_file_in_no_folder(model: Path, tmp_path: Path) -> None:
+    assert run(["generate", f"--model={model}", "--prompt=ab", f"--out={tmp_path / 'none' / 'a.jsonl'}"]) == 2
+
+
+def test_generate_stops_at_a_given_token(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--prompt=ab", "--max-new-tokens=20", "--stop", *"abcdefghijklmnopqrstuvwxyz"]
+    assert run(["generate", f"--model={model}", *options]) == 0
+    answer = capfd.readouterr().out.split("\n", 1)[1]
+    assert all(not letter.islower() or not letter.isascii() for letter in answer.strip()[:-1])
 
 
 def test_generate_without_prompts_is_refused(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +139,8 @@ def test_doctor_names_devices_and_versions(capfd: pytest.CaptureFixture[str]) ->
 
 def test_demo_trains_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", f"--out={tmp_path / 'demo'}", "--num-updates=2"]) == 0
+    again = expand_config_file(["ppo", f"--config={tmp_path / 'demo' / 'config.yaml'}"])
+    assert Path(parse(again).model).is_dir(), "the run's config must name a model that stays"
     assert "samples after" in capfd.readouterr().out
     assert (tmp_path / "demo" / "report.html").is_file()
 

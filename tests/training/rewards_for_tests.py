@@ -15,6 +15,14 @@ def terminate_at_third_call(prompts: list[str], completions: list[str], **column
     return vowels(prompts, completions)
 
 
+def fail_at_second_call(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Vowels, and an exception in the first update."""
+    CALLS["count"] += 1
+    if CALLS["count"] == 2:
+        raise RuntimeError("the judge is out of order")
+    return vowels(prompts, completions)
+
+
 def fail_at_third_call(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """Vowels, and an exception in the second update."""
     CALLS["count"] += 1

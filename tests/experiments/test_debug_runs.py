@@ -1,0 +1,44 @@
+"""Every experiment imports and runs with --debug; the benchmarks run on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxrl_lm.training.byte_model import write_byte_model
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted(CHECKOUT.glob("experiments/*/run.py"))
+
+
+def run_script(*command: object) -> subprocess.CompletedProcess[str]:
+    """Run a script of the checkout with this interpreter."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(CHECKOUT / ".cache" / "jax")}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=os.environ | cache, check=False
+    )
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda script: script.parent.name)
+def test_experiment_runs_with_debug(script: Path, tmp_path: Path, shared_data: Path) -> None:
+    done = run_script(script, "--debug", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "debug" / "results.json").read_text())
+    assert results["seed-0"]["first_minibatch_ratio_error_max"] < 1e-4
+    assert (tmp_path / "debug" / "curves.png").is_file()
+    assert (script.parent / "README.md").is_file()
+
+
+def test_language_model_benchmark_writes_its_figures(tmp_path: Path) -> None:
+    write_byte_model(tmp_path / "model", num_layers=1, model_size=16, num_heads=2, context=96)
+    out = tmp_path / "lm_step.json"
+    sizes = ["--num-answers=2", "--num-tokens=3", "--generate-tokens=4", "--repeats=2"]
+    done = run_script(CHECKOUT / "benchmarks/lm_step.py", f"--model={tmp_path / 'model'}", f"--out={out}", *sizes)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    for part in ("generate", "score", "update", "step"):
+        assert 0 < results[part]["seconds"]["median"] < results[part]["first_call_s"]
+    assert results["step"]["ratio/rollout_max_error"] < 1e-4
