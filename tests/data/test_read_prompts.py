@@ -180,7 +180,7 @@ def test_a_prompt_that_is_no_prompt_is_named_with_line_and_column(tmp_path, prom
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}', ["line 2", "UTF-8"]),
         ("a.json", b'[{"prompt":\n"\xff"}]', ["line 2", "UTF-8"]),
         ("a.txt.gz", b"plain text", ["gzip"]),
-        ("a.txt.gz", gzip.compress(b"cut short" * 99)[:-12], ["gzip"]),
+        ("a.txt.gz", gzip.compress(b"cut short" * 99, mtime=0)[:-12], ["gzip"]),
         ("a.parquet", b"PAR1 and then noise PAR1", ["not a whole parquet file"]),
         ("a.parquet", as_parquet(ROWS)[:-9], ["not a whole parquet file"]),
         *[(f"a.{suffix}", b"", ["no prompts"]) for suffix in (*WRITERS, "txt", "txt.gz")],
