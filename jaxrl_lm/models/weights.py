@@ -160,4 +160,5 @@ def _layer_number(part: str) -> list[str]:
 
 
 def few(names: list[str], most: int = 4) -> str:
+    """The first names of a list, for a message, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
