@@ -72,8 +72,8 @@ def rotary_table(
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
     """Cosine and sine of each position's angles, float32, one axis for the heads.
 
-    They are looked up in a table of all positions below `num_positions`. Computed from `position_ids` directly, XLA
-    fuses them into every layer that reads them, and on a CPU a decoding step spends most of its time on cosines.
+    They are looked up in a table of all positions below `num_positions`: where they are computed from `position_ids`
+    directly, XLA's CPU compiler fuses them into every layer that reads them and computes them there again.
     """
     angles = jnp.arange(num_positions, dtype=jnp.float32)[:, None] * frequencies(config, head_size)
     cos, sin = (jnp.take(table, position_ids, axis=0) for table in (jnp.cos(angles), jnp.sin(angles)))

@@ -81,8 +81,8 @@ def sample(
 def sample_categorical(keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Draw from softmax(logits) by inverting the cumulative distribution, one uniform number a row.
 
-    The Gumbel trick needs one random number a token of the vocabulary, which on a CPU costs as much as a small
-    model's forward pass. Sums over blocks find the block first, then the token within it.
+    The Gumbel trick needs one random number a token of the vocabulary. Sums over blocks find the block first, then
+    the token within it.
     """
     batch, vocab_size = logits.shape
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
