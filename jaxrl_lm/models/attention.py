@@ -1,7 +1,7 @@
 """Attention with a static key/value cache, shared by the decoder families.
 
 Letters: B batch, T query positions, S key positions (cache slots), K key/value heads, G queries a key/value head,
-N = K * G query heads, H head size, D model size.
+N = K * G query heads, Q = G * T queries that share keys, H head size, D model size.
 """
 
 from typing import Any
@@ -110,10 +110,13 @@ def attend(
 ) -> Float[Array, "B T N*H"]:
     """softmax(scale * Q K^T) V with grouped key/value heads; the softmax is in float32."""
     batch, num_queries, num_heads, head_size = queries.shape
-    num_kv_heads = keys.shape[1]
-    grouped = queries.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_size)
-    logits = jnp.einsum("BTKGH,BKSH->BKGTS", grouped, keys, preferred_element_type=jnp.float32) * scale
+    num_kv_heads, num_slots = keys.shape[1:3]
+    # The queries of all heads that share keys stand together, so that either product is one matrix product a group.
+    grouped = jnp.swapaxes(queries, 1, 2).reshape(batch, num_kv_heads, -1, head_size)
+    logits = jnp.einsum("BKQH,BKSH->BKQS", grouped, keys, preferred_element_type=jnp.float32) * scale
+    logits = logits.reshape(batch, num_kv_heads, -1, num_queries, num_slots)
     logits = jnp.where(visible[:, None, None], logits, MASKED_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("BKGTS,BKSH->BTKGH", weights, values)
-    return mixed.reshape(batch, num_queries, num_heads * head_size)
+    mixed = jnp.einsum("BKQS,BKSH->BKQH", weights.reshape(batch, num_kv_heads, -1, num_slots), values)
+    by_query = jnp.swapaxes(mixed.reshape(batch, num_heads, num_queries, head_size), 1, 2)
+    return by_query.reshape(batch, num_queries, num_heads * head_size)

@@ -13,6 +13,7 @@ from jaxrl_lm.models import attention
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family, family_of
+from jaxrl_lm.models.linear import product
 from jaxrl_lm.types import PyTree
 
 
@@ -149,9 +150,4 @@ def encode(
 
 def unembed(hidden_states: jax.Array, unembedding: jax.Array) -> jax.Array:
     """Logits `[..., V]` in float32 of hidden states `[..., D]` under an unembedding `[V, D]`."""
-    return jnp.einsum(
-        "...D,VD->...V",
-        hidden_states,
-        unembedding.astype(hidden_states.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    return product(hidden_states, unembedding.astype(hidden_states.dtype), out_dtype=jnp.float32)

@@ -23,8 +23,8 @@ class Family:
         backbone: the stack of blocks, `(config, dtype, param_dtype, is_remat)`.
         embedding: name of the token embedding in the backbone.
         prefix: what the weights' names begin with in a checkpoint of a whole language model.
-        is_torch_kernel_transposed: torch stores kernels (out, in), as its Linear does; its Conv1D does not.
-        is_flax_kernel_transposed: Hugging Face's Flax class stored kernels (out, in).
+        is_torch_output_first: torch stores weights (out, in), as its Linear does and we do; its Conv1D does not.
+        is_flax_output_first: Hugging Face's Flax class stored kernels (out, in).
         flax_norm_scale: what Hugging Face's Flax class called the scale of a norm.
         class_prefix: of the names of Hugging Face's classes, such as `LlamaForCausalLM`.
     """
@@ -33,8 +33,8 @@ class Family:
     backbone: Callable[..., nn.Module]
     embedding: str
     prefix: str
-    is_torch_kernel_transposed: bool
-    is_flax_kernel_transposed: bool
+    is_torch_output_first: bool
+    is_flax_output_first: bool
     flax_norm_scale: str
     class_prefix: str
 
@@ -45,8 +45,8 @@ def _llama(class_prefix: str) -> Family:
         backbone=llama.Llama,
         embedding="embed_tokens",
         prefix="model",
-        is_torch_kernel_transposed=True,
-        is_flax_kernel_transposed=False,
+        is_torch_output_first=True,
+        is_flax_output_first=False,
         flax_norm_scale="weight",
         class_prefix=class_prefix,
     )
@@ -58,8 +58,8 @@ FAMILIES: dict[str, Family] = {
         backbone=gpt2.GPT2,
         embedding="wte",
         prefix="transformer",
-        is_torch_kernel_transposed=False,
-        is_flax_kernel_transposed=True,
+        is_torch_output_first=False,
+        is_flax_output_first=True,
         flax_norm_scale="scale",
         class_prefix="GPT2",
     ),

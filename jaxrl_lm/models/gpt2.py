@@ -15,6 +15,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
+from jaxrl_lm.models.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +72,12 @@ class Attention(nn.Module):
         self, x: jax.Array, visible: jax.Array, cache: KVCache | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         cfg = self.config
-        qkv = _dense(self, 3 * cfg.model_size, "c_attn")(x)
+        qkv = _linear(self, 3 * cfg.model_size, "c_attn")(x)
         heads = (*x.shape[:2], cfg.num_heads, cfg.head_size)
         queries, keys, values = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
         layer_cache = attention.update_layer(cache, self.layer, keys, values)
         mixed = attention.attend(queries, *layer_cache, visible, cfg.attention_scale(self.layer))
-        return _dense(self, cfg.model_size, "c_proj")(mixed), layer_cache
+        return _linear(self, cfg.model_size, "c_proj")(mixed), layer_cache
 
 
 class MLP(nn.Module):
@@ -88,8 +89,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = ACTIVATIONS[self.config.activation](_dense(self, self.config.mlp_size, "c_fc")(x))
-        return _dense(self, self.config.model_size, "c_proj")(hidden)
+        hidden = ACTIVATIONS[self.config.activation](_linear(self, self.config.mlp_size, "c_fc")(x))
+        return _linear(self, self.config.model_size, "c_proj")(hidden)
 
 
 class Block(nn.Module):
@@ -142,14 +143,9 @@ class GPT2(nn.Module):
         return self.ln_f(x), attention.advance(cache, attention_mask, layers)
 
 
-def _dense(module: Attention | MLP, features: int, name: str) -> nn.Dense:
-    return nn.Dense(
-        features,
-        kernel_init=nn.initializers.normal(module.config.init_std),
-        dtype=module.dtype,
-        param_dtype=module.param_dtype,
-        name=name,
-    )
+def _linear(module: Attention | MLP, features: int, name: str) -> Linear:
+    std = module.config.init_std
+    return Linear(features, use_bias=True, init_std=std, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
 def _norm(module: Block, name: str) -> nn.LayerNorm:

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jaxrl_lm.models import attention, rotary
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
+from jaxrl_lm.models.linear import Linear
 from jaxrl_lm.models.rotary import RotaryConfig
 
 
@@ -108,7 +109,7 @@ class Attention(nn.Module):
         cfg = self.config
 
         def project(name: str, num_heads: int) -> jax.Array:
-            flat = _dense(self, num_heads * cfg.head_size, cfg.has_qkv_bias, f"{name}_proj")(x)
+            flat = _linear(self, num_heads * cfg.head_size, cfg.has_qkv_bias, f"{name}_proj")(x)
             heads = flat.reshape(*x.shape[:2], num_heads, cfg.head_size)
             if cfg.has_qk_norm and name != "v":
                 heads = _norm(self, f"{name}_norm")(heads)
@@ -118,7 +119,7 @@ class Attention(nn.Module):
         keys = rotary.rotate(project("k", cfg.num_kv_heads), table)
         layer_cache = attention.update_layer(cache, self.layer, keys, project("v", cfg.num_kv_heads))
         mixed = attention.attend(queries, *layer_cache, visible, cfg.head_size**-0.5)
-        return _dense(self, cfg.model_size, cfg.has_output_bias, "o_proj")(mixed), layer_cache
+        return _linear(self, cfg.model_size, cfg.has_output_bias, "o_proj")(mixed), layer_cache
 
 
 class MLP(nn.Module):
@@ -131,10 +132,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.config
-        gate = _dense(self, cfg.mlp_size, cfg.has_mlp_bias, "gate_proj")(x)
-        up = _dense(self, cfg.mlp_size, cfg.has_mlp_bias, "up_proj")(x)
+        gate = _linear(self, cfg.mlp_size, cfg.has_mlp_bias, "gate_proj")(x)
+        up = _linear(self, cfg.mlp_size, cfg.has_mlp_bias, "up_proj")(x)
         hidden = ACTIVATIONS[cfg.activation](gate) * up
-        return _dense(self, cfg.model_size, cfg.has_mlp_bias, "down_proj")(hidden)
+        return _linear(self, cfg.model_size, cfg.has_mlp_bias, "down_proj")(hidden)
 
 
 class Block(nn.Module):
@@ -189,15 +190,9 @@ class Llama(nn.Module):
         return self.norm(x), attention.advance(cache, attention_mask, layers)
 
 
-def _dense(module: Attention | MLP, features: int, use_bias: bool, name: str) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        kernel_init=nn.initializers.normal(module.config.init_std),
-        dtype=module.dtype,
-        param_dtype=module.param_dtype,
-        name=name,
-    )
+def _linear(module: Attention | MLP, features: int, use_bias: bool, name: str) -> Linear:
+    std = module.config.init_std
+    return Linear(features, use_bias, std, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
 def _norm(module: Attention | Block, name: str) -> RMSNorm:

@@ -178,7 +178,7 @@ def _layout(family: Family, kind: Format) -> TensorLayout:
     return TensorLayout(
         kind,
         prefix=family.prefix,
-        is_kernel_transposed=family.is_torch_kernel_transposed if is_torch else family.is_flax_kernel_transposed,
+        is_output_first=family.is_torch_output_first if is_torch else family.is_flax_output_first,
         flax_norm_scale=family.flax_norm_scale,
     )
 

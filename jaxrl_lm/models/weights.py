@@ -122,18 +122,18 @@ def _split(tensors: Mapping[str, np.ndarray], max_bytes: int) -> list[Tensors]:
 class TensorLayout:
     """Names and orientation of a model's tensors in one file format.
 
-    Our path `layers_3/self_attn/q_proj/kernel` is `model.layers.3.self_attn.q_proj.weight` in torch's and
+    Our path `layers_3/self_attn/q_proj/weight` is `model.layers.3.self_attn.q_proj.weight` in torch's and
     `model/layers/3/self_attn/q_proj/kernel` in Flax's files.
     """
 
-    def __init__(self, kind: Format, *, prefix: str, is_kernel_transposed: bool, flax_norm_scale: str) -> None:
+    def __init__(self, kind: Format, *, prefix: str, is_output_first: bool, flax_norm_scale: str) -> None:
         self._separator = _SEPARATORS[kind]
         self._prefix = prefix
-        self._is_kernel_transposed = is_kernel_transposed
+        self._is_output_first = is_output_first
         self._leaves = (
             {"kernel": "weight", "embedding": "weight", "scale": "weight"}
             if kind == "safetensors"
-            else {"scale": flax_norm_scale}
+            else {"weight": "kernel", "scale": flax_norm_scale}
         )
         self._is_torch = kind == "safetensors"
 
@@ -149,7 +149,7 @@ class TensorLayout:
             name = f"{room}{self._separator}{bare}"
             is_turned = leaf == "kernel" and self._is_torch
             return name, name, np.transpose if is_turned else np.asarray
-        turn = np.transpose if leaf == "kernel" and self._is_kernel_transposed else np.asarray
+        turn = np.asarray if self._is_output_first or leaf != "weight" else np.transpose
         return f"{self._prefix}{self._separator}{bare}", bare, turn
 
 

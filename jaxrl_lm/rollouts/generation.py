@@ -24,6 +24,8 @@ class Generation:
         attention_mask: 1 for tokens of prompt and answer, int32 `[B, P + T]`.
         response_mask: 1 for tokens of the answer, its stop token included, int32 `[B, T]`.
         log_probs: of the answer's tokens under the model at the sampling temperature, `[B, T]`; 0 behind its end.
+        values: of the state that each of the answer's tokens was drawn in, by the model's value head, `[B, T]`; 0
+            behind the answer's end, and without a value head.
         num_steps: tokens decoded before every row was done, int32 scalar.
     """
 
@@ -31,6 +33,7 @@ class Generation:
     attention_mask: PyTree
     response_mask: PyTree
     log_probs: PyTree
+    values: PyTree
     num_steps: PyTree
 
 
@@ -39,6 +42,7 @@ class _State(NamedTuple):
     cache: KVCache
     tokens: jax.Array  # [B, T]
     log_probs: jax.Array  # [B, T]
+    values: jax.Array  # [B, T]
     mask: jax.Array  # [B, T]
     is_done: jax.Array  # [B]
 
@@ -55,7 +59,7 @@ def generate(
     """Draw an answer to each prompt.
 
     Args:
-        model: any causal language model; a value head is not used.
+        model: any causal language model.
         params: its parameters.
         input_ids: left-padded prompts, int `[B, P]`.
         attention_mask: 1 for a token, 0 for padding, `[B, P]`.
@@ -74,30 +78,32 @@ def generate(
     row_keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     unembedding = model.unembedding(params)
 
-    def run(ids: jax.Array, mask: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    def run(ids: jax.Array, mask: jax.Array, cache: KVCache) -> tuple[jax.Array, jax.Array, KVCache]:
         output = encode(model, params, ids, mask, cache)
         assert output.cache is not None
-        return unembed(output.hidden_states[:, -1], unembedding), output.cache
+        values = jnp.zeros(batch) if output.values is None else output.values[:, -1]
+        return unembed(output.hidden_states[:, -1], unembedding), values, output.cache
 
     def decode(state: _State) -> _State:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
         # A row that is done goes on over padding that no query of a live row reads.
         mask = (~state.is_done)[:, None].astype(jnp.int32)
-        logits, cache = run(last, mask, state.cache)
-        return _draw(state._replace(cache=cache), logits, row_keys, config)
+        logits, values, cache = run(last, mask, state.cache)
+        return _draw(state._replace(cache=cache), logits, values, row_keys, config)
 
     cache = model.config.init_cache(batch, prompt_length + config.max_new_tokens, model.dtype)
-    logits, cache = run(input_ids, attention_mask, cache)
+    logits, values, cache = run(input_ids, attention_mask, cache)
     state = jax.lax.while_loop(
         lambda state: (state.step < config.max_new_tokens) & ~jnp.all(state.is_done),
         decode,
-        _draw(_start(cache, batch, config), logits, row_keys, config),
+        _draw(_start(cache, batch, config), logits, values, row_keys, config),
     )
     return Generation(
         sequences=jnp.concatenate([input_ids.astype(jnp.int32), state.tokens], axis=1),
         attention_mask=jnp.concatenate([attention_mask.astype(jnp.int32), state.mask], axis=1),
         response_mask=state.mask,
         log_probs=state.log_probs,
+        values=state.values,
         num_steps=state.step,
     )
 
@@ -133,13 +139,14 @@ def _start(cache: KVCache, batch: int, config: SamplingConfig) -> _State:
         cache=cache,
         tokens=jnp.full(shape, config.pad_token, jnp.int32),
         log_probs=jnp.zeros(shape, jnp.float32),
+        values=jnp.zeros(shape, jnp.float32),
         mask=jnp.zeros(shape, jnp.int32),
         is_done=jnp.zeros(batch, bool),
     )
 
 
-def _draw(state: _State, logits: jax.Array, row_keys: jax.Array, config: SamplingConfig) -> _State:
-    """Draw each row's token from the logits `[B, V]` and write it down."""
+def _draw(state: _State, logits: jax.Array, values: jax.Array, row_keys: jax.Array, config: SamplingConfig) -> _State:
+    """Draw each row's token from the logits `[B, V]` and write it down, with the value `[B]` it was drawn at."""
     keys = jax.vmap(partial(jax.random.fold_in, data=state.step))(row_keys)
     tokens, log_probs = sample(logits, keys, config, state.step < config.min_new_tokens)
     is_live = ~state.is_done
@@ -154,6 +161,7 @@ def _draw(state: _State, logits: jax.Array, row_keys: jax.Array, config: Samplin
         step=state.step + 1,
         tokens=write(tokens, state.tokens, config.pad_token),
         log_probs=write(log_probs, state.log_probs, 0),
+        values=write(values, state.values, 0),
         mask=write(jnp.ones_like(tokens), state.mask, 0),
         is_done=state.is_done | stops,
     )

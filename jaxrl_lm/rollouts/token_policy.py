@@ -65,10 +65,11 @@ def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: Cau
 
 def token_trajectory(
     generation: Generation,
-    evaluation: ActionEvaluation,
     rewards: jax.Array,
     value_mask: jax.Array,
     *,
+    log_probs: jax.Array,
+    values: jax.Array,
     discount: float,
     trace_decay: float,
 ) -> Trajectory:
@@ -76,9 +77,10 @@ def token_trajectory(
 
     Args:
         generation: the answers.
-        evaluation: of the policy that drew them.
         rewards: `[B, T]`.
         value_mask: 1 where value and reward count, `[B, T]`; its last 1 is where the episode ends.
+        log_probs: of the tokens under the policy that drew them, `[B, T]`.
+        values: of the states they were drawn in, `[B, T]`.
         discount: gamma.
         trace_decay: lambda of GAE.
     """
@@ -88,12 +90,12 @@ def token_trajectory(
     return Trajectory(
         observations=observe(generation),
         actions=generation.sequences[:, -mask.shape[1] :],
-        log_probs=evaluation.log_probs * mask,
-        values=evaluation.values * value_mask,
+        log_probs=log_probs * mask,
+        values=values * value_mask,
         rewards=rewards * value_mask,
         discounts=discount * has_next,
         traces=trace_decay * has_next,
-        next_values=jnp.pad(evaluation.values[:, 1:], ((0, 0), (0, 1))) * has_next,
+        next_values=jnp.pad(values[:, 1:], ((0, 0), (0, 1))) * has_next,
         mask=mask,
         value_mask=value_mask,
     )

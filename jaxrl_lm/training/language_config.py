@@ -89,6 +89,9 @@ class LanguagePPOConfig:
         ppo: the update.
         value_model: a folder or hub id to start a separate value network from: a reward model that reads the
             policy's tokens, or any causal language model of its vocabulary. None puts a value head on the policy.
+        rescore: compute the answers' log-probabilities and values again before learning, by the very function that
+            learns, so that the first ratio is 1 in any dtype. Off, those of decoding are taken: a forward pass
+            less, and a first ratio that is 1 up to what decoding rounds.
         dtype: of activations; parameters, optimizer and losses are float32.
         remat: recompute activations in the backward pass: less memory, a third more work.
         seed: of prompts' order, sampling and shuffling.
@@ -112,6 +115,7 @@ class LanguagePPOConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     value_model: str | None = None
+    rescore: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     seed: int = 0
@@ -133,6 +137,11 @@ class LanguagePPOConfig:
             raise InputError(
                 f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: the tokens of an answer are scored together; "
                 "use 'sequences'"
+            )
+        if not self.rescore and (self.value_model or self.answers.score_at == "after_end"):
+            raise InputError(
+                "rescore=False: decoding gives no values of a value_model, and none behind the last token "
+                "(answers.score_at='after_end'); leave rescore on"
             )
         if self.batch_size % self.ppo.num_minibatches:
             raise InputError(

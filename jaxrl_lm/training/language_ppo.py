@@ -275,35 +275,46 @@ def _learn(
     observations = rollouts.observe(generation)
     mask = generation.response_mask
     actions = generation.sequences[:, -mask.shape[1] :]
-    evaluation = task.evaluate()(params, observations, actions)
+    log_probs, values, metrics = _behaviour(task, params, generation)
     reference = rollouts.make_evaluate(task.model, temperature=task.sampling.temperature)(
         _with_heads(reference_params, task.policy_params(params)), observations, actions
     )
     value_mask = rewards.value_mask_of(mask, is_paid_after_end=config.answers.score_at == "after_end")
     step_rewards, token_kl = rewards.token_rewards(
-        scores, evaluation.log_probs, reference.log_probs, mask, value_mask, state.kl_coefficient
+        scores, log_probs, reference.log_probs, mask, value_mask, state.kl_coefficient
     )
     trajectory = rollouts.token_trajectory(
         generation,
-        evaluation,
         step_rewards,
         value_mask,
+        log_probs=log_probs,
+        values=values,
         discount=config.discount,
         trace_decay=config.trace_decay,
     )
-    ppo_state, metrics = task.algorithm().update(state.ppo, trajectory, key)
+    ppo_state, ppo_metrics = task.algorithm().update(state.ppo, trajectory, key)
     answer_kl = jnp.mean(jnp.sum(token_kl, axis=-1))
-    rollout_error = jnp.abs(jnp.expm1(evaluation.log_probs - generation.log_probs))
-    metrics |= {
+    metrics |= ppo_metrics | {
         "reward/with_penalty": jnp.mean(jnp.sum(step_rewards, axis=-1)),
         "kl/answer": answer_kl,
         "kl/token": masked.masked_mean(token_kl, mask),
         "kl/coefficient": state.kl_coefficient,
         "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
-        "ratio/rollout_max_error": masked.masked_max(rollout_error, mask),
     }
     new = replace(state, ppo=ppo_state, kl_coefficient=_next_coefficient(config, state.kl_coefficient, answer_kl))
     return new, metrics
+
+
+def _behaviour(task: Task, params: PyTree, generation: Generation) -> tuple[jax.Array, jax.Array, Metrics]:
+    """Log-probabilities and values `[B, T]` that the update starts from, and how far decoding's lie from them."""
+    if not task.config.rescore:
+        return generation.log_probs, generation.values, {}
+    mask = generation.response_mask
+    actions = generation.sequences[:, -mask.shape[1] :]
+    evaluation = task.evaluate()(params, rollouts.observe(generation), actions)
+    rollout_error = jnp.abs(jnp.expm1(evaluation.log_probs - generation.log_probs))
+    metrics = {"ratio/rollout_max_error": masked.masked_max(rollout_error, mask)}
+    return evaluation.log_probs, evaluation.values, metrics
 
 
 def _next_coefficient(config: LanguagePPOConfig, coefficient: jax.Array, answer_kl: jax.Array) -> jax.Array:

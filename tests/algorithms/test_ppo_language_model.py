@@ -65,7 +65,15 @@ def rollout(params: PyTree, key: jax.Array, *, temperature: float) -> tuple[Gene
     is_last = value_mask > jnp.pad(value_mask[:, 1:], ((0, 0), (0, 1)))
     rewards = jnp.where(is_last, share[:, None], 0.0)
     evaluation = score(params, generation, temperature=temperature)
-    return generation, token_trajectory(generation, evaluation, rewards, value_mask, discount=1.0, trace_decay=0.95)
+    return generation, token_trajectory(
+        generation,
+        rewards,
+        value_mask,
+        log_probs=evaluation.log_probs,
+        values=evaluation.values,
+        discount=1.0,
+        trace_decay=0.95,
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])

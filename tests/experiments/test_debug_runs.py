@@ -41,4 +41,4 @@ def test_language_model_benchmark_writes_its_figures(tmp_path: Path) -> None:
     results = json.loads(out.read_text())
     for part in ("generate", "score", "update", "step"):
         assert 0 < results[part]["seconds"]["median"] < results[part]["first_call_s"]
-    assert results["step"]["ratio/rollout_max_error"] < 1e-4
+    assert results["step"]["ratio/first_max_error"] < 1e-4

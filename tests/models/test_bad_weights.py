@@ -172,7 +172,7 @@ def test_shards_outside_the_folder_are_not_read(model_folder, tmp_path):
     [
         ({"vocab_size": 102}, ["embed_tokens", "(101, 32)", "(102, 32)"]),
         ({"intermediate_size": 48}, ["mlp", "40", "48"]),
-        ({"num_key_value_heads": 4}, ["k_proj", "(32, 16)", "(32, 32)"]),
+        ({"num_key_value_heads": 4}, ["k_proj", "(16, 32)", "(32, 32)"]),
         ({"num_hidden_layers": 3}, ["lack", "layers"]),
         ({"num_hidden_layers": 1}, ["no place for", "layers"]),
         ({"attention_bias": True}, ["lack", "bias"]),

@@ -26,10 +26,10 @@ def test_output_equals_that_of_the_flax_class(shared_data, name):
 def test_parameters_take_the_asked_dtype_whatever_the_file_holds(shared_data):
     _, wide = from_pretrained(shared_data / "hf_flax" / "gpt2_bf16")
     _, narrow = from_pretrained(shared_data / "hf_flax" / "gpt2_bf16", param_dtype=jnp.bfloat16)
-    kernel, same = (tree["backbone"]["h_0"]["attn"]["c_attn"]["kernel"] for tree in (wide, narrow))
-    assert kernel.dtype == jnp.float32
+    weight, same = (tree["backbone"]["h_0"]["attn"]["c_attn"]["weight"] for tree in (wide, narrow))
+    assert weight.dtype == jnp.float32
     assert same.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(kernel, same.astype(jnp.float32))  # the file held bfloat16
+    np.testing.assert_array_equal(weight, same.astype(jnp.float32))  # the file held bfloat16
 
 
 @pytest.mark.parametrize("name", ["gpt2_sharded", "llama_gqa"])

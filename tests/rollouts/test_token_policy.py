@@ -10,7 +10,6 @@ from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rewards.token_rewards import value_mask_of
 from jaxrl_lm.rollouts import Generation, SamplingConfig, generate
 from jaxrl_lm.rollouts.token_policy import answer_log_probs, make_evaluate, observe, token_trajectory
-from jaxrl_lm.types import ActionEvaluation
 from tests.models import tiny
 
 PROMPT, ANSWER = 6, 8
@@ -78,7 +77,8 @@ def test_values_are_those_of_the_state_before_each_token():
         is_before = generation.attention_mask * (slots < PROMPT + step)
         values = tiny.forward(model, params, generation.sequences, is_before).values[:, PROMPT + step - 1]
         is_answer = np.asarray(generation.response_mask)[:, step] == 1
-        np.testing.assert_allclose(evaluation.values[is_answer, step], values[is_answer], rtol=1e-4, atol=1e-4)
+        for found in (evaluation.values, generation.values):
+            np.testing.assert_allclose(found[is_answer, step], values[is_answer], rtol=1e-4, atol=1e-4)
 
 
 def test_values_of_a_network_of_its_own(tiny_gpt2, tiny_llama):
@@ -124,21 +124,21 @@ def by_hand():
         attention_mask=jnp.concatenate([jnp.ones_like(prompt), response_mask], axis=1),
         response_mask=response_mask,
         log_probs=-response_mask.astype(jnp.float32),
+        values=jnp.zeros((3, 4)),
         num_steps=jnp.array(4),
     )
-    evaluation = ActionEvaluation(
-        log_probs=jnp.full((3, 4), -2.0),
-        entropies=jnp.ones((3, 4)),
-        values=jnp.array([[0.1, 0.2, 0.3, 0.4], [1.1, 1.2, 1.3, 1.4], [2.1, 2.2, 2.3, 2.4]]),
-    )
-    return generation, evaluation
+    values = jnp.array([[0.1, 0.2, 0.3, 0.4], [1.1, 1.2, 1.3, 1.4], [2.1, 2.2, 2.3, 2.4]])
+    return generation, values
 
 
 def trajectory_by_hand(is_paid_after_end):
-    generation, evaluation = by_hand()
+    generation, values = by_hand()
     value_mask = value_mask_of(generation.response_mask, is_paid_after_end=is_paid_after_end)
     rewards = jnp.arange(1.0, 13.0).reshape(3, 4)
-    return token_trajectory(generation, evaluation, rewards, value_mask, discount=0.9, trace_decay=0.8)
+    log_probs = jnp.full((3, 4), -2.0)
+    return token_trajectory(
+        generation, rewards, value_mask, log_probs=log_probs, values=values, discount=0.9, trace_decay=0.8
+    )
 
 
 def assert_fields(trajectory, **expected):

@@ -50,6 +50,27 @@ def test_a_run_leaves_the_whole_run_folder(make_config: MakeConfig) -> None:
     assert jnp.any(params["value_head"]["kernel"] != 0), "the value head was not saved"
 
 
+def test_log_probs_and_values_of_decoding_serve_as_well_as_those_of_scoring(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    curves = {
+        rescore: read_metrics(train_language_ppo(make_config(rescore=rescore, out=str(tmp_path / f"{rescore}"))))
+        for rescore in (True, False)
+    }
+    assert np.max(curves[False]["ratio/first_max_error"].values) < 1e-4
+    assert "ratio/rollout_max_error" not in curves[False]
+    for name in ("loss/policy", "loss/value", "value/returns", "kl/answer", "reward/with_penalty"):
+        np.testing.assert_allclose(curves[False][name].values, curves[True][name].values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"value_model": "folder"}, {"answers": AnswerConfig(max_new_tokens=5, score_at="after_end")}]
+)
+def test_values_that_decoding_lacks_must_be_rescored(make_config: MakeConfig, fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="leave rescore on"):
+        make_config(rescore=False, **fields)
+
+
 def test_ratio_is_one_on_the_first_minibatch_of_every_update(make_config: MakeConfig) -> None:
     folder = train_language_ppo(make_config(answers=AnswerConfig(max_new_tokens=5, temperature=0.7)))
     curves = read_metrics(folder)
