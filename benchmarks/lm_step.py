@@ -2,15 +2,15 @@
 
     python benchmarks/lm_step.py --model FOLDER [--trl-python OTHER_VENV/bin/python] [--torch-python bin/python]
 
-All answers run to their full length. Compile times stand apart from steady times, which are medians. A peer is
-measured in the same run, in the interpreter that its flag names: TRL's RLOO step (TRL has no PPO trainer any more)
-and transformers' `generate`.
+All answers run to their full length. Compile times stand apart from steady times, which are medians. Peers are
+measured turn by turn with ours, in the interpreters that their flags name: TRL's RLOO step (TRL has no PPO trainer any
+more) and transformers' `generate`.
 """
 
 import json
 import os
-import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from measure import environment, first_call, timed, write_results
+from measure import Peer, environment, first_call, timed, timed_against, write_results
 
 from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.rollouts import Generation, answer_log_probs, generate, token_trajectory
@@ -86,17 +86,13 @@ def time_generation(benchmark: Benchmark, task: Task, state: LanguageState) -> d
     sampling = replace(task.sampling, max_new_tokens=benchmark.generate_tokens)
     ids = np.tile(np.asarray(task.prompt_ids[0], np.int32), (benchmark.num_answers, 1))
     call = partial(generate, task.model, state.ppo.params, ids, np.ones_like(ids), jax.random.key(0), sampling)
-    first = first_call(call)
-    seconds = timed(call, repeats=benchmark.repeats)
-    tokens = benchmark.num_answers * benchmark.generate_tokens
-    return {"first_call_s": first, "seconds": seconds, "tokens_per_s": tokens / seconds["median"]}
+    return _measure(benchmark, call, benchmark.generate_tokens, benchmark.torch_python, "torch_generate.py")
 
 
 def time_scoring(benchmark: Benchmark, task: Task, state: LanguageState, generation: Generation) -> dict[str, Any]:
     """The reference's log-probabilities of the answers: one forward pass."""
     call = partial(answer_log_probs, task.model, {**state.ppo.params, **task.reference_params}, generation)
-    first = first_call(call)
-    return _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
+    return _measure(benchmark, call, benchmark.num_tokens)
 
 
 def time_update(benchmark: Benchmark, task: Task, state: LanguageState, generation: Generation) -> dict[str, Any]:
@@ -120,8 +116,7 @@ def time_update(benchmark: Benchmark, task: Task, state: LanguageState, generati
         holder[0], metrics = update(holder[0], trajectory, jax.random.key(0))
         return metrics, holder[0]
 
-    first = first_call(call)
-    return _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
+    return _measure(benchmark, call, benchmark.num_tokens)
 
 
 def time_step(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[str, Any]:
@@ -134,23 +129,23 @@ def time_step(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[st
         metrics.update(numbers)
         return holder[0]
 
-    first = first_call(call)
-    result = _rates(benchmark, first, timed(call, repeats=benchmark.repeats))
+    result = _measure(benchmark, call, benchmark.num_tokens, benchmark.trl_python, "trl_rloo_step.py")
     parts = {name: metrics[name] for name in ("time/generate", "time/reward", "time/learn")}
     return result | {"last_step": parts, "ratio/first_max_error": metrics["ratio/first_max_error"]}
 
 
-def run_peer(python: str, script: str, benchmark: Benchmark, num_tokens: int) -> dict[str, Any]:
-    """A peer's figures, from its own interpreter, which prints them as its last line."""
-    command = [python, str(PEERS / script), benchmark.model, PROMPT]
-    command += [str(benchmark.num_answers), str(num_tokens), str(benchmark.repeats)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _rates(benchmark: Benchmark, first: float, seconds: dict[str, float]) -> dict[str, Any]:
-    tokens = benchmark.num_answers * benchmark.num_tokens
-    return {"first_call_s": first, "seconds": seconds, "tokens_per_s": tokens / seconds["median"]}
+def _measure(
+    benchmark: Benchmark, call: Callable[[], Any], num_tokens: int, peer_python: str | None = None, peer: str = ""
+) -> dict[str, Any]:
+    """First call, steady calls and tokens a second; turn by turn with a peer where its interpreter is named."""
+    first = first_call(call)
+    if peer_python:
+        command = [peer_python, str(PEERS / peer), benchmark.model, PROMPT, str(benchmark.num_answers), str(num_tokens)]
+        steady = timed_against(Peer(command), call, repeats=benchmark.repeats)
+    else:
+        steady = {"seconds": timed(call, repeats=benchmark.repeats)}
+    tokens = benchmark.num_answers * num_tokens
+    return {"first_call_s": first, "tokens_per_s": tokens / steady["seconds"]["median"], **steady}
 
 
 def main(benchmark: Benchmark) -> None:
@@ -174,15 +169,6 @@ def main(benchmark: Benchmark) -> None:
     results["score"] = time_scoring(benchmark, task, state, generation)
     results["update"] = time_update(benchmark, task, state, generation)
     results["step"] = time_step(benchmark, task, state)
-    write_results(benchmark.out, results)
-    if benchmark.torch_python:
-        peer = run_peer(benchmark.torch_python, "torch_generate.py", benchmark, benchmark.generate_tokens)
-        results["peer_torch_generate"] = peer
-        results["generate_speedup"] = peer["seconds"]["median"] / results["generate"]["seconds"]["median"]
-    if benchmark.trl_python:
-        peer = run_peer(benchmark.trl_python, "trl_rloo_step.py", benchmark, benchmark.num_tokens)
-        results["peer_trl_rloo_step"] = peer
-        results["step_speedup"] = peer["seconds"]["median"] / results["step"]["seconds"]["median"]
     print(json.dumps(results, indent=2))
     write_results(benchmark.out, results)
 

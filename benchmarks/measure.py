@@ -18,19 +18,61 @@ _PACKAGES = ("jaxrl-lm", "jax", "jaxlib", "flax", "optax", "numpy")
 
 def timed(call: Callable[[], Any], *, repeats: int) -> dict[str, float]:
     """Seconds of a call that has run once already: minimum, median, maximum; waits for the device."""
-    seconds = []
+    return _summary([_seconds(call) for _ in range(repeats)])
+
+
+class Peer:
+    """Another program that takes turns (see peers/turns.py), in an interpreter of its own."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn(self) -> float:
+        """Seconds of one run."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._answer("seconds "))
+
+    def finish(self) -> dict[str, str]:
+        """End the program; the versions of what was measured."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        versions = json.loads(self._answer("done "))
+        self._process.wait()
+        return versions
+
+    def _answer(self, prefix: str) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(prefix):
+                return line.removeprefix(prefix)
+        raise RuntimeError(f"the peer ended with code {self._process.wait()} before it answered; see its messages")
+
+
+def timed_against(peer: Peer, call: Callable[[], Any], *, repeats: int) -> dict[str, Any]:
+    """Seconds of a call and of a peer, turn by turn, since a machine's speed drifts; both have run once before.
+
+    Returns:
+        the seconds of both, and `speedup`, the median of the ratios of neighbouring turns.
+    """
+    ours, theirs = [], []
+    peer.turn()
     for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
+        theirs.append(peer.turn())
+        ours.append(_seconds(call))
+    ratios = [other / own for own, other in zip(ours, theirs, strict=True)]
+    return {
+        "seconds": _summary(ours),
+        "peer_seconds": _summary(theirs),
+        "speedup": statistics.median(ratios),
+        "peer_versions": peer.finish(),
+    }
 
 
 def first_call(call: Callable[[], Any]) -> float:
     """Seconds of the first call of a jitted function: tracing, compiling and one run."""
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
+    return _seconds(call)
 
 
 def environment() -> dict[str, Any]:
@@ -53,6 +95,16 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written: {path}")
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    return {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
 
 
 def _processor() -> str:

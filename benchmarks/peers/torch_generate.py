@@ -1,43 +1,31 @@
-"""transformers' `generate` in torch: seconds of NUM_ANSWERS sampled answers of NUM_TOKENS tokens.
+"""transformers' `generate` in torch: sampled answers of NUM_TOKENS tokens to NUM_ANSWERS equal prompts.
 
-    python torch_generate.py MODEL PROMPT NUM_ANSWERS NUM_TOKENS REPEATS
+    python torch_generate.py MODEL PROMPT NUM_ANSWERS NUM_TOKENS
 
-Runs in an interpreter of its own; prints one JSON line.
+Runs in an interpreter of its own and takes turns (see turns.py).
 """
 
-import json
-import statistics
 import sys
 import time
 
 import torch
 import transformers
+import turns
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def main(model_name: str, prompt: str, num_answers: int, num_tokens: int, repeats: int) -> None:
+def main(model_name: str, prompt: str, num_answers: int, num_tokens: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32).eval()
     inputs = tokenizer([prompt] * num_answers, return_tensors="pt")
-    seconds = []
-    for _ in range(repeats + 1):
+    while turns.wait_for_turn():
         start = time.perf_counter()
         with torch.no_grad():
             model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 **inputs, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=True, temperature=1.0, top_k=0
             )
-        seconds.append(time.perf_counter() - start)
-    seconds = seconds[1:]
-    median = statistics.median(seconds)
-    print(
-        json.dumps(
-            {
-                "seconds": {"min": min(seconds), "median": median, "max": max(seconds)},
-                "tokens_per_s": num_answers * num_tokens / median,
-                "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            }
-        )
-    )
+        turns.report(start)
+    turns.finish({"torch": torch.__version__, "transformers": transformers.__version__})
 
 
 if __name__ == "__main__":

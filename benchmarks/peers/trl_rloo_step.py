@@ -1,39 +1,41 @@
-"""TRL's RLOO step: seconds of one step with NUM_ANSWERS answers of NUM_TOKENS tokens, beta 0.05, float32.
+"""TRL's RLOO step: one step with NUM_ANSWERS answers of NUM_TOKENS tokens, beta 0.05, float32.
 
-    python trl_rloo_step.py MODEL PROMPT NUM_ANSWERS NUM_TOKENS REPEATS
+    python trl_rloo_step.py MODEL PROMPT NUM_ANSWERS NUM_TOKENS
 
-Runs in an interpreter of its own; prints one JSON line. Answers run to their full length.
+Runs in an interpreter of its own and takes turns (see turns.py). Answers run to their full length.
 """
 
-import json
-import statistics
 import sys
 import tempfile
 import time
 
 import torch
 import trl  # pyright: ignore[reportMissingImports]
+import turns
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 from trl import RLOOConfig, RLOOTrainer  # pyright: ignore[reportMissingImports]
 
 
-class Clock(TrainerCallback):
-    """Seconds of each step."""
+MOST_STEPS = 1000
+
+
+class Turns(TrainerCallback):
+    """A step a turn; training ends with the turns."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
         self._start = 0.0
 
     def on_step_begin(self, *args: object, **kwargs: object) -> None:
         self._start = time.perf_counter()
 
-    def on_step_end(self, *args: object, **kwargs: object) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
+    def on_step_end(self, args: object, state: object, control: TrainerControl, **kwargs: object) -> None:
+        turns.report(self._start)
+        control.should_training_stop = not turns.wait_for_turn()
 
 
-def main(model_name: str, prompt: str, num_answers: int, num_tokens: int, repeats: int) -> None:
-    clock = Clock()
+def main(model_name: str, prompt: str, num_answers: int, num_tokens: int) -> None:
+    turns.wait_for_turn()
     with tempfile.TemporaryDirectory() as folder:
         config = RLOOConfig(
             output_dir=folder,
@@ -42,7 +44,7 @@ def main(model_name: str, prompt: str, num_answers: int, num_tokens: int, repeat
             max_completion_length=num_tokens,
             generation_kwargs={"min_new_tokens": num_tokens},
             beta=0.05,
-            max_steps=repeats + 1,
+            max_steps=MOST_STEPS,
             learning_rate=1e-6,
             report_to=[],
             save_strategy="no",
@@ -58,23 +60,11 @@ def main(model_name: str, prompt: str, num_answers: int, num_tokens: int, repeat
             model=model_name,
             reward_funcs=lambda completions, **kwargs: [float(len(text.split())) for text in completions],
             args=config,
-            train_dataset=Dataset.from_dict({"prompt": [prompt] * num_answers * (repeats + 1)}),
-            callbacks=[clock],
+            train_dataset=Dataset.from_dict({"prompt": [prompt] * num_answers}),
+            callbacks=[Turns()],
         )
         trainer.train()
-    seconds = clock.seconds[1:]
-    print(
-        json.dumps(
-            {
-                "seconds": {
-                    "min": min(seconds),
-                    "median": statistics.median(seconds),
-                    "max": max(seconds),
-                },
-                "versions": {"torch": torch.__version__, "trl": trl.__version__},
-            }
-        )
-    )
+    turns.finish({"torch": torch.__version__, "trl": trl.__version__})
 
 
 if __name__ == "__main__":
