@@ -16,7 +16,6 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl
 from trl import RLOOConfig, RLOOTrainer  # pyright: ignore[reportMissingImports]
 
-
 MOST_STEPS = 1000
 
 
