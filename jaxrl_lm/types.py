@@ -75,3 +75,26 @@ class Algorithm(NamedTuple):
 
     init: Callable[[PyTree, jax.Array], PyTree]
     update: Callable[[PyTree, Trajectory, jax.Array], tuple[PyTree, Metrics]]
+
+
+class EnvironmentLearner(NamedTuple):
+    """An algorithm together with the batch of environments it acts in: pure functions, so that seeds vmap.
+
+    All randomness of update k comes from `fold_in(state.key, state.num_updates)`: a state says all that follows.
+
+    Attributes:
+        init: `init(key, env_params) -> state`; the state is a struct with at least `key` and `num_updates`, and holds
+            parameters, optimizer, environment states, and whatever else an update changes.
+        update: `update(state, env_params) -> (state, metrics)`: act, learn, and scalar metrics, among them the
+            `episode/...` of `rollouts.episodes`. `env_params` may change between calls (fresh levels).
+        act: `act(state, observations, is_first, memory, key) -> (actions, memory)`: the greedy policy, for evaluation;
+            leaves of observations `[B, ...]`, `is_first` bool `[B]`.
+        init_memory: `init_memory(num_envs) -> memory`, None for a policy without memory.
+        steps_per_update: environment steps of one update.
+    """
+
+    init: Callable[[jax.Array, PyTree], PyTree]
+    update: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]
+    act: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]
+    init_memory: Callable[[int], PyTree]
+    steps_per_update: int
