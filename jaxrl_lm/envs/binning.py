@@ -1,0 +1,256 @@
+"""Continuous spaces made discrete, so that an agent with a table can act in them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnax.environments import environment, spaces
+from jaxtyping import Array, Float, Int, Num
+
+from jaxrl_lm.errors import InputError
+
+# Environments write "unbounded" as infinity or as the largest float32.
+_UNBOUNDED = float(np.finfo(np.float32).max) / 2
+_MAX_CODES = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinningConfig:
+    """How finely spaces are cut.
+
+    Attributes:
+        num_bins: bins of each observation axis, or one number for all; 1 leaves an axis out.
+        low: lower bound of each observation axis; None (for all, or for one axis) takes the space's.
+        high: upper bounds, likewise. What lies outside falls into the first or the last bin.
+        num_actions: values of each axis of a Box of actions, or one number for all, evenly spaced from the space's
+            lower to its upper bound, both included; unused for discrete actions.
+    """
+
+    num_bins: int | tuple[int, ...] = 10
+    low: tuple[float | None, ...] | None = None
+    high: tuple[float | None, ...] | None = None
+    num_actions: int | tuple[int, ...] = 5
+
+
+class BinnedEnvironment(environment.Environment[Any, Any]):
+    """A gymnax environment whose observation, and whose action if it was a Box, is one integer.
+
+    The bounds are read once, from the spaces under `params`; step the environment with the same parameters.
+    """
+
+    def __init__(self, env: environment.Environment[Any, Any], params: Any, config: BinningConfig) -> None:
+        """Cut the spaces of `env`.
+
+        Args:
+            env: any gymnax environment whose observation is one array, or one integer.
+            params: its parameters.
+            config: how finely.
+
+        Raises:
+            InputError: for an axis without bounds (names it), a count below its least, counts or bounds that do not
+                fit the axes, more states than int32 counts, or spaces that are discrete already.
+        """
+        self.env = env
+        self.config = config
+        observed, acted = env.observation_space(params), env.action_space(params)
+        if isinstance(observed, spaces.Discrete) and isinstance(acted, spaces.Discrete):
+            raise InputError(f"{env.name} has discrete observations and actions already; use it without binning")
+        self._num_states, self._edges = _cut_observations(env, params, observed, config)
+        self._num_moves, self._moves = _cut_actions(acted, config)
+        self._action_shape = tuple(acted.shape)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BinnedEnvironment) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return self.env, self.config, self._num_states, self._edges, self._num_moves, self._moves
+
+    @property
+    def default_params(self) -> Any:
+        """Those of the environment inside."""
+        return self.env.default_params
+
+    @property
+    def name(self) -> str:
+        """That of the environment inside."""
+        return self.env.name
+
+    @property
+    def num_actions(self) -> int:
+        """How many actions there are."""
+        return self._num_moves
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
+        """gymnax's reset of one environment."""
+        observation, state = self.env.reset_env(key, params)
+        return self._encode(observation), state
+
+    def step_env(
+        self, key: jax.Array, state: Any, action: int | float | jax.Array, params: Any
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict[Any, Any]]:
+        """gymnax's step of one environment, without time limit and reset."""
+        action = self._decode(action)
+        observation, state, reward, terminated, info = self.env.step_env(key, state, action, params)
+        return self._encode(observation), state, reward, terminated, info
+
+    def observe(self, key: jax.Array, state: Any, action: int | float | jax.Array | None, params: Any) -> jax.Array:
+        """gymnax's observation hook; `action` is the number of a binned one."""
+        action = None if action is None else self._decode(action)
+        return self._encode(self.env.observe(key, state, action, params))
+
+    def is_truncated(self, state: Any, params: Any) -> jax.Array:
+        """Whether the time limit of the environment inside is reached."""
+        return self.env.is_truncated(state, params)
+
+    def is_terminated(self, state: Any, params: Any) -> jax.Array:
+        """Whether the environment inside says that the episode ended."""
+        return self.env.is_terminated(state, params)
+
+    def action_space(self, params: Any = None) -> spaces.Discrete:
+        """Numbers of the actions."""
+        del params
+        return spaces.Discrete(self._num_moves)
+
+    def observation_space(self, params: Any = None) -> spaces.Discrete:
+        """Numbers of the states, row-major over the observation's axes."""
+        del params
+        return spaces.Discrete(self._num_states)
+
+    def state_space(self, params: Any) -> Any:
+        """That of the environment inside."""
+        return self.env.state_space(params)
+
+    def _encode(self, observation: jax.Array) -> jax.Array:
+        if self._edges is None:
+            return observation
+        return state_number(jnp.ravel(observation), self._edges)
+
+    def _decode(self, action: int | float | jax.Array) -> int | float | jax.Array:
+        if self._moves is None:
+            return action
+        return action_value(jnp.asarray(action), self._moves).reshape(self._action_shape)
+
+
+def state_number(observation: Num[Array, " D"], edges: Sequence[Sequence[float]]) -> Int[Array, ""]:
+    """The number of the bin in which an observation lies.
+
+    number = sum over axes d of bin_d * product over later axes e of num_bins_e,
+    bin_d = how many of the axis' inner edges are <= observation_d
+
+    Args:
+        observation: its values.
+        edges: inner edges of each axis, ascending; an axis of n bins has n - 1.
+
+    Returns:
+        int32, from 0 to the product of the axes' bins - 1.
+    """
+    widest = max(len(axis) for axis in edges)
+    # Nothing is >= NaN, so that padding counts for no axis.
+    padded = np.array([[*axis, *(math.nan,) * (widest - len(axis))] for axis in edges], np.float32)
+    bins = jnp.sum(observation[:, None] >= padded, axis=1, dtype=jnp.int32)
+    num_bins = [len(axis) + 1 for axis in edges]
+    strides = np.array([math.prod(num_bins[axis + 1 :]) for axis in range(len(edges))], np.int32)
+    return jnp.sum(bins * strides, dtype=jnp.int32)
+
+
+def action_value(action: Int[Array, ""], moves: Sequence[Sequence[float]]) -> Float[Array, " K"]:
+    """The values for which the number of an action stands, row-major over the axes.
+
+    Args:
+        action: from 0 to the product of the axes' values - 1.
+        moves: values of each axis.
+
+    Returns:
+        One of its values for each of the K axes, float32.
+    """
+    chosen = jnp.unravel_index(action, tuple(len(axis) for axis in moves))
+    return jnp.stack([jnp.array(axis, jnp.float32)[index] for axis, index in zip(moves, chosen, strict=True)])
+
+
+def _cut_observations(
+    env: environment.Environment[Any, Any], params: Any, space: Any, config: BinningConfig
+) -> tuple[int, tuple[tuple[float, ...], ...] | None]:
+    """Count of states and inner edges of each axis; no edges where the observation is an integer already."""
+    if isinstance(space, spaces.Discrete):
+        return space.n, None
+    shown = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
+    if not isinstance(space, spaces.Box) or getattr(shown, "shape", None) != tuple(space.shape):
+        raise InputError(f"{env.name}: binning needs an observation that is one array; this one's space is {space}")
+    num_axes = math.prod(space.shape)
+    counts = _per_axis("num_bins", config.num_bins, num_axes, least=1)
+    low = _bounds("low", config.low, space.low, space.shape)
+    high = _bounds("high", config.high, space.high, space.shape)
+    for axis in range(num_axes):
+        _check_axis(axis, counts[axis], low[axis], high[axis])
+    edges = tuple(
+        tuple(np.linspace(low[axis], high[axis], counts[axis] + 1)[1:-1].tolist()) if counts[axis] > 1 else ()
+        for axis in range(num_axes)
+    )
+    return _num_codes("num_bins", counts), edges
+
+
+def _cut_actions(space: Any, config: BinningConfig) -> tuple[int, tuple[tuple[float, ...], ...] | None]:
+    """Count of actions and values of each axis; no values where actions are discrete already."""
+    if isinstance(space, spaces.Discrete):
+        return space.n, None
+    if not isinstance(space, spaces.Box):
+        raise InputError(f"actions must be discrete or a Box to be binned; this space is {space}")
+    num_axes = math.prod(space.shape)
+    counts = _per_axis("num_actions", config.num_actions, num_axes, least=2)
+    low, high = (_bounds(name, None, getattr(space, name), space.shape) for name in ("low", "high"))
+    for axis in range(num_axes):
+        if not (abs(low[axis]) < _UNBOUNDED and abs(high[axis]) < _UNBOUNDED):
+            raise InputError(
+                f"action axis {axis} has no bounds ({low[axis]:g} to {high[axis]:g}); only a bounded Box can be binned"
+            )
+    moves = tuple(tuple(np.linspace(low[axis], high[axis], counts[axis]).tolist()) for axis in range(num_axes))
+    return _num_codes("num_actions", counts), moves
+
+
+def _per_axis(name: str, counts: int | tuple[int, ...], num_axes: int, *, least: int) -> tuple[int, ...]:
+    all_counts = (counts,) * num_axes if isinstance(counts, int) else counts
+    if len(all_counts) != num_axes:
+        raise InputError(f"{name}={counts} names {len(all_counts)} axes, but there are {num_axes}")
+    if min(all_counts) < least:
+        raise InputError(f"{name}={counts} must be at least {least} for every axis")
+    return all_counts
+
+
+def _bounds(
+    name: str, given: tuple[float | None, ...] | None, of_space: Any, shape: tuple[int, ...]
+) -> tuple[float, ...]:
+    bounds = np.broadcast_to(np.asarray(of_space, np.float64), shape).ravel().tolist()
+    if given is None:
+        return tuple(bounds)
+    if len(given) != len(bounds):
+        raise InputError(f"{name}={given} names {len(given)} axes, but the observation has {len(bounds)}")
+    return tuple(own if mine is None else float(mine) for mine, own in zip(given, bounds, strict=True))
+
+
+def _check_axis(axis: int, count: int, low: float, high: float) -> None:
+    if count == 1:
+        return
+    for name, bound in (("low", low), ("high", high)):
+        # Written so that NaN fails too.
+        if not abs(bound) < _UNBOUNDED:
+            raise InputError(f"observation axis {axis} has no bound ({name}[{axis}]={bound:g}); give {name}[{axis}]")
+    if not low < high:
+        raise InputError(f"observation axis {axis}: low={low:g} must be less than high={high:g}")
+
+
+def _num_codes(name: str, counts: tuple[int, ...]) -> int:
+    product = math.prod(counts)
+    if product > _MAX_CODES:
+        raise InputError(
+            f"{name}={counts[0] if len(set(counts)) == 1 else counts} over {len(counts)} axes makes about "
+            f"10^{math.log10(product):.0f} combinations, more than {_MAX_CODES:,}; take fewer"
+        )
+    return product

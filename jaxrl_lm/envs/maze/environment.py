@@ -1,0 +1,252 @@
+"""`Maze-v0`: find the way to the goal of a maze drawn from a bank of levels.
+
+An episode's state is (level, position, time). A step reads one byte of the bank, draws nothing, and writes three
+integers; so mazes are stepped by the million a second, and the bank is replaced between chunks of updates by
+`new_params`, which is how training always meets new mazes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxrl_lm.envs.base import BatchEnvironment, MaskedObservation
+from jaxrl_lm.envs.maze import grid
+from jaxrl_lm.envs.maze.grid import LevelBank
+from jaxrl_lm.envs.maze.levels import LevelSource
+from jaxrl_lm.envs.maze.oracle import optimal_return
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.types import PyTree
+
+Observation = Literal["position", "grid", "window"]
+Reward = Literal["article", "sparse", "shaped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MazeConfig:
+    """What a maze environment shows and pays.
+
+    Attributes:
+        observation: "position": the agent's cell, an integer. "grid": uint8 planes `[H, W, 3]` of walls, agent and
+            goal. "window": the same planes `[k, k, 3]` around the agent; beyond the border all is wall.
+        reward: "article": -1 a step, +1 for the step that reaches the goal. "sparse": 1 for that step, else 0.
+            "shaped": sparse plus discount * P(next) - P(here) with the potential P = -distance to the goal / cells
+            (Ng, Harada and Russell, 1999, Policy invariance under reward transformations).
+        window_size: k, odd.
+        max_steps: time limit of an episode; None for twice the number of cells.
+        discount: gamma of the shaping term; must be the agent's.
+        has_action_mask: also show which moves are legal (a `MaskedObservation`).
+    """
+
+    observation: Observation = "position"
+    reward: Reward = "article"
+    window_size: int = 5
+    max_steps: int | None = None
+    discount: float = 0.99
+    has_action_mask: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("observation", Observation), ("reward", Reward)):
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(kinds))}")
+        if self.window_size < 3 or self.window_size % 2 == 0:
+            raise InputError(f"window_size={self.window_size} must be odd and at least 3")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise InputError(f"max_steps={self.max_steps} must be at least 1")
+        if not 0 <= self.discount <= 1:
+            raise InputError(f"discount={self.discount} must lie in [0, 1]")
+
+
+@struct.dataclass
+class MazeState(environment.EnvState):
+    """Where an episode stands.
+
+    Attributes:
+        time: steps made, int32.
+        level: row of the bank, int32.
+        position: the agent's cell, int32.
+    """
+
+    time: PyTree
+    level: PyTree = 0
+    position: PyTree = 0
+
+
+@struct.dataclass
+class MazeParams(environment.EnvParams):
+    """What episodes are drawn from.
+
+    Attributes:
+        max_steps_in_episode: time limit.
+        bank: the levels.
+        first_level: of those that new episodes are drawn from, int32.
+        num_drawn: how many they are, int32.
+    """
+
+    max_steps_in_episode: PyTree = 1
+    # gymnax's own field has a default, so these need one.
+    bank: LevelBank = struct.field(default=None)  # pyright: ignore[reportAssignmentType]
+    first_level: PyTree = 0
+    num_drawn: PyTree = 1
+
+
+class Maze(BatchEnvironment):
+    """Moves up, down, left and right through mazes; an illegal move leaves the agent where it is."""
+
+    def __init__(self, config: MazeConfig, source: LevelSource) -> None:
+        self.config = config
+        self.source = source
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Maze) and (self.config, self.source) == (other.config, other.source)
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.source))
+
+    def new_params(self, key: jax.Array) -> MazeParams:
+        """Levels from the environment's source; jit it. A fixed layout gives the same levels whatever the key."""
+        bank = self.source.make_bank(key)
+        return MazeParams(
+            max_steps_in_episode=jnp.asarray(self.config.max_steps or 2 * self.num_cells, jnp.int32),
+            bank=bank,
+            first_level=jnp.zeros((), jnp.int32),
+            num_drawn=jnp.asarray(bank.num_levels, jnp.int32),
+        )
+
+    def refresh(self, params: MazeParams, key: jax.Array) -> MazeParams:
+        """Fresh levels for the episodes to come; jit it.
+
+        Running episodes go on in their old levels: the bank has two halves, the one that episodes are not drawn from
+        is replaced, and drawing moves to it. Call it no more often than every `max_steps_in_episode` steps, so that no
+        episode is left in the half that is replaced. The first call doubles the bank.
+        """
+        fresh = self.source.make_bank(key)
+        half = fresh.num_levels
+        if params.bank.num_levels == half:
+            bank = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), params.bank, fresh)
+            return params.replace(bank=bank, first_level=jnp.asarray(half, jnp.int32))  # pyright: ignore[reportAttributeAccessIssue]
+        first = half - params.first_level
+        bank = jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, first, axis=0), params.bank, fresh
+        )
+        return params.replace(bank=bank, first_level=first)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def level_states(self, params: MazeParams) -> MazeState:
+        """An episode at the start of every level of the bank, leaves `[L]`: for an evaluation that leaves none out."""
+        level = jnp.arange(params.bank.num_levels, dtype=jnp.int32)
+        return MazeState(time=jnp.zeros_like(level), level=level, position=params.bank.starts)
+
+    def optimal_returns(self, params: MazeParams, discount: float) -> jax.Array:
+        """The return of a shortest way through every level of the bank, `[L]`."""
+        bank = params.bank
+        distances = jnp.take_along_axis(bank.distances, bank.starts[:, None], axis=1)[:, 0]
+        return optimal_return(distances, discount=discount, reward=self.config.reward, num_cells=self.num_cells)
+
+    @property
+    def default_params(self) -> MazeParams:
+        """Levels of the source's own seed."""
+        return jax.jit(self.new_params)(jax.random.key(self.source.seed))
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return "Maze-v0"
+
+    @property
+    def num_actions(self) -> int:
+        """Up, down, left, right."""
+        return grid.NUM_MOVES
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of the grid, walls included."""
+        return self.source.height * self.source.width
+
+    def initial_states(self, key: jax.Array, shape: tuple[int, ...], params: MazeParams) -> MazeState:
+        """Starts of levels drawn uniformly."""
+        level = params.first_level + jax.random.randint(key, shape, 0, params.num_drawn)
+        return MazeState(time=jnp.zeros(shape, jnp.int32), level=level, position=params.bank.starts[level])
+
+    def transition(self, state: MazeState, action: jax.Array, params: MazeParams) -> tuple[MazeState, jax.Array]:
+        """One move and its reward."""
+        bank = params.bank
+        here = state.position
+        position = grid.apply_move(here, action, bank.moves[state.level, here], self.source.width)
+        new = MazeState(time=state.time + 1, level=state.level, position=position)
+        return new, self._reward(state, new, params)
+
+    def is_terminated(self, state: MazeState, params: MazeParams) -> jax.Array:
+        """Whether the agent stands on the goal."""
+        return state.position == params.bank.goals[state.level]
+
+    def observation(self, state: MazeState, params: MazeParams) -> Any:
+        """What the configuration shows."""
+        moves = params.bank.moves[state.level]
+        if self.config.observation == "position":
+            shown = state.position
+        elif self.config.observation == "grid":
+            shown = self._planes(moves, jnp.arange(self.num_cells), state, params)
+            shown = shown.reshape(self.source.height, self.source.width, 3)
+        else:
+            shown = self._window(moves, state, params)
+        if not self.config.has_action_mask:
+            return shown
+        mask = (moves[state.position] >> jnp.arange(grid.NUM_MOVES, dtype=jnp.uint8)) & 1
+        return MaskedObservation(observation=shown, action_mask=mask > 0)
+
+    def action_space(self, params: MazeParams | None = None) -> spaces.Discrete:
+        """Four moves."""
+        del params
+        return spaces.Discrete(grid.NUM_MOVES)
+
+    def observation_space(self, params: MazeParams | None = None) -> spaces.Space:
+        """A cell, or planes of 0 and 1; that of the observation itself where there is an action mask beside it."""
+        del params
+        if self.config.observation == "position":
+            return spaces.Discrete(self.num_cells)
+        height, width = self.source.height, self.source.width
+        if self.config.observation == "window":
+            height = width = self.config.window_size
+        return spaces.Box(0, 1, (height, width, 3), jnp.uint8)
+
+    def state_space(self, params: MazeParams) -> spaces.Dict:
+        """Level, position and time."""
+        return spaces.Dict(
+            {
+                "level": spaces.Discrete(params.bank.num_levels),
+                "position": spaces.Discrete(self.num_cells),
+                "time": spaces.Discrete(int(params.max_steps_in_episode) + 1),
+            }
+        )
+
+    def _reward(self, old: MazeState, new: MazeState, params: MazeParams) -> jax.Array:
+        is_goal = self.is_terminated(new, params)
+        if self.config.reward == "article":
+            return jnp.where(is_goal, 1.0, -1.0)
+        sparse = is_goal.astype(jnp.float32)
+        if self.config.reward == "sparse":
+            return sparse
+        here, there = (
+            params.bank.distances[state.level, state.position].astype(jnp.float32) / self.num_cells
+            for state in (old, new)
+        )
+        return sparse + here - self.config.discount * there
+
+    def _planes(self, moves: jax.Array, cells: jax.Array, state: MazeState, params: MazeParams) -> jax.Array:
+        """Wall, agent and goal at each of `cells`, uint8 `[..., 3]`."""
+        goal = params.bank.goals[state.level]
+        planes = [moves[cells] == 0, cells == state.position, cells == goal]
+        return jnp.stack(planes, axis=-1).astype(jnp.uint8)
+
+    def _window(self, moves: jax.Array, state: MazeState, params: MazeParams) -> jax.Array:
+        reach = self.config.window_size // 2
+        row, column = grid.as_cells(state.position, self.source.width)
+        rows = row + jnp.arange(-reach, reach + 1)[:, None]
+        columns = column + jnp.arange(-reach, reach + 1)[None, :]
+        is_inside = (rows >= 0) & (rows < self.source.height) & (columns >= 0) & (columns < self.source.width)
+        planes = self._planes(moves, jnp.where(is_inside, rows * self.source.width + columns, 0), state, params)
+        beyond = jnp.array([1, 0, 0], jnp.uint8)
+        return jnp.where(is_inside[..., None], planes, beyond)

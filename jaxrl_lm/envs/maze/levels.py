@@ -1,0 +1,172 @@
+"""Where levels come from: a generator with sizes and a seed, or a layout drawn by hand."""
+
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from jaxrl_lm.envs.maze.generators import GENERATORS
+from jaxrl_lm.envs.maze.grid import UNREACHABLE, LevelBank, legal_moves
+from jaxrl_lm.envs.maze.layouts import GOAL, START, WALL, layout_rows
+from jaxrl_lm.envs.maze.oracle import distances_to_goal
+from jaxrl_lm.errors import InputError
+
+# A cell of the bank takes 1 byte of moves and 2 of distance. XLA's own account of the compiled program, bank and
+# temporaries together, is 5 times that (backtracker) to 11 times (kruskal).
+_BYTES_PER_CELL = 3
+_COPIES_WHILE_MADE = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelSource:
+    """How a bank of levels is made; start and goal of a generated level are two random cells with a way between them.
+
+    Attributes:
+        generator: a name in `GENERATORS`.
+        height: rows of the grid, odd, at least 5; with a layout, those of the layout whatever is given.
+        width: columns, likewise.
+        num_levels: levels of a bank; with a layout, its starts whatever is given.
+        seed: of the bank that an environment begins with.
+        layout: a name in `LAYOUTS`, or a drawing; each of its starts is a level. None for generated levels.
+    """
+
+    generator: str = "backtracker"
+    height: int = 13
+    width: int = 13
+    num_levels: int = 4096
+    seed: int = 0
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.generator not in GENERATORS:
+            raise InputError(_unknown_generator(self.generator))
+        if self.layout is not None:
+            rows = layout_rows(self.layout)
+            shape = {"height": len(rows), "width": len(rows[0]), "num_levels": sum(row.count(START) for row in rows)}
+            for name, value in shape.items():
+                object.__setattr__(self, name, value)
+        else:
+            _check_size("height", self.height)
+            _check_size("width", self.width)
+        if self.height * self.width > UNREACHABLE:
+            raise InputError(
+                f"height={self.height} times width={self.width} is {self.height * self.width} cells; "
+                f"distances are kept in 16 bits: at most {UNREACHABLE} cells, such as 255x255"
+            )
+        if self.num_levels < 1:
+            raise InputError(f"num_levels={self.num_levels} must be at least 1")
+
+    def make_bank(self, key: Key[Array, ""]) -> LevelBank:
+        """The levels that a key stands for; a layout's are the same for every key. Pure; jit it.
+
+        Args:
+            key: consumed.
+
+        Raises:
+            InputError: the bank does not fit into memory.
+        """
+        self._check_memory()
+        if self.layout is not None:
+            return _bank_of_layout(layout_rows(self.layout))
+        return self._generate(key)
+
+    def _generate(self, key: jax.Array) -> LevelBank:
+        generate = GENERATORS[self.generator]
+        maze_key, goal_key, start_key = jax.random.split(key, 3)
+
+        def level_keys(key: jax.Array) -> jax.Array:
+            return jax.random.split(key, self.num_levels)
+
+        is_open = jax.vmap(lambda key: generate(key, self.height, self.width))(level_keys(maze_key))
+        moves = jax.vmap(legal_moves)(is_open)
+        # A goal that has a neighbour can be reached from somewhere, so there is a start.
+        goals = jax.vmap(_random_cell)(level_keys(goal_key), moves > 0)
+        distances = distances_to_goal(moves, goals, self.width)
+        starts = jax.vmap(_random_cell)(level_keys(start_key), (distances > 0) & (distances < UNREACHABLE))
+        return LevelBank(moves=moves, starts=starts, goals=goals, distances=distances)
+
+    def _check_memory(self) -> None:
+        bank = self.num_levels * self.height * self.width * _BYTES_PER_CELL
+        available = available_bytes()
+        if bank * _COPIES_WHILE_MADE > available:
+            most = available // (_COPIES_WHILE_MADE * _BYTES_PER_CELL * self.height * self.width)
+            raise InputError(
+                f"num_levels={self.num_levels} of {self.height}x{self.width} cells take {_gigabytes(bank)} and up to "
+                f"{_gigabytes(bank * _COPIES_WHILE_MADE)} while they are made; the device has {_gigabytes(available)}: "
+                f"ask for at most {most} levels"
+            )
+
+
+def source_from_options(
+    size: int = 13,
+    generator: str = "backtracker",
+    num_levels: int = 4096,
+    seed: int = 0,
+    layout: str | None = None,
+) -> LevelSource:
+    """Square levels, or a layout; the options of `Maze-v0`.
+
+    Args:
+        size: rows and columns of generated levels, odd, at least 5.
+        generator: a name in `GENERATORS`.
+        num_levels: generated levels of a bank.
+        seed: of the bank that an environment begins with.
+        layout: a name in `LAYOUTS`, or a drawing, in place of generated levels.
+
+    Raises:
+        InputError: one of them is not what it must be.
+    """
+    if layout is None:
+        _check_size("size", size)
+    return LevelSource(generator=generator, height=size, width=size, num_levels=num_levels, seed=seed, layout=layout)
+
+
+def available_bytes() -> int:
+    """Memory for a bank: what is free on an accelerator; on a CPU all there is, since caches give way."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _random_cell(key: Key[Array, ""], is_choice: Bool[Array, " C"]) -> Int[Array, ""]:
+    """A uniformly random cell among those allowed."""
+    place = jnp.cumsum(is_choice)
+    return jnp.argmax(place > jax.random.randint(key, (), 0, place[-1])).astype(jnp.int32)
+
+
+def _bank_of_layout(rows: list[str]) -> LevelBank:
+    cells = np.array([list(row) for row in rows])
+    starts = jnp.asarray(np.flatnonzero(cells == START), jnp.int32)
+    goal = jnp.asarray(np.flatnonzero(cells == GOAL)[0], jnp.int32)
+    moves = legal_moves(jnp.asarray(cells != WALL))
+    distances = distances_to_goal(moves, goal, cells.shape[1])
+    num_levels = len(starts)
+    return LevelBank(
+        moves=jnp.tile(moves, (num_levels, 1)),
+        starts=starts,
+        goals=jnp.tile(goal, num_levels),
+        distances=jnp.tile(distances, (num_levels, 1)),
+    )
+
+
+def _check_size(name: str, size: int) -> None:
+    if size < 5 or size % 2 == 0:
+        nearest = max(5, size + 1 if size % 2 == 0 else size)
+        raise InputError(f"{name}={size} must be odd and at least 5, such as {nearest}: walls lie between the rooms")
+
+
+def _unknown_generator(name: str) -> str:
+    near = get_close_matches(name.lower(), GENERATORS, n=3, cutoff=0.5)
+    return (
+        f"generator={name!r} is no generator; {'the nearest names' if near else 'there are'}: "
+        f"{', '.join(near or GENERATORS)}"
+    )
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"

@@ -1,0 +1,122 @@
+"""What is best: the distance of every cell to the goal, the moves of shortest ways, and the return they earn."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8, UInt16
+
+from jaxrl_lm.envs.maze.grid import DIRECTIONS, UNREACHABLE
+
+
+def distances_to_goal(moves: UInt8[Array, "*B C"], goal: Int[Array, "*B"], width: int) -> UInt16[Array, "*B C"]:
+    """Moves from each cell to the goal by a shortest way, found by flooding all cells at once from the goal.
+
+    distance(goal) = 0, distance(c) = 1 + min over legal moves of distance(where the move leads)
+
+    A step of the flood costs little, there are as many as the longest shortest way, and loops do not matter. A batch
+    is flooded faster by one call than by `vmap`: here the levels lie side by side in memory.
+
+    Args:
+        moves: bits of the legal moves, as `grid.legal_moves` gives them; a legal move can also be made backwards.
+        goal: the goal's cell.
+        width: columns of the grid.
+
+    Returns:
+        Distances in moves; `UNREACHABLE` for walls, and for cells from which no way leads to the goal.
+    """
+    num_cells = moves.shape[-1]
+    moves = jnp.moveaxis(moves, -1, 0)
+    cells = jnp.arange(num_cells).reshape(-1, *(1,) * goal.ndim)
+    at_goal = jnp.where(cells == goal, 0, UNREACHABLE).astype(jnp.uint16)
+
+    def spread(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        old, _ = carry
+        padded = jnp.pad(old, ((width, width), *((0, 0),) * goal.ndim), constant_values=UNREACHABLE)
+        new = old
+        for move, (rows, columns) in enumerate(DIRECTIONS):
+            offset = rows * width + columns
+            nearby = jnp.minimum(padded[width + offset : width + offset + num_cells], UNREACHABLE - 1) + 1
+            new = jnp.where((moves >> move) & 1 > 0, jnp.minimum(new, nearby), new)
+        return new, (new != old).any()
+
+    distances, _ = jax.lax.while_loop(lambda carry: carry[1], spread, (at_goal, jnp.array(True)))
+    return jnp.moveaxis(distances, 0, -1)
+
+
+def optimal_moves(distances: UInt16[Array, "*B C"], moves: UInt8[Array, "*B C"], width: int) -> UInt8[Array, "*B C"]:
+    """Bits of the legal moves that begin a shortest way to the goal; none for the goal, walls and cells cut off.
+
+    Args:
+        distances: of `distances_to_goal`.
+        moves: bits of the legal moves.
+        width: columns of the grid.
+    """
+    here = distances.astype(jnp.int32)
+    bits = jnp.zeros_like(moves)
+    for move, (rows, columns) in enumerate(DIRECTIONS):
+        # A move across the border, where the roll wraps around, is not legal.
+        there = jnp.roll(here, -(rows * width + columns), axis=-1)
+        bits |= (there == here - 1).astype(jnp.uint8) << move
+    return bits & moves
+
+
+def optimal_return(
+    distance: Int[Array, "*B"] | UInt16[Array, "*B"],
+    *,
+    discount: float,
+    reward: Literal["article", "sparse", "shaped"],
+    num_cells: int,
+) -> Float[Array, "*B"]:
+    """Discounted return of a shortest way of d moves to the goal, for each reward of `MazeConfig`.
+
+    article: discount^(d-1) - (1 + discount + ... + discount^(d-2))
+    sparse:  discount^(d-1)
+    shaped:  discount^(d-1) + d / num_cells
+
+    The shaping terms discount * P(next) - P(here) cancel one by one, whatever the way, and leave -P(start) =
+    d / num_cells; so the discount must be the one that `MazeConfig` shapes with. All three are the best returns there
+    are for that discount.
+
+    Args:
+        distance: d, moves from the start to the goal.
+        discount: gamma, 0 to 1, static.
+        reward: kind of reward.
+        num_cells: cells of the grid, walls included.
+
+    Returns:
+        float32; 0 at the goal itself, where the episode is over; nan where the goal is `UNREACHABLE`.
+
+    Raises:
+        ValueError: reward is none of the three.
+    """
+    steps_before = jnp.maximum(distance.astype(jnp.int32) - 1, 0).astype(jnp.float32)
+    last = _power(discount, steps_before)
+    if reward == "article":
+        returns = last - _geometric_sum(discount, steps_before)
+    elif reward == "sparse":
+        returns = last
+    elif reward == "shaped":
+        returns = last + distance.astype(jnp.float32) / num_cells
+    else:
+        raise ValueError(f"reward={reward!r} must be article, sparse or shaped")
+    returns = jnp.where(distance == 0, 0.0, returns)
+    return jnp.where(distance == UNREACHABLE, jnp.nan, returns)
+
+
+def _power(base: float, exponents: jax.Array) -> jax.Array:
+    """base^n with 0^0 = 1."""
+    if base == 0:
+        return (exponents == 0).astype(jnp.float32)
+    return jnp.exp(exponents * math.log(base))
+
+
+def _geometric_sum(discount: float, num_terms: jax.Array) -> jax.Array:
+    """1 + discount + ... + discount^(n-1)."""
+    if discount == 1:
+        return num_terms
+    if discount == 0:
+        return (num_terms > 0).astype(jnp.float32)
+    # expm1, since 1 - discount^n loses its digits where the discount is close to 1.
+    return -jnp.expm1(num_terms * math.log(discount)) / (1 - discount)
