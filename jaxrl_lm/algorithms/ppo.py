@@ -23,6 +23,7 @@ from flax import struct
 
 from jaxrl_lm.algorithms.optimizers import AdamKind, adam
 from jaxrl_lm.core import masked, policy_losses, returns, value_losses
+from jaxrl_lm.core.shuffling import random_order
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree, Trajectory
 
@@ -253,7 +254,7 @@ def _as_steps(batch: _Batch) -> _Batch:
 def _shuffle(batch: _Batch, key: jax.Array, num_minibatches: int) -> _Batch:
     """Leaves `[N, ...]` in random order as `[num_minibatches, N / num_minibatches, ...]`."""
     size = batch.log_probs.shape[0]
-    order = jax.random.permutation(key, size).reshape(num_minibatches, size // num_minibatches)
+    order = random_order(key, size).reshape(num_minibatches, size // num_minibatches)
     return jax.tree.map(lambda x: x[order], batch)
 
 

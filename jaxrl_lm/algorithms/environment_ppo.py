@@ -1,0 +1,166 @@
+"""PPO in batches of environments: collect a rollout, then the same PPO as for language models."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, check_minibatches, make_ppo
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.agent_policy import Policy, PolicyConfig, make_policy
+from jaxrl_lm.rollouts.environments import (
+    Normalizers,
+    RolloutState,
+    collect,
+    init_normalizers,
+    normalize_observations,
+    start_rollout,
+)
+from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
+
+
+def _ppo_defaults() -> PPOConfig:
+    return PPOConfig(
+        learning_rate=5e-4,
+        num_epochs=4,
+        num_minibatches=4,
+        minibatch_unit="steps",
+        value_coefficient=0.5,
+        entropy_coefficient=0.01,
+        max_grad_norm=0.5,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentPPOConfig:
+    """PPO in environments.
+
+    Attributes:
+        num_envs: environments stepped together.
+        num_steps: steps of each between updates.
+        discount: gamma.
+        trace_decay: lambda of GAE.
+        has_normalized_observations: standardise observations by their running moments.
+        has_normalized_rewards: divide rewards by the running standard deviation of discounted returns.
+        policy: networks.
+        ppo: the update. A policy with memory learns from whole windows: minibatch_unit=sequences.
+    """
+
+    num_envs: int = 64
+    num_steps: int = 32
+    discount: float = 0.99
+    trace_decay: float = 0.95
+    has_normalized_observations: bool = False
+    has_normalized_rewards: bool = False
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    ppo: PPOConfig = field(default_factory=_ppo_defaults)
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "num_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("discount", "trace_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.policy.memory_size and self.ppo.minibatch_unit != "sequences":
+            raise InputError(
+                f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: a policy with memory_size={self.policy.memory_size} "
+                "learns from whole windows; use 'sequences'"
+            )
+        check_minibatches(self.ppo, self.num_envs, self.num_steps)
+
+
+@struct.dataclass(kw_only=True)
+class EnvironmentPPOState:
+    """Everything an update changes.
+
+    Attributes:
+        ppo: parameters, optimizer, hyperparameters.
+        rollout: where environments, memory and episodes stand.
+        normalizers: running moments.
+        key: base of all randomness.
+        num_updates: updates made, int32 scalar.
+    """
+
+    ppo: PPOState
+    rollout: RolloutState
+    normalizers: Normalizers
+    key: PyTree
+    num_updates: PyTree
+
+
+def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any) -> EnvironmentLearner:
+    """PPO for the spaces of an environment.
+
+    Args:
+        config: settings.
+        env: any gymnax environment.
+        env_params: an example of its parameters, for the spaces.
+
+    Raises:
+        InputError: the action space is neither discrete nor a flat box; observations that cannot be normalised are
+            to be.
+    """
+    policy = make_policy(config.policy, env, env_params)
+    if config.has_normalized_observations and not hasattr(env.observation_space(env_params), "low"):
+        raise InputError(f"has_normalized_observations: the observations of {env.name} are categories; leave it off")
+    algorithm = make_ppo(config.ppo, policy.evaluate)
+
+    def init(key: jax.Array, env_params: Any) -> EnvironmentPPOState:
+        params_key, reset_key, state_key = jax.random.split(key, 3)
+        normalized = config.has_normalized_observations, config.has_normalized_rewards
+        return EnvironmentPPOState(
+            ppo=algorithm.init(policy.init(params_key), params_key),
+            rollout=start_rollout(env, policy, reset_key, config.num_envs, env_params),
+            normalizers=init_normalizers(env, env_params, observations=normalized[0], rewards=normalized[1]),
+            key=state_key,
+            num_updates=jnp.zeros((), jnp.int32),
+        )
+
+    def update(state: EnvironmentPPOState, env_params: Any) -> tuple[EnvironmentPPOState, Metrics]:
+        rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.num_updates))
+        rollout, trajectory, normalizers = collect(
+            env,
+            policy,
+            state.ppo.params,
+            env_params,
+            state.rollout,
+            rollout_key,
+            state.normalizers,
+            num_steps=config.num_steps,
+            discount=config.discount,
+            trace_decay=config.trace_decay,
+        )
+        ppo, metrics = algorithm.update(state.ppo, trajectory, learn_key)
+        tracker, episode_metrics = episodes.take_metrics(rollout.tracker)
+        new = replace(
+            state,
+            ppo=ppo,
+            rollout=replace(rollout, tracker=tracker),
+            normalizers=normalizers,
+            num_updates=state.num_updates + 1,
+        )
+        return new, metrics | episode_metrics
+
+    return EnvironmentLearner(
+        init=init,
+        update=update,
+        act=_make_act(policy),
+        init_memory=policy.init_memory,
+        steps_per_update=config.num_envs * config.num_steps,
+    )
+
+
+def _make_act(policy: Policy) -> Any:
+    def act(
+        state: EnvironmentPPOState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        del key  # the likeliest action is not drawn
+        seen = normalize_observations(observations, state.normalizers)
+        actions, memory = policy.best(state.ppo.params, seen, is_first, memory)
+        return policy.to_env(actions), memory
+
+    return act

@@ -1,0 +1,231 @@
+"""Trajectories from batches of environments: one scan, transposed once to `[B, T]`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl_lm.core import running_moments
+from jaxrl_lm.core.running_moments import RunningMoments
+from jaxrl_lm.envs.base import MaskedObservation, StepResult, reset_batch, step_batch
+from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.agent_policy import Decision, Policy, RememberedObservations
+from jaxrl_lm.rollouts.episodes import EpisodeTracker
+from jaxrl_lm.types import PyTree, Trajectory
+
+
+@struct.dataclass(kw_only=True)
+class RolloutState:
+    """Where B environments and the policy that acts in them stand.
+
+    Attributes:
+        env_states: leaves `[B, ...]`.
+        observations: what the next action is chosen from, as the environment gave it, leaves `[B, ...]`.
+        is_first: whether an episode begins with it, bool `[B]`.
+        memory: of the policy, `[B, M]`, or None.
+        tracker: returns and lengths of episodes.
+        discounted_returns: running discounted reward of each episode, float32 `[B]`; what rewards are normalised by.
+    """
+
+    env_states: PyTree
+    observations: PyTree
+    is_first: PyTree
+    memory: PyTree
+    tracker: EpisodeTracker
+    discounted_returns: PyTree
+
+
+@struct.dataclass(kw_only=True)
+class Normalizers:
+    """Running moments that observations and rewards are normalised by; None for what is left as it is.
+
+    Attributes:
+        observations: of observations, moments `[...]` of one observation.
+        rewards: of discounted returns, scalar moments.
+    """
+
+    observations: RunningMoments | None = None
+    rewards: RunningMoments | None = None
+
+
+def start_rollout(env: Any, policy: Policy, key: jax.Array, num_envs: int, env_params: Any) -> RolloutState:
+    """Environments that have just been reset."""
+    observations, states = reset_batch(env, key, num_envs, env_params)
+    return RolloutState(
+        env_states=states,
+        observations=observations,
+        is_first=jnp.ones(num_envs, bool),
+        memory=policy.init_memory(num_envs),
+        tracker=episodes.init_tracker(num_envs),
+        discounted_returns=jnp.zeros(num_envs),
+    )
+
+
+def collect(
+    env: Any,
+    policy: Policy,
+    params: PyTree,
+    env_params: Any,
+    state: RolloutState,
+    key: jax.Array,
+    normalizers: Normalizers,
+    *,
+    num_steps: int,
+    discount: float,
+    trace_decay: float,
+) -> tuple[RolloutState, Trajectory, Normalizers]:
+    """Act for T = `num_steps` in B environments.
+
+    A step that ends the episode has discount 0 and trace 0. One that a time limit cuts keeps its discount and is
+    followed by V(final_observation); its trace is 0.
+
+    Args:
+        env: any gymnax environment.
+        policy: acts, and says what its observations are worth.
+        params: of the policy.
+        env_params: of the environments.
+        state: where they stand.
+        key: for actions, transitions and resets.
+        normalizers: as they stood at the last update; within the rollout they stay, so that the ratio starts at 1.
+        num_steps: T.
+        discount: gamma.
+        trace_decay: lambda.
+
+    Returns:
+        the state behind the rollout, the trajectory with leaves `[B, T, ...]`, and the normalizers that have seen it.
+    """
+    start = state
+
+    def step(
+        carry: tuple[RolloutState, Normalizers], step_key: jax.Array
+    ) -> tuple[tuple[RolloutState, Normalizers], _Step]:
+        state, seen_by = carry
+        act_key, env_key = jax.random.split(step_key)
+        seen = normalize_observations(state.observations, normalizers)
+        decision = policy.act(params, seen, state.is_first, state.memory, act_key)
+        result = step_batch(env, env_key, state.env_states, policy.to_env(decision.actions), env_params)
+        final_values = _final_values(policy, params, result, decision, normalizers)
+        discounted = state.discounted_returns * discount + result.rewards
+        is_done = result.terminated | result.truncated
+        record = _Step(
+            observations=seen,
+            is_first=state.is_first,
+            decision=decision._replace(memory=None),
+            rewards=result.rewards,
+            terminated=result.terminated,
+            is_done=is_done,
+            final_values=final_values,
+        )
+        new = RolloutState(
+            env_states=result.states,
+            observations=result.observations,
+            is_first=is_done,
+            memory=decision.memory,
+            tracker=episodes.track(state.tracker, result.rewards, result.terminated, result.truncated),
+            discounted_returns=jnp.where(is_done, 0.0, discounted),
+        )
+        return (new, _update_normalizers(seen_by, state.observations, discounted)), record
+
+    (state, seen_by), steps = jax.lax.scan(step, (state, normalizers), jax.random.split(key, num_steps))
+    last = policy.value(params, normalize_observations(state.observations, normalizers), state.is_first, state.memory)
+    trajectory = _trajectory(policy, start, steps, last, normalizers, discount=discount, trace_decay=trace_decay)
+    return state, trajectory, seen_by
+
+
+class _Step(NamedTuple):
+    """What a scan over time stacks, leaves `[T, B, ...]`; the environment's `info` is not among it."""
+
+    observations: PyTree
+    is_first: jax.Array
+    decision: Decision
+    rewards: jax.Array
+    terminated: jax.Array
+    is_done: jax.Array
+    final_values: jax.Array
+
+
+def _final_values(
+    policy: Policy, params: PyTree, result: StepResult, decision: Decision, normalizers: Normalizers
+) -> jax.Array:
+    """V(final_observation) where a time limit cut the episode, 0 elsewhere; computed only where there is one."""
+    is_cut = result.truncated & ~result.terminated
+
+    def value() -> jax.Array:
+        seen = normalize_observations(result.final_observations, normalizers)
+        return jnp.where(is_cut, policy.value(params, seen, jnp.zeros_like(is_cut), decision.memory), 0.0)
+
+    return jax.lax.cond(jnp.any(is_cut), value, lambda: jnp.zeros(is_cut.shape))
+
+
+def _trajectory(
+    policy: Policy,
+    start: RolloutState,
+    steps: _Step,
+    last_values: jax.Array,
+    normalizers: Normalizers,
+    *,
+    discount: float,
+    trace_decay: float,
+) -> Trajectory:
+    values = steps.decision.values
+    following = jnp.concatenate([values[1:], last_values[None]])
+    observations = _batch_first(steps.observations)
+    scalars = {
+        "actions": steps.decision.actions,
+        "log_probs": steps.decision.log_probs,
+        "values": values,
+        "rewards": _normalize_rewards(steps.rewards, normalizers),
+        "discounts": jnp.where(steps.terminated, 0.0, discount),
+        "traces": jnp.where(steps.is_done, 0.0, trace_decay),
+        "next_values": jnp.where(steps.is_done, steps.final_values, following),
+        "mask": jnp.ones_like(values),
+        "value_mask": jnp.ones_like(values),
+    }
+    if policy.has_memory:
+        observations = RememberedObservations(
+            observations=observations, is_first=_batch_first(steps.is_first), memory=start.memory
+        )
+    return Trajectory(observations=observations, **_batch_first(scalars))
+
+
+def _batch_first(tree: PyTree) -> Any:
+    """Leaves `[T, B, ...]` as `[B, T, ...]`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+
+def init_normalizers(env: Any, env_params: Any, *, observations: bool, rewards: bool) -> Normalizers:
+    """Moments of what is to be normalised, before anything was seen."""
+    return Normalizers(
+        observations=running_moments.init_moments(env.observation_space(env_params).shape) if observations else None,
+        rewards=running_moments.init_moments(()) if rewards else None,
+    )
+
+
+def normalize_observations(observations: PyTree, normalizers: Normalizers) -> Any:
+    """Observations as the policy sees them."""
+    moments = normalizers.observations
+    if moments is None:
+        return observations
+    if isinstance(observations, MaskedObservation):
+        inner = running_moments.standardize(observations.observation, moments)
+        return MaskedObservation(observation=inner, action_mask=observations.action_mask)
+    return running_moments.standardize(observations, moments)
+
+
+def _normalize_rewards(rewards: jax.Array, normalizers: Normalizers) -> jax.Array:
+    """Rewards over the standard deviation of discounted returns; their mean stays, since it has a meaning."""
+    if normalizers.rewards is None:
+        return rewards
+    return rewards * jax.lax.rsqrt(normalizers.rewards.variance + 1e-8)
+
+
+def _update_normalizers(normalizers: Normalizers, observations: PyTree, discounted_returns: jax.Array) -> Normalizers:
+    """The moments after one step of B environments."""
+    of_observations, of_rewards = normalizers.observations, normalizers.rewards
+    if of_observations is not None:
+        raw = observations.observation if isinstance(observations, MaskedObservation) else observations
+        of_observations = running_moments.update_moments(of_observations, raw.astype(jnp.float32))
+    if of_rewards is not None:
+        of_rewards = running_moments.update_moments(of_rewards, discounted_returns)
+    return Normalizers(observations=of_observations, rewards=of_rewards)
