@@ -1,0 +1,336 @@
+"""Q-learning, double Q-learning, SARSA, expected SARSA and Watkins's Q(lambda) on a table.
+
+One table is shared by all environments of a learner. Where several of them visit the same entry in one step, the entry
+moves by the step size towards the mean of their targets, so that more environments lower the noise of a step and not
+its stability. On CPU results are the same bit for bit; GPUs add the errors of one entry in any order, and are as exact
+with `XLA_FLAGS=--xla_gpu_deterministic_ops=true`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import spaces
+
+from jaxrl_lm.algorithms.schedules import linear_schedule, visit_schedule
+from jaxrl_lm.core import td_targets
+from jaxrl_lm.envs.base import MaskedObservation, reset_batch, step_batch
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.episodes import EpisodeTracker
+from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
+
+TabularKind = Literal["q-learning", "double-q", "sarsa", "expected-sarsa", "q-lambda"]
+
+# Visits are counted no further, so that the int32 of an entry never runs over within one update.
+MAX_VISITS = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularConfig:
+    """Settings of the tabular algorithms; the defaults are those of the article's maze.
+
+    Attributes:
+        kind: what the targets are.
+        learning_rate: step size, of an entry's first visit where it falls.
+        visit_power: the step size is learning_rate / visits^visit_power; 0 keeps it, 1 with learning_rate=1 averages
+            all targets.
+        discount: gamma.
+        epsilon_start: share of uniformly drawn actions at the first step.
+        epsilon_end: share of uniformly drawn actions after `epsilon_steps`.
+        epsilon_steps: environment steps over which the share falls linearly, update by update; 0 begins at its end.
+        trace_decay: lambda of q-lambda; the others do not read it.
+        initial_value: every entry of the table at the start; a high one makes agents explore.
+        num_envs: environments stepped together.
+        num_steps: steps of each in one update; the table is learned at every step.
+    """
+
+    kind: TabularKind = "q-learning"
+    learning_rate: float = 0.1
+    visit_power: float = 0.0
+    discount: float = 0.9
+    epsilon_start: float = 0.1
+    epsilon_end: float = 0.1
+    epsilon_steps: int = 0
+    trace_decay: float = 0.9
+    initial_value: float = 0.0
+    num_envs: int = 1
+    num_steps: int = 128
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(TabularKind):
+            raise InputError(f"kind={self.kind!r} must be one of {', '.join(get_args(TabularKind))}")
+        if not 0 < self.learning_rate <= 1:
+            raise InputError(f"learning_rate={self.learning_rate} must lie in (0, 1]; a target is overshot by more")
+        if not abs(self.initial_value) < float("inf"):
+            raise InputError(f"initial_value={self.initial_value} must be a finite number")
+        for name in ("visit_power", "discount", "epsilon_start", "epsilon_end", "trace_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        for name in ("num_envs", "num_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.epsilon_steps < 0:
+            raise InputError(f"epsilon_steps={self.epsilon_steps} must be 0 or more")
+        if self.num_envs * self.num_steps > MAX_VISITS:
+            raise InputError(
+                f"num_steps={self.num_steps} of num_envs={self.num_envs} environments are more than {MAX_VISITS} steps "
+                "an update; choose fewer steps"
+            )
+
+
+@struct.dataclass(kw_only=True)
+class TabularHyperparams:
+    """Settings that are traced: a sweep over them is a vmap over states."""
+
+    learning_rate: PyTree
+    visit_power: PyTree
+    discount: PyTree
+    epsilon_start: PyTree
+    epsilon_end: PyTree
+    epsilon_steps: PyTree
+    trace_decay: PyTree
+
+
+@struct.dataclass(kw_only=True)
+class TabularState:
+    """Everything an update changes or reads.
+
+    Letters: K tables (2 for double-q, else 1), S states, A actions, B environments.
+
+    Attributes:
+        q_values: the tables, float32 `[K, S, A]`; the policy is greedy in their mean.
+        visits: how often each entry was learned, int32 `[K, S, A]`, counted up to 2^30.
+        traces: eligibility of each entry, float32 `[B, S, A]`; None but for q-lambda.
+        next_actions: what SARSA has decided to do next, int32 `[B]`; None for the others.
+        observations: states that the agents are in, int `[B]`.
+        env_states: of the environments, leaves `[B, ...]`.
+        tracker: running episodes.
+        hyperparams: traced settings.
+        key: base of all randomness.
+        num_updates: updates made, int32 scalar.
+    """
+
+    q_values: PyTree
+    visits: PyTree
+    traces: PyTree
+    next_actions: PyTree
+    observations: PyTree
+    env_states: PyTree
+    tracker: EpisodeTracker
+    hyperparams: TabularHyperparams
+    key: PyTree
+    num_updates: PyTree
+
+
+def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> EnvironmentLearner:
+    """A tabular algorithm for the spaces of an environment.
+
+    Every step learns from `(o, a, r, o')` of each environment, where o' is the final observation at an episode's end:
+    a time limit bootstraps from it, a termination does not bootstrap. SARSA's next action is the one it then takes
+    (where a time limit cuts the episode, one drawn in o'). Q(lambda)'s traces begin anew with every episode.
+
+    Args:
+        config: settings; those in `TabularHyperparams` become part of the state.
+        env: any gymnax environment.
+        env_params: an example of its parameters, for the spaces.
+
+    Returns:
+        the learner. Metrics: the episodes', `loss/td_error` (mean absolute error), `policy/epsilon`.
+
+    Raises:
+        InputError: observations or actions are not categories, or an action mask comes with the observations.
+
+    Reference: Sutton and Barto, 2018, Reinforcement Learning: An Introduction, chapters 6 and 12.
+    """
+    num_states, num_actions = _table_size(env, env_params)
+
+    def init(key: jax.Array, env_params: Any) -> TabularState:
+        return _init(config, env, env_params, key, (num_states, num_actions))
+
+    def update(state: TabularState, env_params: Any) -> tuple[TabularState, Metrics]:
+        # As a float: the number of steps may be beyond an int32's reach.
+        num_steps = state.num_updates * jnp.float32(config.num_envs * config.num_steps)
+        epsilon = _epsilon(state.hyperparams, num_steps)
+        visits = jnp.minimum(state.visits, MAX_VISITS)
+
+        def step(state: TabularState, key: jax.Array) -> tuple[TabularState, jax.Array]:
+            return _step(config, env, env_params, state, epsilon, key)
+
+        keys = jax.random.split(jax.random.fold_in(state.key, state.num_updates), config.num_steps)
+        state, errors = jax.lax.scan(step, replace(state, visits=visits), keys)
+        tracker, metrics = episodes.take_metrics(state.tracker)
+        state = replace(state, tracker=tracker, num_updates=state.num_updates + 1)
+        return state, metrics | {"loss/td_error": jnp.mean(errors), "policy/epsilon": epsilon}
+
+    return EnvironmentLearner(
+        init=init,
+        update=update,
+        act=_act,
+        init_memory=lambda num_envs: None,
+        steps_per_update=config.num_envs * config.num_steps,
+    )
+
+
+def _table_size(env: Any, env_params: Any) -> tuple[int, int]:
+    """Numbers of states and actions."""
+    for what, space in (("observation", env.observation_space(env_params)), ("action", env.action_space(env_params))):
+        if not isinstance(space, spaces.Discrete):
+            raise InputError(
+                f"env={env.name}: a table needs categories, but the {what} space is {space}; put the environment "
+                "into bins (jaxrl_lm.envs.binning), or train dqn (discrete actions) or ppo on it"
+            )
+    observation, _ = jax.eval_shape(env.reset, jax.random.key(0), env_params)
+    if isinstance(observation, MaskedObservation):
+        raise InputError(
+            f"env={env.name}: has_action_mask=True, but a table learns what illegal actions earn; make the "
+            "environment with has_action_mask=False, or train dqn or ppo on it"
+        )
+    return env.observation_space(env_params).n, env.action_space(env_params).n
+
+
+def _init(config: TabularConfig, env: Any, env_params: Any, key: jax.Array, size: tuple[int, int]) -> TabularState:
+    state_key, reset_key, act_key = jax.random.split(key, 3)
+    observations, env_states = reset_batch(env, reset_key, config.num_envs, env_params)
+    shape = (2 if config.kind == "double-q" else 1, *size)
+    q_values = jnp.full(shape, config.initial_value, jnp.float32)
+    names = TabularHyperparams.__dataclass_fields__
+    hyperparams = TabularHyperparams(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names})
+    next_actions = None
+    if config.kind == "sarsa":
+        next_actions = _choose(q_values, observations, _epsilon(hyperparams, 0), act_key)
+    return TabularState(
+        q_values=q_values,
+        visits=jnp.zeros(shape, jnp.int32),
+        traces=jnp.zeros((config.num_envs, *size)) if config.kind == "q-lambda" else None,
+        next_actions=next_actions,
+        # A copy: where an environment shows a field of its state, one buffer could not be donated twice.
+        observations=jnp.copy(observations),
+        env_states=env_states,
+        tracker=episodes.init_tracker(config.num_envs),
+        hyperparams=hyperparams,
+        key=state_key,
+        num_updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def _act(
+    state: TabularState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
+) -> tuple[jax.Array, PyTree]:
+    del is_first
+    return _choose(state.q_values, observations, jnp.zeros(()), key), memory
+
+
+def _epsilon(hyperparams: TabularHyperparams, num_steps: Any) -> jax.Array:
+    return linear_schedule(num_steps, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_steps)
+
+
+def _choose(q_values: jax.Array, observations: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Array:
+    """Epsilon-greedy actions, int32 `[B]`; actions of the same value are equally likely."""
+    q = jnp.mean(q_values[:, observations], axis=0)
+    # One number decides both whether to explore and, stretched to [0, 1) again, which candidate it is.
+    drawn = jax.random.uniform(key, observations.shape)
+    is_random = drawn < epsilon
+    stretched = jnp.where(is_random, drawn / epsilon, (drawn - epsilon) / (1.0 - epsilon))
+    is_candidate = td_targets.is_greedy(q) | is_random[:, None]
+    num_so_far = jnp.cumsum(is_candidate, axis=-1)
+    rank = (stretched * num_so_far[:, -1]).astype(jnp.int32)
+    # The index of the candidate of that rank: how many actions come before it.
+    return jnp.sum(num_so_far <= rank[:, None], axis=-1, dtype=jnp.int32)
+
+
+class _Steps(NamedTuple):
+    """What is learned from one step of B environments."""
+
+    tables: jax.Array
+    observations: jax.Array
+    actions: jax.Array
+    rewards: jax.Array
+    discounts: jax.Array
+    next_observations: jax.Array
+    is_done: jax.Array
+
+
+def _step(
+    config: TabularConfig, env: Any, env_params: Any, state: TabularState, epsilon: jax.Array, key: jax.Array
+) -> tuple[TabularState, jax.Array]:
+    """Step every environment and learn from it; also the mean absolute error."""
+    act_key, env_key, table_key, next_key = jax.random.split(key, 4)
+    actions = state.next_actions
+    if actions is None:
+        actions = _choose(state.q_values, state.observations, epsilon, act_key)
+    result = step_batch(env, env_key, state.env_states, actions, env_params)
+    steps = _Steps(
+        tables=_draw_tables(state.q_values.shape[0], actions.shape, table_key),
+        observations=state.observations,
+        actions=actions,
+        rewards=result.rewards,
+        discounts=jnp.where(result.terminated, 0.0, state.hyperparams.discount),
+        next_observations=result.final_observations,
+        is_done=result.terminated | result.truncated,
+    )
+    boot_actions = None
+    if config.kind == "sarsa":
+        boot_actions = _choose(state.q_values, steps.next_observations, epsilon, next_key)
+        first_actions = _choose(state.q_values, result.observations, epsilon, act_key)
+        state = replace(state, next_actions=jnp.where(steps.is_done, first_actions, boot_actions))
+    targets = _targets(config.kind, state.q_values, steps, epsilon, boot_actions)
+    errors = td_targets.td_errors(state.q_values[steps.tables, steps.observations], actions, targets)
+    learn = _learn_by_traces if config.kind == "q-lambda" else _learn
+    state = replace(
+        learn(state, steps, errors),
+        observations=result.observations,
+        env_states=result.states,
+        tracker=episodes.track(state.tracker, result.rewards, result.terminated, result.truncated),
+    )
+    return state, jnp.mean(jnp.abs(errors))
+
+
+def _draw_tables(num_tables: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """Which table learns from each environment, int32 `[B]`."""
+    if num_tables == 1:
+        return jnp.zeros(shape, jnp.int32)
+    return jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32)
+
+
+def _targets(
+    kind: TabularKind, q_values: jax.Array, steps: _Steps, epsilon: jax.Array, boot_actions: jax.Array | None
+) -> jax.Array:
+    q_t = q_values[steps.tables, steps.next_observations]
+    if kind == "double-q":
+        q_t_value = q_values[1 - steps.tables, steps.next_observations]
+        return td_targets.double_q_learning(steps.rewards, steps.discounts, q_t_value, q_t)
+    if kind == "expected-sarsa":
+        probs_t = td_targets.epsilon_greedy_probs(q_t, epsilon)
+        return td_targets.expected_sarsa(steps.rewards, steps.discounts, q_t, probs_t)
+    if boot_actions is not None:
+        return td_targets.sarsa(steps.rewards, steps.discounts, q_t, boot_actions)
+    return td_targets.q_learning(steps.rewards, steps.discounts, q_t)
+
+
+def _learn(state: TabularState, steps: _Steps, errors: jax.Array) -> TabularState:
+    """Move each visited entry towards the mean of its targets."""
+    entries = (steps.tables, steps.observations, steps.actions)
+    visits = state.visits.at[entries].add(1)
+    num_visits, num_new = visits[entries], visits[entries] - state.visits[entries]
+    hyperparams = state.hyperparams
+    rates = visit_schedule(hyperparams.learning_rate, num_new, num_visits, hyperparams.visit_power)
+    return replace(state, q_values=state.q_values.at[entries].add(rates * errors / num_new), visits=visits)
+
+
+def _learn_by_traces(state: TabularState, steps: _Steps, errors: jax.Array) -> TabularState:
+    """Move each entry by the mean of the errors, weighted by its eligibility where that sums to more than 1."""
+    hyperparams, (q_values,) = state.hyperparams, state.q_values
+    num_envs = jnp.arange(errors.shape[0])
+    is_greedy = td_targets.is_greedy(q_values[steps.observations])[num_envs, steps.actions]
+    decay = jnp.where(is_greedy, hyperparams.discount * hyperparams.trace_decay, 0.0)
+    traces = td_targets.replacing_traces(state.traces, steps.observations, steps.actions, decay)
+    visits = state.visits.at[0, steps.observations, steps.actions].add(1)
+    weights = jnp.maximum(jnp.sum(traces, axis=0), 1.0)
+    rates = visit_schedule(hyperparams.learning_rate, weights, jnp.maximum(visits[0], 1), hyperparams.visit_power)
+    q_values += rates * jnp.einsum("b,bsa->sa", errors, traces) / weights
+    return replace(
+        state, q_values=q_values[None], visits=visits, traces=jnp.where(steps.is_done[:, None, None], 0.0, traces)
+    )
