@@ -12,12 +12,14 @@ import tyro
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.demo import DemoConfig, run_demo
 from jaxrl_lm.cli.doctor import DoctorConfig, run_doctor
+from jaxrl_lm.cli.environment import parse_train
 from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_ppo
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import LanguagePPOConfig
 from jaxrl_lm.training.loop import TrainingDivergedError
 
+TRAIN = "train"
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "ppo": (LanguagePPOConfig, run_ppo),
     "generate": (GenerateConfig, run_generate),
@@ -34,6 +36,9 @@ def main(args: list[str] | None = None) -> None:
 def run(args: list[str]) -> int:
     """Run a command and return its exit code; errors that a user can mend are printed without a traceback."""
     try:
+        if args[:1] == [TRAIN]:
+            parse_train(args[1:])()
+            return 0
         config = parse(expand_config_file(args))
         command = next(call for kind, call in COMMANDS.values() if isinstance(config, kind))
         command(config)
@@ -55,6 +60,7 @@ def parse(args: list[str]) -> Any:
         args=args,
         prog="jaxrl-lm",
         description="PPO and Q-learning in pure JAX, for environments and for language models. "
+        "jaxrl-lm train {ppo,...} trains in environments. "
         "Every command also takes --config FILE.yaml with the same names.",
     )
 

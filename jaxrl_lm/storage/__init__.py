@@ -12,19 +12,33 @@ from jaxrl_lm.storage.run_folder import (
     truncate_jsonl,
     write_atomically,
 )
+from jaxrl_lm.storage.seeds import (
+    SeedCurves,
+    bootstrap_interval,
+    draw_seeds,
+    interquartile_mean,
+    read_seeds,
+    write_seed_plots,
+)
 
 __all__ = [
     "Checkpoints",
     "Curve",
     "MetricsWriter",
     "RunFolder",
+    "SeedCurves",
     "append_jsonl",
+    "bootstrap_interval",
     "check_wandb",
+    "draw_seeds",
     "flatten_config",
+    "interquartile_mean",
     "read_jsonl",
     "read_metrics",
+    "read_seeds",
     "truncate_jsonl",
     "write_atomically",
     "write_plots",
     "write_report",
+    "write_seed_plots",
 ]

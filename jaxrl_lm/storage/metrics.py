@@ -52,6 +52,7 @@ class MetricsWriter:
         truncate_jsonl(folder.metrics_file, start_step)
         if start_step > 0:
             truncate_jsonl(folder.samples_file, start_step)
+            truncate_jsonl(folder.seeds_file, start_step)
         self._folder = folder
         self._tensorboard = SummaryWriter(str(folder.tensorboard_folder), purge_step=start_step)
         self._wandb_run = None if wandb is None else _start_wandb(wandb, folder, wandb_project, start_step)

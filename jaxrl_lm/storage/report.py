@@ -20,6 +20,7 @@ from jaxrl_lm.storage.run_folder import (
     read_jsonl,
     write_atomically,
 )
+from jaxrl_lm.storage.seeds import write_seed_plots
 
 _MAX_PROMPTS = 100
 _PHASES = ("before", "during", "after")
@@ -85,7 +86,7 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
     curves = read_metrics(folder)
     sections = [
         _metrics_section(curves),
-        _plots_section(write_plots(folder)),
+        _plots_section([*write_seed_plots(folder), *write_plots(folder)]),
         _samples_section(_read_samples(folder)),
         _config_section(folder.read_config()),
     ]

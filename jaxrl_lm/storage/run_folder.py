@@ -36,6 +36,10 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def seeds_file(self) -> Path:
+        return self.path / "seeds.jsonl"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 

@@ -1,0 +1,370 @@
+"""Parallelised Q-network: Q(lambda) on fresh rollouts of many environments, with neither replay nor target network.
+
+Per update: act epsilon-greedily for T steps, compute the lambda-returns
+
+    G_t = r_t + discount_t * ((1 - trace_t) * max_a Q(s_{t+1}, a) + trace_t * G_{t+1})
+
+with the values of the rollout, and regress Q(s_t, a_t) on them for several epochs of minibatches. Layer normalisation
+takes the place of the target network.
+
+Reference: Gallici et al., 2024, Simplifying Deep Temporal Difference Learning.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl_lm.algorithms.q_networks import (
+    QFunction,
+    action_mask_of,
+    check_minimum,
+    check_positive,
+    check_shares,
+    epsilon_greedy_actions,
+    make_greedy_act,
+    make_q_function,
+)
+from jaxrl_lm.algorithms.replay import random_order
+from jaxrl_lm.algorithms.schedules import linear_schedule
+from jaxrl_lm.core import q_losses, returns
+from jaxrl_lm.envs.base import StepResult, reset_batch, step_batch
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.trunks import TrunkConfig
+from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.episodes import EpisodeTracker
+from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
+
+
+def _default_trunk() -> TrunkConfig:
+    return TrunkConfig(hidden_sizes=(128, 128), activation="relu", layer_norm=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PQNConfig:
+    """Settings of PQN; the defaults are those of its authors for CartPole.
+
+    Attributes:
+        num_envs: environments stepped together.
+        num_steps: T, steps of each between updates.
+        num_epochs: passes over each rollout.
+        num_minibatches: parts of an epoch; must divide num_envs * num_steps.
+        discount: gamma.
+        trace_decay: lambda.
+        learning_rate: step size of rectified Adam at the first update.
+        anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it; None lets the trainer
+            fill in the length of its run (`make_pqn` alone then keeps the rate).
+        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
+        reward_scale: what rewards are multiplied by before learning.
+        epsilon_start: share of random actions at the first step.
+        epsilon_end: share of random actions after `epsilon_steps`.
+        epsilon_steps: environment steps over which the share falls linearly.
+        trunk: the network's body.
+    """
+
+    num_envs: int = 32
+    num_steps: int = 64
+    num_epochs: int = 4
+    num_minibatches: int = 16
+    discount: float = 0.99
+    trace_decay: float = 0.95
+    learning_rate: float = 1e-4
+    anneal_updates: int | None = None
+    max_grad_norm: float = 10.0
+    reward_scale: float = 1.0
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.2
+    epsilon_steps: int = 100_000
+    trunk: TrunkConfig = field(default_factory=_default_trunk)
+
+    def __post_init__(self) -> None:
+        check_minimum(self, 1, "num_envs", "num_steps", "num_epochs", "num_minibatches")
+        check_minimum(self, 0, "max_grad_norm", "epsilon_steps")
+        check_positive(self, "learning_rate", "reward_scale")
+        check_shares(self, "discount", "trace_decay", "epsilon_start", "epsilon_end")
+        if (self.anneal_updates or 0) < 0:
+            raise InputError(f"anneal_updates={self.anneal_updates} must be 0 or more")
+        if self.batch_size % self.num_minibatches:
+            raise InputError(
+                f"num_minibatches={self.num_minibatches} does not divide the {self.batch_size} steps of a rollout "
+                f"(num_envs * num_steps); choose a divisor of {self.batch_size}"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Environment steps of a rollout."""
+        return self.num_envs * self.num_steps
+
+
+@struct.dataclass(kw_only=True)
+class PQNHyperparams:
+    """Settings that are traced: a sweep over them is a vmap over states."""
+
+    learning_rate: PyTree
+    discount: PyTree
+    trace_decay: PyTree
+
+
+@struct.dataclass(kw_only=True)
+class PQNState:
+    """Everything an update changes.
+
+    Attributes:
+        params: of the Q-network.
+        optimizer: moments of rectified Adam.
+        env_states: leaves `[num_envs, ...]`.
+        observations: what the next actions are chosen from, leaves `[num_envs, ...]`.
+        tracker: returns and lengths of episodes.
+        hyperparams: traced settings.
+        key: base of all randomness.
+        num_updates: updates made, int32 scalar.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+    env_states: PyTree
+    observations: PyTree
+    tracker: EpisodeTracker
+    hyperparams: PQNHyperparams
+    key: PyTree
+    num_updates: PyTree
+
+
+class _Acting(NamedTuple):
+    """What the scan over time carries."""
+
+    env_states: PyTree
+    observations: PyTree
+    tracker: EpisodeTracker
+
+
+class _Step(NamedTuple):
+    """What the scan over time stacks, leaves `[T, N, ...]`."""
+
+    observations: PyTree
+    actions: jax.Array
+    rewards: jax.Array
+    terminated: jax.Array
+    is_done: jax.Array
+    values: jax.Array
+    final_values: jax.Array
+
+
+class _Batch(NamedTuple):
+    """What the loss needs, leaves `[N * T, ...]`."""
+
+    observations: PyTree
+    actions: jax.Array
+    targets: jax.Array
+
+
+def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner:
+    """PQN in an environment with discrete actions.
+
+    Args:
+        config: static settings; those in `PQNHyperparams` become part of the state.
+        env: any gymnax environment.
+        env_params: an example of its parameters, for the spaces.
+
+    Raises:
+        InputError: the action space is not discrete, or the observation space fits no network.
+    """
+    q_function = make_q_function(config.trunk, env, env_params, is_dueling=False)
+    optimizer = _make_optimizer(config)
+
+    def init(key: jax.Array, env_params: Any) -> PQNState:
+        params_key, reset_key, state_key = jax.random.split(key, 3)
+        params = q_function.init(params_key)
+        observations, env_states = reset_batch(env, reset_key, config.num_envs, env_params)
+        names = PQNHyperparams.__dataclass_fields__
+        return PQNState(
+            params=params,
+            optimizer=optimizer.init(params),
+            env_states=env_states,
+            observations=observations,
+            tracker=episodes.init_tracker(config.num_envs),
+            hyperparams=PQNHyperparams(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}),
+            key=state_key,
+            num_updates=jnp.zeros((), jnp.int32),
+        )
+
+    def update(state: PQNState, env_params: Any) -> tuple[PQNState, Metrics]:
+        act_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.num_updates))
+        epsilon = _epsilon(config, state)
+        acting, batch = _collect(config, env, q_function, state, env_params, epsilon, act_key)
+        params, opt_state, metrics = _learn(config, q_function, optimizer, state, batch, learn_key)
+        tracker, episode_metrics = episodes.take_metrics(acting.tracker)
+        new = replace(
+            state,
+            params=params,
+            optimizer=opt_state,
+            env_states=acting.env_states,
+            observations=acting.observations,
+            tracker=tracker,
+            num_updates=state.num_updates + 1,
+        )
+        return new, metrics | episode_metrics | {"policy/epsilon": epsilon}
+
+    return EnvironmentLearner(
+        init=init,
+        update=update,
+        act=make_greedy_act(q_function, lambda state: state.params),
+        init_memory=lambda num_envs: None,
+        steps_per_update=config.batch_size,
+    )
+
+
+def lambda_targets(
+    rewards: jax.Array,
+    terminated: jax.Array,
+    is_done: jax.Array,
+    values: jax.Array,
+    final_values: jax.Array,
+    last_values: jax.Array,
+    hyperparams: PQNHyperparams,
+) -> jax.Array:
+    """Lambda-returns of a rollout, `[T, N]`.
+
+    The value behind step t is that of step t + 1's observation, the last step's `last_values`, and that of the final
+    observation where a time limit cut the episode.
+
+    Args:
+        rewards: r_t, `[T, N]`.
+        terminated: whether the episode came to its own end, bool `[T, N]`.
+        is_done: whether it ended or was cut, bool `[T, N]`.
+        values: max_a Q(s_t, a), `[T, N]`.
+        final_values: max_a Q(final observation, a) where cut, `[T, N]`.
+        last_values: max_a Q(s_T, a), `[N]`.
+        hyperparams: gamma and lambda.
+    """
+    following = jnp.concatenate([values[1:], last_values[None]])
+    lambda_returns = returns.lambda_returns(
+        rewards.T,
+        jnp.where(is_done, final_values, following).T,
+        jnp.where(terminated, 0.0, hyperparams.discount).T,
+        jnp.where(is_done, 0.0, hyperparams.trace_decay).T,
+        jnp.ones_like(rewards.T),
+    )
+    return lambda_returns.T
+
+
+def _make_optimizer(config: PQNConfig) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+    return optax.chain(clip, optax.scale_by_radam())
+
+
+def _epsilon(config: PQNConfig, state: PQNState) -> jax.Array:
+    # In floating point: a long run's count of steps would overflow int32.
+    num_steps = state.num_updates.astype(jnp.float32) * config.batch_size
+    return linear_schedule(num_steps, config.epsilon_start, config.epsilon_end, config.epsilon_steps)
+
+
+def _collect(
+    config: PQNConfig,
+    env: Any,
+    q_function: QFunction,
+    state: PQNState,
+    env_params: Any,
+    epsilon: jax.Array,
+    key: jax.Array,
+) -> tuple[_Acting, _Batch]:
+    """Act for T steps, and turn them into regression targets."""
+    explore_key, env_key = jax.random.split(key)
+
+    def step(acting: _Acting, randomness: tuple[jax.Array, jax.Array]) -> tuple[_Acting, _Step]:
+        uniforms, step_key = randomness
+        mask = action_mask_of(acting.observations)
+        q_values = q_function.apply(state.params, acting.observations)
+        actions = epsilon_greedy_actions(q_values, uniforms, epsilon, mask)
+        result = step_batch(env, step_key, acting.env_states, actions, env_params)
+        record = _Step(
+            observations=acting.observations,
+            actions=actions,
+            rewards=result.rewards,
+            terminated=result.terminated,
+            is_done=result.terminated | result.truncated,
+            values=q_losses.greedy_values(q_values, mask),
+            final_values=_final_values(q_function, state.params, result),
+        )
+        tracker = episodes.track(acting.tracker, result.rewards, result.terminated, result.truncated)
+        return _Acting(result.states, result.observations, tracker), record
+
+    # Drawn at once: a draw a step costs as much as the step.
+    uniforms = jax.random.uniform(explore_key, (config.num_steps, config.num_envs))
+    randomness = uniforms, jax.random.split(env_key, config.num_steps)
+    acting, steps = jax.lax.scan(step, _Acting(state.env_states, state.observations, state.tracker), randomness)
+    targets = lambda_targets(
+        steps.rewards * config.reward_scale,
+        steps.terminated,
+        steps.is_done,
+        steps.values,
+        steps.final_values,
+        _values(q_function, state.params, acting.observations),
+        state.hyperparams,
+    )
+    batch = _Batch(steps.observations, steps.actions, targets)
+    return acting, jax.tree.map(lambda x: x.reshape(config.batch_size, *x.shape[2:]), batch)
+
+
+def _values(q_function: QFunction, params: PyTree, observations: PyTree) -> jax.Array:
+    return q_losses.greedy_values(q_function.apply(params, observations), action_mask_of(observations))
+
+
+def _final_values(q_function: QFunction, params: PyTree, result: StepResult) -> jax.Array:
+    """max_a Q(final observation, a) where a time limit cut the episode, 0 elsewhere."""
+    is_cut = result.truncated & ~result.terminated
+    return _where_any(is_cut, lambda: jnp.where(is_cut, _values(q_function, params, result.final_observations), 0.0))
+
+
+def _where_any(is_needed: jax.Array, compute: Callable[[], jax.Array]) -> jax.Array:
+    """`compute()` if any entry is needed, else zeros.
+
+    A loop of at most one turn, as `cond` under `vmap` would compute both branches.
+    """
+    zeros = jnp.zeros(is_needed.shape)
+    carry = jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros((), bool), compute()), (jnp.any(is_needed), zeros))
+    return carry[1]
+
+
+def _learn(
+    config: PQNConfig,
+    q_function: QFunction,
+    optimizer: optax.GradientTransformation,
+    state: PQNState,
+    batch: _Batch,
+    key: jax.Array,
+) -> tuple[PyTree, PyTree, Metrics]:
+    """Epochs of minibatches."""
+    rate = state.hyperparams.learning_rate
+    if config.anneal_updates:
+        rate *= jnp.maximum(0.0, 1.0 - state.num_updates / config.anneal_updates)
+
+    def loss(params: PyTree, part: _Batch) -> tuple[jax.Array, Metrics]:
+        predictions = q_losses.values_of_actions(q_function.apply(params, part.observations), part.actions)
+        td_loss = jnp.mean(q_losses.td_losses(predictions, part.targets))
+        return td_loss, {"loss/td": td_loss, "value/q_mean": jnp.mean(predictions)}
+
+    def step(carry: tuple[PyTree, PyTree], part: _Batch) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        params, opt_state = carry
+        grads, metrics = jax.grad(loss, has_aux=True)(params, part)
+        direction, opt_state = optimizer.update(grads, opt_state, params)
+        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        return (params, opt_state), metrics | {"loss/grad_norm": optax.tree.norm(grads)}
+
+    def epoch(carry: tuple[PyTree, PyTree], epoch_key: jax.Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        return jax.lax.scan(step, carry, _shuffle(config, batch, epoch_key))
+
+    carry = state.params, state.optimizer
+    (params, opt_state), stacked = jax.lax.scan(epoch, carry, jax.random.split(key, config.num_epochs))
+    metrics = {name: jnp.mean(values) for name, values in stacked.items()}
+    return params, opt_state, metrics | {"learning_rate": rate, "value/targets": jnp.mean(batch.targets)}
+
+
+def _shuffle(config: PQNConfig, batch: _Batch, key: jax.Array) -> _Batch:
+    """Leaves `[N * T, ...]` in random order as `[num_minibatches, N * T / num_minibatches, ...]`."""
+    order = random_order(key, config.batch_size).reshape(config.num_minibatches, -1)
+    return jax.tree.map(lambda x: x[order], batch)

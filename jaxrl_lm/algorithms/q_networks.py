@@ -1,0 +1,169 @@
+"""What deep Q-learning algorithms share: the network of action values and how actions are chosen by it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from gymnax.environments import spaces
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrl_lm.core import q_losses
+from jaxrl_lm.envs.base import MaskedObservation
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.trunks import GAIN, Trunk, TrunkConfig, make_trunk
+from jaxrl_lm.types import PyTree
+
+
+class QNetwork(nn.Module):
+    """Values of all actions.
+
+    Attributes:
+        trunk: features.
+        num_actions: A.
+        is_dueling: values and advantages from streams of their own, each with a hidden layer.
+    """
+
+    trunk: Trunk
+    num_actions: int
+    is_dueling: bool
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        features = self.trunk(observations)
+        if not self.is_dueling:
+            return _head(self.num_actions)(features)
+        size = features.shape[-1]
+        hidden = nn.relu(nn.Dense(2 * size, kernel_init=nn.initializers.orthogonal(GAIN))(features))
+        values = _head(1)(hidden[..., :size])
+        return q_losses.dueling_q_values(values[..., 0], _head(self.num_actions)(hidden[..., size:]))
+
+
+class QFunction(NamedTuple):
+    """Action values as pure functions.
+
+    Attributes:
+        init: `init(key) -> params`.
+        apply: `apply(params, observations) -> q_values [..., A]`, of observations with or without an action mask.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    apply: Callable[[PyTree, PyTree], jax.Array]
+
+
+def make_q_function(config: TrunkConfig, env: Any, env_params: Any, *, is_dueling: bool) -> QFunction:
+    """The action values of an environment.
+
+    Args:
+        config: the network's body.
+        env: any gymnax environment.
+        env_params: an example of its parameters, for the spaces.
+        is_dueling: see `QNetwork`.
+
+    Raises:
+        InputError: the action space is not discrete, or the observation space fits no network.
+    """
+    actions = env.action_space(env_params)
+    if not isinstance(actions, spaces.Discrete):
+        raise InputError(
+            f"action_space={actions!r} of {env.name} is not discrete, and Q-learning takes the maximum over all "
+            "actions; choose ppo, which fits continuous actions"
+        )
+    observations = env.observation_space(env_params)
+    network = QNetwork(trunk=make_trunk(config, observations), num_actions=int(actions.n), is_dueling=is_dueling)
+
+    def init(key: jax.Array) -> PyTree:
+        return network.init(key, jnp.zeros((1, *observations.shape), observations.dtype))["params"]
+
+    def apply(params: PyTree, observations: PyTree) -> jax.Array:
+        if isinstance(observations, MaskedObservation):
+            observations = observations.observation
+        return network.apply({"params": params}, observations)  # pyright: ignore[reportReturnType]
+
+    return QFunction(init=init, apply=apply)
+
+
+def action_mask_of(observations: PyTree) -> jax.Array | None:
+    """Which actions are legal, bool `[..., A]`, or None where all are."""
+    return observations.action_mask if isinstance(observations, MaskedObservation) else None
+
+
+def epsilon_greedy_actions(
+    q_values: Float[Array, "*B A"],
+    uniforms: Float[Array, "*B"],
+    epsilon: Float[Array, ""] | float,
+    action_mask: Bool[Array, "*B A"] | None = None,
+) -> Int[Array, "*B"]:
+    """The best legal action, or with probability epsilon a legal action drawn uniformly.
+
+    Args:
+        q_values: Q(s, .).
+        uniforms: numbers drawn from [0, 1); one decides both whether to explore and, rescaled, what.
+        epsilon: probability of exploring.
+        action_mask: which actions are legal; all where None.
+    """
+    greedy = q_losses.greedy_actions(q_values, action_mask)
+    fractions = uniforms / jnp.maximum(epsilon, 1e-12)
+    if action_mask is None:
+        num_legal, ranks = q_values.shape[-1], None
+    else:
+        ranks = jnp.cumsum(action_mask, axis=-1)
+        num_legal = ranks[..., -1]
+    # Rounding may bring a fraction below 1 to the number of actions.
+    drawn = jnp.minimum((fractions * num_legal).astype(jnp.int32), num_legal - 1)
+    if ranks is not None:
+        drawn = jnp.argmax(ranks > drawn[..., None], axis=-1).astype(jnp.int32)
+    return jnp.where(uniforms < epsilon, drawn, greedy)
+
+
+def make_greedy_act(
+    q_function: QFunction, params_of: Callable[[PyTree], PyTree]
+) -> Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]:
+    """`act` of an `EnvironmentLearner`: the best action, without memory."""
+
+    def act(
+        state: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        del is_first, key
+        q_values = q_function.apply(params_of(state), observations)
+        return q_losses.greedy_actions(q_values, action_mask_of(observations)), memory
+
+    return act
+
+
+def check_minimum(config: Any, minimum: int, *names: str) -> None:
+    """Refuse settings below a minimum.
+
+    Raises:
+        InputError: one is.
+    """
+    for name in names:
+        if not getattr(config, name) >= minimum:
+            raise InputError(f"{name}={getattr(config, name)} must be at least {minimum}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Refuse settings that are not above 0.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise InputError(f"{name}={getattr(config, name)} must be above 0")
+
+
+def check_shares(config: Any, *names: str) -> None:
+    """Refuse settings outside [0, 1].
+
+    Raises:
+        InputError: one is outside.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"{name}={getattr(config, name)} must lie in [0, 1]")
+
+
+def _head(num_outputs: int) -> nn.Dense:
+    return nn.Dense(num_outputs, kernel_init=nn.initializers.orthogonal(1.0))

@@ -1,0 +1,293 @@
+"""Replay memory of a batch of environments: a ring of steps, drawn uniformly or by priority, read n steps at a time.
+
+Leaves are `[slots, num_envs, ...]`, a slot for each step of all environments, so that a step is written as one row and
+an environment's next step lies one row further. A transition is named by its flat index `slot * num_envs + env`.
+Priorities lie in a sum tree of 32 children a node: three levels hold 32,768 transitions, and a level costs one gather
+and one small matrix product for the whole batch (measured on a CPU with 131,072 leaves and batches of 128: 75
+microseconds to draw and update, 550 by a cumulative sum over the leaves, 190 by a binary tree).
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, Key
+
+from jaxrl_lm.core.q_losses import n_step_transitions
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.types import PyTree
+
+NUM_CHILDREN = 32
+NUM_ROUNDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Size of a memory and how it is drawn from.
+
+    Attributes:
+        buffer_size: transitions kept, over all environments; the oldest are overwritten.
+        num_steps: n of the n-step transitions that are drawn.
+        is_prioritized: draw in proportion to `priority^priority_exponent`, else uniformly.
+        priority_exponent: alpha, 0 for uniform.
+    """
+
+    buffer_size: int
+    num_steps: int = 1
+    is_prioritized: bool = False
+    priority_exponent: float = 0.6
+
+    def __post_init__(self) -> None:
+        for name in ("buffer_size", "num_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.priority_exponent <= 1:
+            raise InputError(f"priority_exponent={self.priority_exponent} must lie in [0, 1]")
+
+    def num_slots(self, num_envs: int) -> int:
+        """Steps of each environment that are kept.
+
+        Raises:
+            InputError: too few for a transition.
+        """
+        slots = self.buffer_size // num_envs
+        if slots < self.num_steps:
+            raise InputError(
+                f"buffer_size={self.buffer_size} holds {slots} steps of each of {num_envs} environments, too few for "
+                f"num_steps={self.num_steps}; give at least {num_envs * self.num_steps}"
+            )
+        return slots
+
+
+@struct.dataclass(kw_only=True)
+class Step:
+    """One step of B environments, or of drawn transitions.
+
+    Attributes:
+        observations: leaves `[B, ...]`, kept in their own type.
+        actions: int32 `[B]`.
+        rewards: float32 `[B]`.
+        terminated: whether the episode came to its own end, bool `[B]`.
+        truncated: whether a time limit cut it, bool `[B]`.
+        next_observations: what the step led to, before any reset, leaves `[B, ...]`.
+    """
+
+    observations: PyTree
+    actions: PyTree
+    rewards: PyTree
+    terminated: PyTree
+    truncated: PyTree
+    next_observations: PyTree
+
+
+@struct.dataclass(kw_only=True)
+class Replay:
+    """The memory.
+
+    Attributes:
+        steps: a `Step` with leaves `[slots, num_envs, ...]`.
+        num_added: slots written since the start, int32 scalar.
+        tree: levels of the sum tree from the root's children to the leaves, `[nodes]` each; None if drawn uniformly.
+        max_priority: largest leaf that was ever set, which a new transition gets; float32 scalar.
+    """
+
+    steps: Step
+    num_added: PyTree
+    tree: PyTree
+    max_priority: PyTree
+
+
+class Transitions(NamedTuple):
+    """A batch of n-step transitions.
+
+    Attributes:
+        observations: s, leaves `[B, ...]`.
+        actions: a, `[B]`.
+        rewards: discounted sum of up to n rewards, `[B]`.
+        discounts: of what follows; 0 if the episode terminated on the way, `[B]`.
+        next_observations: what follows; the final observation at a time limit, leaves `[B, ...]`.
+        indices: where they lie, int32 `[B]`.
+        priorities: in proportion to which each was drawn, `[B]`.
+    """
+
+    observations: PyTree
+    actions: jax.Array
+    rewards: jax.Array
+    discounts: jax.Array
+    next_observations: PyTree
+    indices: jax.Array
+    priorities: jax.Array
+
+
+def init_replay(config: ReplayConfig, example: Step) -> Replay:
+    """An empty memory for steps like `example`, whose leaves are `[num_envs, ...]`.
+
+    Raises:
+        InputError: the buffer is too small for the environments.
+    """
+    num_envs = example.rewards.shape[0]
+    slots = config.num_slots(num_envs)
+    return Replay(
+        steps=jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), example),
+        num_added=jnp.zeros((), jnp.int32),
+        tree=_empty_tree(slots * num_envs) if config.is_prioritized else None,
+        max_priority=jnp.ones(()),
+    )
+
+
+def add(config: ReplayConfig, replay: Replay, step: Step) -> Replay:
+    """The memory with one more step of every environment; a transition can be drawn once n steps follow its start."""
+    slots, num_envs = replay.steps.rewards.shape
+    slot = replay.num_added % slots
+    steps = jax.tree.map(lambda kept, new: kept.at[slot].set(new), replay.steps, step)
+    tree = replay.tree
+    if config.is_prioritized:
+        if config.num_steps > 1:
+            tree = _set_slot(tree, slot, num_envs, jnp.zeros(()))
+        start = replay.num_added - (config.num_steps - 1)
+        tree = _set_slot(tree, start % slots, num_envs, jnp.where(start >= 0, replay.max_priority, 0.0))
+    return replace(replay, steps=steps, num_added=replay.num_added + 1, tree=tree)
+
+
+def sample(
+    config: ReplayConfig, replay: Replay, key: Key[Array, ""], batch_size: int, discount: Float[Array, ""] | float
+) -> Transitions:
+    """Draw transitions, with replacement.
+
+    Args:
+        config: of the memory.
+        replay: with at least n slots written.
+        key: consumed.
+        batch_size: B.
+        discount: gamma.
+
+    Reference: Schaul et al., 2016, Prioritized Experience Replay (one draw from each of B equal parts of the sum).
+    """
+    slots, num_envs = replay.steps.rewards.shape
+    if config.is_prioritized:
+        indices, priorities = _draw_leaves(replay.tree, key, batch_size)
+    else:
+        num_starts = jnp.minimum(replay.num_added, slots) - config.num_steps + 1
+        offsets = jax.random.randint(key, (batch_size,), 0, jnp.maximum(num_starts, 1) * num_envs)
+        oldest = jnp.where(replay.num_added > slots, replay.num_added % slots, 0)
+        indices = (oldest * num_envs + offsets) % (slots * num_envs)
+        priorities = jnp.ones(batch_size)
+    return _read(replay.steps, indices, priorities, config.num_steps, discount)
+
+
+def priorities_of(config: ReplayConfig, td_errors: Float[Array, " B"]) -> Float[Array, " B"]:
+    """`(|delta| + 1e-6)^alpha`: what a transition is drawn in proportion to."""
+    return (jnp.abs(td_errors) + 1e-6) ** config.priority_exponent
+
+
+def set_priorities(replay: Replay, indices: Int[Array, " B"], priorities: Float[Array, " B"]) -> Replay:
+    """The memory with other priorities of drawn transitions; equal indices must have equal ones."""
+    tree = _set_leaves(replay.tree, indices, priorities, indices // NUM_CHILDREN)
+    return replace(replay, tree=tree, max_priority=jnp.maximum(replay.max_priority, jnp.max(priorities)))
+
+
+def random_order(key: Key[Array, ""], size: int) -> Int[Array, " N"]:
+    """A random permutation of 0 to N - 1, for shuffling batches: ten to twenty times faster on a CPU than sorting.
+
+    Numbers are written as (l, r) with l < a, r < b and a * b = N, and for four rounds `l += F(r) mod a`,
+    `r += G(l) mod b` with tables F and G drawn at random: each round is one to one, so the whole is a permutation.
+    Where N has no two large factors, `jax.random.permutation` sorts.
+
+    Args:
+        key: consumed.
+        size: N.
+
+    Reference: Black and Rogaway, 2002, Ciphers with Arbitrary Finite Domains (their generalized Feistel cipher).
+    """
+    rows = max(divisor for divisor in range(1, math.isqrt(size) + 1) if size % divisor == 0)
+    columns = size // rows
+    if rows < 8:
+        return jax.random.permutation(key, size)
+    row_key, column_key = jax.random.split(key)
+    row_shifts = jax.random.randint(row_key, (NUM_ROUNDS, columns), 0, rows)
+    column_shifts = jax.random.randint(column_key, (NUM_ROUNDS, rows), 0, columns)
+    row, column = jnp.arange(size) // columns, jnp.arange(size) % columns
+    for step in range(NUM_ROUNDS):
+        row = (row + row_shifts[step][column]) % rows
+        column = (column + column_shifts[step][row]) % columns
+    return row * columns + column
+
+
+def _read(
+    steps: Step, indices: jax.Array, priorities: jax.Array, num_steps: int, discount: jax.Array | float
+) -> Transitions:
+    slots, num_envs = steps.rewards.shape
+    total = slots * num_envs
+    flat = jax.tree.map(lambda x: x.reshape(total, *x.shape[2:]), steps)
+    window = (indices[:, None] + jnp.arange(num_steps) * num_envs) % total
+    terminated = flat.terminated[window]
+    rewards, discounts, last = n_step_transitions(
+        flat.rewards[window], discount * (1.0 - terminated), terminated | flat.truncated[window]
+    )
+    ends = (indices + last * num_envs) % total
+    return Transitions(
+        observations=jax.tree.map(lambda x: x[indices], flat.observations),
+        actions=flat.actions[indices],
+        rewards=rewards,
+        discounts=discounts,
+        next_observations=jax.tree.map(lambda x: x[ends], flat.next_observations),
+        indices=indices,
+        priorities=priorities,
+    )
+
+
+def _empty_tree(num_leaves: int) -> tuple[jax.Array, ...]:
+    """Levels, each padded to whole families of children."""
+    levels, size = [], num_leaves
+    while not levels or size > 1:
+        families = -(-size // NUM_CHILDREN)
+        levels.append(jnp.zeros(families * NUM_CHILDREN))
+        size = families
+    return tuple(reversed(levels))
+
+
+def _set_slot(tree: tuple[jax.Array, ...], slot: jax.Array, num_envs: int, priority: jax.Array) -> PyTree:
+    """Give one priority to all transitions that start in a slot."""
+    first = slot * num_envs
+    leaves = first + jnp.arange(num_envs)
+    # Leaves in a row share parents; families that the row ends before are summed again to what they were.
+    num_parents = (num_envs - 1) // NUM_CHILDREN + 2
+    families = tree[-1].shape[0] // NUM_CHILDREN
+    parents = jnp.minimum(first // NUM_CHILDREN + jnp.arange(num_parents), families - 1)
+    return _set_leaves(tree, leaves, jnp.full(num_envs, priority), parents)
+
+
+def _set_leaves(tree: tuple[jax.Array, ...], leaves: jax.Array, values: jax.Array, parents: jax.Array) -> PyTree:
+    """Set leaves and sum the families of `parents` anew, up to the root: sums of sums, so that no error builds up."""
+    levels = list(tree)
+    levels[-1] = levels[-1].at[leaves].set(values)
+    nodes = parents
+    for depth in reversed(range(len(levels) - 1)):
+        families = levels[depth + 1].reshape(-1, NUM_CHILDREN)[nodes]
+        levels[depth] = levels[depth].at[nodes].set(jnp.sum(families, axis=-1))
+        nodes = nodes // NUM_CHILDREN
+    return tuple(levels)
+
+
+def _draw_leaves(tree: tuple[jax.Array, ...], key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Leaves in proportion to their values, and those values."""
+    triangle = jnp.triu(jnp.ones((NUM_CHILDREN, NUM_CHILDREN)))
+    parts = jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))
+    rest = parts / batch_size * jnp.sum(tree[0])
+    nodes, picked = jnp.zeros(batch_size, jnp.int32), rest
+    for level in tree:
+        children = level.reshape(-1, NUM_CHILDREN)[nodes]
+        # Prefix sums by a product, twice as fast as cumsum; exact in float32 on every device.
+        sums = jnp.matmul(children, triangle, precision=jax.lax.Precision.HIGHEST)
+        # By rounding the rest may reach the sum, and would then fall on a child beyond the last with a value.
+        rest = jnp.clip(rest, 0.0, jnp.nextafter(sums[:, -1], -1.0))
+        child = jnp.sum(sums <= rest[:, None], axis=-1, dtype=jnp.int32)
+        child = jnp.minimum(child, NUM_CHILDREN - 1)
+        is_before = jnp.arange(NUM_CHILDREN) < child[:, None]
+        rest -= jnp.sum(jnp.where(is_before, children, 0.0), axis=-1)
+        picked = jnp.take_along_axis(children, child[:, None], axis=-1)[:, 0]
+        nodes = nodes * NUM_CHILDREN + child
+    return nodes, picked

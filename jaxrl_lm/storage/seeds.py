@@ -1,0 +1,122 @@
+"""Learning curves over seeds: interquartile mean and bootstrap intervals.
+
+Reference: Agarwal et al., 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice.
+"""
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from jaxrl_lm.storage.run_folder import RunFolder, line_error, read_jsonl, write_atomically
+
+CONFIDENCE = 0.95
+_NUM_RESAMPLES = 2000
+
+
+class SeedCurves(NamedTuple):
+    """One metric of all seeds over the run.
+
+    Attributes:
+        num_steps: environment steps of each seed where it was written, `[N]`.
+        values: `[N, S]`; NaN where a seed had none.
+    """
+
+    num_steps: Int[np.ndarray, " N"]
+    values: Float[np.ndarray, "N S"]
+
+
+def read_seeds(folder: RunFolder) -> dict[str, SeedCurves]:
+    """Read `seeds.jsonl` as curves by name; nothing where a run has no such file.
+
+    Raises:
+        InputError: if a line is damaged.
+    """
+    if not folder.seeds_file.exists():
+        return {}
+    points: dict[str, list[tuple[int, list[float]]]] = {}
+    for number, record in enumerate(read_jsonl(folder.seeds_file), start=1):
+        for name, values in record.items():
+            if name in ("step", "num_steps"):
+                continue
+            points.setdefault(name, []).append((_steps(folder, number, record), _row(folder, number, name, values)))
+    return {
+        name: SeedCurves(np.array([n for n, _ in rows], np.int64), np.array([row for _, row in rows], np.float64))
+        for name, rows in points.items()
+    }
+
+
+def interquartile_mean(values: Float[np.ndarray, "*N S"]) -> Float[np.ndarray, "*N"]:
+    """Mean of the middle half of the seeds, the last axis."""
+    return np.asarray(stats.trim_mean(values, 0.25, axis=-1), np.float64)
+
+
+def bootstrap_interval(values: Float[np.ndarray, "*N S"]) -> tuple[Float[np.ndarray, "*N"], Float[np.ndarray, "*N"]]:
+    """Percentile bootstrap interval of the interquartile mean: seeds drawn with replacement, 2,000 times, fixed seed.
+
+    Args:
+        values: seeds on the last axis.
+
+    Returns:
+        The ends of the 95 % interval.
+    """
+    drawn = np.random.default_rng(0).integers(0, values.shape[-1], (_NUM_RESAMPLES, values.shape[-1]))
+    means = interquartile_mean(values[..., drawn])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=-1)
+    return np.asarray(low), np.asarray(high)
+
+
+def write_seed_plots(folder: RunFolder) -> list[Path]:
+    """Draw `plots/seeds.png`: every metric's interquartile mean over seeds, its interval, and the seeds themselves.
+
+    Returns:
+        The picture; none where a run has one seed or no numbers.
+    """
+    curves = {name: curve for name, curve in read_seeds(folder).items() if curve.values.shape[1] > 1}
+    if not curves:
+        return []
+    folder.plots_folder.mkdir(exist_ok=True)
+    figure = Figure(figsize=(4.4 * len(curves), 3.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for panel, (name, curve) in zip(panels, curves.items(), strict=True):
+        draw_seeds(panel, curve, color="#0072B2")
+        panel.set_title(name, fontsize=10)
+    figure.suptitle(f"Interquartile mean over seeds and its {CONFIDENCE:.0%} bootstrap interval", fontweight="bold")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    path = folder.plots_folder / "seeds.png"
+    write_atomically(path, picture.getvalue())
+    return [path]
+
+
+def draw_seeds(panel: Any, curve: SeedCurves, *, color: str, label: str | None = None) -> None:
+    """Draw one metric into a panel; steps at which a seed has no number are left out."""
+    kept = ~np.isnan(curve.values).any(axis=1)
+    num_steps, values = curve.num_steps[kept], curve.values[kept]
+    panel.plot(num_steps, values, color=color, linewidth=0.5, alpha=0.25)
+    if len(num_steps):
+        low, high = bootstrap_interval(values)
+        panel.fill_between(num_steps, low, high, color=color, alpha=0.25, linewidth=0)
+        panel.plot(num_steps, interquartile_mean(values), color=color, linewidth=1.8, label=label)
+    panel.set_xlabel("environment steps of a seed")
+    panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _steps(folder: RunFolder, number: int, record: dict[str, Any]) -> int:
+    steps = record.get("num_steps")
+    if not isinstance(steps, int):
+        raise line_error(folder.seeds_file, number, f"num_steps is {steps!r}, not a whole number")
+    return steps
+
+
+def _row(folder: RunFolder, number: int, name: str, values: Any) -> list[float]:
+    if not isinstance(values, list) or not all(v is None or isinstance(v, int | float) for v in values):
+        raise line_error(folder.seeds_file, number, f"{name} is {values!r}, not a list of numbers")
+    return [np.nan if value is None else float(value) for value in values]

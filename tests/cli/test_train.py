@@ -1,0 +1,69 @@
+"""`jaxrl-lm train`: every algorithm from the command line, and what is refused with exit code 2."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxrl_lm.cli.environment import TRAINERS
+from jaxrl_lm.cli.main import run
+from jaxrl_lm.storage import RunFolder, read_metrics, read_seeds
+
+SMALL = {
+    "dqn": [
+        "--env=CartPole-v1",
+        "--num-envs=4",
+        "--steps-per-update=16",
+        "--learning-starts=64",
+        "--batch-size=32",
+        "--buffer-size=256",
+    ],
+    "pqn": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16", "--num-minibatches=2"],
+    "ppo": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16"],
+}
+TABULAR = ["--num-envs=2", "--num-steps=32"]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_algorithm_trains_and_evaluates(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    options = [*SMALL.get(name, TABULAR), f"--out={out}", "--total-steps=256", "--chunk-updates=2", "--num-seeds=2"]
+    assert run(["train", name, *options, "--eval-episodes=8"]) == 0
+    assert "eval/return" in capfd.readouterr().out
+    folder = RunFolder(out)
+    assert read_seeds(folder)["eval/return"].values.shape == (1, 2)
+    assert len(read_metrics(folder)["episode/count"].steps) >= 2
+    assert (folder.plots_folder / "seeds.png").is_file()
+
+
+def test_a_runs_config_file_starts_it_again(tmp_path: Path) -> None:
+    options = [*TABULAR, "--total-steps=128", "--chunk-updates=2", "--eval-episodes=4"]
+    assert run(["train", "sarsa", f"--out={tmp_path / 'first'}", *options, "--learning-rate=0.25"]) == 0
+    config = tmp_path / "first" / "config.yaml"
+    assert run(["train", "sarsa", f"--config={config}", f"--out={tmp_path / 'again'}"]) == 0
+    assert RunFolder(tmp_path / "again").read_config()["learning_rate"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["ppo", "--env=Maize-v0"], ["Maize-v0", "Maze-v0"]),
+        (["ppo", "--env-options", "size=8"], ["size=8", "odd"]),
+        (["ppo", "--env-options", "sise=9"], ["sise", "size"]),
+        (["ppo", "--env-options", "layout=nowhere"], ["layout"]),
+        (["ppo", "--env-options", "num_levels=90000000000"], ["num_levels=90000000000", "GB"]),
+        (["ppo", "--discount=1.2"], ["discount=1.2"]),
+        (["ppo", "--num-envs=3", "--num-steps=3"], ["num_minibatches=4", "9 steps"]),
+        (["dqn", "--env=Pendulum-v1"], ["ppo"]),
+        (["pqn", "--env=Pendulum-v1"], ["ppo"]),
+        (["q-learning", "--env=CartPole-v1"], ["bin"]),
+        (["ppo", "--env=CartPole-v1", "--num-devices=64"], ["num_devices=64"]),
+    ],
+)
+def test_bad_input_exits_with_2_and_leaves_nothing(
+    args: list[str], words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", args[0], f"--out={tmp_path / 'run'}", *args[1:]]) == 2
+    message = capfd.readouterr().err
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "run").exists()
