@@ -70,6 +70,15 @@ def timed_against(peer: Peer, call: Callable[[], Any], *, repeats: int) -> dict[
     }
 
 
+def timed_in_turns(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of several calls, all of them once in every round, since a machine's speed drifts."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            seconds[name].append(_seconds(call))
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
 def first_call(call: Callable[[], Any]) -> float:
     """Seconds of the first call of a jitted function: tracing, compiling and one run."""
     return _seconds(call)

@@ -1,0 +1,255 @@
+"""Steps a second of a random policy in thousands of mazes, beside other libraries' grids in the same run.
+
+    python benchmarks/env_steps.py [--num-envs 64 1024 8192 65536] [--sizes 5 13 51 101]
+
+Ours: procedurally generated mazes whose bank is replaced before every timed call. Peers are measured turn by turn with
+ours where they are installed: gymnax's fixed grids, Jumanji's Maze-v0, Navix, XLand-MiniGrid. Compile times stand
+apart.
+"""
+
+import importlib.util
+import json
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from measure import environment, first_call, timed, timed_in_turns, write_results
+
+from jaxrl_lm import envs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Time environment steps under a random policy.
+
+    Attributes:
+        num_envs: batch sizes to scale over.
+        sizes: maze sizes to scale over.
+        headline_envs: batch size of the comparison with peers.
+        num_steps: steps a timed call.
+        num_levels: of the bank.
+        repeats: timed calls of each.
+        out: JSON file of the results.
+    """
+
+    num_envs: tuple[int, ...] = (64, 512, 8192, 65536)
+    sizes: tuple[int, ...] = (5, 13, 51, 101)
+    headline_envs: int = 8192
+    num_steps: int = 200
+    num_levels: int = 4096
+    repeats: int = 7
+    out: Path = Path("benchmarks/results/env_steps.json")
+
+
+Call = Callable[[], Any]
+
+
+def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: int) -> Call:
+    """Steps in mazes of our own; each call first draws the levels anew, which is timed with it."""
+    env, params = envs.make("Maze-v0", size=size, observation=observation, num_levels=benchmark.num_levels)
+    holder = [jax.jit(env.refresh)(params, jax.random.key(0)), 0]
+    refresh = jax.jit(env.refresh, donate_argnums=0)
+    run = jax.jit(random_steps(env, num_envs, benchmark.num_steps))
+
+    def call() -> Any:
+        holder[1] += 1
+        holder[0] = refresh(holder[0], jax.random.key(holder[1]))
+        return run(holder[0], jax.random.key(holder[1]))
+
+    return call
+
+
+def gymnax_call(env_id: str, num_envs: int, num_steps: int) -> Call:
+    """Steps in an environment of gymnax's."""
+    env, params = envs.make(env_id)
+    run = jax.jit(random_steps(env, num_envs, num_steps))
+    return lambda: run(params, jax.random.key(0))
+
+
+def random_steps(env: Any, num_envs: int, num_steps: int) -> Callable[[Any, jax.Array], Any]:
+    """T random steps in B environments, folded into sums so that nothing can be left out as unused."""
+
+    def run(params: Any, key: jax.Array) -> Any:
+        reset_key, scan_key = jax.random.split(key)
+        observations, states = envs.reset_batch(env, reset_key, num_envs, params)
+        space = env.action_space(params)
+
+        def step(carry: Any, step_key: jax.Array) -> tuple[Any, jax.Array]:
+            _, states = carry
+            act_key, env_key = jax.random.split(step_key)
+            actions = jax.random.randint(act_key, (num_envs,), 0, space.n)
+            result = envs.step_batch(env, env_key, states, actions, params)
+            return (result.observations, result.states), jnp.sum(result.rewards)
+
+        carry, rewards = jax.lax.scan(step, (observations, states), jax.random.split(scan_key, num_steps))
+        return carry, jnp.sum(rewards)
+
+    return run
+
+
+def jumanji_call(num_envs: int, num_steps: int) -> Call:
+    """Steps in Jumanji's Maze-v0 (10x10, generated), reset at once by its own wrapper."""
+    import jumanji  # pyright: ignore[reportMissingImports]
+    from jumanji.wrappers import VmapAutoResetWrapper  # pyright: ignore[reportMissingImports]
+
+    env = VmapAutoResetWrapper(jumanji.make("Maze-v0"))
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        states, _ = env.reset(jax.random.split(key, num_envs))
+
+        def step(states: Any, step_key: jax.Array) -> tuple[Any, jax.Array]:
+            states, timestep = env.step(states, jax.random.randint(step_key, (num_envs,), 0, 4))
+            return states, jnp.sum(timestep.reward) + jnp.sum(timestep.observation.walls)
+
+        return jax.lax.scan(step, states, jax.random.split(key, num_steps))
+
+    return lambda: run(jax.random.key(0))
+
+
+def navix_call(num_envs: int, num_steps: int) -> Call:
+    """Steps in Navix's FourRooms."""
+    import navix  # pyright: ignore[reportMissingImports]
+
+    env = navix.make("Navix-FourRooms-v0")
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        start = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+
+        def step(timestep: Any, step_key: jax.Array) -> tuple[Any, jax.Array]:
+            actions = jax.random.randint(step_key, (num_envs,), 0, env.action_space.maximum + 1)
+            timestep = jax.vmap(env.step)(timestep, actions)
+            return timestep, jnp.sum(timestep.reward)
+
+        return jax.lax.scan(step, start, jax.random.split(key, num_steps))
+
+    return lambda: run(jax.random.key(0))
+
+
+def xland_call(num_envs: int, num_steps: int) -> Call:
+    """Steps in XLand-MiniGrid's FourRooms."""
+    import xminigrid  # pyright: ignore[reportMissingImports]
+    from xminigrid.wrappers import GymAutoResetWrapper  # pyright: ignore[reportMissingImports]
+
+    env, params = xminigrid.make("MiniGrid-FourRooms")
+    env = GymAutoResetWrapper(env)
+
+    @jax.jit
+    def run(key: jax.Array) -> Any:
+        start = jax.vmap(env.reset, (None, 0))(params, jax.random.split(key, num_envs))
+
+        def step(timestep: Any, step_key: jax.Array) -> tuple[Any, jax.Array]:
+            actions = jax.random.randint(step_key, (num_envs,), 0, env.num_actions(params))
+            timestep = jax.vmap(env.step, (None, 0, 0))(params, timestep, actions)
+            return timestep, jnp.sum(timestep.reward)
+
+        return jax.lax.scan(step, start, jax.random.split(key, num_steps))
+
+    return lambda: run(jax.random.key(0))
+
+
+def peers(benchmark: Benchmark) -> dict[str, tuple[Call, int]]:
+    """Each installed peer's call and how many steps of every environment it makes; slow ones make fewer."""
+    found: dict[str, tuple[Call, int]] = {}
+    for env_id in ("FourRooms-misc", "MetaMaze-misc", "FrozenLake-v1"):
+        if env_id in envs.list_ids():
+            found[f"gymnax {env_id}"] = (
+                gymnax_call(env_id, benchmark.headline_envs, benchmark.num_steps),
+                benchmark.num_steps,
+            )
+    few = max(1, benchmark.num_steps // 20)
+    for module, name, make_call in (
+        ("jumanji", "Jumanji Maze-v0", jumanji_call),
+        ("navix", "Navix FourRooms", navix_call),
+        ("xminigrid", "XLand-MiniGrid FourRooms", xland_call),
+    ):
+        if importlib.util.find_spec(module):
+            found[name] = (make_call(benchmark.headline_envs, few), few)
+    return found
+
+
+def compare(benchmark: Benchmark) -> dict[str, Any]:
+    """Ours and every peer turn by turn, million steps a second."""
+    calls: dict[str, tuple[Call, int]] = {
+        f"Maze-v0 13x13 {observation}": (
+            maze_call(benchmark, size=13, observation=observation, num_envs=benchmark.headline_envs),
+            benchmark.num_steps,
+        )
+        for observation in ("position", "grid", "window")
+    }
+    calls |= peers(benchmark)
+    first = {name: first_call(call) for name, (call, _) in calls.items()}
+    seconds = timed_in_turns({name: call for name, (call, _) in calls.items()}, repeats=benchmark.repeats)
+    return {
+        name: {
+            "first_call_s": first[name],
+            "seconds": seconds[name],
+            "million_steps_per_s": benchmark.headline_envs * num_steps / seconds[name]["median"] / 1e6,
+        }
+        for name, (_, num_steps) in calls.items()
+    }
+
+
+def scale(benchmark: Benchmark) -> list[dict[str, Any]]:
+    """Million steps a second over batch sizes (13x13) and maze sizes (8,192 environments)."""
+    settings = [(13, num_envs) for num_envs in benchmark.num_envs]
+    settings += [(size, benchmark.headline_envs) for size in benchmark.sizes if size != 13]
+    rows = []
+    for size, num_envs in settings:
+        call = maze_call(benchmark, size=size, observation="position", num_envs=num_envs)
+        first = first_call(call)
+        seconds = timed(call, repeats=benchmark.repeats)
+        rate = num_envs * benchmark.num_steps / seconds["median"] / 1e6
+        rows.append(
+            {
+                "size": size,
+                "num_envs": num_envs,
+                "first_call_s": first,
+                "seconds": seconds,
+                "million_steps_per_s": rate,
+                "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+            }
+        )
+    return rows
+
+
+def time_levels(benchmark: Benchmark) -> dict[str, Any]:
+    """Levels of 13x13 made a second, moves and distances included."""
+    from jaxrl_lm.envs.maze.generators import GENERATORS
+
+    results = {}
+    for name in GENERATORS:
+        env, _ = envs.make("Maze-v0", size=13, generator=name, num_levels=benchmark.num_levels)
+        make_levels = jax.jit(env.new_params)
+        seconds = timed_after_first(lambda make_levels=make_levels: make_levels(jax.random.key(1)), benchmark)
+        results[name] = {"seconds": seconds, "levels_per_s": benchmark.num_levels / seconds["median"]}
+    return results
+
+
+def timed_after_first(call: Call, benchmark: Benchmark) -> dict[str, float]:
+    """Steady seconds."""
+    first_call(call)
+    return timed(call, repeats=benchmark.repeats)
+
+
+def main(benchmark: Benchmark) -> None:
+    """Measure, compare, write."""
+    results = {
+        "setting": {"headline_envs": benchmark.headline_envs, "num_steps": benchmark.num_steps},
+        "environment": environment(),
+        "comparison": compare(benchmark),
+        "levels": time_levels(benchmark),
+        "scaling": scale(benchmark),
+    }
+    print(json.dumps(results, indent=2))
+    write_results(benchmark.out, results)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))

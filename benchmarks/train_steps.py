@@ -1,0 +1,198 @@
+"""Environment steps a second while training: PPO, PQN, DQN and tabular Q-learning, beside rejax turn by turn.
+
+    python benchmarks/train_steps.py [--rejax-python OTHER_VENV/bin/python]
+
+PPO at rejax's setting (2,048 environments x 32 steps, 4 epochs x 4 minibatches, two MLPs 64x64) is also set beside the
+bare forward and backward passes of the same networks on as much data: what no implementation can save.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from measure import Peer, environment, first_call, timed, timed_against, timed_in_turns, write_results
+
+from jaxrl_lm import envs
+from jaxrl_lm.algorithms.dqn import DQNConfig, make_dqn
+from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig, make_environment_ppo
+from jaxrl_lm.algorithms.ppo import PPOConfig
+from jaxrl_lm.algorithms.pqn import PQNConfig, make_pqn
+from jaxrl_lm.algorithms.tabular import TabularConfig, make_tabular
+from jaxrl_lm.rollouts.agent_policy import make_policy
+
+PEER = Path(__file__).resolve().parent / "peers" / "rejax_train.py"
+ENV = "CartPole-v1"
+
+PPO = EnvironmentPPOConfig(
+    num_envs=2048,
+    num_steps=32,
+    ppo=PPOConfig(num_epochs=4, num_minibatches=4, minibatch_unit="steps", value_coefficient=0.5, max_grad_norm=0.5),
+)
+PQN = PQNConfig(num_envs=128, num_steps=32, num_epochs=2, num_minibatches=4)
+DQN = DQNConfig(num_envs=128, steps_per_update=64, batch_size=128, learning_starts=1024, buffer_size=131_072)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Time training.
+
+    Attributes:
+        rejax_python: interpreter with rejax, to run its algorithms beside.
+        scaling: numbers of environments that PPO is scaled over.
+        repeats: timed calls of each.
+        out: JSON file of the results.
+    """
+
+    rejax_python: str | None = None
+    scaling: tuple[int, ...] = (64, 512, 2048, 8192)
+    repeats: int = 7
+    out: Path = Path("benchmarks/results/train_steps.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An algorithm at a setting, and the same of rejax's.
+
+    Attributes:
+        name: of the row.
+        config: ours.
+        make_learner: ours.
+        env: id.
+        num_updates: of ours in one timed call.
+        peer: algorithm, settings and iterations of rejax's that make as many steps; None without a peer.
+    """
+
+    name: str
+    config: Any
+    make_learner: Callable[[Any, Any, Any], Any]
+    env: str = ENV
+    num_updates: int = 10
+    peer: tuple[str, dict[str, Any], int] | None = None
+
+
+def cases() -> list[Case]:
+    """All rows."""
+    mlp = {"activation": "tanh", "hidden_layer_sizes": [64, 64]}
+    ppo_peer = {"num_envs": 2048, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "agent_kwargs": mlp}
+    pqn_peer = {"num_envs": 128, "num_steps": 32, "num_epochs": 2, "num_minibatches": 4, "agent_kwargs": mlp}
+    dqn_peer = {"num_envs": 128, "batch_size": 128, "buffer_size": 131_072, "fill_buffer": 1024, "num_epochs": 1}
+    return [
+        Case(name="PPO", config=PPO, make_learner=make_environment_ppo, num_updates=4, peer=("ppo", ppo_peer, 4)),
+        Case(name="PQN", config=PQN, make_learner=make_pqn, num_updates=40, peer=("pqn", pqn_peer, 40)),
+        Case(name="DQN", config=DQN, make_learner=make_dqn, num_updates=10, peer=("dqn", dqn_peer, 640)),
+        Case(
+            name="Q-learning",
+            config=TabularConfig(num_envs=1024, num_steps=128),
+            make_learner=make_tabular,
+            env="ChainMaze-v0",
+        ),
+        Case(
+            name="PPO, Maze-v0 13x13 grid",
+            config=PPO,
+            make_learner=make_environment_ppo,
+            env="Maze-v0",
+            num_updates=1,
+        ),
+    ]
+
+
+def training_call(case: Case) -> tuple[Callable[[], Any], int]:
+    """A call that trains on from where the last one ended, and the environment steps it makes."""
+    options = {"observation": "grid"} if case.env == "Maze-v0" else {}
+    env, params = envs.make(case.env, **options)
+    learner = case.make_learner(case.config, env, params)
+    holder = [jax.jit(learner.init)(jax.random.key(0), params)]
+
+    def chunk(state: Any, params: Any) -> Any:
+        return jax.lax.scan(lambda s, _: learner.update(s, params), state, None, length=case.num_updates)
+
+    run = jax.jit(chunk, donate_argnums=0)
+
+    def call() -> Any:
+        holder[0], metrics = run(holder[0], params)
+        return holder[0], metrics
+
+    return call, learner.steps_per_update * case.num_updates
+
+
+def bare_call(case: Case) -> Callable[[], Any]:
+    """The forward and backward passes of a PPO case alone: no environment, sampling, shuffling or optimizer."""
+    env, params = envs.make(case.env)
+    config = case.config
+    policy = make_policy(config.policy, env, params)
+    weights = policy.init(jax.random.key(0))
+    size = config.num_envs * config.num_steps
+    observations = jax.random.normal(jax.random.key(1), (size, *env.observation_space(params).shape))
+    actions = jnp.zeros((size, 1), jnp.int32)
+
+    def loss(weights: Any, rows: jax.Array, chosen: jax.Array) -> jax.Array:
+        found = policy.evaluate(weights, rows[:, None], chosen)
+        return jnp.sum(found.log_probs) + jnp.sum(found.entropies) + jnp.sum(found.values)
+
+    def acting(weights: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
+        return weights, policy.value(weights, rows, jnp.zeros(rows.shape[0], bool), None)
+
+    def learning(weights: Any, rows: jax.Array) -> tuple[Any, None]:
+        grads = jax.grad(loss)(weights, rows, actions[: rows.shape[0]])
+        return jax.tree.map(lambda w, g: w - 1e-9 * g, weights, grads), None
+
+    @jax.jit
+    def run(weights: Any, observations: jax.Array) -> Any:
+        by_step = observations.reshape(config.num_steps, config.num_envs, -1)
+        by_minibatch = observations.reshape(config.ppo.num_minibatches, -1, observations.shape[-1])
+
+        def update(weights: Any, _: None) -> tuple[Any, jax.Array]:
+            weights, values = jax.lax.scan(acting, weights, by_step)
+            for _epoch in range(config.ppo.num_epochs):
+                weights, _ = jax.lax.scan(learning, weights, by_minibatch)
+            return weights, values
+
+        return jax.lax.scan(update, weights, None, length=case.num_updates)
+
+    return lambda: run(weights, observations)
+
+
+def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
+    """Steady and first seconds of a case, steps a second, and the same of its peer."""
+    call, steps = training_call(case)
+    first = first_call(call)
+    if case.peer is not None and benchmark.rejax_python:
+        algorithm, settings, iterations = case.peer
+        command = [benchmark.rejax_python, str(PEER), algorithm, ENV, json.dumps(settings), str(iterations)]
+        steady = timed_against(Peer(command), call, repeats=benchmark.repeats)
+        steady["peer_steps_per_s"] = steps / steady["peer_seconds"]["median"]
+    else:
+        steady = {"seconds": timed(call, repeats=benchmark.repeats)}
+    return {"first_call_s": first, "steps_per_s": steps / steady["seconds"]["median"], **steady}
+
+
+def main(benchmark: Benchmark) -> None:
+    """Measure, compare, write."""
+    rows = {case.name: measure(benchmark, case) for case in cases()}
+    ppo = cases()[0]
+    calls = {"training": training_call(ppo)[0], "bare": bare_call(ppo)}
+    for call in calls.values():
+        first_call(call)
+    bare = timed_in_turns(calls, repeats=benchmark.repeats)
+    scaling = []
+    for num_envs in benchmark.scaling:
+        config = EnvironmentPPOConfig(num_envs=num_envs, num_steps=32, ppo=PPO.ppo)
+        case = Case(name="", config=config, make_learner=make_environment_ppo, num_updates=4)
+        scaling.append({"num_envs": num_envs, **measure(benchmark, case)})
+    results = {
+        "environment": environment(),
+        "cases": rows,
+        "ppo_against_bare_passes": bare | {"ratio": bare["training"]["median"] / bare["bare"]["median"]},
+        "ppo_scaling": scaling,
+    }
+    print(json.dumps(results, indent=2))
+    write_results(benchmark.out, results)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Benchmark))
