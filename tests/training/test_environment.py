@@ -1,7 +1,6 @@
 """Training in environments: run folder, exact resume, seeds, sweeps, fresh levels, held-out evaluation."""
 
 import itertools
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,6 +66,9 @@ def test_a_run_leaves_metrics_seeds_plots_and_report(make_config: MakeConfig) ->
         assert len(set(known)) > 1, "seeds must differ"
         expected = curves["episode/return"].values[record["step"] - 1]
         assert np.mean(known) == pytest.approx(expected)
+    saved = folder.read_config()
+    assert saved["policy"]["trunk"]["hidden_sizes"] == [16]
+    assert "resume" not in saved
     assert folder.report_file.is_file()
     assert (folder.plots_folder / "episode.png").is_file()
 
@@ -205,10 +207,3 @@ def test_bad_settings_are_refused_before_the_folder_is_made(
         train(make_config(**changes))
     assert words in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_the_saved_configuration_is_plain(make_config: MakeConfig) -> None:
-    folder = train(make_config())
-    saved = folder.read_config()
-    assert json.loads(json.dumps(saved))["policy"]["trunk"]["hidden_sizes"] == [16]
-    assert "resume" not in saved
