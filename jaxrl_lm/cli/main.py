@@ -12,7 +12,7 @@ import tyro
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.demo import DemoConfig, run_demo
 from jaxrl_lm.cli.doctor import DoctorConfig, run_doctor
-from jaxrl_lm.cli.environment import parse_train
+from jaxrl_lm.cli.environment import EvaluateConfig, ReportConfig, parse_train, run_evaluate, run_report
 from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_ppo
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.interrupts import Interrupted
@@ -23,6 +23,8 @@ TRAIN = "train"
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "ppo": (LanguagePPOConfig, run_ppo),
     "generate": (GenerateConfig, run_generate),
+    "evaluate": (EvaluateConfig, run_evaluate),
+    "report": (ReportConfig, run_report),
     "demo": (DemoConfig, run_demo),
     "doctor": (DoctorConfig, run_doctor),
 }

@@ -13,6 +13,21 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.language_config import check_seed
 
 
+def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:
+    """Options of an environment by name, values read as YAML.
+
+    Raises:
+        InputError: one is not KEY=VALUE.
+    """
+    options: dict[str, Any] = {}
+    for option in env_options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise InputError(f"env_options={option!r} must be KEY=VALUE, such as size=7")
+        options[name.replace("-", "_")] = yaml.safe_load(value)
+    return options
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentRunConfig:
     """A run in an environment.
@@ -66,14 +81,8 @@ class EnvironmentRunConfig:
         self.parsed_sweep()
 
     def parsed_env_options(self) -> dict[str, Any]:
-        """`env_options` by name, values read as YAML."""
-        options: dict[str, Any] = {}
-        for option in self.env_options:
-            name, equals, value = option.partition("=")
-            if not equals or not name:
-                raise InputError(f"env_options={option!r} must be KEY=VALUE, such as size=7")
-            options[name.replace("-", "_")] = yaml.safe_load(value)
-        return options
+        """`env_options` by name."""
+        return read_env_options(self.env_options)
 
     def parsed_sweep(self) -> tuple[str, tuple[float, ...]] | None:
         """Name and values of the hyperparameter to sweep."""
@@ -90,6 +99,8 @@ class EnvironmentRunConfig:
 class TrainPPOConfig(EnvironmentRunConfig, EnvironmentPPOConfig):
     """Train PPO in an environment."""
 
+    algorithm: Literal["ppo"] = "ppo"
+
     def __post_init__(self) -> None:
         EnvironmentRunConfig.__post_init__(self)
         EnvironmentPPOConfig.__post_init__(self)
@@ -99,6 +110,8 @@ class TrainPPOConfig(EnvironmentRunConfig, EnvironmentPPOConfig):
 class TrainDQNConfig(EnvironmentRunConfig, DQNConfig):
     """Train DQN, with its improvements as switches, in an environment with discrete actions."""
 
+    algorithm: Literal["dqn"] = "dqn"
+
     def __post_init__(self) -> None:
         EnvironmentRunConfig.__post_init__(self)
         DQNConfig.__post_init__(self)
@@ -107,6 +120,8 @@ class TrainDQNConfig(EnvironmentRunConfig, DQNConfig):
 @dataclass(frozen=True, kw_only=True)
 class TrainPQNConfig(EnvironmentRunConfig, PQNConfig):
     """Train PQN, Q-learning without a replay memory, in an environment with discrete actions."""
+
+    algorithm: Literal["pqn"] = "pqn"
 
     def __post_init__(self) -> None:
         EnvironmentRunConfig.__post_init__(self)

@@ -67,3 +67,27 @@ def test_bad_input_exits_with_2_and_leaves_nothing(
     for word in words:
         assert word in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_evaluated_on_other_levels_and_reported_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = ["--env-options", "size=5", "observation=grid", "num_levels=16", "max_steps=16"]
+    sizes = ["--num-envs=4", "--num-steps=8", "--total-steps=64", "--chunk-updates=1", "--num-seeds=2"]
+    trunk = ["--policy.trunk.kind=mlp", "--policy.trunk.hidden-sizes", "8"]
+    assert run(["train", "ppo", f"--out={out}", *options, *sizes, *trunk, "--eval-episodes=8"]) == 0
+    (out / "report.html").unlink()
+    assert run(["report", f"--run={out}"]) == 0
+    assert (out / "report.html").is_file()
+    capfd.readouterr()
+    assert run(["evaluate", f"--run={out}", "--episodes=12", "--env-options", "generator=wilson"]) == 0
+    shown = capfd.readouterr().out
+    assert "eval/solved" in shown
+    assert "12 episodes a seed" in shown
+    assert run(["evaluate", f"--run={out}", "--env-options", "size=7"]) == 2
+    assert "keep size and observation" in capfd.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("model: x\n")
+    assert run(["evaluate", f"--run={tmp_path / 'other'}"]) == 2
+    assert "was not made by jaxrl-lm train" in capfd.readouterr().err
