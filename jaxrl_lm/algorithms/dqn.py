@@ -10,6 +10,7 @@ Reference: Mnih et al., 2015, Human-level control through deep reinforcement lea
 Combining Improvements in Deep Reinforcement Learning.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -51,12 +52,12 @@ from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 
 def _default_trunk() -> TrunkConfig:
-    return TrunkConfig(hidden_sizes=(64, 64), activation="relu")
+    return TrunkConfig(hidden_sizes=(120, 84), activation="relu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig:
-    """Settings of DQN.
+    """Settings of DQN; the defaults are those of cleanrl for CartPole, with ten environments for one.
 
     Attributes:
         num_envs: environments stepped together.
@@ -76,7 +77,9 @@ class DQNConfig:
         discount: gamma.
         learning_rate: Adam's step size.
         max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
-        huber_delta: error from which the loss grows linearly; infinite for the squared loss.
+        huber_delta: error from which the loss grows linearly; infinite for the squared loss. Where returns are much
+            larger than it, values follow the median of their targets instead of the mean: ends of episodes are rare,
+            drop out, and values grow without bound (CartPole with 1.0). It fits rewards clipped to [-1, 1].
         target_every: gradient steps between updates of the target network.
         target_rate: how far the target network then moves to the online one; 1 copies it.
         epsilon_start: share of random actions at the first step.
@@ -85,29 +88,29 @@ class DQNConfig:
         trunk: the network's body.
     """
 
-    num_envs: int = 16
-    steps_per_update: int = 128
+    num_envs: int = 10
+    steps_per_update: int = 100
     train_every: int = 1
     num_gradient_steps: int = 1
     batch_size: int = 128
-    learning_starts: int = 5_000
-    buffer_size: int = 50_000
+    learning_starts: int = 10_000
+    buffer_size: int = 10_000
     num_steps: int = 1
-    is_double: bool = True
+    is_double: bool = False
     is_dueling: bool = False
     is_prioritized: bool = False
     priority_exponent: float = 0.6
     importance_exponent: float = 0.4
     importance_steps: int = 500_000
     discount: float = 0.99
-    learning_rate: float = 5e-4
-    max_grad_norm: float = 10.0
-    huber_delta: float = 1.0
-    target_every: int = 200
+    learning_rate: float = 2.5e-4
+    max_grad_norm: float = 0.0
+    huber_delta: float = math.inf
+    target_every: int = 50
     target_rate: float = 1.0
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
-    epsilon_steps: int = 100_000
+    epsilon_steps: int = 250_000
     trunk: TrunkConfig = field(default_factory=_default_trunk)
 
     def __post_init__(self) -> None:

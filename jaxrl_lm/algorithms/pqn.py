@@ -59,7 +59,8 @@ class PQNConfig:
         anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it; None lets the trainer
             fill in the length of its run (`make_pqn` alone then keeps the rate).
         max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
-        reward_scale: what rewards are multiplied by before learning.
+        reward_scale: what rewards are multiplied by before learning, so that values of about 10 need not be reached
+            by steps of 1e-4; `value/...` metrics and losses are in this unit, `episode/return` is not.
         epsilon_start: share of random actions at the first step.
         epsilon_end: share of random actions after `epsilon_steps`.
         epsilon_steps: environment steps over which the share falls linearly.
@@ -75,7 +76,7 @@ class PQNConfig:
     learning_rate: float = 1e-4
     anneal_updates: int | None = None
     max_grad_norm: float = 10.0
-    reward_scale: float = 1.0
+    reward_scale: float = 0.1
     epsilon_start: float = 1.0
     epsilon_end: float = 0.2
     epsilon_steps: int = 100_000

@@ -40,14 +40,23 @@ TINY = replace(
     buffer_size=64,
     target_every=5,
     target_rate=0.25,
-    is_double=False,
     trunk=TrunkConfig(hidden_sizes=(8,)),
 )
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"is_double": False}, {"is_dueling": True, "is_prioritized": True, "num_steps": 3}],
+    [
+        {},
+        {
+            "is_double": True,
+            "is_dueling": True,
+            "is_prioritized": True,
+            "num_steps": 3,
+            "huber_delta": 2.0,
+            "max_grad_norm": 10.0,
+        },
+    ],
     ids=["plain", "double-dueling-prioritized-3-step"],
 )
 def test_probes_reach_their_known_values(changes):
