@@ -40,7 +40,7 @@ class Benchmark:
     num_envs: tuple[int, ...] = (64, 512, 8192, 65536)
     sizes: tuple[int, ...] = (5, 13, 51, 101)
     headline_envs: int = 8192
-    num_steps: int = 200
+    num_steps: int = 1000
     num_levels: int = 4096
     repeats: int = 7
     out: Path = Path("benchmarks/results/env_steps.json")
@@ -163,7 +163,7 @@ def peers(benchmark: Benchmark) -> dict[str, tuple[Call, int]]:
                 gymnax_call(env_id, benchmark.headline_envs, benchmark.num_steps),
                 benchmark.num_steps,
             )
-    few = max(1, benchmark.num_steps // 20)
+    few = max(1, benchmark.num_steps // 100)
     for module, name, make_call in (
         ("jumanji", "Jumanji Maze-v0", jumanji_call),
         ("navix", "Navix FourRooms", navix_call),
@@ -184,7 +184,10 @@ def compare(benchmark: Benchmark) -> dict[str, Any]:
         for observation in ("position", "grid", "window")
     }
     calls |= peers(benchmark)
-    first = {name: first_call(call) for name, (call, _) in calls.items()}
+    first = {}
+    for name, (call, _) in calls.items():
+        first[name] = first_call(call)
+        print(f"{name}: first call {first[name]:.1f} s", flush=True)
     seconds = timed_in_turns({name: call for name, (call, _) in calls.items()}, repeats=benchmark.repeats)
     return {
         name: {

@@ -1,0 +1,175 @@
+"""PPO on mazes that are never the same twice: how many unseen mazes it solves, and how near the shortest way it stays.
+
+All seeds are trained in one program on levels that are replaced throughout; the newest checkpoint then plays levels
+that no seed has met, beside the oracle. Writes `results.json`, `curves.png`, `policy.png` and `episode.gif` to
+`runs/003_maze_ppo/`.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from jaxrl_lm import storage
+from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
+from jaxrl_lm.algorithms.ppo import PPOConfig
+from jaxrl_lm.envs.maze.environment import Maze, MazeState
+from jaxrl_lm.envs.maze.rendering import animate_episode, draw_level
+from jaxrl_lm.models.trunks import TrunkConfig
+from jaxrl_lm.rollouts.agent_policy import PolicyConfig, make_policy
+from jaxrl_lm.training.environment import train_environment
+from jaxrl_lm.training.environment_config import TrainPPOConfig
+from jaxrl_lm.training.evaluate_run import evaluate_run, restore_run
+
+CURVES = ("episode/return", "eval/solved", "eval/oracle_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """PPO on fresh mazes of one size.
+
+    Attributes:
+        out: folder for runs and results.
+        size: rows and columns.
+        num_seeds: trained together.
+        total_steps: environment steps of each seed.
+        num_envs: mazes of each seed at a time.
+        num_test_levels: unseen levels that every seed plays at the end.
+        debug: a tiny run, in seconds.
+    """
+
+    out: Path = Path("runs/003_maze_ppo")
+    size: int = 7
+    num_seeds: int = 5
+    total_steps: int = 10_000_000
+    num_envs: int = 256
+    num_test_levels: int = 2000
+    debug: bool = False
+
+
+def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
+    """The training run."""
+    config = TrainPPOConfig(
+        out=str(folder),
+        env="Maze-v0",
+        env_options=(f"size={experiment.size}", "observation=grid", "reward=sparse", "num_levels=4096"),
+        total_steps=experiment.total_steps,
+        num_seeds=experiment.num_seeds,
+        chunk_updates=16,
+        eval_every=10,
+        eval_episodes=256,
+        save_every=20,
+        num_envs=experiment.num_envs,
+        num_steps=32,
+        policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(256,), activation="relu", kind="mlp"), is_shared=True),
+        ppo=PPOConfig(
+            learning_rate=1e-3,
+            num_epochs=4,
+            num_minibatches=8,
+            minibatch_unit="steps",
+            value_coefficient=0.5,
+            entropy_coefficient=0.01,
+            max_grad_norm=0.5,
+        ),
+    )
+    if not experiment.debug:
+        return config
+    return replace(
+        config, env_options=(*config.env_options, "max_steps=32"), total_steps=2048, num_envs=16, num_seeds=2
+    )
+
+
+def summarize(config: TrainPPOConfig, experiment: Experiment) -> dict[str, Any]:
+    """Every seed on unseen levels, and the interquartile means with their intervals."""
+    num_levels = 32 if experiment.debug else experiment.num_test_levels
+    metrics = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=num_levels, seed=1)
+    curves = storage.read_metrics(storage.RunFolder(Path(config.out)))
+    ratio_error = float(np.max(curves["ratio/first_max_error"].values))
+    results: dict[str, Any] = {"settings": {"size": experiment.size, "num_test_levels": num_levels}}
+    for seed in range(config.num_seeds):
+        results[f"seed-{seed}"] = {name: float(values[seed]) for name, values in metrics.items()}
+        results[f"seed-{seed}"]["first_minibatch_ratio_error_max"] = ratio_error
+    for name, values in metrics.items():
+        low, high = storage.bootstrap_interval(np.asarray(values, np.float64))
+        middle = float(storage.interquartile_mean(np.asarray(values, np.float64)))
+        results[name] = {"interquartile_mean": middle, "interval": [float(low), float(high)]}
+    results["steps_per_second"] = float(np.median(curves["time/steps_per_second"].values))
+    return results
+
+
+def plot_curves(config: TrainPPOConfig, path: Path) -> None:
+    """Return while training, and solved share and share of the oracle's return on held-out levels."""
+    seeds = storage.read_seeds(storage.RunFolder(Path(config.out)))
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    for name, panel in zip(CURVES, figure.subplots(1, len(CURVES)), strict=True):
+        storage.draw_seeds(panel, seeds[name], color="#0072B2")
+        panel.set_title(name)
+        panel.set_ylim(0, 1.02)
+    figure.suptitle(f"{config.num_seeds} seeds: interquartile mean and 95 % interval, {config.env_options[0]}")
+    figure.savefig(path, dpi=100)
+
+
+def draw_policy(config: TrainPPOConfig, folder: Path) -> None:
+    """Values and best moves of seed 0 in every cell of an unseen level, and its way through it."""
+    task, state = restore_run(config, make_environment_ppo)
+    env, params = task.held_out_env, task.held_out
+    assert isinstance(env, Maze)
+    learned = jax.tree.map(lambda leaf: leaf[0], state.learners).ppo.params
+    policy = make_policy(config.policy, env, params)
+    level = int(np.argmax(np.asarray(start_distances(params))))  # the longest way of all
+    cells = jnp.arange(env.num_cells, dtype=jnp.int32)
+
+    def look(position: jax.Array) -> tuple[jax.Array, jax.Array]:
+        zeros = jnp.zeros_like(position)
+        states = MazeState(time=zeros, level=zeros + level, position=position)
+        seen = jax.vmap(env.observation, (0, None))(states, params)
+        is_first = jnp.ones(position.shape, bool)
+        return policy.value(learned, seen, is_first, None), policy.best(learned, seen, is_first, None)[0]
+
+    values, actions = look(cells)
+    way = walk(params.bank, level, np.asarray(actions), env.source.width)
+    figure = draw_level(params.bank, level, env.source.width, values=values, policy=actions, path=way)
+    figure.savefig(folder / "policy.png", dpi=100)
+    animate_episode(params.bank, level, env.source.width, way, folder / "episode.gif", values=values)
+
+
+def start_distances(params: Any) -> jax.Array:
+    """Moves of the shortest way through every level, `[L]`."""
+    return jnp.take_along_axis(params.bank.distances, params.bank.starts[:, None], axis=1)[:, 0]
+
+
+def walk(bank: Any, level: int, actions: np.ndarray, width: int) -> list[int]:
+    """Cells from the start by the best moves, until the goal, or until a cell comes again."""
+    moves, goal = np.asarray(bank.moves)[level], int(bank.goals[level])
+    way = [int(bank.starts[level])]
+    while way[-1] != goal:
+        action = int(actions[way[-1]])
+        step = (-width, width, -1, 1)[action] if moves[way[-1]] >> action & 1 else 0
+        if way[-1] + step in way:
+            break
+        way.append(way[-1] + step)
+    return way
+
+
+def main(experiment: Experiment) -> None:
+    """Train, evaluate, draw, write."""
+    folder = experiment.out / "debug" if experiment.debug else experiment.out / f"size-{experiment.size}"
+    config = settings(experiment, folder / "run")
+    if storage.RunFolder(folder / "run").config_file.exists():
+        config = replace(config, resume=True)
+    train_environment(config, make_environment_ppo)
+    results = summarize(config, experiment)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot_curves(config, folder / "curves.png")
+    draw_policy(config, folder)
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Experiment))
