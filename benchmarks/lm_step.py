@@ -40,8 +40,8 @@ class Benchmark:
         num_tokens: tokens an answer.
         generate_tokens: tokens an answer where generation is timed alone, as its peer is.
         dtype: of activations.
-        rescore: whether a step computes old log-probabilities and values again; the trainer's default does, the peer
-            does not.
+        rescore: whether a step computes old log-probabilities and values again; the trainer's default does, and so
+            does TRL's RLOO step.
         repeats: steady runs of each part.
         trl_python: interpreter with trl and torch, to run TRL's RLOO step beside.
         torch_python: interpreter with transformers and torch, to run transformers' generate beside.
@@ -120,7 +120,7 @@ def time_update(benchmark: Benchmark, task: Task, state: LanguageState, generati
 
 
 def time_step(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[str, Any]:
-    """The trainer's whole step: generation, reward on the host, the reference's scoring, update, metrics."""
+    """The trainer's whole step: generation, reward on the host, scoring, update, metrics."""
     update = make_update(task)
     holder, metrics = [state], {}
 
@@ -131,7 +131,8 @@ def time_step(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[st
 
     result = _measure(benchmark, call, benchmark.num_tokens, benchmark.trl_python, "trl_rloo_step.py")
     parts = {name: metrics[name] for name in ("time/generate", "time/reward", "time/learn")}
-    return result | {"last_step": parts, "ratio/first_max_error": metrics["ratio/first_max_error"]}
+    errors = {name: value for name, value in metrics.items() if name.startswith("ratio/") and "max_error" in name}
+    return result | {"last_step": parts, **errors}
 
 
 def _measure(

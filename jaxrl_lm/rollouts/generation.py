@@ -68,7 +68,7 @@ def generate(
         config: lengths, temperature, stop tokens.
 
     Returns:
-        sequences, masks and log-probabilities.
+        sequences, masks, log-probabilities and values.
 
     Raises:
         InputError: prompts and answers are longer than the model's context.

@@ -91,7 +91,7 @@ class LanguagePPOConfig:
             policy's tokens, or any causal language model of its vocabulary. None puts a value head on the policy.
         rescore: compute the answers' log-probabilities and values again before learning, by the very function that
             learns, so that the first ratio is 1 in any dtype. Off, those of decoding are taken: a forward pass
-            less, and a first ratio that is 1 up to what decoding rounds.
+            less, and a first ratio that is 1 up to what decoding rounds: leave it on in bfloat16.
         dtype: of activations; parameters, optimizer and losses are float32.
         remat: recompute activations in the backward pass: less memory, a third more work.
         seed: of prompts' order, sampling and shuffling.

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli.doctor import advice
 from jaxrl_lm.cli.main import COMMANDS, parse, run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.byte_model import write_byte_model
@@ -135,6 +136,11 @@ def test_doctor_names_devices_and_versions(capfd: pytest.CaptureFixture[str]) ->
     out = capfd.readouterr().out
     assert "jax" in out
     assert "GFLOP/s" in out
+
+
+def test_doctor_advises_the_dtype_that_was_faster() -> None:
+    assert "--dtype bfloat16" in advice({"float32": 1.0, "bfloat16": 2.0})
+    assert "leave --dtype float32" in advice({"float32": 2.0, "bfloat16": 1.0})
 
 
 def test_demo_trains_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
