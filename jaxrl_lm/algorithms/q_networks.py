@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrl_lm.core import q_losses
 from jaxrl_lm.envs.base import MaskedObservation
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models.trunks import GAIN, Trunk, TrunkConfig, make_trunk
+from jaxrl_lm.models.trunks import GAIN, Trunk, TrunkConfig, make_trunk, orthogonal
 from jaxrl_lm.types import PyTree
 
 
@@ -35,7 +35,7 @@ class QNetwork(nn.Module):
         if not self.is_dueling:
             return _head(self.num_actions)(features)
         size = features.shape[-1]
-        hidden = nn.relu(nn.Dense(2 * size, kernel_init=nn.initializers.orthogonal(GAIN))(features))
+        hidden = nn.relu(nn.Dense(2 * size, kernel_init=orthogonal(GAIN))(features))
         values = _head(1)(hidden[..., :size])
         return q_losses.dueling_q_values(values[..., 0], _head(self.num_actions)(hidden[..., size:]))
 
@@ -166,4 +166,4 @@ def check_shares(config: Any, *names: str) -> None:
 
 
 def _head(num_outputs: int) -> nn.Dense:
-    return nn.Dense(num_outputs, kernel_init=nn.initializers.orthogonal(1.0))
+    return nn.Dense(num_outputs, kernel_init=orthogonal(1.0))

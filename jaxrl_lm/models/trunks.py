@@ -21,6 +21,8 @@ TrunkKind = Literal["auto", "mlp", "conv"]
 
 KERNEL_SIZE = 3
 GAIN = 2**0.5
+# Each iteration multiplies a small singular value by 1.5, so that even one of 1e-8 comes near 1.
+NUM_ITERATIONS = 52
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ class Trunk(nn.Module):
 
     def _rows_of_table(self, categories: jax.Array, size: int) -> jax.Array:
         """A dense layer of one-hot vectors, read from its weight instead of multiplied."""
-        table = self.param("table", nn.initializers.orthogonal(GAIN), (self.num_categories, size), jnp.float32)
+        table = self.param("table", orthogonal(GAIN), (self.num_categories, size), jnp.float32)
         return table[categories]
 
     def _convolve(self, planes: jax.Array) -> jax.Array:
@@ -137,6 +139,31 @@ def make_trunk(config: TrunkConfig, observation_space: Any) -> Trunk:
     return Trunk(config=config, observation_shape=shape, num_categories=None, is_conv=is_conv, scale=scale)
 
 
+def orthogonal(gain: float) -> nn.initializers.Initializer:
+    """Weights `[D, F]` with orthogonal rows or columns, whichever are fewer, of length `gain`; uniform among such.
+
+    A matrix of normal numbers is brought to its polar factor by Newton and Schulz's iteration
+    `X <- 1.5 X - 0.5 X X^T X`. Flax's own initializer takes a QR decomposition, and two of those batched by `vmap` can
+    wait for each other for ever on a CPU of two cores (jaxlib 0.10).
+
+    Reference: Saxe, McClelland and Ganguli, 2014, Exact solutions to the nonlinear dynamics of learning in deep linear
+    neural networks.
+    """
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        del out_sharding
+        x = jax.random.normal(key, (max(shape), min(shape)))
+        x = jax.lax.fori_loop(0, NUM_ITERATIONS, _iterate, x / jnp.linalg.norm(x))
+        return (gain * (x if shape[0] >= shape[1] else x.T)).astype(dtype)
+
+    return init
+
+
+def _iterate(_: jax.Array, x: jax.Array) -> jax.Array:
+    exact = jax.lax.Precision.HIGHEST
+    return 1.5 * x - 0.5 * jnp.matmul(x, jnp.matmul(x.T, x, precision=exact), precision=exact)
+
+
 def _scale(space: spaces.Box) -> float:
     if np.dtype(space.dtype) != np.uint8:
         return 1.0
@@ -144,7 +171,7 @@ def _scale(space: spaces.Box) -> float:
 
 
 def _dense(size: int) -> nn.Dense:
-    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(GAIN))
+    return nn.Dense(size, kernel_init=orthogonal(GAIN))
 
 
 def _patches(planes: jax.Array) -> jax.Array:

@@ -96,6 +96,22 @@ def test_layer_norm_bounds_features_whatever_the_scale_of_observations():
     assert np.sum(np.square(many), axis=-1).max() <= 32.1
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 6), (3, 9), (64, 5), (100, 100)])
+def test_orthogonal_weights_have_equal_singular_values(shape):
+    weights = jax.jit(trunks.orthogonal(3.0), static_argnums=1)(jax.random.key(0), shape)
+    np.testing.assert_allclose(np.linalg.svd(weights, compute_uv=False), 3.0, rtol=1e-5)
+
+
+def test_orthogonal_weights_are_uniform_over_rotations():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    weights = np.asarray(jax.jit(jax.vmap(lambda key: trunks.orthogonal(1.0)(key, (3, 3))))(keys))
+    # Of a uniform rotation or reflection of 3 axes, each entry is uniform between -1 and 1.
+    np.testing.assert_allclose(weights.mean(0), 0.0, atol=0.04)
+    np.testing.assert_allclose(np.square(weights).mean(0), 1 / 3, atol=0.02)
+    np.testing.assert_allclose(np.mean(weights**4, 0), 1 / 5, atol=0.02)
+    np.testing.assert_allclose(np.mean(np.linalg.det(weights)), 0.0, atol=0.07)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
