@@ -29,9 +29,9 @@ from jaxrl_lm.algorithms.q_networks import (
     make_greedy_act,
     make_q_function,
 )
-from jaxrl_lm.algorithms.replay import random_order
 from jaxrl_lm.algorithms.schedules import linear_schedule
 from jaxrl_lm.core import q_losses, returns
+from jaxrl_lm.core.shuffling import random_order
 from jaxrl_lm.envs.base import StepResult, reset_batch, step_batch
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxrl_lm.models.trunks import Trunk
+from jaxrl_lm.models.trunks import Trunk, orthogonal
 
 _POLICY_GAIN = 0.01  # a first policy close to uniform
 
@@ -39,8 +39,8 @@ class ActorCritic(nn.Module):
             self.value_trunk = self.trunk.clone(name=None)
         if self.memory_size:
             self.gru = nn.GRUCell(self.memory_size)
-        self.policy_head = nn.Dense(self.num_outputs, kernel_init=nn.initializers.orthogonal(_POLICY_GAIN))
-        self.value_head = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))
+        self.policy_head = nn.Dense(self.num_outputs, kernel_init=orthogonal(_POLICY_GAIN))
+        self.value_head = nn.Dense(1, kernel_init=orthogonal(1.0))
         if self.has_log_std:
             init = nn.initializers.constant(self.initial_log_std)
             self.log_std = self.param("log_std", init, (self.num_outputs,))

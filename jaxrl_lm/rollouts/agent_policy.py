@@ -158,10 +158,15 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
             unrolled: Any = model.apply(
                 {"params": params}, seen, observations.is_first, observations.memory, method="unroll"
             )
-            outputs, values = unrolled[:2]
-        else:
-            seen, action_mask = _split_mask(observations)
-            outputs, values = forward(params, seen)
+            return score(params, *unrolled[:2], action_mask, actions)
+        # One batch axis instead of two: sums over a few actions are then three times as fast on a CPU.
+        seen, action_mask = _split_mask(jax.tree.map(_merge_batch_and_time, observations))
+        scores = score(params, *forward(params, seen), action_mask, _merge_batch_and_time(actions))
+        return jax.tree.map(lambda leaf: leaf.reshape(actions.shape[:2]), scores)
+
+    def score(
+        params: PyTree, outputs: jax.Array, values: jax.Array, action_mask: jax.Array | None, actions: jax.Array
+    ) -> ActionEvaluation:
         outputs = _masked(outputs, action_mask)
         return ActionEvaluation(
             log_probs=head.log_prob(outputs, params, actions), entropies=head.entropy(outputs, params), values=values
@@ -233,6 +238,10 @@ def _split_mask(observations: PyTree) -> tuple[Any, jax.Array | None]:
     if isinstance(observations, MaskedObservation):
         return observations.observation, observations.action_mask
     return observations, None
+
+
+def _merge_batch_and_time(leaf: jax.Array) -> jax.Array:
+    return leaf.reshape(-1, *leaf.shape[2:])
 
 
 def _masked(outputs: jax.Array, action_mask: jax.Array | None) -> jax.Array:

@@ -17,7 +17,6 @@ from jaxrl_lm.algorithms.replay import (
     add,
     init_replay,
     priorities_of,
-    random_order,
     sample,
     set_priorities,
 )
@@ -192,23 +191,3 @@ def test_config_names_the_field_it_refuses(changes, named):
 def test_a_buffer_below_one_window_is_refused():
     with pytest.raises(InputError, match="at least 6"):
         init_replay(ReplayConfig(buffer_size=5, num_steps=2), step_at(0))
-
-
-@pytest.mark.parametrize("size", [1, 13, 64, 96, 1000, 4096])
-def test_a_random_order_holds_every_number_once_and_another_key_gives_another(size):
-    one, other = (np.asarray(random_order(jax.random.key(seed), size)) for seed in (0, 1))
-    np.testing.assert_array_equal(np.sort(one), np.arange(size))
-    assert size == 1 or not np.array_equal(one, other)
-
-
-def test_in_a_random_order_every_number_and_every_pair_of_neighbours_is_as_likely_at_every_place():
-    num_keys, size = 20_000, 64
-    orders = np.asarray(
-        jax.jit(jax.vmap(lambda key: random_order(key, size)))(jax.random.split(jax.random.key(0), num_keys))
-    )
-    counts = np.stack([np.bincount(orders[:, place], minlength=size) for place in range(size)])
-    differences = np.bincount((orders[:, 1:] - orders[:, :-1]).reshape(-1) % size, minlength=size)[1:]
-    # Chi-square over its degrees of freedom; for 4,096 cells its standard deviation is 0.022.
-    assert np.mean(np.square(counts - num_keys / size)) / (num_keys / size) < 1.1
-    expected = num_keys * (size - 1) / (size - 1)
-    assert np.abs(differences / expected - 1).max() < 0.05
