@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import tyro
 from measure import environment, first_call, timed, timed_in_turns, write_results
 
@@ -32,7 +33,7 @@ class Benchmark:
         sizes: maze sizes to scale over.
         headline_envs: batch size of the comparison with peers.
         num_steps: steps a timed call.
-        num_levels: of the bank.
+        num_levels: of the bank; larger mazes than 13x13 get fewer.
         repeats: timed calls of each.
         out: JSON file of the results.
     """
@@ -50,8 +51,8 @@ Call = Callable[[], Any]
 
 
 def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: int) -> Call:
-    """Steps in mazes of our own; each call first draws the levels anew, which is timed with it."""
-    env, params = envs.make("Maze-v0", size=size, observation=observation, num_levels=benchmark.num_levels)
+    """Steps in mazes of our own; each call first draws half the levels anew, which is timed with it."""
+    env, params = envs.make("Maze-v0", size=size, observation=observation, num_levels=num_levels(benchmark, size))
     holder = [jax.jit(env.refresh)(params, jax.random.key(0)), 0]
     refresh = jax.jit(env.refresh, donate_argnums=0)
     run = jax.jit(random_steps(env, num_envs, benchmark.num_steps))
@@ -62,6 +63,11 @@ def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: in
         return run(holder[0], jax.random.key(holder[1]))
 
     return call
+
+
+def num_levels(benchmark: Benchmark, size: int) -> int:
+    """Levels of the bank: fewer of mazes above 13x13, so that it holds as many cells."""
+    return min(benchmark.num_levels, max(2, benchmark.num_levels * 13**2 // size**2 // 2 * 2))
 
 
 def gymnax_call(env_id: str, num_envs: int, num_steps: int) -> Call:
@@ -209,10 +215,12 @@ def scale(benchmark: Benchmark) -> list[dict[str, Any]]:
         first = first_call(call)
         seconds = timed(call, repeats=benchmark.repeats)
         rate = num_envs * benchmark.num_steps / seconds["median"] / 1e6
+        print(f"{size}x{size}, {num_envs} environments: {rate:.2f} million steps/s", flush=True)
         rows.append(
             {
                 "size": size,
                 "num_envs": num_envs,
+                "num_levels": num_levels(benchmark, size),
                 "first_call_s": first,
                 "seconds": seconds,
                 "million_steps_per_s": rate,
@@ -241,6 +249,28 @@ def timed_after_first(call: Call, benchmark: Benchmark) -> dict[str, float]:
     return timed(call, repeats=benchmark.repeats)
 
 
+def plot(path: Path, results: dict[str, Any]) -> None:
+    """Every library, numbers of environments, and sizes of mazes."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    rates = {name: row["million_steps_per_s"] for name, row in results["comparison"].items()}
+    colors = ["C0" if name.startswith("Maze-v0") else "C7" for name in rates]
+    left.bar_label(left.barh(list(rates), list(rates.values()), color=colors), fmt=" %.2f")
+    left.set(xscale="log", xlabel="million steps/s", title=f"{results['setting']['headline_envs']:,} environments")
+    left.set_xlim(right=4 * max(rates.values()))
+    left.invert_yaxis()
+    by_envs = [row for row in results["scaling"] if row["size"] == 13]
+    middle.plot([row["num_envs"] for row in by_envs], [row["million_steps_per_s"] for row in by_envs], "o-")
+    middle.set(xscale="log", yscale="log", xlabel="environments", title="13x13 mazes, position observed")
+    headline = results["setting"]["headline_envs"]
+    by_size = sorted((row for row in results["scaling"] if row["num_envs"] == headline), key=lambda row: row["size"])
+    right.plot([row["size"] for row in by_size], [row["million_steps_per_s"] for row in by_size], "o-")
+    right.set(ylim=(0, None), xlabel="cells a side", title=f"{headline:,} mazes, position observed")
+    for axes in (middle, right):
+        axes.set_ylabel("million steps/s")
+    figure.suptitle(results["environment"]["device"])
+    figure.savefig(path, dpi=120)
+
+
 def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
     results = {
@@ -252,6 +282,7 @@ def main(benchmark: Benchmark) -> None:
     }
     print(json.dumps(results, indent=2))
     write_results(benchmark.out, results)
+    plot(benchmark.out.with_suffix(".png"), results)
 
 
 if __name__ == "__main__":

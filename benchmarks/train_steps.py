@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import tyro
 from measure import Peer, environment, first_call, timed, timed_against, timed_in_turns, write_results
 
@@ -23,6 +24,7 @@ from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig, make_envir
 from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.algorithms.pqn import PQNConfig, make_pqn
 from jaxrl_lm.algorithms.tabular import TabularConfig, make_tabular
+from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import make_policy
 
 PEER = Path(__file__).resolve().parent / "peers" / "rejax_train.py"
@@ -33,8 +35,21 @@ PPO = EnvironmentPPOConfig(
     num_steps=32,
     ppo=PPOConfig(num_epochs=4, num_minibatches=4, minibatch_unit="steps", value_coefficient=0.5, max_grad_norm=0.5),
 )
-PQN = PQNConfig(num_envs=128, num_steps=32, num_epochs=2, num_minibatches=4)
-DQN = DQNConfig(num_envs=128, steps_per_update=64, batch_size=128, learning_starts=1024, buffer_size=131_072)
+PQN = PQNConfig(
+    num_envs=128,
+    num_steps=32,
+    num_epochs=2,
+    num_minibatches=4,
+    trunk=TrunkConfig(hidden_sizes=(64, 64), activation="relu", layer_norm=True),
+)
+DQN = DQNConfig(
+    num_envs=128,
+    steps_per_update=64,
+    batch_size=128,
+    learning_starts=1024,
+    buffer_size=131_072,
+    trunk=TrunkConfig(hidden_sizes=(64, 64), activation="relu"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +94,8 @@ def cases() -> list[Case]:
     """All rows."""
     mlp = {"activation": "tanh", "hidden_layer_sizes": [64, 64]}
     ppo_peer = {"num_envs": 2048, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "agent_kwargs": mlp}
-    pqn_peer = {"num_envs": 128, "num_steps": 32, "num_epochs": 2, "num_minibatches": 4, "agent_kwargs": mlp}
+    # The layers of rejax's PQN and DQN are fixed: two of 64 units, as in ours here.
+    pqn_peer = {"num_envs": 128, "num_steps": 32, "num_epochs": 2, "num_minibatches": 4}
     dqn_peer = {"num_envs": 128, "batch_size": 128, "buffer_size": 131_072, "fill_buffer": 1024, "num_epochs": 1}
     return [
         Case(name="PPO", config=PPO, make_learner=make_environment_ppo, num_updates=4, peer=("ppo", ppo_peer, 4)),
@@ -159,6 +175,7 @@ def bare_call(case: Case) -> Callable[[], Any]:
 
 def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
     """Steady and first seconds of a case, steps a second, and the same of its peer."""
+    print(f"{case.name} ...", flush=True)
     call, steps = training_call(case)
     first = first_call(call)
     if case.peer is not None and benchmark.rejax_python:
@@ -169,6 +186,24 @@ def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
     else:
         steady = {"seconds": timed(call, repeats=benchmark.repeats)}
     return {"first_call_s": first, "steps_per_s": steps / steady["seconds"]["median"], **steady}
+
+
+def plot(path: Path, results: dict[str, Any]) -> None:
+    """Ours beside rejax, and PPO over numbers of environments."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    compared = {name: row for name, row in results["cases"].items() if "peer_steps_per_s" in row}
+    for offset, key, label in ((-0.2, "steps_per_s", "jaxrl_lm"), (0.2, "peer_steps_per_s", "rejax")):
+        rates = [row[key] / 1e3 for row in compared.values()]
+        bars = left.bar([i + offset for i in range(len(rates))], rates, width=0.38, label=label)
+        left.bar_label(bars, fmt="%.0f")
+    left.set(ylabel="thousand steps/s", title=f"Training on {ENV}")
+    left.set_xticks(range(len(compared)), list(compared))
+    left.legend()
+    rows = results["ppo_scaling"]
+    right.plot([row["num_envs"] for row in rows], [row["steps_per_s"] / 1e3 for row in rows], "o-")
+    right.set(xscale="log", ylim=(0, None), xlabel="environments", ylabel="thousand steps/s", title="PPO, 32 steps")
+    figure.suptitle(results["environment"]["device"])
+    figure.savefig(path, dpi=120)
 
 
 def main(benchmark: Benchmark) -> None:
@@ -182,7 +217,9 @@ def main(benchmark: Benchmark) -> None:
     scaling = []
     for num_envs in benchmark.scaling:
         config = EnvironmentPPOConfig(num_envs=num_envs, num_steps=32, ppo=PPO.ppo)
-        case = Case(name="", config=config, make_learner=make_environment_ppo, num_updates=4)
+        case = Case(
+            name=f"PPO, {num_envs} environments", config=config, make_learner=make_environment_ppo, num_updates=4
+        )
         scaling.append({"num_envs": num_envs, **measure(benchmark, case)})
     results = {
         "environment": environment(),
@@ -192,6 +229,7 @@ def main(benchmark: Benchmark) -> None:
     }
     print(json.dumps(results, indent=2))
     write_results(benchmark.out, results)
+    plot(benchmark.out.with_suffix(".png"), results)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
         save_every=20,
         num_envs=experiment.num_envs,
         num_steps=32,
-        policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(256,), activation="relu", kind="mlp"), is_shared=True),
+        policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(256, 128), activation="relu", kind="mlp"), is_shared=True),
         ppo=PPOConfig(
             learning_rate=1e-3,
             num_epochs=4,
