@@ -1,4 +1,4 @@
-"""Continuous spaces made discrete, so that an agent with a table can act in them."""
+"""Continuous spaces made discrete, so that agents with a table, or with a value for each action, can act in them."""
 
 import math
 from collections.abc import Sequence
@@ -23,21 +23,22 @@ class BinningConfig:
     """How finely spaces are cut.
 
     Attributes:
-        num_bins: bins of each observation axis, or one number for all; 1 leaves an axis out.
+        num_bins: bins of each observation axis, or one number for all; 1 leaves an axis out, None leaves observations
+            as they are.
         low: lower bound of each observation axis; None (for all, or for one axis) takes the space's.
         high: upper bounds, likewise. What lies outside falls into the first or the last bin.
         num_actions: values of each axis of a Box of actions, or one number for all, evenly spaced from the space's
-            lower to its upper bound, both included; unused for discrete actions.
+            lower to its upper bound, both included; None leaves a Box as it is. Unused for discrete actions.
     """
 
-    num_bins: int | tuple[int, ...] = 10
+    num_bins: int | tuple[int, ...] | None = None
     low: tuple[float | None, ...] | None = None
     high: tuple[float | None, ...] | None = None
-    num_actions: int | tuple[int, ...] = 5
+    num_actions: int | tuple[int, ...] | None = None
 
 
 class BinnedEnvironment(environment.Environment[Any, Any]):
-    """A gymnax environment whose observation, and whose action if it was a Box, is one integer.
+    """A gymnax environment whose observation, or whose action if it was a Box, or both, is one integer.
 
     The bounds are read once, from the spaces under `params`; step the environment with the same parameters.
     """
@@ -59,8 +60,14 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
         observed, acted = env.observation_space(params), env.action_space(params)
         if isinstance(observed, spaces.Discrete) and isinstance(acted, spaces.Discrete):
             raise InputError(f"{env.name} has discrete observations and actions already; use it without binning")
-        self._num_states, self._edges = _cut_observations(env, params, observed, config)
-        self._num_moves, self._moves = _cut_actions(acted, config)
+        self._edges = _cut_observations(env, params, observed, config)
+        self._moves = _cut_actions(acted, config)
+        self._observation_space = observed
+        if self._edges is not None:
+            self._observation_space = spaces.Discrete(math.prod(len(axis) + 1 for axis in self._edges))
+        self._action_space = acted
+        if self._moves is not None:
+            self._action_space = spaces.Discrete(math.prod(len(axis) for axis in self._moves))
         self._action_shape = tuple(acted.shape)
 
     def __eq__(self, other: object) -> bool:
@@ -71,7 +78,7 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
 
     @property
     def _identity(self) -> tuple[Any, ...]:
-        return self.env, self.config, self._num_states, self._edges, self._num_moves, self._moves
+        return self.env, self.config, self._edges, self._moves
 
     @property
     def default_params(self) -> Any:
@@ -85,8 +92,8 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
 
     @property
     def num_actions(self) -> int:
-        """How many actions there are."""
-        return self._num_moves
+        """How many actions there are, or axes of them."""
+        return self.env.num_actions if self._moves is None else self._action_space.n
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
         """gymnax's reset of one environment."""
@@ -114,15 +121,15 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
         """Whether the environment inside says that the episode ended."""
         return self.env.is_terminated(state, params)
 
-    def action_space(self, params: Any = None) -> spaces.Discrete:
-        """Numbers of the actions."""
+    def action_space(self, params: Any = None) -> Any:
+        """Numbers of the actions, or what the environment inside takes."""
         del params
-        return spaces.Discrete(self._num_moves)
+        return self._action_space
 
-    def observation_space(self, params: Any = None) -> spaces.Discrete:
-        """Numbers of the states, row-major over the observation's axes."""
+    def observation_space(self, params: Any = None) -> Any:
+        """Numbers of the states, row-major over the observation's axes, or what the environment inside shows."""
         del params
-        return spaces.Discrete(self._num_states)
+        return self._observation_space
 
     def state_space(self, params: Any) -> Any:
         """That of the environment inside."""
@@ -177,10 +184,10 @@ def action_value(action: Int[Array, ""], moves: Sequence[Sequence[float]]) -> Fl
 
 def _cut_observations(
     env: environment.Environment[Any, Any], params: Any, space: Any, config: BinningConfig
-) -> tuple[int, tuple[tuple[float, ...], ...] | None]:
-    """Count of states and inner edges of each axis; no edges where the observation is an integer already."""
-    if isinstance(space, spaces.Discrete):
-        return space.n, None
+) -> tuple[tuple[float, ...], ...] | None:
+    """Inner edges of each axis; None where the observation is an integer already, or stays as it is."""
+    if isinstance(space, spaces.Discrete) or config.num_bins is None:
+        return None
     shown = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     if not isinstance(space, spaces.Box) or getattr(shown, "shape", None) != tuple(space.shape):
         raise InputError(f"{env.name}: binning needs an observation that is one array; this one's space is {space}")
@@ -190,17 +197,17 @@ def _cut_observations(
     high = _bounds("high", config.high, space.high, space.shape)
     for axis in range(num_axes):
         _check_axis(axis, counts[axis], low[axis], high[axis])
-    edges = tuple(
+    _check_codes("num_bins", counts)
+    return tuple(
         tuple(np.linspace(low[axis], high[axis], counts[axis] + 1)[1:-1].tolist()) if counts[axis] > 1 else ()
         for axis in range(num_axes)
     )
-    return _num_codes("num_bins", counts), edges
 
 
-def _cut_actions(space: Any, config: BinningConfig) -> tuple[int, tuple[tuple[float, ...], ...] | None]:
-    """Count of actions and values of each axis; no values where actions are discrete already."""
-    if isinstance(space, spaces.Discrete):
-        return space.n, None
+def _cut_actions(space: Any, config: BinningConfig) -> tuple[tuple[float, ...], ...] | None:
+    """Values of each axis; None where actions are discrete already, or stay as they are."""
+    if isinstance(space, spaces.Discrete) or config.num_actions is None:
+        return None
     if not isinstance(space, spaces.Box):
         raise InputError(f"actions must be discrete or a Box to be binned; this space is {space}")
     num_axes = math.prod(space.shape)
@@ -211,8 +218,8 @@ def _cut_actions(space: Any, config: BinningConfig) -> tuple[int, tuple[tuple[fl
             raise InputError(
                 f"action axis {axis} has no bounds ({low[axis]:g} to {high[axis]:g}); only a bounded Box can be binned"
             )
-    moves = tuple(tuple(np.linspace(low[axis], high[axis], counts[axis]).tolist()) for axis in range(num_axes))
-    return _num_codes("num_actions", counts), moves
+    _check_codes("num_actions", counts)
+    return tuple(tuple(np.linspace(low[axis], high[axis], counts[axis]).tolist()) for axis in range(num_axes))
 
 
 def _per_axis(name: str, counts: int | tuple[int, ...], num_axes: int, *, least: int) -> tuple[int, ...]:
@@ -246,11 +253,10 @@ def _check_axis(axis: int, count: int, low: float, high: float) -> None:
         raise InputError(f"observation axis {axis}: low={low:g} must be less than high={high:g}")
 
 
-def _num_codes(name: str, counts: tuple[int, ...]) -> int:
+def _check_codes(name: str, counts: tuple[int, ...]) -> None:
     product = math.prod(counts)
     if product > _MAX_CODES:
         raise InputError(
             f"{name}={counts[0] if len(set(counts)) == 1 else counts} over {len(counts)} axes makes about "
             f"10^{math.log10(product):.0f} combinations, more than {_MAX_CODES:,}; take fewer"
         )
-    return product

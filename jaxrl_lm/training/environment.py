@@ -14,7 +14,6 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxrl_lm import storage
-from jaxrl_lm.envs import make
 from jaxrl_lm.envs.maze.environment import Maze
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.evaluation import evaluation_metrics, play
@@ -105,7 +104,7 @@ def load_environment_task(config: Any, make_learner: MakeLearner) -> tuple[Envir
     Raises:
         InputError: one of them is not what it must be.
     """
-    env, env_params = make(config.env, **config.parsed_env_options())
+    env, env_params = config.make_env()
     learner_key, state_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
     held_out_env, held_out = _held_out(env, env_params, config, held_out_key)
     refresh_every = 0

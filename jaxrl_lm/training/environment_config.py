@@ -1,6 +1,6 @@
 """Settings of training in environments: the run, and one class an algorithm."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import yaml
@@ -9,6 +9,8 @@ from jaxrl_lm.algorithms.dqn import DQNConfig
 from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig
 from jaxrl_lm.algorithms.pqn import PQNConfig
 from jaxrl_lm.algorithms.tabular import TabularConfig
+from jaxrl_lm.envs import make
+from jaxrl_lm.envs.binning import BinnedEnvironment, BinningConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.language_config import check_seed
 
@@ -36,6 +38,7 @@ class EnvironmentRunConfig:
         out: folder of the run; must not exist yet, unless resuming.
         env: id: Maze-v0, ChainMaze-v0, or any of gymnax's.
         env_options: of the environment, KEY=VALUE each, such as size=7 observation=grid.
+        binning: how continuous observations and actions are made discrete; as a default they are not.
         total_steps: environment steps of each seed; rounded up to whole chunks.
         num_seeds: independent runs, trained together by vmap.
         seed: of the first; the others follow from it.
@@ -55,6 +58,7 @@ class EnvironmentRunConfig:
     out: str
     env: str = "Maze-v0"
     env_options: tuple[str, ...] = ()
+    binning: BinningConfig = field(default_factory=BinningConfig)
     total_steps: int = 1_000_000
     num_seeds: int = 1
     seed: int = 0
@@ -79,6 +83,17 @@ class EnvironmentRunConfig:
         check_seed(self.seed)
         self.parsed_env_options()
         self.parsed_sweep()
+
+    def make_env(self, **options: Any) -> tuple[Any, Any]:
+        """The environment and its parameters; `options` take the place of the run's own.
+
+        Raises:
+            InputError: an id, an option or the binning does not fit.
+        """
+        env, env_params = make(self.env, **(self.parsed_env_options() | options))
+        if self.binning == BinningConfig():
+            return env, env_params
+        return BinnedEnvironment(env, env_params, self.binning), env_params
 
     def parsed_env_options(self) -> dict[str, Any]:
         """`env_options` by name."""

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxrl_lm import storage
-from jaxrl_lm.envs import make
 from jaxrl_lm.envs.maze.environment import Maze
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.environment import EnvironmentState, EnvironmentTask, MakeLearner, load_environment_task
@@ -51,8 +50,7 @@ def evaluate_run(
         InputError: the run cannot be read, or the environment shows something else than the policy has learned to see.
     """
     task, state = restore_run(config, make_learner)
-    options = config.parsed_env_options() | read_env_options(env_options)
-    env, env_params = make(config.env, **options)
+    env, env_params = config.make_env(**read_env_options(env_options))
     _check_same_view(task, env, env_params)
     level_key, episode_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
     if isinstance(env, Maze) and env.source.layout is None:

@@ -66,6 +66,22 @@ def test_binned_pendulum_turns_the_torque_that_its_action_stands_for():
         assert int(number) == np.ravel_multi_index(bins, (4, 4, 8))
 
 
+def test_actions_alone_can_be_binned():
+    env, params = wrap("Pendulum-v1", num_actions=3)
+    inner = gymnax.make("Pendulum-v1")[0]
+    assert env.observation_space(params).shape == (3,)
+    _, state = env.reset(KEY, params)
+    np.testing.assert_array_equal(
+        env.step(KEY, state, 2, params)[0], inner.step(KEY, state, jnp.array([2.0]), params)[0]
+    )
+
+
+def test_observations_alone_can_be_binned():
+    env, params = wrap("Pendulum-v1", num_bins=4)
+    assert env.observation_space(params).n == 64
+    assert env.action_space(params).shape == (1,)
+
+
 def test_given_bounds_stand_in_for_those_that_the_space_lacks():
     env, params = wrap("CartPole-v1", num_bins=(1, 2, 6, 2), low=(None, -1.0, None, -2.0), high=(None, 1.0, None, 2.0))
     assert env.observation_space(params).n == 24
@@ -110,14 +126,14 @@ def test_equal_wrappers_are_equal_so_that_programs_are_not_compiled_twice():
 @pytest.mark.parametrize(
     ("env_id", "options", "message"),
     [
-        ("CartPole-v1", {}, r"observation axis 1 has no bound \(low\[1\]=.*give low\[1\]"),
-        ("CartPole-v1", {"low": (None, -1.0, None, -1.0)}, r"axis 1 has no bound \(high\[1\]"),
-        ("MountainCar-v0", {"low": (0.0,)}, r"low=\(0.0,\) names 1 axes, but the observation has 2"),
-        ("MountainCar-v0", {"low": (1.0, 0.0)}, "axis 0: low=1 must be less than high=0.6"),
+        ("CartPole-v1", {"num_bins": 4}, r"observation axis 1 has no bound \(low\[1\]=.*give low\[1\]"),
+        ("CartPole-v1", {"num_bins": 4, "low": (None, -1.0, None, -1.0)}, r"axis 1 has no bound \(high\[1\]"),
+        ("MountainCar-v0", {"num_bins": 4, "low": (0.0,)}, r"low=\(0.0,\) names 1 axes, but the observation has 2"),
+        ("MountainCar-v0", {"num_bins": 4, "low": (1.0, 0.0)}, "axis 0: low=1 must be less than high=0.6"),
         ("MountainCar-v0", {"num_bins": 0}, "num_bins=0 must be at least 1"),
         ("MountainCar-v0", {"num_bins": (3, 3, 3)}, "num_bins=.* names 3 axes, but there are 2"),
         ("Pendulum-v1", {"num_actions": 1}, "num_actions=1 must be at least 2"),
-        ("Breakout-MinAtar", {}, r"num_bins=10 over 400 axes makes about 10\^400 combinations"),
+        ("Breakout-MinAtar", {"num_bins": 10}, r"num_bins=10 over 400 axes makes about 10\^400 combinations"),
         ("ChainMaze-v0", {}, "ChainMaze-v0 has discrete observations and actions already"),
     ],
 )
