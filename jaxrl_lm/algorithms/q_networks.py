@@ -68,7 +68,7 @@ def make_q_function(config: TrunkConfig, env: Any, env_params: Any, *, is_duelin
     if not isinstance(actions, spaces.Discrete):
         raise InputError(
             f"action_space={actions!r} of {env.name} is not discrete, and Q-learning takes the maximum over all "
-            "actions; choose ppo, which fits continuous actions"
+            "actions; choose ppo, which fits continuous actions, or set binning.num_actions"
         )
     observations = env.observation_space(env_params)
     network = QNetwork(trunk=make_trunk(config, observations), num_actions=int(actions.n), is_dueling=is_dueling)

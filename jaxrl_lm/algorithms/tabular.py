@@ -180,7 +180,7 @@ def _table_size(env: Any, env_params: Any) -> tuple[int, int]:
         if not isinstance(space, spaces.Discrete):
             raise InputError(
                 f"env={env.name}: a table needs categories, but the {what} space is {space}; put the environment "
-                "into bins (jaxrl_lm.envs.binning), or train dqn (discrete actions) or ppo on it"
+                "into bins (binning.num_bins, binning.num_actions), or train dqn (discrete actions) or ppo on it"
             )
     observation, _ = jax.eval_shape(env.reset, jax.random.key(0), env_params)
     if isinstance(observation, MaskedObservation):

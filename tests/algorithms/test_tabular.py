@@ -304,8 +304,8 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (gymnax.make("CartPole-v1")[0], "CartPole-v1: .*observation space is Box.*jaxrl_lm.envs.binning.*ppo"),
-        (Prizes(action_box=spaces.Box(-1.0, 1.0, (1,))), "Prizes: .*action space is Box.*jaxrl_lm.envs.binning.*ppo"),
+        (gymnax.make("CartPole-v1")[0], "CartPole-v1: .*observation space is Box.*binning.num_bins.*ppo"),
+        (Prizes(action_box=spaces.Box(-1.0, 1.0, (1,))), "Prizes: .*action space is Box.*binning.num_bins.*ppo"),
         (Prizes(has_mask=True), "has_action_mask=True.*has_action_mask=False"),
     ],
     ids=["observations", "actions", "mask"],

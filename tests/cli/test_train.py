@@ -8,7 +8,9 @@ from jaxrl_lm.cli.environment import TRAINERS
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.storage import RunFolder, read_metrics, read_seeds
 
+TABULAR = ["--num-envs=2", "--num-steps=32"]
 SMALL = {
+    "sarsa": [*TABULAR, "--env=Pendulum-v1", "--binning.num-bins=4", "--binning.num-actions=3"],
     "dqn": [
         "--env=CartPole-v1",
         "--num-envs=4",
@@ -20,7 +22,6 @@ SMALL = {
     "pqn": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16", "--num-minibatches=2"],
     "ppo": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16"],
 }
-TABULAR = ["--num-envs=2", "--num-steps=32"]
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -36,11 +37,12 @@ def test_every_algorithm_trains_and_evaluates(name: str, tmp_path: Path, capfd: 
 
 
 def test_a_runs_config_file_starts_it_again(tmp_path: Path) -> None:
-    options = [*TABULAR, "--total-steps=128", "--chunk-updates=2", "--eval-episodes=4"]
+    options = [*SMALL["sarsa"], "--total-steps=128", "--chunk-updates=2", "--eval-episodes=4"]
     assert run(["train", "sarsa", f"--out={tmp_path / 'first'}", *options, "--learning-rate=0.25"]) == 0
     config = tmp_path / "first" / "config.yaml"
     assert run(["train", "sarsa", f"--config={config}", f"--out={tmp_path / 'again'}"]) == 0
-    assert RunFolder(tmp_path / "again").read_config()["learning_rate"] == 0.25
+    again = RunFolder(tmp_path / "again").read_config()
+    assert (again["learning_rate"], again["binning"]["num_bins"]) == (0.25, 4)
 
 
 @pytest.mark.parametrize(
