@@ -47,7 +47,7 @@ class Experiment:
     out: Path = Path("runs/003_maze_ppo")
     size: int = 7
     num_seeds: int = 5
-    total_steps: int = 10_000_000
+    total_steps: int = 4_000_000
     num_envs: int = 256
     num_test_levels: int = 2000
     debug: bool = False
@@ -67,7 +67,7 @@ def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
         save_every=20,
         num_envs=experiment.num_envs,
         num_steps=32,
-        policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(256, 128), activation="relu", kind="mlp"), is_shared=True),
+        policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(512, 256), activation="relu", kind="mlp"), is_shared=True),
         ppo=PPOConfig(
             learning_rate=1e-3,
             num_epochs=4,
