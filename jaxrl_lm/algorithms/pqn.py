@@ -10,7 +10,6 @@ takes the place of the target network.
 Reference: Gallici et al., 2024, Simplifying Deep Temporal Difference Learning.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from jaxrl_lm.envs.base import StepResult, reset_batch, step_batch
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.environments import where_any
 from jaxrl_lm.rollouts.episodes import EpisodeTracker
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
@@ -318,17 +318,7 @@ def _values(q_function: QFunction, params: PyTree, observations: PyTree) -> jax.
 def _final_values(q_function: QFunction, params: PyTree, result: StepResult) -> jax.Array:
     """max_a Q(final observation, a) where a time limit cut the episode, 0 elsewhere."""
     is_cut = result.truncated & ~result.terminated
-    return _where_any(is_cut, lambda: jnp.where(is_cut, _values(q_function, params, result.final_observations), 0.0))
-
-
-def _where_any(is_needed: jax.Array, compute: Callable[[], jax.Array]) -> jax.Array:
-    """`compute()` if any entry is needed, else zeros.
-
-    A loop of at most one turn, as `cond` under `vmap` would compute both branches.
-    """
-    zeros = jnp.zeros(is_needed.shape)
-    carry = jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros((), bool), compute()), (jnp.any(is_needed), zeros))
-    return carry[1]
+    return where_any(is_cut, lambda: jnp.where(is_cut, _values(q_function, params, result.final_observations), 0.0))
 
 
 def _learn(

@@ -158,10 +158,12 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
             unrolled: Any = model.apply(
                 {"params": params}, seen, observations.is_first, observations.memory, method="unroll"
             )
-            return score(params, *unrolled[:2], action_mask, actions)
+            outputs, values, _ = unrolled
+            return score(params, outputs, values, action_mask, actions)
         # One batch axis instead of two: sums over a few actions are then three times as fast on a CPU.
         seen, action_mask = _split_mask(jax.tree.map(_merge_batch_and_time, observations))
-        scores = score(params, *forward(params, seen), action_mask, _merge_batch_and_time(actions))
+        outputs, values = forward(params, seen)
+        scores = score(params, outputs, values, action_mask, _merge_batch_and_time(actions))
         return jax.tree.map(lambda leaf: leaf.reshape(actions.shape[:2]), scores)
 
     def score(

@@ -1,5 +1,6 @@
 """Trajectories from batches of environments: one scan, transposed once to `[B, T]`."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -155,7 +156,16 @@ def _final_values(
         seen = normalize_observations(result.final_observations, normalizers)
         return jnp.where(is_cut, policy.value(params, seen, jnp.zeros_like(is_cut), decision.memory), 0.0)
 
-    return jax.lax.cond(jnp.any(is_cut), value, lambda: jnp.zeros(is_cut.shape))
+    return where_any(is_cut, value)
+
+
+def where_any(is_needed: jax.Array, compute: Callable[[], jax.Array]) -> jax.Array:
+    """`compute()`, float32 `[B]`, if any of `is_needed` `[B]` holds, else zeros.
+
+    A loop of at most one turn: `cond` would compute both branches under `vmap` over seeds.
+    """
+    carry = jnp.any(is_needed), jnp.zeros(is_needed.shape)
+    return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros((), bool), compute()), carry)[1]
 
 
 def _trajectory(

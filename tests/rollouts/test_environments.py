@@ -189,3 +189,22 @@ def test_actions_differ_from_step_to_step_and_from_rollout_to_rollout():
     *_, second, _ = rollout(PolicyConfig(), key=7)
     assert np.any(np.asarray(first.actions) != np.asarray(second.actions))
     assert len({tuple(column) for column in np.asarray(first.actions).T}) > 1
+
+
+def test_what_few_steps_need_is_not_computed_where_no_seed_needs_it():
+    """`cond` would: under vmap it computes both branches at every step."""
+    calls = []
+
+    def compute() -> jax.Array:
+        jax.debug.callback(lambda: calls.append(1), ordered=False)
+        return jnp.ones(3)
+
+    run = jax.jit(jax.vmap(lambda is_needed: environments.where_any(is_needed, compute)))
+    none = np.asarray(run(jnp.zeros((2, 3), bool)))
+    jax.effects_barrier()
+    assert not calls
+    one_seed = np.asarray(run(jnp.array([[False] * 3, [False, True, False]])))
+    jax.effects_barrier()
+    assert calls
+    np.testing.assert_array_equal(none, np.zeros((2, 3)))
+    np.testing.assert_array_equal(one_seed, [[0, 0, 0], [1, 1, 1]])
