@@ -7,6 +7,8 @@ white space; an empty completion earns 0.
 from collections.abc import Callable
 from typing import Any
 
+from jaxrl_lm.rewards.manners import good_manners
+
 RewardFunction = Callable[..., list[float]]
 """`f(prompts, completions, **columns) -> list[float]`, called by keyword, one number a completion.
 
@@ -47,6 +49,7 @@ REWARDS: dict[str, RewardFunction] = {
     "distinct_words": distinct_words,
     "lowercase": lowercase,
     "vowels": vowels,
+    "good_manners": good_manners,
 }
 
 

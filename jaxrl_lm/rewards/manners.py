@@ -1,0 +1,90 @@
+"""A gold reward of replies in English: does one speak of what was asked, courteously, and come to an end?
+
+It stands in for a person where feedback is simulated: it labels, and it judges a policy whose reward model has only
+seen labels.
+"""
+
+import re
+from typing import Any
+
+COURTEOUS = (
+    "gladly",
+    "with pleasure",
+    "happy to help",
+    "thank you",
+    "of course",
+    "good question",
+    "sorry to hear",
+    "i understand",
+    "here for you",
+    "hope this helps",
+    "please",
+    "good luck",
+)
+RUDE = ("stupid", "fool", "shut up", "go away", "bother me", "boring", "idiot", "nonsense")
+MAX_COURTESIES = 2
+MAX_WORDS = 25
+# Words that say nothing of what a question is about.
+_COMMON_WORDS = """
+the and you can tell how what want know that this with for are was not but from have has user assistant
+feel into your about should when make less
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
+
+
+def good_manners(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+    """Reward a courteous reply that stays with the question.
+
+    score = [shares a word of the question] + 0.5 * min(courteous phrases, 2) - [rude] - 0.5 * [does not end a sentence]
+            - 0.1 * (words beyond 25) - (share of words said before in the same reply); -2 for an empty reply
+
+    Args:
+        prompts: texts, or messages; the last line, or message, of the user counts.
+        completions: replies.
+        columns: unused.
+
+    Returns:
+        One score a reply, at most 2.
+    """
+    del columns
+    return [
+        _score(_question(prompt), _text(completion)) for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _score(question: str, reply: str) -> float:
+    lowered = reply.lower()
+    words = _words(lowered)
+    if not words:
+        return -2.0
+    about = {word for word in _words(question.lower()) if len(word) > 2 and word not in _COMMON}
+    score = 1.0 if about.intersection(words) else 0.0
+    score += 0.5 * min(MAX_COURTESIES, sum(phrase in lowered for phrase in COURTEOUS))
+    score -= 1.0 if any(phrase in lowered for phrase in RUDE) else 0.0
+    score -= 0.0 if reply.rstrip().endswith((".", "!", "?")) else 0.5
+    score -= 0.1 * max(0, len(words) - MAX_WORDS)
+    return score - _repeated(words)
+
+
+def _repeated(words: list[str]) -> float:
+    """Share of words that stand in the reply already, common ones not counted."""
+    rare = [word for word in words if len(word) > 2 and word not in _COMMON]
+    return 1.0 - len(set(rare)) / len(rare) if rare else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text)
+
+
+def _question(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        asked = [line for line in prompt.splitlines() if line.strip() and not line.startswith("Assistant:")]
+        return asked[-1] if asked else ""
+    asked = [message["content"] for message in prompt if message["role"] == "user"]
+    return asked[-1] if asked else ""
+
+
+def _text(completion: Any) -> str:
+    if isinstance(completion, str):
+        return completion
+    return " ".join(message["content"] for message in completion)
