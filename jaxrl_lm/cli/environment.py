@@ -81,11 +81,13 @@ def run_evaluate(config: EvaluateConfig) -> None:
         trained, make_learner, env_options=config.env_options, num_episodes=config.episodes, seed=config.seed
     )
     table = Table("", "interquartile mean", "95 % interval", title=f"{config.run}: {config.episodes} episodes a seed")
-    for name, values in metrics.items():
-        if np.isfinite(values).all():
-            low, high = storage.bootstrap_interval(np.asarray(values, np.float64))
-            middle = storage.interquartile_mean(np.asarray(values, np.float64))
-            table.add_row(name, f"{middle:.4g}", f"{low:.4g} to {high:.4g}" if len(values) > 1 else "one seed")
+    for label, rows in trained.sweep_columns():
+        for name, all_values in metrics.items():
+            values = np.asarray(all_values[rows], np.float64)
+            if np.isfinite(values).all():
+                low, high = storage.bootstrap_interval(values)
+                interval = f"{low:.4g} to {high:.4g}" if len(values) > 1 else "one seed"
+                table.add_row(name + label, f"{storage.interquartile_mean(values):.4g}", interval)
     Console().print(table)
 
 
@@ -130,10 +132,10 @@ def print_result(folder: storage.RunFolder) -> None:
     """First and last metrics of a run, and its files."""
     curves = storage.read_metrics(folder)
     table = Table("", "first", "last")
-    for name in _SHOWN:
-        values = curves[name].values if name in curves else []
-        if len(values):
-            table.add_row(name, f"{values[0]:.4g}", f"{values[-1]:.4g}")
+    for shown in _SHOWN:
+        for name, curve in curves.items():
+            if name.partition(" ")[0] == shown and len(curve.values):
+                table.add_row(name, f"{curve.values[0]:.4g}", f"{curve.values[-1]:.4g}")
     console = Console()
     console.print(table)
     console.print(f"metrics, plots and report: {folder.path}", soft_wrap=True)

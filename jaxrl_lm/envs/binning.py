@@ -28,13 +28,18 @@ class BinningConfig:
         low: lower bound of each observation axis; None (for all, or for one axis) takes the space's.
         high: upper bounds, likewise. What lies outside falls into the first or the last bin.
         num_actions: values of each axis of a Box of actions, or one number for all, evenly spaced from the space's
-            lower to its upper bound, both included; None leaves a Box as it is. Unused for discrete actions.
+            lower to its upper bound, both included; None leaves actions as they are.
     """
 
     num_bins: int | tuple[int, ...] | None = None
     low: tuple[float | None, ...] | None = None
     high: tuple[float | None, ...] | None = None
     num_actions: int | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if self.num_bins is None and getattr(self, name) is not None:
+                raise InputError(f"{name}={getattr(self, name)} bounds bins of observations; give num_bins too")
 
 
 class BinnedEnvironment(environment.Environment[Any, Any]):
@@ -58,8 +63,6 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
         self.env = env
         self.config = config
         observed, acted = env.observation_space(params), env.action_space(params)
-        if isinstance(observed, spaces.Discrete) and isinstance(acted, spaces.Discrete):
-            raise InputError(f"{env.name} has discrete observations and actions already; use it without binning")
         self._edges = _cut_observations(env, params, observed, config)
         self._moves = _cut_actions(acted, config)
         self._observation_space = observed
@@ -185,9 +188,11 @@ def action_value(action: Int[Array, ""], moves: Sequence[Sequence[float]]) -> Fl
 def _cut_observations(
     env: environment.Environment[Any, Any], params: Any, space: Any, config: BinningConfig
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Inner edges of each axis; None where the observation is an integer already, or stays as it is."""
-    if isinstance(space, spaces.Discrete) or config.num_bins is None:
+    """Inner edges of each axis; None where observations stay as they are."""
+    if config.num_bins is None:
         return None
+    if isinstance(space, spaces.Discrete):
+        raise InputError(f"{env.name}: num_bins={config.num_bins}, but observations are integers already; leave it out")
     shown = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     if not isinstance(space, spaces.Box) or getattr(shown, "shape", None) != tuple(space.shape):
         raise InputError(f"{env.name}: binning needs an observation that is one array; this one's space is {space}")
@@ -205,9 +210,11 @@ def _cut_observations(
 
 
 def _cut_actions(space: Any, config: BinningConfig) -> tuple[tuple[float, ...], ...] | None:
-    """Values of each axis; None where actions are discrete already, or stay as they are."""
-    if isinstance(space, spaces.Discrete) or config.num_actions is None:
+    """Values of each axis; None where actions stay as they are."""
+    if config.num_actions is None:
         return None
+    if isinstance(space, spaces.Discrete):
+        raise InputError(f"num_actions={config.num_actions}, but actions are discrete already; leave it out")
     if not isinstance(space, spaces.Box):
         raise InputError(f"actions must be discrete or a Box to be binned; this space is {space}")
     num_axes = math.prod(space.shape)

@@ -17,11 +17,11 @@ from jaxrl_lm.errors import InputError
 
 def _make_maze(
     *,
-    size: int = 13,
-    generator: str = "backtracker",
+    size: int | None = None,
+    generator: str | None = None,
     observation: Observation = "position",
     reward: Reward = "article",
-    num_levels: int = 4096,
+    num_levels: int | None = None,
     seed: int = 0,
     layout: str | None = None,
     window_size: int = 5,

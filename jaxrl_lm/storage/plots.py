@@ -36,7 +36,7 @@ _UNITS_BY_GROUP = {"reward": "reward", "kl": "nats", "loss": "loss", "ratio": "r
 _NO_UNIT = re.compile(r"(coef|coefficient|beta|target)$")
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MAX_COLUMNS = 3
 _SMOOTHED_ABOVE = 20  # points; fewer are drawn as they are
 
@@ -102,7 +102,7 @@ def _png(title: str, curves: dict[str, Curve]) -> bytes:
     figure.suptitle(title, fontweight="bold")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for index, (name, curve) in enumerate(curves.items()):
-        _draw(panels[index], name, curve, _COLORS[index % len(_COLORS)])
+        _draw(panels[index], name, curve, COLORS[index % len(COLORS)])
     for unused in panels[len(curves) :]:
         unused.set_axis_off()
     picture = io.BytesIO()

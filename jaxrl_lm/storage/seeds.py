@@ -13,10 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
+from jaxrl_lm.storage.plots import COLORS
 from jaxrl_lm.storage.run_folder import RunFolder, line_error, read_jsonl, write_atomically
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
+_MAX_POINTS = 500  # of a curve: its bootstrap takes 16 kB a point and seed
 
 
 class SeedCurves(NamedTuple):
@@ -74,19 +76,28 @@ def bootstrap_interval(values: Float[np.ndarray, "*N S"]) -> tuple[Float[np.ndar
 def write_seed_plots(folder: RunFolder) -> list[Path]:
     """Draw `plots/seeds.png`: every metric's interquartile mean over seeds, its interval, and the seeds themselves.
 
+    Values of a sweep, `NAME KEY=VALUE`, share the panel of NAME.
+
     Returns:
         The picture; none where a run has one seed or no numbers.
     """
-    curves = {name: curve for name, curve in read_seeds(folder).items() if curve.values.shape[1] > 1}
-    if not curves:
+    groups: dict[str, dict[str, SeedCurves]] = {}
+    for name, curve in read_seeds(folder).items():
+        base, _, label = name.partition(" ")
+        if label or curve.values.shape[1] > 1:
+            groups.setdefault(base, {})[label] = curve
+    if not groups:
         return []
     folder.plots_folder.mkdir(exist_ok=True)
-    figure = Figure(figsize=(4.4 * len(curves), 3.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.4 * len(groups), 3.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for panel, (name, curve) in zip(panels, curves.items(), strict=True):
-        draw_seeds(panel, curve, color="#0072B2")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for panel, (name, curves) in zip(panels, groups.items(), strict=True):
+        for number, (label, curve) in enumerate(curves.items()):
+            draw_seeds(panel, curve, color=COLORS[number % len(COLORS)], label=label or None)
         panel.set_title(name, fontsize=10)
+        if any(curves):
+            panel.legend(fontsize=7)
     figure.suptitle(f"Interquartile mean over seeds and its {CONFIDENCE:.0%} bootstrap interval", fontweight="bold")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -96,8 +107,10 @@ def write_seed_plots(folder: RunFolder) -> list[Path]:
 
 
 def draw_seeds(panel: Any, curve: SeedCurves, *, color: str, label: str | None = None) -> None:
-    """Draw one metric into a panel; steps at which a seed has no number are left out."""
-    kept = ~np.isnan(curve.values).any(axis=1)
+    """Draw one metric into a panel, at up to 500 steps; those at which a seed has no number are left out."""
+    kept = np.flatnonzero(~np.isnan(curve.values).any(axis=1))
+    if len(kept) > _MAX_POINTS:
+        kept = kept[np.linspace(0, len(kept) - 1, _MAX_POINTS).astype(int)]
     num_steps, values = curve.num_steps[kept], curve.values[kept]
     panel.plot(num_steps, values, color=color, linewidth=0.5, alpha=0.25)
     if len(num_steps):

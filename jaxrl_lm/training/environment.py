@@ -14,17 +14,26 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxrl_lm import storage
+from jaxrl_lm.envs import make
+from jaxrl_lm.envs.binning import BinnedEnvironment, BinningConfig
 from jaxrl_lm.envs.maze.environment import Maze
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.evaluation import evaluation_metrics, play
 from jaxrl_lm.training.loop import LoopConfig, run_updates
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
-SHOWN = ("episode/return", "eval/return", "eval/solved", "time/steps_per_second")
+SHOWN = ("episode/return", "eval/return", "eval/solved")
 _EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project", "num_devices"})
 # Fields of a learner's state whose leaves are `[S, B, ...]`.
 _OF_ENVS = frozenset({"rollout", "env_states", "observations", "tracker"})
-_PER_SEED = ("episode/return", "episode/length", "eval/return", "eval/solved", "eval/oracle_share", "eval/regret")
+_PER_SEED = (
+    "episode/return",
+    "episode/length",
+    "eval/return",
+    "eval/solved",
+    "eval/oracle_share",
+    "eval/regret",
+)
 
 MakeLearner = Callable[[Any, Any, Any], EnvironmentLearner]
 """`make_learner(config, env, env_params) -> EnvironmentLearner`."""
@@ -90,7 +99,7 @@ def train_environment(config: Any, make_learner: MakeLearner) -> storage.RunFold
         num_updates=task.num_chunks,
         save_every=config.save_every,
         keep_checkpoints=config.keep_checkpoints,
-        shown=SHOWN,
+        shown=(*(name + label for label, _ in config.sweep_columns() for name in SHOWN), "time/steps_per_second"),
         wandb_project=config.wandb_project,
     )
     run_updates(folder, state, make_chunk(task, folder), loop, fingerprints={}, resume=config.resume)
@@ -104,11 +113,14 @@ def load_environment_task(config: Any, make_learner: MakeLearner) -> tuple[Envir
     Raises:
         InputError: one of them is not what it must be.
     """
-    env, env_params = config.make_env()
+    env, env_params = make_env(config)
+    if is_generated_maze(env):
+        env = Maze(env.config, replace(env.source, part="training"))
+        env_params = env.default_params
     learner_key, state_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
-    held_out_env, held_out = _held_out(env, env_params, config, held_out_key)
+    held_out_env, held_out = held_out_levels(env, env_params, config.eval_episodes, held_out_key)
     refresh_every = 0
-    if isinstance(env, Maze) and env.source.layout is None and config.refresh_levels:
+    if is_generated_maze(env) and config.refresh_levels:
         steps = config.chunk_updates * _steps_of_each_env(config, make_learner, env, env_params)
         refresh_every = -(-int(env_params.max_steps_in_episode) // steps)
         env_params = jax.jit(env.refresh)(env_params, jax.random.fold_in(state_key, 0))
@@ -136,7 +148,8 @@ def make_chunk(
 ) -> Callable[[EnvironmentState, int], tuple[EnvironmentState, dict[str, float]]]:
     """One chunk on the host: fresh levels, updates of all seeds, evaluation, metrics; per-seed numbers to a file."""
     run = jax.jit(jax.vmap(partial(_run_updates, task), (0, None)), donate_argnums=0)
-    evaluate = jax.jit(jax.vmap(partial(_evaluate, task), (0, None)))
+    evaluate = jax.jit(jax.vmap(partial(_evaluate, task), (0, None, 0)))
+    discounts = agent_discounts(task.config)
     refresh = jax.jit(task.env.refresh, donate_argnums=0) if task.refresh_every else None
     config = task.config
     steps = task.learner.steps_per_update * config.chunk_updates
@@ -152,11 +165,11 @@ def make_chunk(
         seconds = time.perf_counter() - started
         is_last = num_done + 1 == task.num_chunks
         if is_last or (config.eval_every and (num_done + 1) % config.eval_every == 0):
-            metrics |= jax.device_get(evaluate(learners, chunk_key))
+            metrics |= jax.device_get(evaluate(learners, chunk_key, discounts))
         num_steps = steps * (num_done + 1)
-        storage.append_jsonl(folder.seeds_file, [_seed_record(num_done + 1, num_steps, metrics)])
-        numbers = {name: _mean(name, values) for name, values in metrics.items()}
-        numbers |= {
+        record = {"step": num_done + 1, "num_steps": num_steps, **_by_seed(config, metrics)}
+        storage.append_jsonl(folder.seeds_file, [record])
+        numbers = _by_value(config, metrics) | {
             "steps/per_seed": float(num_steps),
             "time/chunk": seconds,
             "time/steps_per_second": steps * _num_learners(config) / seconds,
@@ -200,6 +213,7 @@ def _init_learners(config: Any, learner: EnvironmentLearner, key: jax.Array, env
     if sweep is None:
         return jax.jit(jax.vmap(learner.init, (0, None)))(keys, env_params)
     name, values = sweep
+    _check_swept(config, name, values)
     learners = jax.jit(jax.vmap(learner.init, (0, None)))(jnp.tile(keys, len(values)), env_params)
     column = jnp.repeat(jnp.asarray(values, jnp.float32), config.num_seeds)
     known = set()
@@ -219,11 +233,52 @@ def _init_learners(config: Any, learner: EnvironmentLearner, key: jax.Array, env
     return learners
 
 
-def _held_out(env: Any, env_params: Any, config: Any, key: jax.Array) -> tuple[Any, Any]:
-    """Environment and parameters of evaluations: levels that training never meets, where levels are generated."""
-    if not isinstance(env, Maze) or env.source.layout is not None:
+def make_env(config: Any, **options: Any) -> tuple[Any, Any]:
+    """A run's environment and its parameters; `options` take the place of the run's own.
+
+    Raises:
+        InputError: an id, an option or the binning does not fit.
+    """
+    options = config.parsed_env_options() | options
+    if options.get("reward") == "shaped" and options.setdefault("discount", config.discount) != config.discount:
+        raise InputError(
+            f"env_options: discount={options['discount']} of the shaped reward must be the agent's, "
+            f"discount={config.discount}; leave it out"
+        )
+    if options.get("reward") == "shaped" and config.parsed_sweep() and config.parsed_sweep()[0] == "discount":
+        raise InputError(f"sweep={config.sweep!r}: the shaped reward has one discount; choose reward=sparse or article")
+    env, env_params = make(config.env, **options)
+    if config.binning == BinningConfig():
         return env, env_params
-    held_out = Maze(env.config, replace(env.source, num_levels=config.eval_episodes))
+    if isinstance(env, Maze):
+        raise InputError(f"binning: the levels of {config.env} could then not be held out or replaced; leave it out")
+    return BinnedEnvironment(env, env_params, config.binning), env_params
+
+
+def is_generated_maze(env: Any) -> bool:
+    """Whether an environment's levels can be drawn anew and held out."""
+    return isinstance(env, Maze) and env.source.layout is None
+
+
+def _check_swept(config: Any, name: str, values: tuple[float, ...]) -> None:
+    """Whether each value could stand in the settings.
+
+    Raises:
+        InputError: one could not.
+    """
+    for owner in (config, getattr(config, "ppo", config)):
+        if isinstance(getattr(owner, name, None), float):
+            for value in values:
+                if not np.isfinite(value):
+                    raise InputError(f"sweep={config.sweep!r}: {value} is no number to train with")
+                replace(owner, **{name: value})
+
+
+def held_out_levels(env: Any, env_params: Any, num_levels: int, key: jax.Array) -> tuple[Any, Any]:
+    """Environment and parameters of evaluations: levels that training never meets, where levels are generated."""
+    if not is_generated_maze(env):
+        return env, env_params
+    held_out = Maze(env.config, replace(env.source, num_levels=num_levels, part="held-out"))
     return held_out, jax.jit(held_out.new_params)(key)
 
 
@@ -261,18 +316,24 @@ def _weighted(values: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(counts > 0, values * counts, 0.0)) / jnp.sum(counts)
 
 
-def _evaluate(task: EnvironmentTask, learner_state: PyTree, key: jax.Array) -> Metrics:
-    config = task.config
+def agent_discounts(config: Any) -> jax.Array:
+    """Gamma of every learner, `[V * S]`."""
+    name, values = config.parsed_sweep() or ("", ())
+    swept = values if name == "discount" else (config.discount,) * max(1, len(values))
+    return jnp.repeat(jnp.asarray(swept, jnp.float32), config.num_seeds)
+
+
+def _evaluate(task: EnvironmentTask, learner_state: PyTree, key: jax.Array, discount: jax.Array) -> Metrics:
     played = play(
         task.held_out_env,
         task.learner,
         learner_state,
         task.held_out,
         key,
-        num_episodes=config.eval_episodes,
-        discount=config.discount,
+        num_episodes=task.config.eval_episodes,
+        discount=discount,
     )
-    return evaluation_metrics(task.held_out_env, task.held_out, played, config.discount)
+    return evaluation_metrics(task.held_out_env, task.held_out, played, discount)
 
 
 def _num_learners(config: Any) -> int:
@@ -280,10 +341,24 @@ def _num_learners(config: Any) -> int:
     return config.num_seeds * (len(sweep[1]) if sweep else 1)
 
 
-def _seed_record(step: int, num_steps: int, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+def _by_seed(config: Any, metrics: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
     """Numbers of every seed for learning curves; null where a seed has none."""
-    kept = {name: [_number(value) for value in metrics[name]] for name in _PER_SEED if name in metrics}
-    return {"step": step, "num_steps": num_steps, **kept}
+    return {
+        name + label: [_number(value) for value in metrics[name][rows]]
+        for name in _PER_SEED
+        for label, rows in config.sweep_columns()
+        if name in metrics
+    }
+
+
+def _by_value(config: Any, metrics: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over seeds, for each swept value; one that has diverged is left out while others go on."""
+    numbers: dict[str, float] = {}
+    for name, values in metrics.items():
+        means = {name + label: _mean(name, values[rows]) for label, rows in config.sweep_columns()}
+        finite = {label: mean for label, mean in means.items() if np.isfinite(mean)}
+        numbers |= (finite or means) if config.sweep else means
+    return numbers
 
 
 def _number(value: Any) -> float | None:

@@ -9,8 +9,7 @@ from jaxrl_lm.algorithms.dqn import DQNConfig
 from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig
 from jaxrl_lm.algorithms.pqn import PQNConfig
 from jaxrl_lm.algorithms.tabular import TabularConfig
-from jaxrl_lm.envs import make
-from jaxrl_lm.envs.binning import BinnedEnvironment, BinningConfig
+from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.language_config import check_seed
 
@@ -43,7 +42,7 @@ class EnvironmentRunConfig:
         num_seeds: independent runs, trained together by vmap.
         seed: of the first; the others follow from it.
         sweep: NAME=V1,V2,... of a traced hyperparameter, such as learning_rate=1e-3,3e-4: every seed is trained with
-            every value, all in one program.
+            every value, all in one program; metrics carry the value in their names.
         chunk_updates: updates in one jitted scan, between which metrics are written and levels refreshed.
         refresh_levels: meet new mazes: replace the levels that episodes are drawn from as often as their length allows.
         eval_every: chunks between evaluations on held-out levels; 0 for one at the end alone.
@@ -84,17 +83,6 @@ class EnvironmentRunConfig:
         self.parsed_env_options()
         self.parsed_sweep()
 
-    def make_env(self, **options: Any) -> tuple[Any, Any]:
-        """The environment and its parameters; `options` take the place of the run's own.
-
-        Raises:
-            InputError: an id, an option or the binning does not fit.
-        """
-        env, env_params = make(self.env, **(self.parsed_env_options() | options))
-        if self.binning == BinningConfig():
-            return env, env_params
-        return BinnedEnvironment(env, env_params, self.binning), env_params
-
     def parsed_env_options(self) -> dict[str, Any]:
         """`env_options` by name."""
         return read_env_options(self.env_options)
@@ -108,6 +96,17 @@ class EnvironmentRunConfig:
             return name.replace("-", "_"), tuple(float(value) for value in values.split(","))
         except ValueError:
             raise InputError(f"sweep={self.sweep!r} must be NAME=V1,V2,..., such as learning_rate=1e-3,3e-4") from None
+
+    def sweep_columns(self) -> list[tuple[str, slice]]:
+        """Where each swept value's seeds stand among all learners, by a label; one without label if none is swept."""
+        sweep = self.parsed_sweep()
+        if sweep is None:
+            return [("", slice(0, self.num_seeds))]
+        name, values = sweep
+        return [
+            (f" {name}={value:g}", slice(number * self.num_seeds, (number + 1) * self.num_seeds))
+            for number, value in enumerate(values)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +129,11 @@ class TrainDQNConfig(EnvironmentRunConfig, DQNConfig):
     def __post_init__(self) -> None:
         EnvironmentRunConfig.__post_init__(self)
         DQNConfig.__post_init__(self)
+        if self.learning_starts >= self.total_steps:
+            raise InputError(
+                f"learning_starts={self.learning_starts}: nothing would be learned in total_steps={self.total_steps}; "
+                "choose fewer"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

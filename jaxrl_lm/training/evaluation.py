@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_lm.envs import reset_batch, step_batch
+from jaxrl_lm.envs.chain import ChainMaze
 from jaxrl_lm.envs.maze.environment import Maze
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
@@ -17,13 +18,13 @@ class Episodes(NamedTuple):
         returns: sum of rewards, `[B]`.
         discounted_returns: sum of discount^t times reward, `[B]`.
         lengths: steps, int32 `[B]`.
-        is_solved: whether the episode came to its own end, not to its time limit, bool `[B]`.
+        is_terminated: whether the episode came to its own end, not to its time limit, bool `[B]`; in a maze, solved.
     """
 
     returns: jax.Array
     discounted_returns: jax.Array
     lengths: jax.Array
-    is_solved: jax.Array
+    is_terminated: jax.Array
 
 
 def start_episodes(env: Any, key: jax.Array, num_episodes: int, env_params: Any) -> tuple[PyTree, PyTree]:
@@ -42,7 +43,7 @@ def play(
     key: jax.Array,
     *,
     num_episodes: int,
-    discount: float,
+    discount: float | jax.Array,
 ) -> Episodes:
     """Play whole episodes by the learner's greedy policy; every environment must end its episodes some time.
 
@@ -79,7 +80,7 @@ def play(
             returns=found.returns + counted,
             discounted_returns=found.discounted_returns + counted * discount**time,
             lengths=found.lengths + ~is_over,
-            is_solved=found.is_solved | (result.terminated & ~is_over),
+            is_terminated=found.is_terminated | (result.terminated & ~is_over),
         )
         is_done = result.terminated | result.truncated
         return time + 1, result.states, result.observations, is_done, memory, is_over | is_done, found
@@ -87,14 +88,15 @@ def play(
     return jax.lax.while_loop(lambda carry: ~jnp.all(carry[5]), step, start)[6]
 
 
-def evaluation_metrics(env: Any, env_params: Any, episodes: Episodes, discount: float) -> Metrics:
+def evaluation_metrics(env: Any, env_params: Any, episodes: Episodes, discount: float | jax.Array) -> Metrics:
     """Scalar metrics of an evaluation; for a maze beside what the oracle's shortest ways earn."""
     metrics: dict[str, jax.Array] = {
         "eval/return": jnp.mean(episodes.returns),
         "eval/discounted_return": jnp.mean(episodes.discounted_returns),
         "eval/length": jnp.mean(episodes.lengths.astype(jnp.float32)),
-        "eval/solved": jnp.mean(episodes.is_solved.astype(jnp.float32)),
     }
+    is_maze = isinstance(env, Maze | ChainMaze)
+    metrics["eval/solved" if is_maze else "eval/terminated"] = jnp.mean(episodes.is_terminated.astype(jnp.float32))
     if isinstance(env, Maze):
         optimal = jnp.mean(env.optimal_returns(env_params, discount))
         metrics["eval/oracle_return"] = optimal

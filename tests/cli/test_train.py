@@ -1,7 +1,9 @@
 """`jaxrl-lm train`: every algorithm from the command line, and what is refused with exit code 2."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxrl_lm.cli.environment import TRAINERS
@@ -25,15 +27,24 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_every_algorithm_trains_and_evaluates(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_algorithm_trains_evaluates_and_resumes_exactly(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    options = [*SMALL.get(name, TABULAR), f"--out={out}", "--total-steps=256", "--chunk-updates=2", "--num-seeds=2"]
-    assert run(["train", name, *options, "--eval-episodes=8"]) == 0
+    options = [*SMALL.get(name, TABULAR), "--total-steps=256", "--chunk-updates=2", "--num-seeds=2", "--save-every=1"]
+    assert run(["train", name, f"--out={out}", *options, "--eval-episodes=8"]) == 0
     assert "eval/return" in capfd.readouterr().out
     folder = RunFolder(out)
     assert read_seeds(folder)["eval/return"].values.shape == (1, 2)
-    assert len(read_metrics(folder)["episode/count"].steps) >= 2
+    whole = read_metrics(folder)
+    assert len(whole["episode/count"].steps) >= 2
     assert (folder.plots_folder / "seeds.png").is_file()
+    # As if it had been stopped before its last checkpoint.
+    shutil.rmtree(max(folder.checkpoints_folder.glob("[0-9]*"), key=lambda path: int(path.name)))
+    assert run(["train", name, f"--out={out}", *options, "--eval-episodes=8", "--resume"]) == 0
+    for metric, curve in read_metrics(folder).items():
+        if not metric.startswith("time/"):
+            np.testing.assert_array_equal(curve.values, whole[metric].values, err_msg=metric)
 
 
 def test_a_runs_config_file_starts_it_again(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import pytest
 from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
 from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.envs import make
+from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
-from jaxrl_lm.storage import read_jsonl, read_metrics
+from jaxrl_lm.storage import read_jsonl, read_metrics, read_seeds
 from jaxrl_lm.training import environment as training
 from jaxrl_lm.training.environment_config import TrainPPOConfig
+from jaxrl_lm.training.evaluate_run import evaluate_run, evaluation_keys
 from jaxrl_lm.training.evaluation import evaluation_metrics, play
 from jaxrl_lm.types import EnvironmentLearner
 
@@ -103,6 +105,32 @@ def test_every_seed_of_a_sweep_meets_every_value(make_config: MakeConfig) -> Non
     assert np.max([m[2:] for m in moved]) > 1e-3
 
 
+def test_a_sweep_tells_of_each_value_and_goes_on_where_one_diverges(make_config: MakeConfig) -> None:
+    config = make_config(num_seeds=2, sweep="learning_rate=1e-2,1e30", eval_every=1)
+    folder = train(config)
+    seeds, curves = read_seeds(folder), read_metrics(folder)
+    assert {
+        len(values) for record in read_jsonl(folder.seeds_file) for values in record.values() if type(values) is list
+    } == {2}
+    assert {"eval/return learning_rate=0.01", "eval/return learning_rate=1e+30"} <= set(seeds) & set(curves)
+    assert "loss/total learning_rate=0.01" in curves
+    found = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=5, seed=0)
+    assert found["eval/return"].shape == (4,)
+    assert [found["eval/return"][rows].shape for _, rows in config.sweep_columns()] == [(2,), (2,)]
+
+
+def test_a_swept_discount_is_that_of_its_evaluation(make_config: MakeConfig) -> None:
+    config = make_config(num_seeds=2, sweep="discount=0.5,1.0")
+    np.testing.assert_array_equal(training.agent_discounts(config), [0.5, 0.5, 1.0, 1.0])
+    np.testing.assert_array_equal(training.agent_discounts(make_config(num_seeds=2)), np.float32([0.99] * 2))
+
+
+@pytest.mark.parametrize("values", ["-1e-3", "nan"])
+def test_a_swept_value_must_be_one_that_could_stand_alone(make_config: MakeConfig, values: str) -> None:
+    with pytest.raises(InputError, match="learning_rate"):
+        training.load_environment_task(make_config(sweep=f"learning_rate=1e-3,{values}"), make_environment_ppo)
+
+
 def test_what_cannot_be_swept_is_refused_and_named(make_config: MakeConfig) -> None:
     with pytest.raises(InputError, match="num_steps cannot be swept; what can: clip_range"):
         training.load_environment_task(make_config(sweep="num_steps=1,2"), make_environment_ppo)
@@ -148,6 +176,37 @@ def test_held_out_levels_are_not_those_of_training(make_config: MakeConfig) -> N
     held_out = {row.tobytes() for row in np.asarray(task.held_out.bank.moves)}
     assert len(held_out) == 12
     assert not held_out & {row.tobytes() for row in np.asarray(state.env_params.bank.moves)}
+
+
+def test_evaluations_of_a_run_draw_other_levels_even_with_its_own_seed(make_config: MakeConfig) -> None:
+    config = make_config(env_options=("size=17", "observation=grid", "num_levels=64", "max_steps=16"))
+    task, state = training.load_environment_task(config, make_environment_ppo)
+    env, _ = training.make_env(config)
+    _, evaluated = training.held_out_levels(env, None, 64, evaluation_keys(config.seed)[0])
+    met = {row.tobytes() for row in np.asarray(state.env_params.bank.moves)}
+    met |= {row.tobytes() for row in np.asarray(task.held_out.bank.moves)}
+    assert not met & {row.tobytes() for row in np.asarray(evaluated.bank.moves)}
+
+
+def test_a_run_on_many_devices_is_evaluated_on_one(make_config: MakeConfig) -> None:
+    config = make_config()
+    train(config)
+    found = evaluate_run(replace(config, num_devices=64), make_environment_ppo, env_options=(), num_episodes=5, seed=0)
+    assert found["eval/solved"].shape == (1,)
+
+
+def test_the_shaped_reward_has_the_agents_discount(make_config: MakeConfig) -> None:
+    config = make_config(env_options=("size=5", "reward=shaped"), discount=0.9)
+    assert training.make_env(config)[0].config.discount == 0.9
+    with pytest.raises(InputError, match=r"discount=0.5 of the shaped reward must be the agent's, discount=0.9"):
+        training.make_env(replace(config, env_options=("size=5", "reward=shaped", "discount=0.5")))
+    with pytest.raises(InputError, match="the shaped reward has one discount"):
+        training.make_env(replace(config, sweep="discount=0.5,0.6"))
+
+
+def test_a_maze_is_not_binned(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match="binning: the levels of Maze-v0"):
+        training.make_env(make_config(binning=BinningConfig(num_bins=2)))
 
 
 def oracle(env: Any) -> EnvironmentLearner:

@@ -139,7 +139,7 @@ class Maze(BatchEnvironment):
         level = jnp.arange(params.bank.num_levels, dtype=jnp.int32)
         return MazeState(time=jnp.zeros_like(level), level=level, position=params.bank.starts)
 
-    def optimal_returns(self, params: MazeParams, discount: float) -> jax.Array:
+    def optimal_returns(self, params: MazeParams, discount: float | jax.Array) -> jax.Array:
         """The return of a shortest way through every level of the bank, `[L]`."""
         bank = params.bank
         distances = jnp.take_along_axis(bank.distances, bank.starts[:, None], axis=1)[:, 0]

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,11 @@ from jaxrl_lm.errors import InputError
 # temporaries together, is 5 times that (backtracker) to 11 times (kruskal).
 _BYTES_PER_CELL = 3
 _COPIES_WHILE_MADE = 11
+# Mazes up to 11x11 come again within a long run (of 7x7 there are fewer than 30,000), larger ones practically never.
+_MOST_CELLS_THAT_REPEAT = 121
+_HELD_OUT_SHARE = 8  # one level in so many
+
+Part = Literal["all", "training", "held-out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,8 @@ class LevelSource:
         num_levels: levels of a bank; with a layout, its starts whatever is given.
         seed: of the bank that an environment begins with.
         layout: a name in `LAYOUTS`, or a drawing; each of its starts is a level. None for generated levels.
+        part: of generated levels so small that they come again (up to 11x11): "training" leaves out the eighth of them
+            that "held-out" draws from, by a hash of the level. Larger levels are new whenever they are drawn.
     """
 
     generator: str = "backtracker"
@@ -40,6 +48,7 @@ class LevelSource:
     num_levels: int = 4096
     seed: int = 0
     layout: str | None = None
+    part: Part = "all"
 
     def __post_init__(self) -> None:
         if self.generator not in GENERATORS:
@@ -72,14 +81,23 @@ class LevelSource:
         self._check_memory()
         if self.layout is not None:
             return _bank_of_layout(layout_rows(self.layout))
-        return self._generate(key)
+        if self.part == "all" or self.height * self.width > _MOST_CELLS_THAT_REPEAT:
+            return self._generate(key, self.num_levels)
+        is_for_training = self.part == "training"
+        # More than are needed on average; should too few of the part be among them, levels come twice.
+        num_drawn = self.num_levels * 5 // 4 if is_for_training else self.num_levels * _HELD_OUT_SHARE * 3 // 2
+        bank = self._generate(key, num_drawn + 16 * _HELD_OUT_SHARE)
+        is_other = is_held_out(bank) == is_for_training
+        num_kept = jnp.maximum(1, jnp.sum(~is_other))
+        rows = jnp.argsort(is_other)[jnp.arange(self.num_levels) % num_kept]
+        return jax.tree.map(lambda leaf: leaf[rows], bank)
 
-    def _generate(self, key: jax.Array) -> LevelBank:
+    def _generate(self, key: jax.Array, num_levels: int) -> LevelBank:
         generate = GENERATORS[self.generator]
         maze_key, goal_key, start_key = jax.random.split(key, 3)
 
         def level_keys(key: jax.Array) -> jax.Array:
-            return jax.random.split(key, self.num_levels)
+            return jax.random.split(key, num_levels)
 
         is_open = jax.vmap(lambda key: generate(key, self.height, self.width))(level_keys(maze_key))
         moves = jax.vmap(legal_moves)(is_open)
@@ -102,27 +120,49 @@ class LevelSource:
 
 
 def source_from_options(
-    size: int = 13,
-    generator: str = "backtracker",
-    num_levels: int = 4096,
+    size: int | None = None,
+    generator: str | None = None,
+    num_levels: int | None = None,
     seed: int = 0,
     layout: str | None = None,
 ) -> LevelSource:
     """Square levels, or a layout; the options of `Maze-v0`.
 
     Args:
-        size: rows and columns of generated levels, odd, at least 5.
-        generator: a name in `GENERATORS`.
-        num_levels: generated levels of a bank.
+        size: rows and columns of generated levels, odd, at least 5; None for 13.
+        generator: a name in `GENERATORS`; None for "backtracker".
+        num_levels: generated levels of a bank; None for 4,096.
         seed: of the bank that an environment begins with.
         layout: a name in `LAYOUTS`, or a drawing, in place of generated levels.
 
     Raises:
-        InputError: one of them is not what it must be.
+        InputError: one of them is not what it must be, or is given beside a layout, which has its own.
     """
-    if layout is None:
+    options = {"size": size, "generator": generator, "num_levels": num_levels}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if layout is not None:
+        for name, value in given.items():
+            raise InputError(f"{name}={value} does not go with a layout, whose levels are drawn by hand; leave it out")
+        return LevelSource(seed=seed, layout=layout)
+    if size is not None:
         _check_size("size", size)
-    return LevelSource(generator=generator, height=size, width=size, num_levels=num_levels, seed=seed, layout=layout)
+        given |= {"height": given["size"], "width": given.pop("size")}
+    return LevelSource(seed=seed, **given)
+
+
+def is_held_out(bank: LevelBank) -> Bool[Array, " L"]:
+    """Whether each level belongs to the eighth that training never meets: a hash of walls, start and goal."""
+    cells = jnp.arange(bank.moves.shape[1], dtype=jnp.uint32)
+    walls = jnp.sum(bank.moves.astype(jnp.uint32) * _mix(cells + 1), axis=1, dtype=jnp.uint32)
+    hashed = _mix(walls ^ _mix(bank.starts.astype(jnp.uint32) * 2 + 1) ^ _mix(bank.goals.astype(jnp.uint32) * 2))
+    return hashed % _HELD_OUT_SHARE == 0
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """Scatter the bits of 32-bit integers (the last steps of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def available_bytes() -> int:

@@ -1,10 +1,10 @@
 """What is best: the distance of every cell to the goal, the moves of shortest ways, and the return they earn."""
 
-import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt8, UInt16
 
 from jaxrl_lm.envs.maze.grid import DIRECTIONS, UNREACHABLE
@@ -65,7 +65,7 @@ def optimal_moves(distances: UInt16[Array, "*B C"], moves: UInt8[Array, "*B C"],
 def optimal_return(
     distance: Int[Array, "*B"] | UInt16[Array, "*B"],
     *,
-    discount: float,
+    discount: float | Float[Array, ""],
     reward: Literal["article", "sparse", "shaped"],
     num_cells: int,
 ) -> Float[Array, "*B"]:
@@ -81,7 +81,7 @@ def optimal_return(
 
     Args:
         distance: d, moves from the start to the goal.
-        discount: gamma, 0 to 1, static.
+        discount: gamma, 0 to 1.
         reward: kind of reward.
         num_cells: cells of the grid, walls included.
 
@@ -105,18 +105,20 @@ def optimal_return(
     return jnp.where(distance == UNREACHABLE, jnp.nan, returns)
 
 
-def _power(base: float, exponents: jax.Array) -> jax.Array:
+def _power(base: float | jax.Array, exponents: jax.Array) -> jax.Array:
     """base^n with 0^0 = 1."""
-    if base == 0:
-        return (exponents == 0).astype(jnp.float32)
-    return jnp.exp(exponents * math.log(base))
+    return jnp.where(base > 0, jnp.exp(exponents * _log(base)), (exponents == 0).astype(jnp.float32))
 
 
-def _geometric_sum(discount: float, num_terms: jax.Array) -> jax.Array:
+def _geometric_sum(discount: float | jax.Array, num_terms: jax.Array) -> jax.Array:
     """1 + discount + ... + discount^(n-1)."""
-    if discount == 1:
-        return num_terms
-    if discount == 0:
-        return (num_terms > 0).astype(jnp.float32)
     # expm1, since 1 - discount^n loses its digits where the discount is close to 1.
-    return -jnp.expm1(num_terms * math.log(discount)) / (1 - discount)
+    total = -jnp.expm1(num_terms * _log(discount)) / jnp.where(discount < 1, 1 - discount, 1.0)
+    total = jnp.where(discount < 1, total, num_terms)
+    return jnp.where(discount > 0, total, (num_terms > 0).astype(jnp.float32))
+
+
+def _log(x: float | jax.Array) -> Any:
+    """log x, precise close to 1, a number's in double precision; 0 where x is 0, for branches that are not taken."""
+    xp = jnp if isinstance(x, jax.Array) else np
+    return xp.log1p(xp.where(x > 0, x, 1.0) - 1.0).astype(xp.float32)

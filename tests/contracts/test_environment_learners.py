@@ -1,0 +1,54 @@
+"""What every algorithm in environments holds to: fresh randomness at every update, none but the state's."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl_lm.cli.environment import TRAINERS
+from jaxrl_lm.envs import make
+
+SMALL: dict[str, dict[str, Any]] = {
+    "dqn": {"num_envs": 16, "steps_per_update": 4, "learning_starts": 128, "batch_size": 16, "buffer_size": 512},
+    "pqn": {"num_envs": 16, "num_steps": 4, "num_minibatches": 2},
+    "ppo": {"num_envs": 16, "num_steps": 4},
+}
+
+
+@pytest.fixture(scope="module", params=TRAINERS)
+def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """States after an update: of one state twice, of the same as if an update later, and of another seed's."""
+    kind, make_learner = TRAINERS[request.param]
+    is_tabular = request.param not in SMALL
+    env, params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
+    config = kind(out="", **(SMALL.get(request.param) or {"num_envs": 16, "num_steps": 4}))
+    learner = make_learner(config, env, params)
+    update = jax.jit(lambda state: learner.update(state, params)[0])
+    start = jax.jit(learner.init)(jax.random.key(0), params)
+    return {
+        "once": update(start),
+        "again": update(start),
+        "an update later": update(start.replace(num_updates=start.num_updates + 1)),
+        "with another key": update(start.replace(key=jax.random.key(9))),
+    }
+
+
+def numbers(state: Any) -> list[np.ndarray]:
+    """Everything but what tells updates and keys apart."""
+    state = state.replace(num_updates=0, key=None)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def differ(first: Any, second: Any) -> bool:
+    return any(not np.array_equal(a, b) for a, b in zip(numbers(first), numbers(second), strict=True))
+
+
+def test_an_update_is_a_function_of_its_state(updated):
+    assert not differ(updated["once"], updated["again"])
+
+
+@pytest.mark.parametrize("other", ["an update later", "with another key"])
+def test_no_two_updates_draw_the_same(updated, other):
+    """Else samples repeat: an update's key must come from the state's and from how many went before."""
+    assert differ(updated["once"], updated[other])
