@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from jaxrl_lm.data.encoding import encode_prompt
+from jaxrl_lm.data.fields import check_encodable, check_messages
+from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt, read_rows
 from jaxrl_lm.errors import InputError
 
@@ -20,7 +23,7 @@ class Prompt:
         columns: all other columns of the row; the reward function receives them.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: Text
     columns: dict[str, Any]
 
     def text(self) -> str:
@@ -72,7 +75,7 @@ def encode_prompts(prompts: list[Prompt], tokenizer: Any, *, max_tokens: int) ->
     encoded = []
     for index, prompt in enumerate(prompts):
         at = f"prompt {index} (counting from 0), {excerpt(prompt.prompt)}"
-        ids = _encode(prompt.prompt, tokenizer, at)
+        ids = encode_prompt(prompt.prompt, tokenizer, at=at)
         if not ids:
             raise InputError(f"{at}: the tokenizer makes no token of it; remove it or use another tokenizer")
         if len(ids) > max_tokens:
@@ -130,30 +133,11 @@ def prompt_order(num_prompts: int, batch_size: int, step: int, seed: int) -> Int
     return order
 
 
-def _encode(prompt: str | list[dict[str, str]], tokenizer: Any, at: str) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"{at}: a conversation, but the tokenizer has no chat template; "
-            "give plain prompts, or a tokenizer with a chat template"
-        )
-    try:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
-        raise InputError(
-            f"{at}: the tokenizer's chat template fails on it ({type(error).__name__}: {error}); "
-            "change its messages, or use another tokenizer"
-        ) from error
-    # The template has written the special tokens already.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def _to_prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     prompt = row[column]
     at = f"{where}, column {column!r}"
     if isinstance(prompt, list):
-        prompt = _messages(prompt, at)
+        prompt = check_messages(prompt, at)
         texts = [message["content"] for message in prompt]
     elif isinstance(prompt, str):
         texts = [prompt]
@@ -162,32 +146,5 @@ def _to_prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     if not any(text.strip() for text in texts):
         raise InputError(f"{at}: the prompt is blank; fill it in or remove the row")
     for text in texts:
-        _check_encodable(text, at)
+        check_encodable(text, at)
     return Prompt(prompt=prompt, columns={name: value for name, value in row.items() if name != column})
-
-
-def _messages(messages: list[Any], at: str) -> list[dict[str, str]]:
-    remedy = 'give messages such as [{"role": "user", "content": "Hello"}]'
-    if not messages:
-        raise InputError(f"{at}: the list of messages is empty; {remedy}")
-    checked = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise InputError(f"{at}, message {index}: {excerpt(message)} is not an object; {remedy}")
-        # Parquet gives every message the keys of all messages; those it did not have are null.
-        present = {key: value for key, value in message.items() if value is not None}
-        for key in ("role", "content", *present):
-            if not isinstance(present.get(key), str):
-                raise InputError(f"{at}, message {index}: its {key!r} is missing or not text; {remedy}")
-        checked.append(present)
-    return checked
-
-
-def _check_encodable(text: str, at: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{at}: character {error.start} is half of a surrogate pair, which no tokenizer takes; "
-            "remove it or write the pair whole"
-        ) from error

@@ -1,22 +1,19 @@
 """Reading prompts: all formats say the same, and every broken source is named with its place and a remedy."""
 
 import contextlib
-import csv
 import gzip
-import io
 import json
 import re
 import sys
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxrl_lm.data import Prompt, read_prompts
 from jaxrl_lm.errors import InputError
+from tests.data.files import WRITERS, as_jsonl, as_parquet, write
 
 ROWS = [
     {"prompt": 'She said "go,\nnow"', "answer": "left\tright"},
@@ -24,39 +21,6 @@ ROWS = [
     {"prompt": "  spaces stay  ", "answer": "x"},
 ]
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-
-
-def as_jsonl(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def as_separated(rows, dialect):
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), dialect=dialect)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def as_parquet(rows):
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    return file.getvalue()
-
-
-WRITERS = {
-    "jsonl": as_jsonl,
-    "json": lambda rows: json.dumps(rows, indent=1).encode(),
-    "csv": lambda rows: as_separated(rows, "excel"),
-    "tsv": lambda rows: as_separated(rows, "excel-tab"),
-    "parquet": as_parquet,
-}
-
-
-def write(folder, name, content):
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
 
 
 def refused(source, *parts, **options):
@@ -113,6 +77,11 @@ def test_blank_lines_of_jsonl_and_csv_are_skipped(tmp_path):
     assert len(read_prompts(write(tmp_path, "a.csv", "\n\nprompt\n\na\n\nb\n"))) == 2
 
 
+def test_a_json_file_may_hold_one_object_a_line(tmp_path):
+    source = write(tmp_path, "a.json", '\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    assert [one.prompt for one in read_prompts(source)] == ["a", "b"]
+
+
 def test_limit_reads_no_further(tmp_path):
     source = write(tmp_path, "a.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\nnot JSON\n')
     assert [one.prompt for one in read_prompts(source, limit=2)] == ["a", "b"]
@@ -167,7 +136,8 @@ def test_a_prompt_that_is_no_prompt_is_named_with_line_and_column(tmp_path, prom
         ("a.jsonl", "[" * 100_000, ["line 1", "unreadable JSON"]),
         ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", ["line 1", "unreadable JSON"]),
         ("a.json", '[{"prompt": "a"},\n\n{"prompt" "b"}]', ["line 3", "not valid JSON"]),
-        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', ["line 2", ".jsonl"]),
+        ("a.json", '{"prompt": "a"}\n{"prompt" "b"}', ["line 2", "not valid JSON"]),
+        ("a.json", '{\n"prompt": "a"}\n{"prompt": "b"}', ["line 3", ".jsonl"]),
         ("a.json", '{"prompt": "a"}', ["not a list", "list of objects"]),
         ("a.json", '["a"]', ["item 1", "'a' is not an object"]),
         ("a.csv", 'prompt,x\n"a\nb",1\nc\n', ["line 4", "1 cells, but the header has 2", "quotes"]),
