@@ -27,9 +27,15 @@ replies = st.fixed_dictionaries({"role": st.just("assistant"), "content": answer
 conversations = st.tuples(users, users | replies).map(list)
 turns = st.lists(replies, min_size=1, max_size=2)
 
+
+def canonical(messages):
+    """The same text for equal conversations, whatever the order of their keys."""
+    return json.dumps(messages, sort_keys=True)
+
+
 prompts_with_answers = st.one_of(
     st.tuples(any_text, st.lists(answers, min_size=2, max_size=4, unique=True)),
-    st.tuples(conversations, st.lists(turns, min_size=2, max_size=4, unique_by=repr)),
+    st.tuples(conversations, st.lists(turns, min_size=2, max_size=4, unique_by=canonical)),
     st.tuples(conversations, st.lists(answers, min_size=2, max_size=4, unique=True)),
 )
 
