@@ -106,7 +106,7 @@ def run_generate(config: GenerateConfig) -> None:
         prompts += data.read_prompts(config.prompts, column=config.prompt_column)
     answers = answer_prompts(
         config.model,
-        [_as_chat(prompt) for prompt in prompts] if config.chat else prompts,
+        [as_chat(prompt) for prompt in prompts] if config.chat else prompts,
         stop=config.stop,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -135,7 +135,8 @@ def _check_out_file(out: Path) -> None:
         raise InputError(f"out={str(out)!r}: there is no folder {str(out.parent)!r}; make it first")
 
 
-def _as_chat(prompt: Prompt) -> Prompt:
+def as_chat(prompt: Prompt) -> Prompt:
+    """The prompt as a user's message, if it is plain text."""
     if not isinstance(prompt.prompt, str):
         return prompt
     return replace(prompt, prompt=[{"role": "user", "content": prompt.prompt}])

@@ -19,7 +19,6 @@ from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import LanguagePPOConfig
 from jaxrl_lm.training.loop import TrainingDivergedError
 
-TRAIN = "train"
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "ppo": (LanguagePPOConfig, run_ppo),
     "generate": (GenerateConfig, run_generate),
@@ -30,6 +29,20 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 
+def _parse_label(args: list[str]) -> Callable[[], None]:
+    try:
+        from jaxrl_lm.cli.label import parse_label
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"label needs the package {error.name}; install what it needs with: pip install 'jaxrl-lm[label]'"
+        ) from error
+    return parse_label(args)
+
+
+GROUPS: dict[str, Callable[[list[str]], Callable[[], None]]] = {"train": parse_train, "label": _parse_label}
+"""Commands with commands of their own: arguments to what they ask for."""
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a command, and exit with its code."""
     sys.exit(run(sys.argv[1:] if args is None else args))
@@ -38,8 +51,8 @@ def main(args: list[str] | None = None) -> None:
 def run(args: list[str]) -> int:
     """Run a command and return its exit code; errors that a user can mend are printed without a traceback."""
     try:
-        if args[:1] == [TRAIN]:
-            parse_train(args[1:])()
+        if args and args[0] in GROUPS:
+            GROUPS[args[0]](args[1:])()
             return 0
         config = parse(expand_config_file(args))
         command = next(call for kind, call in COMMANDS.values() if isinstance(config, kind))
@@ -62,7 +75,8 @@ def parse(args: list[str]) -> Any:
         args=args,
         prog="jaxrl-lm",
         description="PPO and Q-learning in pure JAX, for environments and for language models. "
-        "jaxrl-lm train {ppo,...} trains in environments. "
+        "jaxrl-lm train {ppo,...} trains in environments; "
+        "jaxrl-lm label serves a page on which people judge answers, and label {export,import,stats} its labels. "
         "Every command also takes --config FILE.yaml with the same names.",
     )
 

@@ -1,0 +1,284 @@
+"""`jaxrl-lm label`: people judge answers on a web page; `label export`, `import` and `stats` go with it."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from jaxrl_lm import data, feedback, storage
+from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli.label_answers import AnsweringConfig, answer_all, read_answers
+from jaxrl_lm.cli.label_tables import print_statistics
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback import Mode, Pairs
+
+_SERVE = "serve"
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve a page on which people judge answers; without --policy and --answers, go on with those of the folder.
+
+    Attributes:
+        out: folder of the labels, for labels.sqlite and the answers that the policy makes; the same command again
+            goes on where it stopped.
+        policy: a folder or a Hugging Face hub id of the model that answers --prompts.
+        prompts: a file of prompts, in any form that `ppo` reads.
+        prompt_column: column of --prompts or --answers that holds the prompt.
+        answers: a file of answers that were made elsewhere, in place of --policy: rows with a prompt, and
+            completions, a list of texts.
+        database: SQLAlchemy URL for the labels, such as postgresql+psycopg://user@host/name, in place of
+            labels.sqlite in --out.
+        mode: which of two is better, thumbs up or down, or which of four is best.
+        pairs: with more than two answers to a prompt, compare 1 with 2, 3 with 4 and so on, or each with each.
+        overlap: how many people judge each item.
+        lease_minutes: how long a person has an item before it may go to another.
+        port: of the page on 127.0.0.1; 0 for any that is free.
+        hosts: names besides localhost under which browsers may reach the page, such as that of an HTTPS proxy that
+            passes requests on.
+        end_when_done: stop once every item has its labels.
+        answering: how the policy answers.
+    """
+
+    out: str | None = None
+    policy: str | None = None
+    prompts: str | None = None
+    prompt_column: str = "prompt"
+    answers: str | None = None
+    database: str | None = None
+    mode: Mode = "pairwise"
+    pairs: Pairs = "disjoint"
+    overlap: int = 1
+    lease_minutes: float = 10.0
+    port: int = 8642
+    hosts: tuple[str, ...] = ()
+    end_when_done: bool = False
+    answering: AnsweringConfig = field(default_factory=AnsweringConfig)
+
+    def __post_init__(self) -> None:
+        if self.out is None and self.database is None:
+            raise InputError("out: none given; name the folder of the labels by --out FOLDER")
+        if self.policy is not None and self.answers is not None:
+            raise InputError("policy and answers are both given; leave one out")
+        if (self.policy is None) != (self.prompts is None):
+            raise InputError("policy and prompts go together: --policy MODEL --prompts FILE; or give --answers FILE")
+        if self.policy is not None and self.out is None:
+            raise InputError("out: none given; the policy's answers are kept there: --out FOLDER")
+        if self.overlap < 1:
+            raise InputError(f"overlap={self.overlap} must be at least 1, the people who judge each item")
+        if not self.lease_minutes > 0:
+            raise InputError(f"lease_minutes={self.lease_minutes} must be above 0")
+        num = self.answering.num_completions
+        if self.policy is not None and num is not None and num < feedback.NUM_COMPLETIONS[self.mode]:
+            raise InputError(f"answering.num_completions={num} is too few for mode {self.mode}; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write labels as a data set that `reward-model` reads: preferences, thumbs or best of four.
+
+    Attributes:
+        labels: the folder that `label` wrote.
+        database: SQLAlchemy URL of the labels, where that was given to `label`.
+        out: a .jsonl file, which must not exist.
+        mode: whose labels, where there are items of several.
+        annotators: names of the people whose labels are wanted; none for all.
+    """
+
+    out: str
+    labels: str | None = None
+    database: str | None = None
+    mode: Mode | None = None
+    annotators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Add labels of a data set: preferences, thumbs or best of four.
+
+    Attributes:
+        labels: the folder of the labels, made if it is not there.
+        database: SQLAlchemy URL for the labels, in place of labels.sqlite in --labels.
+        source: a file in the form of the mode: preference, unpaired preference, or best of four.
+        mode: how its items were judged.
+        annotator: the name under which the labels are kept.
+    """
+
+    source: str
+    annotator: str
+    labels: str | None = None
+    database: str | None = None
+    mode: Mode = "pairwise"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsConfig:
+    """Print who did how much, how fast, and how far they agree.
+
+    Attributes:
+        labels: the folder that `label` wrote.
+        database: SQLAlchemy URL of the labels, where that was given to `label`.
+    """
+
+    labels: str | None = None
+    database: str | None = None
+
+
+def parse_label(args: list[str]) -> Callable[[], None]:
+    """What `jaxrl-lm label` with these arguments is to do; prints help or the mistake and exits where there is one."""
+    name, rest = (args[0], args[1:]) if args and args[0] in LABEL_COMMANDS else (_SERVE, args)
+    config = tyro.extras.subcommand_cli_from_dict(
+        {command: kind for command, (kind, _) in LABEL_COMMANDS.items()},
+        args=expand_config_file([name, *rest]),
+        prog="jaxrl-lm label",
+        description="People judge answers on a web page. `label` alone is `label serve`.",
+    )
+    return lambda: _call(LABEL_COMMANDS[name][1], config)
+
+
+def run_serve(config: ServeConfig) -> None:
+    """Make or read the answers, and serve the page until Ctrl-C."""
+    console = Console(file=sys.stdout)
+    rows = None if config.answers is None else read_answers(config.answers, config.prompt_column)
+    found = None if rows is None else feedback.make_items(rows, config.mode, pairs=config.pairs)
+    with feedback.listen(config.port) as listener:
+        engine = _open(config.out, config.database, is_new_allowed=bool(config.policy or config.answers))
+        with feedback.lock_server(engine):
+            if config.policy is not None:
+                found = feedback.make_items(_answer(config, config.policy), config.mode, pairs=config.pairs)
+            if found is not None:
+                _say_what_is_new(console, found, feedback.add_items(engine, found.items))
+            _check_mode(engine, config.mode)
+            store = feedback.LabelStore(
+                engine, mode=config.mode, overlap=config.overlap, lease_seconds=60 * config.lease_minutes
+            )
+            try:
+                feedback.serve(
+                    store, listener, hosts=config.hosts, is_ended_when_done=config.end_when_done, announce=_announce
+                )
+            except KeyboardInterrupt:
+                console.print("Stopped.")
+            print_statistics(feedback.compute_statistics(engine, config.mode))
+
+
+def run_export(config: ExportConfig) -> None:
+    """Write the labels to a file, and say what had no place in it."""
+    out = Path(config.out)
+    if out.exists():
+        raise InputError(f"out={config.out!r} exists; choose another file")
+    if not out.parent.is_dir():
+        raise InputError(f"out={config.out!r}: there is no folder {str(out.parent)!r}; make it first")
+    engine = _open(config.labels, config.database, is_new_allowed=False)
+    modes: list[Mode] = [config.mode] if config.mode else feedback.list_modes(engine)
+    if len(modes) != 1:
+        raise InputError(f"mode: the labels are of {' and '.join(modes) or 'no mode'}; name one by --mode")
+    exported = feedback.export_labels(engine, modes[0], names=config.annotators)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows]
+    storage.write_atomically(out, "".join(lines))
+    left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
+    Console().print(f"{len(lines)} labels in {config.out}; {left_out}", soft_wrap=True, markup=False)
+
+
+def run_import(config: ImportConfig) -> None:
+    """Add the labels of a file, and say how many were new."""
+    judged = list(_JUDGED[config.mode](config.source))
+    engine = _open(config.labels, config.database, is_new_allowed=True)
+    counts = feedback.import_labels(engine, judged, name=config.annotator)
+    text = f"{counts.num_added} labels added, {counts.num_repeated} were there already"
+    if counts.num_contradicting:
+        text += f", {counts.num_contradicting} contradict what {config.annotator} had said and were left out"
+    Console().print(text, soft_wrap=True, markup=False)
+
+
+def run_stats(config: StatsConfig) -> None:
+    """Print the statistics of every mode."""
+    engine = _open(config.labels, config.database, is_new_allowed=False)
+    for mode in feedback.list_modes(engine):
+        print_statistics(feedback.compute_statistics(engine, mode))
+
+
+LABEL_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    _SERVE: (ServeConfig, run_serve),
+    "export": (ExportConfig, run_export),
+    "import": (ImportConfig, run_import),
+    "stats": (StatsConfig, run_stats),
+}
+
+
+def _call(command: Callable[[Any], None], config: Any) -> None:
+    try:
+        command(config)
+    except DBAPIError as error:
+        raise InputError(f"labels: {feedback.describe_error(error)}") from error
+
+
+def _open(folder: str | None, database: str | None, *, is_new_allowed: bool) -> Engine:
+    if folder is None and database is None:
+        raise InputError("labels: none given; name the folder that `jaxrl-lm label` wrote by --labels FOLDER")
+    if is_new_allowed and folder is not None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder!r} cannot be made a folder ({error}); name another") from error
+    url = database or f"sqlite:///{Path(folder or '') / 'labels.sqlite'}"
+    return feedback.open_database(url, is_new_allowed=is_new_allowed)
+
+
+def _check_mode(engine: Engine, mode: Mode) -> None:
+    modes = feedback.list_modes(engine)
+    if mode not in modes:
+        raise InputError(
+            f"mode={mode!r}: the items there are for {', '.join(modes) or 'no mode'}; give --mode or new answers"
+        )
+
+
+def _answer(config: ServeConfig, policy: str) -> list[feedback.Answers]:
+    folder = Path(config.out or "") / "answers"
+    return answer_all(policy, config.prompts or "", config.prompt_column, config.mode, config.answering, folder)
+
+
+def _say_what_is_new(console: Console, found: feedback.ItemList, num_new: int) -> None:
+    num_known = len(found.items) - num_new
+    console.print(f"{num_new} new items" + (f", {num_known} were there already" if num_known else ""))
+    for reason in found.left_out[:_NUM_SHOWN]:
+        console.print(f"left out: {reason}", markup=False, soft_wrap=True)
+    if len(found.left_out) > _NUM_SHOWN:
+        console.print(f"left out: {len(found.left_out) - _NUM_SHOWN} more")
+
+
+def _announce(address: str) -> None:
+    sys.stdout.write(f"Open this link to judge; Ctrl-C ends it:\n  {address}\n")
+    sys.stdout.flush()
+
+
+def _judged_pairs(source: str) -> Iterable[feedback.JudgedItem]:
+    for row in data.read_preferences(source):
+        item = feedback.Item(mode="pairwise", prompt=row.prompt, completions=(row.chosen, row.rejected))
+        yield feedback.JudgedItem(item=item, verdict="0")
+
+
+def _judged_answers(source: str) -> Iterable[feedback.JudgedItem]:
+    for row in data.read_unpaired_preferences(source):
+        item = feedback.Item(mode="thumbs", prompt=row.prompt, completions=(row.completion,))
+        yield feedback.JudgedItem(item=item, verdict="up" if row.label else "down")
+
+
+def _judged_fours(source: str) -> Iterable[feedback.JudgedItem]:
+    for row in data.read_best_of_k(source):
+        item = feedback.Item(mode="best-of-4", prompt=row.prompt, completions=row.completions)
+        yield feedback.JudgedItem(item=item, verdict=str(row.best))
+
+
+_JUDGED: dict[Mode, Callable[[str], Iterable[feedback.JudgedItem]]] = {
+    "pairwise": _judged_pairs,
+    "thumbs": _judged_answers,
+    "best-of-4": _judged_fours,
+}

@@ -1,0 +1,52 @@
+"""People's judgements of answers: a web page that asks for them, and the database that keeps them.
+
+Needs the packages of the extra `label`; imports no JAX.
+"""
+
+from jaxrl_lm.feedback.agreement import cohen_kappa, krippendorff_alpha
+from jaxrl_lm.feedback.app import make_app
+from jaxrl_lm.feedback.database import describe_error, lock_server, open_database
+from jaxrl_lm.feedback.exchange import (
+    ExportedLabels,
+    ImportedLabels,
+    JudgedItem,
+    export_labels,
+    import_labels,
+)
+from jaxrl_lm.feedback.items import MODES, NUM_COMPLETIONS, Answers, Item, ItemList, Mode, Pairs, make_items
+from jaxrl_lm.feedback.server import listen, serve
+from jaxrl_lm.feedback.statistics import LabelStatistics, compute_statistics, list_modes
+from jaxrl_lm.feedback.store import Annotator, LabelStore, Lease, Progress, RefusedError, add_items
+
+__all__ = [
+    "MODES",
+    "NUM_COMPLETIONS",
+    "Annotator",
+    "Answers",
+    "ExportedLabels",
+    "ImportedLabels",
+    "Item",
+    "ItemList",
+    "JudgedItem",
+    "LabelStatistics",
+    "LabelStore",
+    "Lease",
+    "Mode",
+    "Pairs",
+    "Progress",
+    "RefusedError",
+    "add_items",
+    "cohen_kappa",
+    "compute_statistics",
+    "describe_error",
+    "export_labels",
+    "import_labels",
+    "krippendorff_alpha",
+    "list_modes",
+    "listen",
+    "lock_server",
+    "make_app",
+    "make_items",
+    "open_database",
+    "serve",
+]

@@ -1,0 +1,199 @@
+"""The web application: pages, and the JSON that they exchange with the store."""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback.database import describe_error
+from jaxrl_lm.feedback.security import (
+    LOCAL_HOSTS,
+    SecurityHeaders,
+    Session,
+    Sessions,
+    check_csrf,
+    check_origin,
+    cookie_name,
+    read_body,
+)
+from jaxrl_lm.feedback.statistics import compute_statistics
+from jaxrl_lm.feedback.store import LabelStore, Lease, RefusedError
+
+_STATIC = Path(__file__).parent / "static"
+
+Fields = dict[str, str]
+Answer = dict[str, Any]
+
+
+def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = ()) -> Starlette:
+    """The application that labels the items of a store.
+
+    Args:
+        store: what is labelled.
+        token: what a browser must show first.
+        hosts: names besides the local ones under which browsers may reach it.
+    """
+    api = _Api(store, Sessions(token))
+    routes = [
+        Route("/", _page("index.html")),
+        Route("/stats", _page("stats.html")),
+        Route("/api/session", api.enter, methods=["POST"]),
+        Route("/api/session", api.show_session),
+        Route("/api/annotator", api.change(api.name_annotator), methods=["POST"]),
+        Route("/api/next", api.change(api.next_item), methods=["POST"]),
+        Route("/api/label", api.change(api.keep_label), methods=["POST"]),
+        Route("/api/undo", api.change(api.undo_label), methods=["POST"]),
+        Route("/api/leave", api.change(api.leave), methods=["POST"]),
+        Route("/api/stats", api.show_statistics),
+        Mount("/static", StaticFiles(directory=_STATIC)),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(SecurityHeaders),
+            # Keeps out pages of other sites whose name was made to point here (DNS rebinding).
+            Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_HOSTS, *hosts], www_redirect=False),
+        ],
+        exception_handlers={
+            HTTPException: _on_http_error,
+            InputError: _on_error(422),
+            RefusedError: _on_error(409),
+            DBAPIError: _on_database_error,
+        },
+    )
+
+
+class _Api:
+    def __init__(self, store: LabelStore, sessions: Sessions) -> None:
+        self._store, self._sessions = store, sessions
+
+    async def enter(self, request: Request) -> Response:
+        """A token for a session cookie, which scripts cannot read and other sites cannot send."""
+        check_origin(request)
+        cookie = self._sessions.open(_field(await _fields(request), "token"))
+        response = JSONResponse({})
+        is_secure = request.headers.get("origin", "").startswith("https:")
+        response.set_cookie(cookie_name(request), cookie, httponly=True, samesite="strict", secure=is_secure)
+        return response
+
+    async def show_session(self, request: Request) -> Response:
+        """What the page must know before anything else."""
+        session = self._find(request)
+        names = await run_in_threadpool(self._store.list_names)
+        about = {"csrf": session.csrf, "name": session.name, "names": names, "mode": self._store.mode}
+        return JSONResponse({**about, "overlap": self._store.overlap})
+
+    async def show_statistics(self, request: Request) -> Response:
+        """The stats page's figures."""
+        self._find(request)
+        statistics = await run_in_threadpool(compute_statistics, self._store.engine, self._store.mode)
+        return JSONResponse({**asdict(statistics), "overlap": self._store.overlap})
+
+    def change(self, call: Callable[[Session, Fields], Answer]) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint that changes something: for the page itself only."""
+
+        async def endpoint(request: Request) -> Response:
+            check_origin(request)
+            session = self._find(request)
+            check_csrf(request, session)
+            return JSONResponse(await run_in_threadpool(call, session, await _fields(request)))
+
+        return endpoint
+
+    def name_annotator(self, session: Session, fields: Fields) -> Answer:
+        """Say who sits there."""
+        annotator = self._store.find_annotator(_field(fields, "name"))
+        if session.annotator is not None and session.annotator != annotator.id:
+            self._store.release(session.annotator)
+        session.annotator, session.name = annotator.id, annotator.name
+        return {"name": annotator.name}
+
+    def next_item(self, session: Session, fields: Fields) -> Answer:
+        """An item to judge."""
+        annotator = _annotator(session)
+        return self._shown(annotator, self._store.next_lease(annotator))
+
+    def keep_label(self, session: Session, fields: Fields) -> Answer:
+        """Keep a verdict; the answer says that it is on the disk."""
+        annotator = _annotator(session)
+        is_new = self._store.label(annotator, _field(fields, "lease"), _field(fields, "verdict"))
+        return {"is_repeat": not is_new}
+
+    def undo_label(self, session: Session, fields: Fields) -> Answer:
+        """Take the last verdict back and show its item again."""
+        annotator = _annotator(session)
+        lease = self._store.undo(annotator)
+        if lease is None:
+            raise RefusedError("There is nothing to undo.")
+        return self._shown(annotator, lease)
+
+    def leave(self, session: Session, fields: Fields) -> Answer:
+        """Give back what is being judged, and make room for another person."""
+        self._store.release(_annotator(session))
+        session.annotator = session.name = None
+        return {}
+
+    def _shown(self, annotator: int, lease: Lease | None) -> Answer:
+        progress = asdict(self._store.progress(annotator))
+        return {"item": None if lease is None else asdict(lease), "progress": progress}
+
+    def _find(self, request: Request) -> Session:
+        return self._sessions.find(request.cookies.get(cookie_name(request)))
+
+
+def _page(name: str) -> Callable[[Request], Response]:
+    def show(request: Request) -> Response:
+        return FileResponse(_STATIC / name)
+
+    return show
+
+
+def _annotator(session: Session) -> int:
+    if session.annotator is None:
+        raise RefusedError("Nobody is known by this page yet; say who you are.")
+    return session.annotator
+
+
+async def _fields(request: Request) -> Fields:
+    wrong = HTTPException(400, "Send an object of texts.")
+    try:
+        fields = json.loads(await read_body(request))
+        if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+            raise wrong
+        "".join(fields.values()).encode()  # half a surrogate pair fails here, and nowhere later
+    except (ValueError, RecursionError):
+        raise wrong from None
+    return fields
+
+
+def _field(fields: Fields, name: str) -> str:
+    if name not in fields:
+        raise HTTPException(400, f"The field {name!r} is missing.")
+    return fields[name]
+
+
+def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+def _on_error(status: int) -> Callable[[Request, Exception], Response]:
+    return lambda request, error: JSONResponse({"error": str(error)}, status)
+
+
+def _on_database_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DBAPIError)
+    return JSONResponse({"error": f"Not saved: {describe_error(error)}."}, 503)

@@ -1,0 +1,168 @@
+"""The database of labels: opening it, one server at a time, and its errors in words."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, inspect, select, text
+from sqlalchemy.engine import URL, make_url
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback.schema import VERSION, metadata, settings
+
+_VERSION_NAME = "version"
+_READING = "is_reading"
+_LOCK_NAME = "jaxrl_lm_label"
+_LOCK_NUMBER = 0x6A61785F6C6D
+_DATABASE_LOCKS = {
+    "postgresql": text(f"select pg_try_advisory_lock({_LOCK_NUMBER})"),
+    "mysql": text(f"select get_lock('{_LOCK_NAME}', 0)"),
+    "mariadb": text(f"select get_lock('{_LOCK_NAME}', 0)"),
+}
+"""Locks that a database holds for a connection and gives up when it ends, however it ends."""
+
+
+def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) -> Engine:
+    """Open a database of labels, and make its tables where they are missing.
+
+    SQLite keeps a write-ahead log and syncs it at every commit: what was committed survives a kill.
+
+    Args:
+        url: any SQLAlchemy URL of SQLite, PostgreSQL, MySQL or MariaDB.
+        is_new_allowed: whether it may be empty, or for SQLite not there yet.
+        busy_seconds: how long SQLite waits for another program that writes.
+
+    Raises:
+        InputError: the URL, its driver or the database is not what it must be.
+    """
+    parsed = _parse(url, is_new_allowed=is_new_allowed)
+    try:
+        if parsed.get_backend_name() == "sqlite":
+            engine = create_engine(parsed, connect_args={"timeout": busy_seconds})
+            _prepare_sqlite(engine)
+        else:
+            engine = create_engine(parsed, pool_pre_ping=True)
+    except (ImportError, exc.SQLAlchemyError) as error:
+        raise InputError(f"database={_shown(parsed)!r} needs a driver that is missing ({error}); install it") from error
+    try:
+        _prepare_tables(engine, is_new_allowed=is_new_allowed)
+    except exc.DBAPIError as error:
+        engine.dispose()
+        raise InputError(f"database={_shown(parsed)!r}: {describe_error(error)}") from error
+    except InputError:
+        engine.dispose()
+        raise
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads, so that it does not wait for those that write."""
+    with engine.connect().execution_options(**{_READING: True}) as connection:
+        yield connection
+
+
+def lock_server(engine: Engine) -> AbstractContextManager[None]:
+    """Hold the database for one server; a process that ends, even killed, gives it up.
+
+    Raises:
+        InputError: another server holds it.
+    """
+    return _file_lock(engine.url) if engine.dialect.name == "sqlite" else _connection_lock(engine)
+
+
+def describe_error(error: exc.DBAPIError) -> str:
+    """Say what a database error means and what to do."""
+    cause = str(error.orig)
+    lower = cause.lower()
+    if "locked" in lower or "busy" in lower:
+        return "the database is locked by another program; close that program, then try again"
+    if "full" in lower or "no space" in lower:
+        return "the database or its disk is full; make room, then try again"
+    if "readonly" in lower or "read-only" in lower or "permission" in lower or "unable to open" in lower:
+        return f"the database cannot be opened for writing ({cause}); check the path and its permissions"
+    if "not a database" in lower or "malformed" in lower:
+        return f"the file is no intact SQLite database ({cause}); name another file, or restore it from a copy"
+    return f"the database refuses ({cause}); check that it runs and that its URL is right"
+
+
+def _parse(url: str, *, is_new_allowed: bool) -> URL:
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise InputError(f"database={url!r} is no SQLAlchemy URL; write one such as sqlite:///labels.sqlite") from error
+    kind = parsed.get_backend_name()
+    if kind != "sqlite":
+        if kind not in _DATABASE_LOCKS:
+            raise InputError(f"database={_shown(parsed)!r}: {kind} is not known; use SQLite, PostgreSQL or MySQL")
+        return parsed
+    if not parsed.database or parsed.database == ":memory:" or parsed.query:
+        raise InputError(f"database={url!r} names no file; labels in memory would be lost: sqlite:///labels.sqlite")
+    file = Path(parsed.database)
+    if not is_new_allowed and not file.is_file():
+        raise InputError(f"database={url!r}: there is no file {str(file)!r}; `jaxrl-lm label` makes it")
+    if not file.parent.is_dir():
+        raise InputError(f"database={url!r}: there is no folder {str(file.parent)!r}; make it first")
+    return parsed
+
+
+def _shown(url: URL) -> str:
+    return url.render_as_string(hide_password=True)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin by itself, and too late
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes the lock at once: a reader that turns writer midway could deadlock.
+        is_reading = connection.get_execution_options().get(_READING, False)
+        connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
+
+
+def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
+    names = inspect(engine).get_table_names()
+    if settings.name not in names:
+        if not is_new_allowed:
+            raise InputError(f"database={_shown(engine.url)!r} holds no labels; `jaxrl-lm label` makes its tables")
+        if set(names) & set(metadata.tables):
+            raise InputError(f"database={_shown(engine.url)!r} holds tables of another program; name another")
+        with engine.begin() as connection:
+            metadata.create_all(connection)
+            connection.execute(insert(settings).values(name=_VERSION_NAME, value=VERSION))
+        return
+    with reading(engine) as connection:
+        version = connection.scalar(select(settings.c.value).where(settings.c.name == _VERSION_NAME))
+    if version != VERSION:
+        raise InputError(
+            f"database={_shown(engine.url)!r} was made by another version ({version}, this is {VERSION}); "
+            "export its labels with that version, and import them here"
+        )
+
+
+@contextmanager
+def _file_lock(url: URL) -> Iterator[None]:
+    path = f"{url.database}.lock"
+    try:
+        with FileLock(path, blocking=False):
+            yield
+    except Timeout as error:
+        raise InputError(f"database={_shown(url)!r}: another label server uses it; stop that one first") from error
+
+
+@contextmanager
+def _connection_lock(engine: Engine) -> Iterator[None]:
+    # Closed and not pooled again, because the lock lives as long as the connection.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if not connection.scalar(_DATABASE_LOCKS[engine.dialect.name]):
+            raise InputError(f"database={_shown(engine.url)!r}: another label server uses it; stop that one first")
+        try:
+            yield
+        finally:
+            connection.detach()

@@ -1,0 +1,161 @@
+"""Labels out and in, as rows of the data sets that reward models are trained on."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback.database import reading
+from jaxrl_lm.feedback.items import SKIP, TIE, UP, VERDICTS, Item, Mode
+from jaxrl_lm.feedback.schema import annotators, items, labels
+from jaxrl_lm.feedback.store import annotator_id, checked_name, count_labels, insert_item
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedItem:
+    """An item and what somebody said of it elsewhere.
+
+    Attributes:
+        item: the item.
+        verdict: one of its mode's; a number is a place in `item.completions`.
+    """
+
+    item: Item
+    verdict: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS[self.item.mode]:
+            raise InputError(f"verdict={self.verdict!r} is none of {', '.join(VERDICTS[self.item.mode])}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedLabels:
+    """Rows of a data set, and what has no place in its form.
+
+    Attributes:
+        rows: a label each, in the order in which they were given.
+        num_ties: labels that neither answer is better.
+        num_skips: items that a person left to others.
+    """
+
+    rows: list[dict[str, Any]]
+    num_ties: int
+    num_skips: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedLabels:
+    """What became of the rows of a data set.
+
+    Attributes:
+        num_added: new labels.
+        num_repeated: labels that the person had given already.
+        num_contradicting: labels of items of which the person had said something else, which stands.
+    """
+
+    num_added: int
+    num_repeated: int
+    num_contradicting: int
+
+
+def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> ExportedLabels:
+    """Labels of a mode as rows of its form, with who said it, in how many seconds, and what was shown first.
+
+    `pairwise`: prompt, chosen, rejected. `thumbs`: prompt, completion, label. `best-of-4`: query, sample0 to sample3,
+    best.
+
+    Args:
+        engine: from `open_database`.
+        mode: whose labels.
+        names: of the people whose labels are wanted; none for all.
+
+    Raises:
+        InputError: there is nobody of a name.
+    """
+    query = (
+        select(labels, annotators.c.name, items.c.prompt, items.c.completions)
+        .join(annotators, annotators.c.id == labels.c.annotator_id)
+        .join(items, items.c.id == labels.c.item_id)
+        .where(items.c.mode == mode)
+        .order_by(labels.c.id)
+    )
+    with reading(engine) as connection:
+        if names:
+            query = query.where(labels.c.annotator_id.in_(_known(connection, names)))
+        given = connection.execute(query).all()
+    rows = [_row(mode, label) for label in given if label.verdict not in (TIE, SKIP)]
+    verdicts = Counter(label.verdict for label in given)
+    return ExportedLabels(rows=rows, num_ties=verdicts[TIE], num_skips=verdicts[SKIP])
+
+
+def import_labels(engine: Engine, judged: Iterable[JudgedItem], *, name: str) -> ImportedLabels:
+    """Add labels that were given elsewhere, with their items where these are new; all of them or, if one fails, none.
+
+    Args:
+        engine: from `open_database`.
+        judged: items with verdicts.
+        name: whose labels they are.
+
+    Raises:
+        InputError: the name is not what it must be.
+    """
+    shown, counts = checked_name(name), Counter[str]()
+    with engine.begin() as connection:
+        annotator = annotator_id(connection, shown)
+        for each in judged:
+            counts[_import_one(connection, each, annotator)] += 1
+    return ImportedLabels(
+        num_added=counts["added"], num_repeated=counts["repeated"], num_contradicting=counts["contradicting"]
+    )
+
+
+def _known(connection: Connection, names: Sequence[str]) -> list[int]:
+    by_name = {row.folded_name: row for row in connection.execute(select(annotators))}
+    unknown = [name for name in names if name.casefold() not in by_name]
+    if unknown:
+        known = ", ".join(sorted(row.name for row in by_name.values())) or "nobody yet"
+        raise InputError(f"annotator={unknown[0]!r} is unknown; the database knows: {known}")
+    return [by_name[name.casefold()].id for name in names]
+
+
+def _row(mode: Mode, label: Any) -> dict[str, Any]:
+    told = {"annotator": label.name, "seconds": label.seconds}
+    if mode == "thumbs":
+        completion = label.completions[0]
+        return {"prompt": label.prompt, "completion": completion, "label": label.verdict == UP, **told}
+    best, order = int(label.verdict), label.shown_order
+    if mode == "pairwise":
+        pair = {"chosen": label.completions[best], "rejected": label.completions[1 - best]}
+        is_first = None if order is None else order[0] == best
+        return {"prompt": label.prompt, **pair, "is_chosen_shown_first": is_first, **told}
+    samples = {f"sample{place}": completion for place, completion in enumerate(label.completions)}
+    return {"query": label.prompt, **samples, "best": best, "shown_order": order, **told}
+
+
+def _import_one(connection: Connection, judged: JudgedItem, annotator: int) -> str:
+    content_hash = judged.item.content_hash()
+    row = connection.execute(select(items).where(items.c.content_hash == content_hash)).first()
+    if row is None:
+        item_id, completions = insert_item(connection, judged.item, content_hash), judged.item.completions
+    else:
+        item_id, completions = row.id, tuple(row.completions)
+    verdict = _place_in(completions, judged)
+    given = select(labels.c.verdict).where(labels.c.item_id == item_id, labels.c.annotator_id == annotator)
+    earlier = connection.scalar(given)
+    if earlier is not None:
+        return "repeated" if earlier == verdict else "contradicting"
+    label = {"item_id": item_id, "annotator_id": annotator, "verdict": verdict, "created_at": time()}
+    connection.execute(insert(labels).values(**label))
+    if verdict != SKIP:
+        count_labels(connection, item_id, 1)
+    return "added"
+
+
+def _place_in(completions: tuple[Any, ...], judged: JudgedItem) -> str:
+    if not judged.verdict.isdigit():
+        return judged.verdict
+    return str(completions.index(judged.item.completions[int(judged.verdict)]))

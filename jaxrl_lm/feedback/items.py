@@ -1,0 +1,144 @@
+"""What people are asked: one item is a prompt and the answers to judge, in one of three modes."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, get_args
+
+from jaxrl_lm.errors import InputError
+
+Text = str | list[dict[str, str]]
+"""Plain text, or messages with role and content."""
+
+Mode = Literal["pairwise", "thumbs", "best-of-4"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+NUM_COMPLETIONS: dict[Mode, int] = {"pairwise": 2, "thumbs": 1, "best-of-4": 4}
+"""Answers that an item of the mode shows."""
+
+Pairs = Literal["disjoint", "all"]
+"""Which pairs of a prompt's answers are compared: 1-2, 3-4, ...; or each with each."""
+
+TIE, SKIP, UP, DOWN = "tie", "skip", "up", "down"
+VERDICTS: dict[Mode, tuple[str, ...]] = {
+    "pairwise": ("0", "1", TIE, SKIP),
+    "thumbs": (UP, DOWN, SKIP),
+    "best-of-4": ("0", "1", "2", "3", SKIP),
+}
+"""What can be said of an item; a number is the place of the better answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """A prompt with the answers that were made to it.
+
+    Attributes:
+        prompt: text or conversation.
+        completions: the answers.
+        where: where the row stands, for errors.
+    """
+
+    prompt: Text
+    completions: tuple[Text, ...]
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing to judge.
+
+    Attributes:
+        mode: how it is judged.
+        prompt: text or conversation.
+        completions: as many answers as the mode shows.
+    """
+
+    mode: Mode
+    prompt: Text
+    completions: tuple[Text, ...]
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"mode={self.mode!r} is none of {', '.join(MODES)}")
+        num = NUM_COMPLETIONS[self.mode]
+        if len(self.completions) != num:
+            raise InputError(f"an item of mode {self.mode} needs {num} answers, but has {len(self.completions)}")
+
+    def content_hash(self) -> str:
+        """A name for the content, the same in whichever order the answers stand."""
+        parts = [self.mode, text_hash(self.prompt), *sorted(map(text_hash, self.completions))]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemList:
+    """Items of a source, and what of it could not be asked.
+
+    Attributes:
+        items: in the source's order.
+        left_out: where it stands and why, one text for each answer or pair that was left out.
+    """
+
+    items: list[Item]
+    left_out: list[str]
+
+
+def text_hash(text: Text) -> str:
+    """SHA-256 of a text or a conversation, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
+
+
+def is_blank(text: Text) -> bool:
+    """Whether there is nothing to read."""
+    if isinstance(text, str):
+        return not text.strip()
+    return not any(message["content"].strip() for message in text)
+
+
+def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint") -> ItemList:
+    """Make of prompts and answers what people are asked.
+
+    Blank answers cannot be judged, nor equal ones compared; they are left out and listed.
+
+    Args:
+        rows: prompts with their answers.
+        mode: pairs for `pairwise`, single answers for `thumbs`, fours for `best-of-4`.
+        pairs: which pairs, for `pairwise`.
+
+    Returns:
+        The items, at least one, and what was left out.
+
+    Raises:
+        InputError: nothing is left to ask.
+    """
+    items, left_out = [], []
+    for row in rows:
+        kept = [completion for completion in row.completions if not is_blank(completion)]
+        num_blank = len(row.completions) - len(kept)
+        if num_blank:
+            left_out.append(f"{row.where}: {num_blank} blank of {len(row.completions)} answers")
+        for group in _groups(kept, mode, pairs):
+            if len(group) < NUM_COMPLETIONS[mode]:
+                left_out.append(f"{row.where}: {len(group)} answers are too few for {mode}")
+            elif len(group) > 1 and len(set(map(text_hash, group))) == 1:
+                left_out.append(f"{row.where}: the answers are equal")
+            else:
+                items.append(Item(mode=mode, prompt=row.prompt, completions=group))
+    if not items:
+        why = f" ({left_out[0]}; {len(left_out)} such)" if left_out else ""
+        raise InputError(
+            f"answers: nothing to ask in mode {mode}{why}; "
+            f"give {NUM_COMPLETIONS[mode]} different answers that are not blank to a prompt"
+        )
+    return ItemList(items=items, left_out=left_out)
+
+
+def _groups(completions: list[Text], mode: Mode, pairs: Pairs) -> Iterator[tuple[Text, ...]]:
+    """Answers that are shown together; a last group may be too small."""
+    num = NUM_COMPLETIONS[mode]
+    if mode == "pairwise" and pairs == "all" and len(completions) >= num:
+        yield from combinations(completions, num)
+        return
+    for start in range(0, len(completions), num):
+        yield tuple(completions[start : start + num])

@@ -1,0 +1,140 @@
+"""Who may talk to the page: a token, sessions, and headers that keep other sites and model text out."""
+
+import secrets
+import threading
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost")
+MAX_BODY_BYTES = 16_384
+MAX_SESSIONS = 10_000
+CSRF_HEADER = "X-CSRF-Token"
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A browser that has shown the token.
+
+    Attributes:
+        csrf: what it must send with every change.
+        annotator: who sits there, once they have said it.
+        name: of that person.
+    """
+
+    csrf: str
+    annotator: int | None = None
+    name: str | None = None
+
+
+class Sessions:
+    """Browsers by their cookie; they live as long as the server."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def open(self, token: str) -> str:
+        """The cookie of a new session for who shows the token.
+
+        Raises:
+            HTTPException: 403, the token is wrong.
+        """
+        if not secrets.compare_digest(token.encode(), self._token.encode()):
+            raise HTTPException(403, "This is not the token that the server printed when it started.")
+        cookie = secrets.token_urlsafe(32)
+        with self._lock:
+            if len(self._sessions) >= MAX_SESSIONS:  # the oldest goes; its browser asks for the token again
+                del self._sessions[next(iter(self._sessions))]
+            self._sessions[cookie] = Session(csrf=secrets.token_urlsafe(32))
+        return cookie
+
+    def find(self, cookie: str | None) -> Session:
+        """The session of a cookie.
+
+        Raises:
+            HTTPException: 401, there is none.
+        """
+        session = self._sessions.get(cookie or "")
+        if session is None:
+            raise HTTPException(401, "Open the link that the server printed when it started.")
+        return session
+
+
+def cookie_name(request: Request) -> str:
+    """Browsers share cookies between ports, so each port has its own."""
+    return f"jaxrl_lm_label_{request.url.port or 80}"
+
+
+def check_origin(request: Request) -> None:
+    """Let only the page itself ask for a change.
+
+    Raises:
+        HTTPException: 403, another site asks, or a browser that does not say who does.
+    """
+    origin = urlsplit(request.headers.get("origin", ""))
+    if origin.scheme not in ("http", "https") or origin.netloc != request.headers.get("host"):
+        raise HTTPException(403, "Only the page itself may ask for this.")
+    if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
+        raise HTTPException(415, "Send JSON.")
+
+
+def check_csrf(request: Request, session: Session) -> None:
+    """Let only a page ask that has read the session's secret.
+
+    Raises:
+        HTTPException: 403, the secret is missing or wrong.
+    """
+    sent = request.headers.get(CSRF_HEADER, "")
+    if not secrets.compare_digest(sent.encode(), session.csrf.encode()):
+        raise HTTPException(403, "The page is out of date; load it again.")
+
+
+async def read_body(request: Request) -> bytes:
+    """The body of a request.
+
+    Raises:
+        HTTPException: 413, it is larger than anything the page sends.
+    """
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"The request is larger than {MAX_BODY_BYTES} bytes.")
+    return body
+
+
+class SecurityHeaders:
+    """Middleware that puts the headers on every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)

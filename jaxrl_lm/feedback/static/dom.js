@@ -1,0 +1,18 @@
+// Small helpers of both pages.
+
+export const byId = (id) => document.getElementById(id);
+
+export function element(tag, fields = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), fields);
+  made.append(...children);
+  return made;
+}
+
+export function announce(text) {
+  byId("status").textContent = text;
+}
+
+export function showAlert(text) {
+  byId("alert").hidden = !text;
+  byId("alert-text").textContent = text;
+}

@@ -1,0 +1,241 @@
+// The page that asks: token, name, then one item after another.
+
+import { openSession, post } from "./api.js";
+import { announce, byId, element, showAlert } from "./dom.js";
+import { MODES, UNDO_KEYS, shownKey } from "./modes.js";
+import { showText } from "./text.js";
+
+const VIEWS = ["loading", "token", "name", "item", "done"];
+const LOOK_AGAIN_MILLISECONDS = 5000;
+const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
+
+let mode; // of MODES
+let item = null; // { id, prompt, completions }: the lease that is shown
+let isBusy = false;
+let lookAgainTimer = 0;
+
+function show(view) {
+  for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
+}
+
+// Runs one request at a time; a failure is shown and can be tried again with the same lease, which counts once.
+async function attempt(work) {
+  if (isBusy) return;
+  isBusy = true;
+  clearTimeout(lookAgainTimer);
+  for (const button of byId("actions").querySelectorAll("button")) button.setAttribute("aria-disabled", "true");
+  try {
+    await work();
+    showAlert("");
+  } catch (error) {
+    await onError(error, work);
+  } finally {
+    isBusy = false;
+    for (const button of byId("actions").querySelectorAll("button")) button.removeAttribute("aria-disabled");
+  }
+}
+
+async function onError(error, work) {
+  const isPassing = error.status === 0 || error.status >= 500;
+  byId("retry").hidden = !isPassing;
+  byId("retry").onclick = () => attempt(error.retry ?? work);
+  if (error.status === 401) show("token");
+  if (error.status === 409 && item !== null) await loadNext().catch(start); // what was shown holds no longer
+  showAlert(error.message);
+}
+
+async function start() {
+  const session = await openSession();
+  mode = MODES[session.mode];
+  fillHelp();
+  byId("known-names").replaceChildren(...session.names.map((name) => element("option", { value: name })));
+  showPerson(session.name);
+  if (session.name === null) {
+    show("name");
+    byId("name").focus();
+  } else {
+    await loadNext();
+  }
+}
+
+function showPerson(name) {
+  byId("leave").hidden = name === null;
+  byId("person-name").textContent = name ?? "";
+  byId("avatar").textContent = name === null ? "" : Array.from(name)[0].toUpperCase();
+}
+
+async function loadNext(said = "") {
+  showItem(await post("/api/next"), said);
+}
+
+async function judge(action) {
+  if (item === null) return loadNext();
+  const answer = await post("/api/label", { lease: item.id, verdict: action.verdict });
+  const said = answer.is_repeat ? "Already saved; the first verdict stands." : `Saved: ${action.said}.`;
+  item = null; // saved, whatever becomes of the next
+  return loadNext(said).catch((error) => {
+    error.retry = () => loadNext(said);
+    throw error;
+  });
+}
+
+async function undo() {
+  showItem(await post("/api/undo"), "Undone: judge it again.");
+}
+
+function showItem(answer, said) {
+  item = answer.item;
+  showProgress(answer.progress);
+  if (item === null) {
+    showDone(answer.progress, said);
+    return;
+  }
+  byId("question").textContent = mode.question;
+  showText(byId("prompt"), item.prompt);
+  byId("prompt").scrollTop = 0;
+  byId("view-item").dataset.count = String(item.completions.length);
+  byId("answers").replaceChildren(...item.completions.map(answerCard));
+  byId("actions").replaceChildren(...mode.actions.map(actionButton), undoButton(answer.progress));
+  const isFirst = byId("view-item").hidden;
+  show("item");
+  if (isFirst) byId("main").focus({ preventScroll: true });
+  window.scrollTo(0, 0);
+  announce(`${said} Item ${answer.progress.num_mine + 1}. ${mode.question}`.trim());
+}
+
+function answerCard(completion, place) {
+  const id = `answer-title-${place}`;
+  const title = element("h2", { id, textContent: mode.titles[place] });
+  const text = element("div", { className: "text scroll", tabIndex: 0, dir: "auto" });
+  text.setAttribute("role", "region");
+  text.setAttribute("aria-labelledby", id);
+  showText(text, completion);
+  const size = element("span", { className: "size", textContent: sizeOf(completion) });
+  const card = element("article", { className: "card answer" }, element("header", {}, title, size), text);
+  card.setAttribute("aria-labelledby", id);
+  return card;
+}
+
+function sizeOf(completion) {
+  const text = typeof completion === "string" ? completion : completion.map((message) => message.content).join(" ");
+  const count = text.split(/\s+/u).filter(Boolean).length;
+  return `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;
+}
+
+function actionButton(action) {
+  const button = element(
+    "button",
+    { type: "button", className: action.kind, onclick: () => attempt(() => judge(action)) },
+    element("span", { textContent: action.label }),
+    hint(action.keys[0]),
+  );
+  button.dataset.verdict = action.verdict;
+  button.setAttribute("aria-keyshortcuts", action.keys.join(" "));
+  return button;
+}
+
+function undoButton(progress) {
+  const button = element(
+    "button",
+    { type: "button", id: "undo", className: "quiet", onclick: () => attempt(undo), disabled: progress.num_mine === 0 },
+    element("span", { textContent: "Undo" }),
+    hint(UNDO_KEYS[0]),
+  );
+  button.setAttribute("aria-keyshortcuts", UNDO_KEYS.join(" "));
+  return button;
+}
+
+function hint(key) {
+  const kbd = element("kbd", { textContent: shownKey(key) });
+  kbd.setAttribute("aria-hidden", "true");
+  return kbd;
+}
+
+function showProgress(progress) {
+  byId("progress").hidden = false;
+  byId("progress-bar").max = Math.max(progress.num_items, 1);
+  byId("progress-bar").value = progress.num_done;
+  const mine = progress.num_mine === progress.num_done ? "" : ` · ${progress.num_mine} by you`;
+  byId("progress-text").textContent = `${progress.num_done} of ${progress.num_items} done${mine}`;
+}
+
+function showDone(progress, said) {
+  const isWaiting = progress.num_waiting > 0;
+  const isLeft = progress.num_done < progress.num_items;
+  const title = isWaiting ? "Nothing free just now" : isLeft ? "Nothing left for you" : "All done, thank you";
+  const text = isWaiting
+    ? "Others have what is left. If one of them gives an item back, it comes here by itself."
+    : isLeft
+      ? "What is left waits for other people: you have judged or skipped all of it."
+      : `Every one of the ${progress.num_items} items has been judged.`;
+  byId("done-title").textContent = title;
+  byId("done-text").textContent = text;
+  byId("look-again").hidden = !isWaiting;
+  byId("undo-done").hidden = progress.num_mine === 0;
+  show("done");
+  announce(`${said} ${title}. ${text}`.trim());
+  if (isWaiting) {
+    clearTimeout(lookAgainTimer);
+    lookAgainTimer = setTimeout(() => attempt(() => loadNext()), LOOK_AGAIN_MILLISECONDS);
+  }
+}
+
+function fillHelp() {
+  const rows = [...mode.actions, { label: "Undo", keys: UNDO_KEYS }, { label: "Help", keys: ["?"] }];
+  byId("help-mode").textContent = mode.help;
+  byId("help-keys").replaceChildren(
+    ...rows.map((row) => {
+      const keys = row.keys.flatMap((key) => [element("kbd", { textContent: shownKey(key) }), " "]);
+      return element("tr", {}, element("th", { scope: "row", textContent: row.label }), element("td", {}, ...keys));
+    }),
+  );
+}
+
+function onKey(event) {
+  const isTyping = event.target.closest("input, dialog") !== null;
+  // A key held down must not judge one item after another.
+  if (isTyping || event.repeat || event.ctrlKey || event.altKey || event.metaKey || !byId("shortcuts").checked) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const canUndo = !byId("view-item").hidden ? !byId("undo").disabled : !byId("view-done").hidden;
+  const action = byId("view-item").hidden || item === null ? undefined : mode.actions.find((each) => each.keys.includes(key));
+  if (action) attempt(() => judge(action));
+  else if (UNDO_KEYS.includes(key) && canUndo) attempt(undo);
+  else if (key === "?") byId("help").showModal();
+  else return;
+  event.preventDefault();
+}
+
+function onSubmit(form, work) {
+  byId(form).addEventListener("submit", (event) => {
+    event.preventDefault();
+    attempt(work);
+  });
+}
+
+onSubmit("token-form", async () => {
+  location.hash = `token=${encodeURIComponent(byId("token").value.trim())}`;
+  byId("token").value = "";
+  await start();
+});
+onSubmit("name-form", async () => {
+  showPerson((await post("/api/annotator", { name: byId("name").value })).name);
+  await loadNext();
+});
+byId("leave").addEventListener("click", () =>
+  attempt(async () => {
+    await post("/api/leave");
+    item = null;
+    byId("progress").hidden = true;
+    await start();
+  }),
+);
+byId("undo-done").addEventListener("click", () => attempt(undo));
+byId("look-again").addEventListener("click", () => attempt(() => loadNext()));
+byId("open-help").addEventListener("click", () => byId("help").showModal());
+byId("shortcuts").checked = localStorage.getItem(NO_SHORTCUTS) === null;
+byId("shortcuts").addEventListener("change", (event) => {
+  if (event.target.checked) localStorage.removeItem(NO_SHORTCUTS);
+  else localStorage.setItem(NO_SHORTCUTS, "1");
+});
+document.addEventListener("keydown", onKey);
+attempt(start);

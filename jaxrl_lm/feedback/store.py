@@ -1,0 +1,326 @@
+"""Who labels what: items are leased to one person at a time, and each lease yields one label at most."""
+
+import secrets
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, select, update
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback.database import reading
+from jaxrl_lm.feedback.items import SKIP, VERDICTS, Item, Mode, Text
+from jaxrl_lm.feedback.schema import CLOSED, LABELLED, OPEN, annotators, items, labels, leases
+
+MAX_NAME_LENGTH = 40
+
+
+class RefusedError(Exception):
+    """What a page asks for no longer holds: its lease was undone, or the item is another's by now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotator:
+    """A person.
+
+    Attributes:
+        id: in the database.
+        name: as first given.
+    """
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """An item handed to one person.
+
+    Attributes:
+        id: names the lease; a label is sent with it, and once.
+        prompt: text or conversation.
+        completions: the answers in the order in which they are shown.
+    """
+
+    id: str
+    prompt: Text
+    completions: list[Text]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the work is.
+
+    Attributes:
+        num_items: of the mode.
+        num_done: items with as many labels as were asked for.
+        num_mine: labels of this person, skips among them.
+        num_waiting: items that lack labels, and that this person has not seen.
+    """
+
+    num_items: int
+    num_done: int
+    num_mine: int
+    num_waiting: int
+
+
+class LabelStore:
+    """The items of one mode, who has which, and what they said.
+
+    One server holds the database, so a lock of the process is enough to hand out each item once.
+
+    Args:
+        engine: from `open_database`.
+        mode: which items are handed out.
+        overlap: how many people label an item.
+        lease_seconds: how long a person has an item before it may go to another.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        mode: Mode,
+        overlap: int = 1,
+        lease_seconds: float = 600.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if overlap < 1:
+            raise InputError(f"overlap={overlap} must be at least 1, the people who label an item")
+        if not lease_seconds > 0:
+            raise InputError(f"lease_minutes={lease_seconds / 60:g} must be above 0")
+        self.engine, self.overlap = engine, overlap
+        self.mode: Mode = mode
+        self._lease_seconds, self._clock = lease_seconds, clock
+        self._random = secrets.SystemRandom()
+        self._lock = threading.Lock()
+
+    def find_annotator(self, name: str) -> Annotator:
+        """The person of that name, made if new; upper and lower case are the same.
+
+        Raises:
+            InputError: the name is empty, too long, or not of visible characters.
+        """
+        shown = checked_name(name)
+        with self._lock, self.engine.begin() as connection:
+            return Annotator(id=annotator_id(connection, shown), name=_name_of(connection, shown))
+
+    def list_names(self) -> list[str]:
+        """All people's names, sorted."""
+        with reading(self.engine) as connection:
+            return sorted(connection.scalars(select(annotators.c.name)), key=str.casefold)
+
+    def next_lease(self, annotator: int) -> Lease | None:
+        """Hand a person an item: the one they have, if its lease still holds, or else the next that is free."""
+        with self._lock, self.engine.begin() as connection:
+            held = connection.execute(self._held_by(annotator)).first()
+            if held is not None:
+                renewed = update(leases).where(leases.c.id == held.lease_id)
+                connection.execute(renewed.values(expires_at=self._clock() + self._lease_seconds))
+                return _lease(held.lease_id, held, held.shown_order)
+            item = connection.execute(
+                select(items).where(self._is_free_for(annotator)).order_by(items.c.id).limit(1)
+            ).first()
+            if item is None:
+                return None
+            order = list(range(len(item.completions)))
+            self._random.shuffle(order)
+            return self._hand_out(connection, annotator, item, order)
+
+    def label(self, annotator: int, lease_id: str, verdict: str) -> bool:
+        """Keep what a person says of an item; when this returns, it is on the disk.
+
+        Args:
+            annotator: who.
+            lease_id: of the item.
+            verdict: one of the mode's; a number is a place in the order shown.
+
+        Returns:
+            False if the lease had its label already, which then stands.
+
+        Raises:
+            InputError: the verdict is none of the mode's.
+            RefusedError: the lease is not this person's, was undone, or ran out and the item is another's.
+        """
+        if verdict not in VERDICTS[self.mode]:
+            raise InputError(f"verdict={verdict!r} is none of {', '.join(VERDICTS[self.mode])}")
+        with self._lock, self.engine.begin() as connection:
+            lease = connection.execute(select(leases).where(leases.c.id == lease_id)).first()
+            if lease is None or lease.annotator_id != annotator:
+                raise RefusedError("This item was not handed to you; go on with the next.")
+            if lease.state == LABELLED:
+                return False
+            if lease.state == CLOSED:
+                raise RefusedError("This page is out of date: the item was undone or given back. Go on with the next.")
+            where = and_(items.c.id == lease.item_id, self._is_free_for(annotator))
+            if connection.execute(select(items.c.id).where(where)).first() is None:
+                raise RefusedError("This item was yours for too long and is another's by now; go on with the next.")
+            self._keep(connection, lease, verdict)
+        return True
+
+    def undo(self, annotator: int) -> Lease | None:
+        """Take back a person's last label made here, and hand them its item again; None if there is none."""
+        mine = and_(labels.c.annotator_id == annotator, items.c.mode == self.mode, labels.c.lease_id.is_not(None))
+        last = select(labels.c.id.label("label_id"), labels.c.lease_id, labels.c.verdict, labels.c.shown_order, items)
+        last = last.join(items, items.c.id == labels.c.item_id).where(mine).order_by(labels.c.id.desc())
+        with self._lock, self.engine.begin() as connection:
+            row = connection.execute(last).first()
+            if row is None:
+                return None
+            connection.execute(delete(labels).where(labels.c.id == row.label_id))
+            connection.execute(update(leases).where(leases.c.id == row.lease_id).values(state=CLOSED))
+            if row.verdict != SKIP:
+                count_labels(connection, row.id, -1)
+            _give_back(connection, annotator)
+            return self._hand_out(connection, annotator, row, row.shown_order)
+
+    def release(self, annotator: int) -> None:
+        """Give back what a person has, for others."""
+        with self._lock, self.engine.begin() as connection:
+            _give_back(connection, annotator)
+
+    def progress(self, annotator: int) -> Progress:
+        """How far the work is, for one person."""
+        is_needed = items.c.num_labels < self.overlap
+        is_mode = items.c.mode == self.mode
+        with reading(self.engine) as connection:
+
+            def count(*where: ColumnElement[bool]) -> int:
+                return connection.scalar(select(func.count()).select_from(items).where(is_mode, *where)) or 0
+
+            return Progress(
+                num_items=count(),
+                num_done=count(~is_needed),
+                num_mine=count(_is_labelled_by(annotator)),
+                num_waiting=count(is_needed, ~_is_labelled_by(annotator)),
+            )
+
+    def is_done(self) -> bool:
+        """Whether every item has as many labels as were asked for."""
+        is_needed = and_(items.c.mode == self.mode, items.c.num_labels < self.overlap)
+        with reading(self.engine) as connection:
+            return connection.execute(select(items.c.id).where(is_needed).limit(1)).first() is None
+
+    def _held_by(self, annotator: int) -> Any:
+        return (
+            select(leases.c.id.label("lease_id"), leases.c.shown_order, items)
+            .join(items, items.c.id == leases.c.item_id)
+            .where(leases.c.annotator_id == annotator, leases.c.state == OPEN, leases.c.expires_at > self._clock())
+            .where(self._is_free_for(annotator))
+            .order_by(leases.c.created_at.desc())
+        )
+
+    def _is_free_for(self, annotator: int) -> ColumnElement[bool]:
+        """An item that lacks labels, counting those to come from others' leases, and is new to this person."""
+        others = leases.alias()
+        is_others = and_(
+            others.c.item_id == items.c.id,
+            others.c.state == OPEN,
+            others.c.expires_at > self._clock(),
+            others.c.annotator_id != annotator,
+        )
+        # One person may have two leases of an item when one ran out: people are counted, not leases.
+        query = select(func.count(others.c.annotator_id.distinct())).where(is_others)
+        num_leased = query.correlate(items).scalar_subquery()
+        return and_(
+            items.c.mode == self.mode,
+            items.c.num_labels < self.overlap,
+            items.c.num_labels + num_leased < self.overlap,
+            ~_is_labelled_by(annotator),
+        )
+
+    def _hand_out(self, connection: Connection, annotator: int, item: Any, order: list[int]) -> Lease:
+        now = self._clock()
+        lease_id = secrets.token_hex(16)
+        row = {"id": lease_id, "item_id": item.id, "annotator_id": annotator, "shown_order": order, "state": OPEN}
+        connection.execute(insert(leases).values(**row, created_at=now, expires_at=now + self._lease_seconds))
+        return _lease(lease_id, item, order)
+
+    def _keep(self, connection: Connection, lease: Any, verdict: str) -> None:
+        now = self._clock()
+        connection.execute(
+            insert(labels).values(
+                lease_id=lease.id,
+                item_id=lease.item_id,
+                annotator_id=lease.annotator_id,
+                verdict=str(lease.shown_order[int(verdict)]) if verdict.isdigit() else verdict,
+                shown_order=lease.shown_order,
+                seconds=max(now - lease.created_at, 0.0),
+                created_at=now,
+            )
+        )
+        connection.execute(update(leases).where(leases.c.id == lease.id).values(state=LABELLED))
+        if verdict != SKIP:
+            count_labels(connection, lease.item_id, 1)
+
+
+def checked_name(name: str) -> str:
+    """A person's name as it is shown: one space between words.
+
+    Raises:
+        InputError: the name is empty, too long, or not of visible characters.
+    """
+    shown = " ".join(unicodedata.normalize("NFC", name).split())
+    if not shown:
+        raise InputError("name is empty; say who you are, by one or more letters")
+    if len(shown) > MAX_NAME_LENGTH:
+        raise InputError(f"name has {len(shown)} characters; give at most {MAX_NAME_LENGTH}")
+    if any(unicodedata.category(character)[0] == "C" for character in shown):
+        raise InputError(f"name={shown!r} has characters that nobody sees; leave them out")
+    return shown
+
+
+def annotator_id(connection: Connection, name: str) -> int:
+    """The number of the person of that (checked) name, made if new."""
+    folded = name.casefold()
+    found = connection.scalar(select(annotators.c.id).where(annotators.c.folded_name == folded))
+    if found is not None:
+        return found
+    made = connection.execute(insert(annotators).values(name=name, folded_name=folded))
+    return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+def add_items(engine: Engine, new_items: Iterable[Item]) -> int:
+    """Add items that the database does not hold yet, in either order of their answers; returns how many."""
+    with engine.begin() as connection:
+        known = set(connection.scalars(select(items.c.content_hash)))
+        num_known = len(known)
+        for item in new_items:
+            content_hash = item.content_hash()
+            if content_hash not in known:
+                known.add(content_hash)
+                insert_item(connection, item, content_hash)
+        return len(known) - num_known
+
+
+def insert_item(connection: Connection, item: Item, content_hash: str) -> int:
+    """Add an item and return its number."""
+    row = {"content_hash": content_hash, "mode": item.mode, "prompt": item.prompt, "num_labels": 0}
+    made = connection.execute(insert(items).values(**row, completions=list(item.completions)))
+    return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+def count_labels(connection: Connection, item: int, change: int) -> None:
+    """Keep an item's count of labels in step with the labels that are not skips."""
+    connection.execute(update(items).where(items.c.id == item).values(num_labels=items.c.num_labels + change))
+
+
+def _name_of(connection: Connection, name: str) -> str:
+    return connection.scalar(select(annotators.c.name).where(annotators.c.folded_name == name.casefold())) or name
+
+
+def _is_labelled_by(annotator: int) -> ColumnElement[bool]:
+    return exists().where(labels.c.item_id == items.c.id, labels.c.annotator_id == annotator).correlate(items)
+
+
+def _give_back(connection: Connection, annotator: int) -> None:
+    held = and_(leases.c.annotator_id == annotator, leases.c.state == OPEN)
+    connection.execute(update(leases).where(held).values(state=CLOSED))
+
+
+def _lease(lease_id: str, item: Any, order: list[int]) -> Lease:
+    return Lease(id=lease_id, prompt=item.prompt, completions=[item.completions[place] for place in order])

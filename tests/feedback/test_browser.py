@@ -1,0 +1,259 @@
+"""The page in a real browser: keyboard, undo, two people at once, untrusted texts, faults, kill -9."""
+
+import json
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from sqlalchemy import Engine
+
+from jaxrl_lm import feedback
+from jaxrl_lm.feedback import Item, LabelStore
+
+TOKEN = "token-of-the-tests"
+HOSTILE = (
+    '<img src="x" onerror="document.title=1"><script>document.title=2</script>\x00\x1b[31m\u202edrow\u202c &amp; end'
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no chromium on the PATH; install Debian's package chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path)
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def served(store: LabelStore) -> Iterator[str]:
+    """The address of a page that labels the store's items."""
+    with feedback.listen(0) as listener:
+        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, TOKEN), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page as a person; fails the test if a script fails or the policy blocks something."""
+    contexts, complaints = [], []
+
+    def open_as(name: str, url: str, *, token: str = TOKEN, width: int = 1400) -> Page:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if "Content Sec" in message.text else None)
+        page.goto(f"{url}#token={token}")
+        page.get_by_label("Name").fill(name)
+        page.get_by_role("button", name="Start").click()
+        expect(page.locator("#view-item")).to_be_visible()
+        return page
+
+    yield open_as
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def said(page: Page) -> Any:
+    return expect(page.get_by_role("status"))
+
+
+def shown(page: Page) -> list[str]:
+    return page.locator(".answer .text").all_inner_texts()
+
+
+def exported(store: LabelStore) -> list[dict[str, Any]]:
+    return feedback.export_labels(store.engine, store.mode).rows
+
+
+def test_keys_judge_undo_and_end(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
+    store = make_store(3)
+    with served(store) as url:
+        page = open_page("ann", url)
+        assert "token" not in page.url
+        expect(page.locator("#undo")).to_be_disabled()
+        first = shown(page)
+        page.keyboard.press("b")
+        said(page).to_contain_text("Saved: B is better. Item 2.")
+        page.keyboard.press("u")
+        said(page).to_contain_text("Undone")
+        assert shown(page) == first
+        page.keyboard.press("ArrowLeft")
+        said(page).to_contain_text("Saved: A is better. Item 2.")
+        expect(page.locator("#progress-text")).to_have_text("1 of 3 done")
+        page.keyboard.down("t")
+        said(page).to_contain_text("Saved: tie. Item 3.")
+        page.keyboard.down("t")  # held down: the browser repeats it, and it must not count again
+        page.keyboard.up("t")
+        page.keyboard.press("Control+s")
+        said(page).to_contain_text("Item 3.")
+        page.keyboard.press("s")
+        expect(page.get_by_role("heading", name="Nothing left for you")).to_be_visible()
+    (row,) = exported(store)
+    assert (row["chosen"], row["rejected"]) == tuple(first)
+
+
+def test_two_people_at_once_share_the_work(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(6)
+    with served(store) as url:
+        pages = {name: open_page(name, url) for name in ("ann", "bob")}
+        judged = []
+        for turn in range(3):
+            prompts = {name: page.locator("#prompt").inner_text() for name, page in pages.items()}
+            judged += prompts.values()
+            for name, page in pages.items():
+                page.get_by_role("button", name="A is better" if name == "ann" else "B is better").click()
+                ended = "Nothing free" if name == "ann" else "All done"
+                said(page).to_contain_text(f"Item {turn + 2}." if turn < 2 else ended)
+        assert sorted(judged) == [f"prompt {place}" for place in range(6)]
+        expect(pages["bob"].get_by_role("heading", name="All done")).to_be_visible()
+        pages["bob"].get_by_role("link", name="See the stats").click()
+        expect(pages["bob"].locator("#people")).to_contain_text("ann")
+        expect(pages["bob"].locator("#tiles")).to_contain_text("6 / 6")
+    assert sorted(row["annotator"] for row in exported(store)) == ["ann"] * 3 + ["bob"] * 3
+
+
+def test_hostile_and_huge_texts_are_text(engine: Engine, open_page: Callable[..., Page]) -> None:
+    huge = "a line of an answer\n" * 5000
+    prompt = [{"role": "user", "content": HOSTILE}]
+    feedback.add_items(engine, [Item(mode="pairwise", prompt=prompt, completions=(huge, HOSTILE))])
+    store = LabelStore(engine, mode="pairwise")
+    with served(store) as url:
+        page = open_page("<b>ann</b>", url, width=400)
+        assert page.title() == "Label · jaxrl_lm"
+        assert page.locator("main img, main script, .person b").count() == 0
+        for text in (page.locator(".turn-body").inner_text(), *(each for each in shown(page) if len(each) < 1000)):
+            assert text.startswith('<img src="x" onerror=')
+            assert "NUL" in text
+            assert "ESC[31mU+202EdrowU+202C &amp; end" in text.replace(" ESC", "ESC")
+        assert any(len(text) >= 5000 * 19 for text in shown(page))
+        # The huge answer scrolls inside its card, the page does not scroll sideways, the buttons stay in sight.
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+        heights = page.locator(".answer .text").evaluate_all("all => all.map(e => [e.clientHeight, e.scrollHeight])")
+        assert max(heights, key=lambda pair: pair[1])[1] > 50_000
+        assert max(height for height, _ in heights) < 400
+        expect(page.get_by_role("button", name="Tie")).to_be_in_viewport()
+        page.get_by_role("button", name="B is better").click()
+        expect(page.get_by_role("heading", name="All done")).to_be_visible()
+    (row,) = exported(store)
+    assert {row["chosen"], row["rejected"]} == {huge, HOSTILE}
+
+
+def test_a_stale_tab_makes_no_second_label(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(2)
+    with served(store) as url:
+        page = open_page("ann", url)
+        stale = page.context.new_page()
+        stale.goto(url)
+        expect(stale.locator("#view-item")).to_be_visible()
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+        stale.keyboard.press("b")
+        said(stale).to_contain_text("the first verdict stands")
+    assert len(exported(store)) == 1
+
+
+def test_a_label_that_was_not_saved_is_shown_and_tried_again(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    store = make_store(2)
+    with served(store) as url:
+        page = open_page("ann", url)
+        other = sqlite3.connect(tmp_path / "labels.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        page.keyboard.press("a")
+        expect(page.get_by_role("alert")).to_contain_text("Not saved: the database is locked")
+        other.execute("ROLLBACK")
+        assert exported(store) == []
+        page.get_by_role("button", name="Try again").click()
+        said(page).to_contain_text("Saved: A is better. Item 2.")
+        expect(page.get_by_role("alert")).to_be_hidden()
+    assert len(exported(store)) == 1
+
+
+@pytest.mark.parametrize(("mode", "key", "field"), [("thumbs", "g", "label"), ("best-of-4", "3", "best")])
+def test_the_other_modes(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page], mode: str, key: str, field: str
+) -> None:
+    store = make_store(1, mode=mode)
+    with served(store) as url:
+        page = open_page("ann", url)
+        texts = shown(page)
+        page.keyboard.press(key)
+        expect(page.get_by_role("heading", name="All done")).to_be_visible()
+    (row,) = exported(store)
+    if mode == "thumbs":
+        assert row[field] is True
+    else:
+        assert row[f"sample{row[field]}"] == texts[2]
+
+
+def test_without_a_token_the_page_asks_for_it(make_store: Callable[..., LabelStore], browser: Browser) -> None:
+    with served(make_store(1)) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{url}#token=wrong")
+        expect(page.get_by_role("alert")).to_contain_text("not the token")
+        page.goto(f"{url}?")
+        page.get_by_label("Token").fill(TOKEN)
+        page.get_by_role("button", name="Enter").click()
+        expect(page.get_by_label("Name")).to_be_visible()
+
+
+def test_a_label_that_the_page_confirmed_survives_kill_9(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    rows = [{"prompt": f"prompt {place}", "completions": ["left", "right"]} for place in range(3)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "jaxrl_lm.cli.main", "label", f"--out={tmp_path / 'out'}", "--port=0"]
+    command.append(f"--answers={tmp_path / 'answers.jsonl'}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url, token = _address(process)
+            page = open_page("ann", url, token=token)
+            page.keyboard.press("a")
+            said(page).to_contain_text("Saved: A is better. Item 2.")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            page.keyboard.press("b")
+            expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+        finally:
+            process.kill()
+    engine = feedback.open_database(f"sqlite:///{tmp_path / 'out' / 'labels.sqlite'}", is_new_allowed=False)
+    with feedback.lock_server(engine):  # the killed server holds nothing
+        assert len(feedback.export_labels(engine, "pairwise").rows) == 1
+    engine.dispose()
+
+
+def _address(process: subprocess.Popen[str]) -> tuple[str, str]:
+    assert process.stdout is not None
+    deadline = time.monotonic() + 120
+    for line in process.stdout:
+        found = re.search(r"(http://127\.0\.0\.1:\d+/)#token=(\S+)", line)
+        if found:
+            return found[1], found[2]
+        assert time.monotonic() < deadline
+    raise AssertionError("the server ended without an address")

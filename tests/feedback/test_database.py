@@ -1,0 +1,126 @@
+"""Opening databases, one server at a time, and errors in words."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import DBAPIError
+
+from jaxrl_lm import feedback
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback import LabelStore
+from tests.feedback.conftest import numbered_items
+
+
+def test_every_commit_is_synced(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "no SQLAlchemy URL"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////no/such/folder/labels.sqlite", "there is no folder"),
+        ("oracle://host/name", "oracle is not known"),
+        ("postgresql+pg8000://user:secret@host/name", "driver that is missing"),
+    ],
+)
+def test_urls_that_cannot_be_used(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        feedback.open_database(url, is_new_allowed=True)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no file"):
+        feedback.open_database(f"sqlite:///{tmp_path / 'labels.sqlite'}", is_new_allowed=False)
+    assert list(tmp_path.iterdir()) == []
+    sqlite3.connect(tmp_path / "empty.sqlite").execute("VACUUM")
+    with pytest.raises(InputError, match="holds no labels"):
+        feedback.open_database(f"sqlite:///{tmp_path / 'empty.sqlite'}", is_new_allowed=False)
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "labels.sqlite"
+    file.write_text("not a database " * 100)
+    with pytest.raises(InputError, match="no intact SQLite database"):
+        feedback.open_database(f"sqlite:///{file}", is_new_allowed=True)
+    assert file.read_text() == "not a database " * 100
+
+
+def test_tables_of_other_programs_and_versions_are_refused(tmp_path: Path, database: str, engine: Engine) -> None:
+    with sqlite3.connect(tmp_path / "other.sqlite") as connection:
+        connection.execute("CREATE TABLE labels (x)")
+    with pytest.raises(InputError, match="another program"):
+        feedback.open_database(f"sqlite:///{tmp_path / 'other.sqlite'}", is_new_allowed=True)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE settings SET value = '0'")
+    with pytest.raises(InputError, match="another version"):
+        feedback.open_database(database, is_new_allowed=False)
+
+
+def test_a_second_server_is_refused_until_the_first_ends(engine: Engine) -> None:
+    refused = pytest.raises(InputError, match="another label server uses it")
+    with feedback.lock_server(engine), refused, feedback.lock_server(engine):
+        pass
+    with feedback.lock_server(engine):
+        pass
+
+
+def test_a_server_that_was_killed_holds_no_lock(engine: Engine, database: str) -> None:
+    held = (
+        "import sys, time; from jaxrl_lm import feedback as f\n"
+        "with f.lock_server(f.open_database(sys.argv[1], is_new_allowed=False)):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", held, database], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another label server"), feedback.lock_server(engine):
+            pass
+        process.kill()
+        process.wait()
+    with feedback.lock_server(engine):
+        pass
+
+
+def test_a_locked_database_says_so_and_takes_the_label_later(
+    make_store: Callable[..., LabelStore], tmp_path: Path
+) -> None:
+    store = make_store()
+    ann = store.find_annotator("ann").id
+    lease = store.next_lease(ann)
+    assert lease is not None
+    other = sqlite3.connect(tmp_path / "labels.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DBAPIError) as caught:
+        store.label(ann, lease.id, "0")
+    assert "locked by another program" in feedback.describe_error(caught.value)
+    other.execute("ROLLBACK")
+    assert store.label(ann, lease.id, "0")
+
+
+def test_a_full_database_says_so_and_takes_nothing_by_halves(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def allow_no_new_page(connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+
+    big = feedback.Item(mode="thumbs", prompt="p", completions=("x" * 10**6,))
+    with pytest.raises(DBAPIError) as caught:
+        feedback.add_items(engine, [*numbered_items(1, "thumbs"), big])
+    assert "full" in feedback.describe_error(caught.value)
+    event.remove(engine, "begin", allow_no_new_page)
+    assert feedback.list_modes(engine) == []
+
+
+def test_the_room_needs_no_jax() -> None:
+    code = "import sys, jaxrl_lm.feedback; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

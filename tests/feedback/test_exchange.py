@@ -1,0 +1,188 @@
+"""Labels out and in: forms, round trips through the data readers, contradictions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from jaxrl_lm import data, feedback
+from jaxrl_lm.cli.main import run
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback import Item, JudgedItem, LabelStore, export_labels, import_labels
+
+PAIR = Item(mode="pairwise", prompt="p", completions=("good", "bad"))
+
+
+def test_a_pair_in_either_order_is_the_same_item(engine: Engine) -> None:
+    swapped = Item(mode="pairwise", prompt="p", completions=("bad", "good"))
+    import_labels(engine, [JudgedItem(item=PAIR, verdict="0")], name="ann")
+    assert import_labels(engine, [JudgedItem(item=swapped, verdict="1")], name="ann").num_repeated == 1
+    assert import_labels(engine, [JudgedItem(item=swapped, verdict="0")], name="ann").num_contradicting == 1
+    assert import_labels(engine, [JudgedItem(item=swapped, verdict="0")], name="bob").num_added == 1
+    chosen = {row["annotator"]: row["chosen"] for row in export_labels(engine, "pairwise").rows}
+    assert chosen == {"ann": "good", "bob": "bad"}
+
+
+def test_agreement_does_not_depend_on_which_answer_the_file_has_first(engine: Engine) -> None:
+    pairs = [Item(mode="pairwise", prompt=f"p{k}", completions=(f"good {k}", f"bad {k}")) for k in range(12)]
+    import_labels(engine, [JudgedItem(item=pair, verdict="0") for pair in pairs], name="ann")
+    store = LabelStore(engine, mode="pairwise", overlap=2)
+    bob = store.find_annotator("bob").id
+    while (lease := store.next_lease(bob)) is not None:
+        place = [str(completion).startswith("good") for completion in lease.completions].index(True)
+        store.label(bob, lease.id, str(place))
+    statistics = feedback.compute_statistics(engine, "pairwise")
+    assert statistics.alpha == pytest.approx(1.0)  # undefined if the first of the file were a verdict
+
+
+def test_ties_and_skips_are_counted_and_left_out(make_store: Callable[..., LabelStore]) -> None:
+    store = make_store(3)
+    ann = store.find_annotator("ann").id
+    for verdict in ("tie", "skip", "0"):
+        lease = store.next_lease(ann)
+        assert lease is not None
+        store.label(ann, lease.id, verdict)
+    exported = export_labels(store.engine, "pairwise")
+    assert (len(exported.rows), exported.num_ties, exported.num_skips) == (1, 1, 1)
+
+
+def test_labels_of_named_people_only(engine: Engine) -> None:
+    for name in ("ann", "bob"):
+        import_labels(engine, [JudgedItem(item=PAIR, verdict="0")], name=name)
+    assert [row["annotator"] for row in export_labels(engine, "pairwise", names=["BOB"]).rows] == ["bob"]
+    with pytest.raises(InputError, match=r"annotator='eve' is unknown; the database knows: ann, bob"):
+        export_labels(engine, "pairwise", names=["eve"])
+
+
+def test_an_import_that_fails_midway_leaves_nothing(engine: Engine) -> None:
+    def rows():
+        yield JudgedItem(item=PAIR, verdict="0")
+        raise InputError("line 2 is broken")
+
+    with pytest.raises(InputError, match="line 2"):
+        import_labels(engine, rows(), name="ann")
+    assert feedback.list_modes(engine) == []
+
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(lambda text: text.strip())
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(texts, st.lists(texts, min_size=4, max_size=4, unique=True), st.integers(0, 3))))
+def test_any_text_survives_the_database(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, list[str], int]]
+) -> None:
+    url = f"sqlite:///{tmp_path_factory.mktemp('texts') / 'labels.sqlite'}"
+    engine = feedback.open_database(url, is_new_allowed=True)
+    judged = {
+        (prompt, *sorted(completions)): JudgedItem(
+            item=Item(mode="best-of-4", prompt=prompt, completions=tuple(completions)), verdict=str(best)
+        )
+        for prompt, completions, best in rows
+    }
+    import_labels(engine, judged.values(), name="ann")
+    found = export_labels(engine, "best-of-4").rows
+    engine.dispose()
+    assert [(row["query"], row[f"sample{row['best']}"]) for row in found] == [
+        (each.item.prompt, each.item.completions[int(each.verdict)]) for each in judged.values()
+    ]
+
+
+def label_command(*args: object) -> int:
+    return run(["label", *map(str, args)])
+
+
+ROWS = {
+    "pairwise": {"prompt": "p", "chosen": "good \u202e", "rejected": "<b>bad</b>"},
+    "thumbs": {
+        "prompt": [{"role": "user", "content": "p"}],
+        "completion": [{"role": "assistant", "content": "fine"}],
+        "label": False,
+    },
+    "best-of-4": {"query": "p", **{f"sample{place}": f"answer {place}" for place in range(4)}, "best": 2},
+}
+READERS = {
+    "pairwise": data.read_preferences,
+    "thumbs": data.read_unpaired_preferences,
+    "best-of-4": data.read_best_of_k,
+}
+
+
+@pytest.mark.parametrize("mode", ROWS)
+def test_commands_import_and_export_what_the_readers_read(
+    mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, folder, out = tmp_path / "in.jsonl", tmp_path / "labels", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(ROWS[mode]) + "\n")
+    options = ("--labels", folder, "--mode", mode)
+    assert label_command("import", *options, "--source", source, "--annotator", "ann") == 0
+    assert label_command("export", "--labels", folder, "--out", out) == 0
+    assert "1 labels" in capfd.readouterr().out
+    assert label_command("stats", "--labels", folder) == 0
+    assert "ann" in capfd.readouterr().out
+    (before,), (after,) = READERS[mode](source), READERS[mode](out)
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "out: none given"),
+        (("--out=o",), "there is no file"),
+        (("--out=o", "--policy=m"), "policy and prompts go together"),
+        (("--out=o", "--policy=m", "--prompts=p", "--answers=a"), "leave one out"),
+        (("--database=sqlite:///x", "--policy=m", "--prompts=p"), "the policy's answers are kept there"),
+        (("--out=o", "--overlap=0"), "overlap=0"),
+        (("--out=o", "--lease-minutes=0"), "lease_minutes=0.0"),
+        (("--out=o", "--answers=none.jsonl"), "none.jsonl"),
+        (("--out=o", "--port=70000"), "port=70000"),
+        (("export", "--out=x.jsonl"), "labels: none given"),
+        (("export", "--out=x.jsonl", "--labels=none"), "there is no file"),
+        (("stats", "--labels=none"), "there is no file"),
+        (("import", "--labels=l", "--source=none.jsonl", "--annotator=a"), "none.jsonl"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(
+    args: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert label_command(*args) == 2
+    assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p"}, "completions=None is no list"),
+        ({"prompt": "p", "completions": "ab"}, "is no list"),
+        ({"prompt": "p", "completions": ["a", 3]}, "3 is no answer"),
+        ({"prompt": "p", "completions": ["a", [{"role": "user"}]]}, "is no answer"),
+        ({"prompt": "p", "completions": ["a", "\ud800"]}, "half of a surrogate pair"),
+        ({"prompt": "p", "completions": ["a", "a"]}, "nothing to ask in mode pairwise"),
+    ],
+)
+def test_answers_that_cannot_be_asked_name_their_row(
+    row: dict, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert label_command("--out", tmp_path / "o", "--answers", tmp_path / "a.jsonl", "--port=0") == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert "row 1" in error
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "export", "import", "stats"])
+def test_every_option_of_a_command_is_documented(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from jaxrl_lm.cli.label import LABEL_COMMANDS
+
+    kind = LABEL_COMMANDS[command][0]
+    missing = [name for name in kind.__dataclass_fields__ if f"  {name}: " not in (kind.__doc__ or "")]
+    assert not missing
+    assert label_command(command, "--help") == 0
+    assert capfd.readouterr().out

@@ -1,0 +1,238 @@
+"""Leases, labels, undo and several people at once."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from jaxrl_lm import feedback
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback import LabelStore, Lease, RefusedError
+from jaxrl_lm.feedback.items import text_hash
+from tests.feedback.conftest import Clock, numbered_items
+
+MakeStore = Callable[..., LabelStore]
+
+
+def handed(store: LabelStore, annotator: int) -> Lease:
+    lease = store.next_lease(annotator)
+    assert lease is not None
+    return lease
+
+
+def people(store: LabelStore, *names: str) -> list[int]:
+    return [store.find_annotator(name).id for name in names]
+
+
+def test_two_people_never_have_the_same_item(make_store: MakeStore) -> None:
+    store = make_store(2)
+    ann, bob, eve = people(store, "ann", "bob", "eve")
+    assert handed(store, ann).prompt == "prompt 0"
+    assert handed(store, bob).prompt == "prompt 1"
+    assert store.next_lease(eve) is None
+
+
+def test_a_page_loaded_again_shows_the_same_item_in_the_same_order(make_store: MakeStore) -> None:
+    store = make_store(mode="best-of-4")
+    (ann,) = people(store, "ann")
+    assert handed(store, ann) == handed(store, ann)
+
+
+def test_an_expired_lease_frees_the_item_and_a_late_label_of_it_is_refused(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(1)
+    ann, bob = people(store, "ann", "bob")
+    late = handed(store, ann)
+    clock.now += 61
+    taken = handed(store, bob)
+    with pytest.raises(RefusedError, match="another's by now"):
+        store.label(ann, late.id, "0")
+    assert store.label(bob, taken.id, "0")
+
+
+def test_a_late_label_counts_if_nobody_else_has_the_item(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(1)
+    (ann,) = people(store, "ann")
+    lease = handed(store, ann)
+    clock.now += 3600
+    assert store.label(ann, lease.id, "tie")
+    assert store.is_done()
+
+
+def test_a_lease_yields_one_label_and_the_first_stands(make_store: MakeStore) -> None:
+    store = make_store(1)
+    (ann,) = people(store, "ann")
+    lease = handed(store, ann)
+    assert store.label(ann, lease.id, "0")
+    assert not store.label(ann, lease.id, "1")
+    (row,) = feedback.export_labels(store.engine, "pairwise").rows
+    assert row["chosen"] == lease.completions[0]
+
+
+def test_the_verdict_is_of_the_order_shown_and_the_order_is_recorded(make_store: MakeStore) -> None:
+    store = make_store(40, mode="best-of-4")
+    (ann,) = people(store, "ann")
+    shown = []
+    while (lease := store.next_lease(ann)) is not None:
+        shown.append(lease)
+        store.label(ann, lease.id, "2")
+    rows = feedback.export_labels(store.engine, "best-of-4").rows
+    for lease, row in zip(shown, rows, strict=True):
+        assert row[f"sample{row['best']}"] == lease.completions[2]
+        assert [row[f"sample{place}"] for place in row["shown_order"]] == lease.completions
+    # Each of 24 orders is as likely: 40 items in one and the same order have probability 24 ** -39.
+    assert len({tuple(row["shown_order"]) for row in rows}) > 1
+
+
+def test_another_persons_lease_cannot_be_labelled(make_store: MakeStore) -> None:
+    store = make_store()
+    ann, bob = people(store, "ann", "bob")
+    lease = handed(store, ann)
+    for annotator, lease_id in [(bob, lease.id), (ann, "no such lease"), (999, lease.id)]:
+        with pytest.raises(RefusedError, match="not handed to you"):
+            store.label(annotator, lease_id, "0")
+
+
+@pytest.mark.parametrize(("mode", "verdict"), [("pairwise", "2"), ("pairwise", "up"), ("thumbs", "0"), ("thumbs", "")])
+def test_a_verdict_of_another_mode_is_refused(make_store: MakeStore, mode: str, verdict: str) -> None:
+    store = make_store(mode=mode)
+    (ann,) = people(store, "ann")
+    with pytest.raises(InputError, match="verdict="):
+        store.label(ann, handed(store, ann).id, verdict)
+
+
+def test_undo_hands_the_item_back_in_its_order_and_the_old_page_is_refused(make_store: MakeStore) -> None:
+    store = make_store(mode="best-of-4")
+    (ann,) = people(store, "ann")
+    first = handed(store, ann)
+    store.label(ann, first.id, "0")
+    stale = handed(store, ann)
+    again = store.undo(ann)
+    assert again is not None
+    assert again.completions == first.completions
+    assert feedback.export_labels(store.engine, "best-of-4").rows == []
+    for lease in (first, stale):
+        with pytest.raises(RefusedError, match="out of date"):
+            store.label(ann, lease.id, "1")
+    assert store.label(ann, again.id, "1")
+    assert store.progress(ann).num_done == 1
+
+
+def test_undo_goes_back_label_by_label_and_then_has_nothing_left(make_store: MakeStore) -> None:
+    store = make_store(3)
+    (ann,) = people(store, "ann")
+    for verdict in ("0", "skip", "tie"):
+        store.label(ann, handed(store, ann).id, verdict)
+    prompts = [lease.prompt for _ in range(3) if (lease := store.undo(ann)) is not None]
+    assert prompts == ["prompt 2", "prompt 1", "prompt 0"]
+    assert store.undo(ann) is None
+    assert store.progress(ann) == feedback.Progress(num_items=3, num_done=0, num_mine=0, num_waiting=3)
+
+
+def test_undo_takes_back_only_ones_own(make_store: MakeStore) -> None:
+    store = make_store()
+    ann, bob = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "0")
+    assert store.undo(bob) is None
+    assert store.progress(ann).num_done == 1
+
+
+def test_a_skipped_item_goes_to_another_and_not_back(make_store: MakeStore) -> None:
+    store = make_store(1)
+    ann, bob = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "skip")
+    assert store.next_lease(ann) is None
+    assert not store.is_done()
+    assert handed(store, bob).prompt == "prompt 0"
+
+
+def test_overlap_hands_an_item_to_so_many_and_to_nobody_twice(make_store: MakeStore) -> None:
+    store = make_store(1, overlap=2)
+    ann, bob, eve = people(store, "ann", "bob", "eve")
+    leases = [handed(store, ann), handed(store, bob)]
+    assert store.next_lease(eve) is None
+    store.label(ann, leases[0].id, "0")
+    assert store.next_lease(ann) is None
+    assert store.next_lease(eve) is None
+    store.label(bob, leases[1].id, "0")
+    assert store.is_done()
+
+
+def test_who_leaves_gives_the_item_back_at_once(make_store: MakeStore) -> None:
+    store = make_store(1)
+    ann, bob = people(store, "ann", "bob")
+    handed(store, ann)
+    store.release(ann)
+    assert handed(store, bob).prompt == "prompt 0"
+
+
+def test_many_people_at_once_label_each_item_once(make_store: MakeStore) -> None:
+    store = make_store(30)
+    seen: list[str] = []
+
+    def work(name: str) -> None:
+        annotator = store.find_annotator(name).id
+        while (lease := store.next_lease(annotator)) is not None:
+            assert isinstance(lease.prompt, str)
+            seen.append(lease.prompt)
+            store.label(annotator, lease.id, "1")
+
+    threads = [threading.Thread(target=work, args=(f"person {place}",)) for place in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(seen) == {f"prompt {place}": 1 for place in range(30)}
+
+
+def test_names_differ_by_more_than_case_and_spaces(make_store: MakeStore) -> None:
+    store = make_store()
+    ada = store.find_annotator("Ada  Lovelace")
+    assert ada.name == "Ada Lovelace"
+    assert store.find_annotator(" ada lovelace ") == ada
+    assert store.find_annotator("Ada").id != ada.id
+    assert store.list_names() == ["Ada", "Ada Lovelace"]
+
+
+@pytest.mark.parametrize("name", ["", "  \t", "x" * 41, "a\x00b", "a\u202eb", "\u200b"])
+def test_names_that_nobody_can_read_are_refused(make_store: MakeStore, name: str) -> None:
+    with pytest.raises(InputError, match="name"):
+        make_store().find_annotator(name)
+
+
+def test_known_items_are_not_added_again(make_store: MakeStore) -> None:
+    store = make_store(3)
+    assert feedback.add_items(store.engine, numbered_items(5, "pairwise")) == 2
+
+
+def test_statistics_by_hand(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(4, overlap=2)
+    ann, bob = people(store, "ann", "bob")
+    for annotator, is_other in ((ann, False), (bob, True)):
+        for seconds, what in ((2.0, "agree"), (4.0, "differ"), (60.0, "tie"), (1.0, "skip")):
+            lease = handed(store, annotator)
+            clock.now += seconds
+            ranked = sorted(lease.completions, key=text_hash)  # agreement names answers by this order
+            place = lease.completions.index(ranked[1 if what == "differ" and is_other else 0])
+            store.label(annotator, lease.id, what if what in ("tie", "skip") else str(place))
+    statistics = feedback.compute_statistics(store.engine, "pairwise")
+    assert (statistics.num_items, statistics.num_labelled, statistics.num_labels) == (4, 3, 6)
+    for person in statistics.people:
+        assert (person.num_labels, person.num_skips, person.num_ties, person.num_choices) == (3, 1, 1, 2)
+        assert person.median_seconds == 4.0
+        assert person.labels_per_hour == 900.0
+    (pair,) = statistics.pairs
+    assert (pair.names, pair.num_shared, pair.agreement) == (("ann", "bob"), 3, pytest.approx(2 / 3))
+    # ann: 0 0 tie, bob: 0 1 tie; chance agrees in (2 * 1 + 0 * 1 + 1 * 1) / 9.
+    assert pair.kappa == pytest.approx((2 / 3 - 1 / 3) / (1 - 1 / 3))
+    # Six verdicts, 0 0 0 1 tie tie: of 30 ordered pairs 3 * 2 + 2 * 1 = 8 agree; 2 of 6 disagree within items.
+    assert statistics.alpha == pytest.approx(1 - (2 / 6) / (22 / 30))
+
+
+def test_the_place_that_was_chosen_is_counted(make_store: MakeStore) -> None:
+    store = make_store(20)
+    (ann,) = people(store, "ann")
+    while (lease := store.next_lease(ann)) is not None:
+        store.label(ann, lease.id, "0")
+    (person,) = feedback.compute_statistics(store.engine, "pairwise").people
+    assert (person.num_first_chosen, person.num_choices) == (20, 20)
