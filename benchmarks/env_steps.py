@@ -9,7 +9,6 @@ apart.
 
 import importlib.util
 import json
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,19 +49,36 @@ class Benchmark:
 Call = Callable[[], Any]
 
 
-def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: int) -> Call:
+@dataclass(kw_only=True)
+class MazeSteps:
     """Steps in mazes of our own; each call first draws half the levels anew, which is timed with it."""
+
+    run: Any
+    refresh: Any
+    params: Any
+    num_calls: int = 0
+
+    def __call__(self) -> Any:
+        """Fresh levels, then all steps."""
+        self.num_calls += 1
+        self.params = self.refresh(self.params, jax.random.key(self.num_calls))
+        return self.run(self.params, jax.random.key(self.num_calls))
+
+    def memory_gb(self) -> float:
+        """XLA's account of the stepping program: levels, results and temporaries."""
+        account = self.run.lower(self.params, jax.random.key(0)).compile().memory_analysis()
+        sizes = account.argument_size_in_bytes, account.output_size_in_bytes, account.temp_size_in_bytes
+        return sum(sizes) / 1e9
+
+
+def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: int) -> MazeSteps:
+    """Steps of one size of maze, observation and batch."""
     env, params = envs.make("Maze-v0", size=size, observation=observation, num_levels=num_levels(benchmark, size))
-    holder = [jax.jit(env.refresh)(params, jax.random.key(0)), 0]
-    refresh = jax.jit(env.refresh, donate_argnums=0)
-    run = jax.jit(random_steps(env, num_envs, benchmark.num_steps))
-
-    def call() -> Any:
-        holder[1] += 1
-        holder[0] = refresh(holder[0], jax.random.key(holder[1]))
-        return run(holder[0], jax.random.key(holder[1]))
-
-    return call
+    return MazeSteps(
+        run=jax.jit(random_steps(env, num_envs, benchmark.num_steps)),
+        refresh=jax.jit(env.refresh, donate_argnums=0),
+        params=jax.jit(env.refresh)(params, jax.random.key(0)),
+    )
 
 
 def num_levels(benchmark: Benchmark, size: int) -> int:
@@ -78,7 +94,7 @@ def gymnax_call(env_id: str, num_envs: int, num_steps: int) -> Call:
 
 
 def random_steps(env: Any, num_envs: int, num_steps: int) -> Callable[[Any, jax.Array], Any]:
-    """T random steps in B environments, folded into sums so that nothing can be left out as unused."""
+    """T random steps in B environments; the last states and observations and the sum of all rewards are results."""
 
     def run(params: Any, key: jax.Array) -> Any:
         reset_key, scan_key = jax.random.split(key)
@@ -224,7 +240,7 @@ def scale(benchmark: Benchmark) -> list[dict[str, Any]]:
                 "first_call_s": first,
                 "seconds": seconds,
                 "million_steps_per_s": rate,
-                "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+                "program_memory_gb": call.memory_gb(),
             }
         )
     return rows

@@ -1,6 +1,6 @@
-"""Environment steps a second while training: PPO, PQN, DQN and tabular Q-learning, beside rejax turn by turn.
+"""Environment steps a second while training: PPO, PQN, DQN and tabular Q-learning, beside other libraries turn by turn.
 
-    python benchmarks/train_steps.py [--rejax-python OTHER_VENV/bin/python]
+    python benchmarks/train_steps.py [--rejax-python OTHER_VENV/bin/python] [--sb3-python THIRD_VENV/bin/python]
 
 PPO at rejax's setting (2,048 environments x 32 steps, 4 epochs x 4 minibatches, two MLPs 64x64) is also set beside the
 bare forward and backward passes of the same networks on as much data: what no implementation can save.
@@ -27,13 +27,26 @@ from jaxrl_lm.algorithms.tabular import TabularConfig, make_tabular
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import make_policy
 
-PEER = Path(__file__).resolve().parent / "peers" / "rejax_train.py"
+PEERS = Path(__file__).resolve().parent / "peers"
 ENV = "CartPole-v1"
 
 PPO = EnvironmentPPOConfig(
     num_envs=2048,
     num_steps=32,
     ppo=PPOConfig(num_epochs=4, num_minibatches=4, minibatch_unit="steps", value_coefficient=0.5, max_grad_norm=0.5),
+)
+# Stable-Baselines3's defaults for PPO, with 8 environments.
+SB3_PPO = EnvironmentPPOConfig(
+    num_envs=8,
+    num_steps=2048,
+    ppo=PPOConfig(
+        learning_rate=3e-4,
+        num_epochs=10,
+        num_minibatches=256,
+        minibatch_unit="steps",
+        value_coefficient=0.5,
+        max_grad_norm=0.5,
+    ),
 )
 PQN = PQNConfig(
     num_envs=128,
@@ -58,20 +71,22 @@ class Benchmark:
 
     Attributes:
         rejax_python: interpreter with rejax, to run its algorithms beside.
+        sb3_python: interpreter with Stable-Baselines3, to run its PPO beside.
         scaling: numbers of environments that PPO is scaled over.
         repeats: timed calls of each.
         out: JSON file of the results.
     """
 
     rejax_python: str | None = None
-    scaling: tuple[int, ...] = (64, 512, 2048, 8192)
+    sb3_python: str | None = None
+    scaling: tuple[int, ...] = (64, 512, 2048, 8192, 65536)
     repeats: int = 7
     out: Path = Path("benchmarks/results/train_steps.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An algorithm at a setting, and the same of rejax's.
+    """An algorithm at a setting, and the same of another library's.
 
     Attributes:
         name: of the row.
@@ -79,7 +94,7 @@ class Case:
         make_learner: ours.
         env: id.
         num_updates: of ours in one timed call.
-        peer: algorithm, settings and iterations of rejax's that make as many steps; None without a peer.
+        peer: library and arguments of its program that make it take as many steps; None without a peer.
     """
 
     name: str
@@ -87,7 +102,7 @@ class Case:
     make_learner: Callable[[Any, Any, Any], Any]
     env: str = ENV
     num_updates: int = 10
-    peer: tuple[str, dict[str, Any], int] | None = None
+    peer: tuple[str, list[str]] | None = None
 
 
 def cases() -> list[Case]:
@@ -98,9 +113,16 @@ def cases() -> list[Case]:
     pqn_peer = {"num_envs": 128, "num_steps": 32, "num_epochs": 2, "num_minibatches": 4}
     dqn_peer = {"num_envs": 128, "batch_size": 128, "buffer_size": 131_072, "fill_buffer": 1024, "num_epochs": 1}
     return [
-        Case(name="PPO", config=PPO, make_learner=make_environment_ppo, num_updates=4, peer=("ppo", ppo_peer, 4)),
-        Case(name="PQN", config=PQN, make_learner=make_pqn, num_updates=40, peer=("pqn", pqn_peer, 40)),
-        Case(name="DQN", config=DQN, make_learner=make_dqn, num_updates=10, peer=("dqn", dqn_peer, 640)),
+        Case(name="PPO", config=PPO, make_learner=make_environment_ppo, num_updates=4, peer=rejax("ppo", ppo_peer, 4)),
+        Case(name="PQN", config=PQN, make_learner=make_pqn, num_updates=40, peer=rejax("pqn", pqn_peer, 40)),
+        Case(name="DQN", config=DQN, make_learner=make_dqn, num_updates=10, peer=rejax("dqn", dqn_peer, 640)),
+        Case(
+            name="PPO, 8 environments",
+            config=SB3_PPO,
+            make_learner=make_environment_ppo,
+            num_updates=1,
+            peer=("sb3", [ENV, "8", "2048"]),
+        ),
         Case(
             name="Q-learning",
             config=TabularConfig(num_envs=1024, num_steps=128),
@@ -115,6 +137,11 @@ def cases() -> list[Case]:
             num_updates=1,
         ),
     ]
+
+
+def rejax(algorithm: str, settings: dict[str, Any], num_iterations: int) -> tuple[str, list[str]]:
+    """rejax at the same setting."""
+    return "rejax", [algorithm, ENV, json.dumps(settings), str(num_iterations)]
 
 
 def training_call(case: Case) -> tuple[Callable[[], Any], int]:
@@ -150,8 +177,9 @@ def bare_call(case: Case) -> Callable[[], Any]:
         found = policy.evaluate(weights, rows[:, None], chosen)
         return jnp.sum(found.log_probs) + jnp.sum(found.entropies) + jnp.sum(found.values)
 
-    def acting(weights: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
-        return weights, policy.value(weights, rows, jnp.zeros(rows.shape[0], bool), None)
+    def acting(weights: Any, rows: jax.Array) -> tuple[Any, Any]:
+        is_first = jnp.zeros(rows.shape[0], bool)
+        return weights, (policy.best(weights, rows, is_first, None)[0], policy.value(weights, rows, is_first, None))
 
     def learning(weights: Any, rows: jax.Array) -> tuple[Any, None]:
         grads = jax.grad(loss)(weights, rows, actions[: rows.shape[0]])
@@ -162,11 +190,11 @@ def bare_call(case: Case) -> Callable[[], Any]:
         by_step = observations.reshape(config.num_steps, config.num_envs, -1)
         by_minibatch = observations.reshape(config.ppo.num_minibatches, -1, observations.shape[-1])
 
-        def update(weights: Any, _: None) -> tuple[Any, jax.Array]:
-            weights, values = jax.lax.scan(acting, weights, by_step)
+        def update(weights: Any, _: None) -> tuple[Any, Any]:
+            weights, decided = jax.lax.scan(acting, weights, by_step)
             for _epoch in range(config.ppo.num_epochs):
                 weights, _ = jax.lax.scan(learning, weights, by_minibatch)
-            return weights, values
+            return weights, decided
 
         return jax.lax.scan(update, weights, None, length=case.num_updates)
 
@@ -178,9 +206,10 @@ def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
     print(f"{case.name} ...", flush=True)
     call, steps = training_call(case)
     first = first_call(call)
-    if case.peer is not None and benchmark.rejax_python:
-        algorithm, settings, iterations = case.peer
-        command = [benchmark.rejax_python, str(PEER), algorithm, ENV, json.dumps(settings), str(iterations)]
+    library, arguments = case.peer or ("", [])
+    python = {"rejax": benchmark.rejax_python, "sb3": benchmark.sb3_python}.get(library)
+    if python:
+        command = [python, str(PEERS / f"{library}_train.py"), *arguments]
         steady = timed_against(Peer(command), call, repeats=benchmark.repeats)
         steady["peer_steps_per_s"] = steps / steady["peer_seconds"]["median"]
     else:
@@ -192,7 +221,10 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     """Ours beside rejax, and PPO over numbers of environments."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     compared = {name: row for name, row in results["cases"].items() if "peer_steps_per_s" in row}
-    for offset, key, label in ((-0.2, "steps_per_s", "jaxrl_lm"), (0.2, "peer_steps_per_s", "rejax")):
+    for offset, key, label in (
+        (-0.2, "steps_per_s", "jaxrl_lm"),
+        (0.2, "peer_steps_per_s", "rejax, Stable-Baselines3"),
+    ):
         rates = [row[key] / 1e3 for row in compared.values()]
         bars = left.bar([i + offset for i in range(len(rates))], rates, width=0.38, label=label)
         left.bar_label(bars, fmt="%.0f")

@@ -45,3 +45,28 @@ def test_language_model_benchmark_writes_its_figures(tmp_path: Path) -> None:
     for part in ("generate", "score", "update", "step"):
         assert 0 < results[part]["seconds"]["median"] < results[part]["first_call_s"]
     assert results["step"]["ratio/first_max_error"] < 1e-4
+
+
+def test_environment_benchmark_writes_its_figures(tmp_path: Path) -> None:
+    out = tmp_path / "env_steps.json"
+    sizes = ["--num-envs", "4", "--sizes", "5", "--headline-envs=4", "--num-steps=2", "--num-levels=8", "--repeats=1"]
+    done = run_script(CHECKOUT / "benchmarks/env_steps.py", f"--out={out}", *sizes)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert results["comparison"]["Maze-v0 13x13 grid"]["million_steps_per_s"] > 0
+    assert [(row["size"], row["num_envs"]) for row in results["scaling"]] == [(13, 4), (5, 4)]
+    assert out.with_suffix(".png").is_file()
+
+
+def test_replay_benchmark_writes_its_figures(tmp_path: Path) -> None:
+    out = tmp_path / "replay.json"
+    sizes = ["--num-envs=4", "--batch-size=4", "--buffer-size=64", "--num-rounds=8", "--repeats=1"]
+    done = run_script(CHECKOUT / "benchmarks/replay.py", f"--out={out}", *sizes)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["rounds"]["ours, prioritised"]["microseconds_a_round"] > 0
+
+
+def test_training_benchmark_reads_its_options() -> None:
+    done = run_script(CHECKOUT / "benchmarks/train_steps.py", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--rejax-python" in done.stdout
