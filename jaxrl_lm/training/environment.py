@@ -24,8 +24,8 @@ from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 SHOWN = ("episode/return", "eval/return", "eval/solved")
 _EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project", "num_devices"})
-# Fields of a learner's state whose leaves are `[S, B, ...]`.
-_OF_ENVS = frozenset({"rollout", "env_states", "observations", "tracker"})
+# Fields of a learner's state whose leaves are `[S, B, ...]`; those of a replay memory are `[S, slots, B, ...]`.
+_OF_ENVS = frozenset({"rollout", "env_states", "observations", "tracker", "traces", "next_actions"})
 _PER_SEED = (
     "episode/return",
     "episode/length",
@@ -195,13 +195,14 @@ def place(state: EnvironmentState, config: Any) -> EnvironmentState:
             f"num_envs={config.num_envs} is not divided by num_devices={num_devices}; choose a multiple of it"
         )
     mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:num_devices])
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    by_env = NamedSharding(mesh, PartitionSpec(None, "data"))
 
     def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        is_of_envs = not _OF_ENVS.isdisjoint(getattr(entry, "name", "") for entry in path)
-        is_of_envs &= leaf.shape[1:2] == (config.num_envs,)
-        return jax.device_put(leaf, by_env if is_of_envs else everywhere)
+        names = {getattr(entry, "name", "") for entry in path}
+        axis = 2 if "replay" in names else 1
+        is_of_envs = "steps" in names if "replay" in names else not _OF_ENVS.isdisjoint(names)
+        is_of_envs &= leaf.shape[axis : axis + 1] == (config.num_envs,)
+        spec = PartitionSpec(*(None,) * axis, "data") if is_of_envs else PartitionSpec()
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(put, state)
 

@@ -18,7 +18,8 @@ from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.environment import load_environment_task, make_chunk
-from jaxrl_lm.training.environment_config import TrainPPOConfig
+from jaxrl_lm.algorithms.dqn import make_dqn
+from jaxrl_lm.training.environment_config import TrainDQNConfig, TrainPPOConfig
 
 out = Path(sys.argv[1])
 results = {}
@@ -33,6 +34,12 @@ for num_devices in (1, 8):
     state, numbers = make_chunk(task, RunFolder.create(out / str(num_devices), {}))(state, 0)
     state, numbers = make_chunk(task, RunFolder(out / str(num_devices)))(state, 1)
     results[num_devices] = {"devices": spread, **{k: v for k, v in numbers.items() if not k.startswith("time/")}}
+dqn = TrainDQNConfig(
+    out="", env="CartPole-v1", num_envs=16, steps_per_update=4, num_devices=8, learning_starts=64, batch_size=16,
+    buffer_size=256, is_prioritized=True, trunk=TrunkConfig(hidden_sizes=(8,)),
+)
+replay = load_environment_task(dqn, make_dqn)[1].learners.replay
+results["replay"] = [list(leaf.sharding.spec) for leaf in (replay.steps.observations, replay.tree[-1])]
 print(json.dumps(results))
 """
 
@@ -47,7 +54,9 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    one, eight = json.loads(done.stdout.splitlines()[-1]).values()
+    one, eight, replay = json.loads(done.stdout.splitlines()[-1]).values()
+    # 16 slots of 16 environments: spread over these, not over those; the sum tree lies everywhere.
+    assert replay == [[None, None, "data"], []]
     assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
     assert one.keys() == eight.keys()
     for name, value in one.items():
