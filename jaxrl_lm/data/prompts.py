@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from jaxrl_lm.data.encoding import encode_prompt
+from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt, read_rows
 from jaxrl_lm.errors import InputError
 
@@ -20,7 +22,7 @@ class Prompt:
         columns: all other columns of the row; the reward function receives them.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: Text
     columns: dict[str, Any]
 
     def text(self) -> str:
@@ -72,7 +74,7 @@ def encode_prompts(prompts: list[Prompt], tokenizer: Any, *, max_tokens: int) ->
     encoded = []
     for index, prompt in enumerate(prompts):
         at = f"prompt {index} (counting from 0), {excerpt(prompt.prompt)}"
-        ids = _encode(prompt.prompt, tokenizer, at)
+        ids = encode_prompt(prompt.prompt, tokenizer, at=at)
         if not ids:
             raise InputError(f"{at}: the tokenizer makes no token of it; remove it or use another tokenizer")
         if len(ids) > max_tokens:
@@ -128,25 +130,6 @@ def prompt_order(num_prompts: int, batch_size: int, step: int, seed: int) -> Int
         permutation = np.random.default_rng([seed, int(epoch)]).permutation(num_prompts)
         order[is_epoch] = permutation[offsets[is_epoch]]
     return order
-
-
-def _encode(prompt: str | list[dict[str, str]], tokenizer: Any, at: str) -> list[int]:
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"{at}: a conversation, but the tokenizer has no chat template; "
-            "give plain prompts, or a tokenizer with a chat template"
-        )
-    try:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
-        raise InputError(
-            f"{at}: the tokenizer's chat template fails on it ({type(error).__name__}: {error}); "
-            "change its messages, or use another tokenizer"
-        ) from error
-    # The template has written the special tokens already.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _to_prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
