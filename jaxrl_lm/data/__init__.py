@@ -1,6 +1,7 @@
 """Data sets and tokenizers: reading them, turning texts into tokens, dealing them out in batches."""
 
 from jaxrl_lm.data.encoding import EncodedText, encode_completion, encode_text
+from jaxrl_lm.data.packing import PackedRows, fit_sequences, pack_sequences, plan_rows, take_rows
 from jaxrl_lm.data.prompts import Prompt, encode_prompts, left_pad, prompt_order, read_prompts
 from jaxrl_lm.data.records import (
     BestOfK,
@@ -17,6 +18,7 @@ __all__ = [
     "BestOfK",
     "EncodedText",
     "LanguageModeling",
+    "PackedRows",
     "Preference",
     "Prompt",
     "PromptCompletion",
@@ -26,10 +28,14 @@ __all__ = [
     "encode_completion",
     "encode_prompts",
     "encode_text",
+    "fit_sequences",
     "left_pad",
     "load_tokenizer",
+    "pack_sequences",
     "padding_token",
+    "plan_rows",
     "prompt_order",
     "read_prompts",
     "stop_token_ids",
+    "take_rows",
 ]
