@@ -4,7 +4,30 @@ A new algorithm is one file and one line in `ALGORITHMS`; the contract tests the
 """
 
 from jaxrl_lm.algorithms.ppo import PPOConfig, PPOHyperparams, PPOState, make_ppo
+from jaxrl_lm.algorithms.sft import make_sft, sum_token_losses
+from jaxrl_lm.algorithms.supervised import (
+    AdamWConfig,
+    LossFunction,
+    LossSums,
+    SupervisedAlgorithm,
+    SupervisedState,
+    make_supervised,
+)
 
 ALGORITHMS = {"ppo": (PPOConfig, make_ppo)}
 
-__all__ = ["ALGORITHMS", "PPOConfig", "PPOHyperparams", "PPOState", "make_ppo"]
+__all__ = [
+    "ALGORITHMS",
+    "AdamWConfig",
+    "LossFunction",
+    "LossSums",
+    "PPOConfig",
+    "PPOHyperparams",
+    "PPOState",
+    "SupervisedAlgorithm",
+    "SupervisedState",
+    "make_ppo",
+    "make_sft",
+    "make_supervised",
+    "sum_token_losses",
+]

@@ -32,7 +32,7 @@ class AdamWConfig:
     Attributes:
         learning_rate: the highest step size, reached at the end of the warm-up.
         schedule: how it falls to 0 after the warm-up: by a "cosine", "linear"ly, or not at all ("constant").
-        warmup_share: share of the updates over which it rises linearly.
+        warmup_fraction: share of the updates over which it rises linearly.
         weight_decay: share of a weight that is taken off at step size 1; vectors (norms, biases) keep theirs.
         b1: decay of Adam's first moment.
         b2: decay of Adam's second moment.
@@ -42,7 +42,7 @@ class AdamWConfig:
 
     learning_rate: float = 2e-5
     schedule: ScheduleKind = "cosine"
-    warmup_share: float = 0.03
+    warmup_fraction: float = 0.03
     weight_decay: float = 0.01
     b1: float = 0.9
     b2: float = 0.999
@@ -58,7 +58,7 @@ class AdamWConfig:
         for name in ("weight_decay", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
-        for name in ("warmup_share", "b1", "b2"):
+        for name in ("warmup_fraction", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
 
@@ -183,7 +183,7 @@ def make_supervised(
 def rate_schedule(config: AdamWConfig, num_updates: int) -> optax.Schedule:
     """The learning rate at update k as a share of the highest: `(k + 1) / (w + 1)` in a warm-up of w updates, then
     the fall to 0 at `num_updates`, which would be the first update not made."""
-    num_warmup = round(config.warmup_share * num_updates)
+    num_warmup = round(config.warmup_fraction * num_updates)
     num_falling = max(1, num_updates - num_warmup)
     after = {
         "cosine": optax.cosine_decay_schedule(1.0, num_falling),

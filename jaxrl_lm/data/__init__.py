@@ -12,6 +12,7 @@ from jaxrl_lm.data.records import (
     Text,
     UnpairedPreference,
 )
+from jaxrl_lm.data.splits import hold_out
 from jaxrl_lm.data.tokenizers import load_tokenizer, padding_token, stop_token_ids
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "encode_prompts",
     "encode_text",
     "fit_sequences",
+    "hold_out",
     "left_pad",
     "load_tokenizer",
     "pack_sequences",

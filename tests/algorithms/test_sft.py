@@ -87,7 +87,7 @@ def test_prompt_tokens_are_read_but_not_learned(language_model):
 
 def test_fine_tuning_learns_its_sequences_by_heart(tiny_gpt2):
     model, params = tiny_gpt2
-    algorithm = make_sft(AdamWConfig(learning_rate=1e-2, warmup_share=0.1), model, num_updates=40)
+    algorithm = make_sft(AdamWConfig(learning_rate=1e-2, warmup_fraction=0.1), model, num_updates=40)
     sequences = make_sequences([6, 5, 7, 4], seed=1)
     plan = plan_rows(np.array([6, 5, 7, 4]), row_length=ROW, window=4, seed=0)
     rows = jax.tree.map(lambda x: jnp.asarray(x)[None], to_rows(sequences, plan))

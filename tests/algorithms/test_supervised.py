@@ -61,7 +61,9 @@ def torch_training(config: AdamWConfig, batches: list[dict[str, np.ndarray]], ra
 
 
 def test_updates_equal_those_of_torch_with_accumulation_clipping_warmup_and_decay_on_matrices_only():
-    config = AdamWConfig(learning_rate=0.1, schedule="linear", warmup_share=0.34, weight_decay=0.3, max_grad_norm=0.5)
+    config = AdamWConfig(
+        learning_rate=0.1, schedule="linear", warmup_fraction=0.34, weight_decay=0.3, max_grad_norm=0.5
+    )
     algorithm = make_supervised(config, squared_error, num_updates=NUM_UPDATES, loss_hyperparams=1.0)
     update, state = jax.jit(algorithm.update), algorithm.init(init_params())
     batches = [make_batch(3, 4, seed=seed) for seed in range(NUM_UPDATES)]
@@ -92,7 +94,7 @@ def test_an_accumulated_batch_is_a_mean_over_all_it_holds_and_not_a_mean_of_mean
 
 def test_a_batch_without_weight_moves_nothing_but_the_decay():
     algorithm = make_supervised(
-        AdamWConfig(learning_rate=0.5, schedule="constant", warmup_share=0.0, weight_decay=0.1),
+        AdamWConfig(learning_rate=0.5, schedule="constant", warmup_fraction=0.0, weight_decay=0.1),
         squared_error,
         num_updates=1,
         loss_hyperparams=1.0,
@@ -117,7 +119,7 @@ def test_a_longest_gradient_of_zero_clips_nothing():
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_schedules_rise_and_fall_as_worked_by_hand(schedule):
-    rates = rate_schedule(AdamWConfig(schedule=schedule, warmup_share=0.25), 12)
+    rates = rate_schedule(AdamWConfig(schedule=schedule, warmup_fraction=0.25), 12)
     falling = {
         "cosine": [0.5 + 0.5 * math.cos(math.pi * k / 9) for k in range(10)],
         "linear": [1 - k / 9 for k in range(10)],
@@ -148,7 +150,7 @@ def test_a_sweep_over_traced_settings_equals_separate_runs():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", 0.0), ("warmup_share", 1.0), ("weight_decay", -0.1), ("b2", 1.0)],
+    [("learning_rate", 0.0), ("warmup_fraction", 1.0), ("weight_decay", -0.1), ("b2", 1.0)],
 )
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(InputError, match=field):
