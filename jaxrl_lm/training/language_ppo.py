@@ -1,10 +1,9 @@
 """PPO on a language model: generate, score on the host, learn in one jitted program."""
 
-import json
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import Generation, SamplingConfig
 from jaxrl_lm.training.language_config import LanguagePPOConfig
 from jaxrl_lm.training.loop import LoopConfig, run_updates
+from jaxrl_lm.training.run_files import check_out, open_run, write_samples_after
 from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree
 
 SHOWN = ("reward/mean", "kl/answer")
-# What may differ between a run and its resumption without changing any number.
-_EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project"})
 
 
 @struct.dataclass(kw_only=True)
@@ -98,15 +96,15 @@ def train_language_ppo(config: LanguagePPOConfig) -> storage.RunFolder:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
         TrainingDivergedError: a loss is not finite.
     """
-    _check_out(config)
+    check_out(config)
     task, params = load_task(config)
     state = init_state(task, params)
-    if config.resume:
-        folder = storage.RunFolder.open(Path(config.out), _saved_settings(config), ignore=_exempt(config))
-    else:
-        before = answer_samples(task, task.policy_params(params), phase="before", step=0)
-        folder = storage.RunFolder.create(Path(config.out), _saved_settings(config))
-        storage.append_jsonl(folder.samples_file, before)
+    folder = open_run(
+        config,
+        lambda: answer_samples(task, task.policy_params(params), phase="before", step=0),
+        # Where the learning rate does not follow the run's length, the run may be made longer.
+        is_extensible=config.ppo.anneal_updates is not None,
+    )
     loop = LoopConfig(
         num_updates=config.num_updates,
         save_every=config.save_every,
@@ -361,34 +359,10 @@ def _check_value_model(name: str, value_model: CausalLM, model: CausalLM) -> Non
             )
 
 
-def _saved_settings(config: LanguagePPOConfig) -> dict[str, Any]:
-    """What config.yaml holds: everything but `resume`, which is no setting of the run."""
-    return {name: value for name, value in asdict(config).items() if name != "resume"}
-
-
-def _exempt(config: LanguagePPOConfig) -> frozenset[str]:
-    """Fields that may differ on resuming; a run whose length the learning rate does not follow may be made longer."""
-    return _EXEMPT if config.ppo.anneal_updates is None else _EXEMPT | {"num_updates"}
-
-
-def _check_out(config: LanguagePPOConfig) -> None:
-    """Refuse what can be refused before minutes are spent on loading."""
-    out = Path(config.out)
-    storage.check_wandb(config.wandb_project)
-    if config.resume:
-        storage.RunFolder(out).read_config()
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out={config.out!r} exists; choose another folder, or --resume to go on with that run")
-
-
 def _finish(task: Task, state: LanguageState, folder: storage.RunFolder) -> None:
     """Samples after training, the model's folder, plots and report."""
     params = task.policy_params(state.ppo.params)
-    step = task.config.num_updates
-    # Those of a shorter run that this one went on with are not "after" any more.
-    samples = [sample for sample in storage.read_jsonl(folder.samples_file) if sample["phase"] != "after"]
-    samples += answer_samples(task, params, phase="after", step=step)
-    storage.write_atomically(folder.samples_file, "".join(json.dumps(sample) + "\n" for sample in samples))
+    write_samples_after(folder, answer_samples(task, params, phase="after", step=task.config.num_updates))
     models.save_pretrained(folder.model_folder, task.model, params)
     task.tokenizer.save_pretrained(folder.model_folder)
     if task.value_model is not None:
