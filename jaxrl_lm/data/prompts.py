@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from jaxrl_lm.data.encoding import encode_prompt
+from jaxrl_lm.data.fields import check_encodable, check_messages
 from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt, read_rows
 from jaxrl_lm.errors import InputError
@@ -136,7 +137,7 @@ def _to_prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     prompt = row[column]
     at = f"{where}, column {column!r}"
     if isinstance(prompt, list):
-        prompt = _messages(prompt, at)
+        prompt = check_messages(prompt, at)
         texts = [message["content"] for message in prompt]
     elif isinstance(prompt, str):
         texts = [prompt]
@@ -145,32 +146,5 @@ def _to_prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     if not any(text.strip() for text in texts):
         raise InputError(f"{at}: the prompt is blank; fill it in or remove the row")
     for text in texts:
-        _check_encodable(text, at)
+        check_encodable(text, at)
     return Prompt(prompt=prompt, columns={name: value for name, value in row.items() if name != column})
-
-
-def _messages(messages: list[Any], at: str) -> list[dict[str, str]]:
-    remedy = 'give messages such as [{"role": "user", "content": "Hello"}]'
-    if not messages:
-        raise InputError(f"{at}: the list of messages is empty; {remedy}")
-    checked = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise InputError(f"{at}, message {index}: {excerpt(message)} is not an object; {remedy}")
-        # Parquet gives every message the keys of all messages; those it did not have are null.
-        present = {key: value for key, value in message.items() if value is not None}
-        for key in ("role", "content", *present):
-            if not isinstance(present.get(key), str):
-                raise InputError(f"{at}, message {index}: its {key!r} is missing or not text; {remedy}")
-        checked.append(present)
-    return checked
-
-
-def _check_encodable(text: str, at: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{at}: character {error.start} is half of a surrogate pair, which no tokenizer takes; "
-            "remove it or write the pair whole"
-        ) from error

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ DATA_EXTRA = "install it with: pip install 'jaxrl-lm[data]'"
 Row = tuple[str, dict[str, Any]]
 """Where the row stands, for errors, and its columns."""
 
+RowOrError = tuple[str, dict[str, Any] | InputError]
+"""Where the row stands, and its columns, or what is wrong with it while those behind it can still be read."""
+
 
 def read_rows(source: str, column: str) -> Iterator[Row]:
-    """Read rows lazily; `read_prompts` says which sources there are.
+    """Read rows lazily and stop at the first that is broken; `read_prompts` says which sources there are.
 
     Args:
         source: a file, or `hub:NAME[:SPLIT]`.
@@ -33,10 +36,27 @@ def read_rows(source: str, column: str) -> Iterator[Row]:
     Raises:
         InputError: the source is not there, is not of its form, or a row lacks the column.
     """
-    rows = _hub_rows(source) if source.startswith(HUB_PREFIX) else _file_rows(source, column)
-    for where, row in rows:
+    for where, row in _rows(source, column, line_column=column):
+        if isinstance(row, InputError):
+            raise row
         _check_column(column, list(row), where)
         yield where, row
+
+
+def try_rows(source: str, *, line_column: str | None) -> Iterator[RowOrError]:
+    """Read rows lazily, past those that are broken; the source and its form must still be right.
+
+    Args:
+        source: a file, or `hub:NAME[:SPLIT]`.
+        line_column: the column that a line of plain text becomes; None refuses plain text.
+
+    Yields:
+        Where the row stands, and its columns by name or what is wrong with it.
+
+    Raises:
+        InputError: the source is not there or is not of its form.
+    """
+    return _rows(source, None, line_column=line_column)
 
 
 def excerpt(value: Any) -> str:
@@ -45,8 +65,8 @@ def excerpt(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def _check_column(column: str, present: list[str], where: str) -> None:
-    if column in present:
+def _check_column(column: str | None, present: list[str], where: str) -> None:
+    if column is None or column in present:
         return
     near = difflib.get_close_matches(column, present, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
@@ -57,7 +77,13 @@ def _check_column(column: str, present: list[str], where: str) -> None:
     )
 
 
-def _hub_rows(source: str) -> Iterator[Row]:
+def _rows(source: str, required: str | None, *, line_column: str | None) -> Iterator[RowOrError]:
+    if source.startswith(HUB_PREFIX):
+        return _hub_rows(source)
+    return _file_rows(source, required, line_column)
+
+
+def _hub_rows(source: str) -> Iterator[RowOrError]:
     name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
     if not name:
         raise InputError(f"{source!r} names no data set; write hub:NAME or hub:NAME:SPLIT")
@@ -76,43 +102,61 @@ def _hub_rows(source: str) -> Iterator[Row]:
         yield f"{source}, row {index}", dict(row)
 
 
-def _file_rows(source: str, column: str) -> Iterator[Row]:
+def _file_rows(source: str, required: str | None, line_column: str | None) -> Iterator[RowOrError]:
     path = Path(source)
     name = path.name.lower()
     is_gzipped = name.endswith(".gz")
     suffix = Path(name.removesuffix(".gz")).suffix
     try:
         if path.is_dir():
-            raise InputError(f"{source!r} is a folder; give a file of prompts")
+            raise InputError(f"{source!r} is a folder; give a file")
         if not path.exists():
             raise InputError(f"{source!r} is not there; check the path, or write hub:NAME for one of the hub")
         with gzip.open(path) if is_gzipped else path.open("rb") as file:
-            yield from READERS.get(suffix, _text_rows)(file, source, column)
+            if suffix in READERS:
+                yield from READERS[suffix](file, source, required)
+            else:
+                yield from _text_rows(file, source, line_column)
     except (OSError, EOFError, zlib.error) as error:
         what = "is not a whole gzip file or cannot be read" if is_gzipped else "cannot be read"
         raise InputError(f"{source}: {what} ({error}); check the file, or make it anew") from error
 
 
-def _text_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+def _text_rows(file: io.BufferedIOBase, source: str, column: str | None) -> Iterator[RowOrError]:
+    if column is None:
+        raise InputError(f"{source}: plain text has no columns; give a file that ends in one of {', '.join(READERS)}")
     for line, text in _lines(file, source):
         if text.strip():
             yield f"{source}, line {line}", {column: text.rstrip("\r\n")}
 
 
-def _jsonl_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+def _jsonl_rows(file: io.BufferedIOBase, source: str, required: str | None) -> Iterator[RowOrError]:
+    return _json_line_rows(_lines(file, source), source)
+
+
+def _json_line_rows(lines: Iterable[tuple[int, str]], source: str) -> Iterator[RowOrError]:
     remedy = "write one object a line"
-    for line, text in _lines(file, source):
-        if text.strip():
-            where = f"{source}, line {line}"
-            yield where, _object(_parse_json(text.rstrip(), source, line, remedy), where, remedy)
+    for line, text in lines:
+        if not text.strip():
+            continue
+        where = f"{source}, line {line}"
+        try:
+            row = _object(_parse_json(text.rstrip(), source, line, remedy), where, remedy)
+        except InputError as error:
+            row = error
+        yield where, row
 
 
-def _json_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+def _json_rows(file: io.BufferedIOBase, source: str, required: str | None) -> Iterator[RowOrError]:
     remedy = "write a list of objects, or name the file .jsonl if it has one object a line"
-    text = "".join(text for _, text in _lines(file, source))
-    if not text.strip():
+    lines = list(_lines(file, source))
+    filled = [text for _, text in lines if text.strip()]
+    if not filled:
         return
-    rows = _parse_json(text, source, 1, remedy)
+    if _are_json_lines(filled):
+        yield from _json_line_rows(lines, source)
+        return
+    rows = _parse_json("".join(text for _, text in lines), source, 1, remedy)
     if not isinstance(rows, list):
         raise InputError(f"{source}: holds {excerpt(rows)}, not a list; {remedy}")
     for index, row in enumerate(rows, 1):
@@ -120,7 +164,19 @@ def _json_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Ro
         yield where, _object(row, where, remedy)
 
 
-def _csv_rows(file: io.BufferedIOBase, source: str, column: str, *, delimiter: str = ",") -> Iterator[Row]:
+def _are_json_lines(filled: list[str]) -> bool:
+    """Whether a `.json` file holds one object a line after all, as OpenAI's comparisons of summaries do."""
+    if len(filled) < 2 or not filled[0].lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(filled[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _csv_rows(
+    file: io.BufferedIOBase, source: str, required: str | None, *, delimiter: str = ","
+) -> Iterator[RowOrError]:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CSV_CELL_CHARACTERS))
     # Strict, because otherwise a quote that is never closed swallows the rest of the file without a word.
     reader = csv.reader((text for _, text in _lines(file, source)), delimiter=delimiter, strict=True)
@@ -135,7 +191,7 @@ def _csv_rows(file: io.BufferedIOBase, source: str, column: str, *, delimiter: s
             if cells and header:
                 yield where, _csv_row(header, cells, where)
             elif cells:
-                header = _csv_header(cells, column, where)
+                header = _csv_header(cells, required, where)
     except csv.Error as error:
         raise InputError(
             f"{where}: this row is not valid {delimiter!r}-separated text ({error}); close "
@@ -143,28 +199,28 @@ def _csv_rows(file: io.BufferedIOBase, source: str, column: str, *, delimiter: s
         ) from error
 
 
-def _tsv_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
-    return _csv_rows(file, source, column, delimiter="\t")
+def _tsv_rows(file: io.BufferedIOBase, source: str, required: str | None) -> Iterator[RowOrError]:
+    return _csv_rows(file, source, required, delimiter="\t")
 
 
-def _csv_header(cells: list[str], column: str, where: str) -> list[str]:
-    _check_column(column, cells, where)
+def _csv_header(cells: list[str], required: str | None, where: str) -> list[str]:
+    _check_column(required, cells, where)
     twice = [cell for cell in cells if cells.count(cell) > 1]
     if twice:
         raise InputError(f"{where}: the column {twice[0]!r} stands there twice; rename one")
     return cells
 
 
-def _csv_row(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
+def _csv_row(header: list[str], cells: list[str], where: str) -> dict[str, Any] | InputError:
     if len(cells) != len(header):
-        raise InputError(
+        return InputError(
             f"{where}: {len(cells)} cells, but the header has {len(header)}; "
             "put quotes around a cell that holds the separator or a line's end"
         )
     return dict(zip(header, cells, strict=True))
 
 
-def _parquet_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator[Row]:
+def _parquet_rows(file: io.BufferedIOBase, source: str, required: str | None) -> Iterator[RowOrError]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -176,7 +232,7 @@ def _parquet_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator
     index = 0
     try:
         table = parquet.ParquetFile(pyarrow.BufferReader(content))
-        _check_column(column, table.schema_arrow.names, source)
+        _check_column(required, table.schema_arrow.names, source)
         for batch in table.iter_batches():
             for row in batch.to_pylist():
                 index += 1
@@ -185,7 +241,7 @@ def _parquet_rows(file: io.BufferedIOBase, source: str, column: str) -> Iterator
         raise InputError(f"{source}: not a whole parquet file ({error}); check the file, or make it anew") from error
 
 
-READERS: dict[str, Callable[[io.BufferedIOBase, str, str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[io.BufferedIOBase, str, str | None], Iterator[RowOrError]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
@@ -216,7 +272,7 @@ def _parse_json(text: str, source: str, first_line: int, remedy: str) -> Any:
         raise InputError(f"{source}, line {first_line}: unreadable JSON ({error}); {remedy}") from error
 
 
-def _object(value: Any, where: str, remedy: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {excerpt(value)} is not an object; {remedy}")
-    return value
+def _object(value: Any, where: str, remedy: str) -> dict[str, Any] | InputError:
+    if isinstance(value, dict):
+        return value
+    return InputError(f"{where}: {excerpt(value)} is not an object; {remedy}")

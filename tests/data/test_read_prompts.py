@@ -113,6 +113,11 @@ def test_blank_lines_of_jsonl_and_csv_are_skipped(tmp_path):
     assert len(read_prompts(write(tmp_path, "a.csv", "\n\nprompt\n\na\n\nb\n"))) == 2
 
 
+def test_a_json_file_may_hold_one_object_a_line(tmp_path):
+    source = write(tmp_path, "a.json", '\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    assert [one.prompt for one in read_prompts(source)] == ["a", "b"]
+
+
 def test_limit_reads_no_further(tmp_path):
     source = write(tmp_path, "a.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\nnot JSON\n')
     assert [one.prompt for one in read_prompts(source, limit=2)] == ["a", "b"]
@@ -167,7 +172,8 @@ def test_a_prompt_that_is_no_prompt_is_named_with_line_and_column(tmp_path, prom
         ("a.jsonl", "[" * 100_000, ["line 1", "unreadable JSON"]),
         ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", ["line 1", "unreadable JSON"]),
         ("a.json", '[{"prompt": "a"},\n\n{"prompt" "b"}]', ["line 3", "not valid JSON"]),
-        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', ["line 2", ".jsonl"]),
+        ("a.json", '{"prompt": "a"}\n{"prompt" "b"}', ["line 2", "not valid JSON"]),
+        ("a.json", '{\n"prompt": "a"}\n{"prompt": "b"}', ["line 3", ".jsonl"]),
         ("a.json", '{"prompt": "a"}', ["not a list", "list of objects"]),
         ("a.json", '["a"]', ["item 1", "'a' is not an object"]),
         ("a.csv", 'prompt,x\n"a\nb",1\nc\n', ["line 4", "1 cells, but the header has 2", "quotes"]),

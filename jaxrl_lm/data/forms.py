@@ -1,0 +1,186 @@
+"""From rows to records: what the columns of each form mean. All errors name the row's place."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxrl_lm.data.encoding import shared_length
+from jaxrl_lm.data.fields import (
+    answer_field,
+    check_answer,
+    check_text,
+    index_field,
+    label_field,
+    required,
+    text_field,
+)
+from jaxrl_lm.data.records import BestOfK, LanguageModeling, Preference, PromptCompletion, Text, UnpairedPreference
+from jaxrl_lm.data.rows import excerpt
+from jaxrl_lm.errors import InputError
+
+Decode = Callable[[list[int]], str]
+
+_HH_HUMAN = "\n\nHuman:"
+_HH_ASSISTANT = "\n\nAssistant:"
+
+
+def to_language_modeling(row: dict[str, Any], where: str) -> LanguageModeling:
+    """A row with `messages` or, where it has none, `text`."""
+    name = "text" if row.get("messages") is None else "messages"
+    return LanguageModeling(text=answer_field(row, name, where))
+
+
+def to_prompt_completion(row: dict[str, Any], where: str) -> PromptCompletion:
+    """A row with `prompt` and `completion`."""
+    prompt, (completion,) = _answered(row, ("completion",), where)
+    return PromptCompletion(prompt=prompt, completion=completion)
+
+
+def to_unpaired_preference(row: dict[str, Any], where: str) -> UnpairedPreference:
+    """A row with `prompt`, `completion` and `label`."""
+    prompt, (completion,) = _answered(row, ("completion",), where)
+    return UnpairedPreference(prompt=prompt, completion=completion, label=label_field(row, "label", where))
+
+
+def to_preferences(row: dict[str, Any], where: str, decode: Decode | None) -> list[Preference]:
+    """A row of any preference form; one of best-of-K becomes pairs of the best over each that differs from it."""
+    is_best_of_k = row.get("sample0") is not None or row.get("summaries") is not None
+    if row.get("chosen") is not None or not is_best_of_k:
+        return [_to_preference(row, where)]
+    labelled = to_best_of_k(row, where, decode)
+    best = labelled.completions[labelled.best]
+    return [
+        Preference(prompt=labelled.prompt, chosen=best, rejected=other)
+        for other in labelled.completions
+        if other != best
+    ]
+
+
+def to_best_of_k(row: dict[str, Any], where: str, decode: Decode | None) -> BestOfK:
+    """A row of OpenAI's: `query`, `sample0`, `sample1`, ..., `best`, or `info.post`, `summaries[].text`, `choice`."""
+    if row.get("summaries") is not None:
+        prompt, completions, choice = _summaries(row, where)
+    else:
+        prompt, completions, choice = _samples(row, where, decode)
+    if len(completions) < 2:
+        raise InputError(f"{where}: {len(completions)} answer cannot be compared; give two or more")
+    if all(completion == completions[0] for completion in completions):
+        raise InputError(f"{where}: all answers are equal, {excerpt(completions[0])}; remove the row")
+    return BestOfK(prompt=prompt, completions=completions, best=index_field(row, choice, len(completions), where))
+
+
+def _to_preference(row: dict[str, Any], where: str) -> Preference:
+    chosen, rejected = (text_field(row, name, where) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise InputError(f"{where}: chosen and rejected are equal, {excerpt(chosen)}; remove the row")
+    prompt = row.get("prompt")
+    # A plain prompt beside conversations repeats what stands in them; so TRL takes it.
+    if prompt is not None and (isinstance(chosen, str) or not isinstance(prompt, str)):
+        prompt, (chosen, rejected) = _answered(row, ("chosen", "rejected"), where)
+        return Preference(prompt=prompt, chosen=chosen, rejected=rejected)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        border = _text_border(chosen, rejected, where)
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        border = _message_border(chosen, rejected, where)
+    else:
+        raise InputError(f"{where}: of chosen and rejected one is text and one is messages; give both alike")
+    return Preference(
+        prompt=chosen[:border],
+        chosen=check_answer(chosen[border:], f"{where}, 'chosen' behind what it shares with 'rejected'"),
+        rejected=check_answer(rejected[border:], f"{where}, 'rejected' behind what it shares with 'chosen'"),
+    )
+
+
+def _answered(row: dict[str, Any], names: tuple[str, ...], where: str) -> tuple[Text, list[Text]]:
+    """The prompt and its answers; answers that repeat a prompt of messages are cut to what they add."""
+    prompt = text_field(row, "prompt", where)
+    answers: list[Text] = []
+    for name in names:
+        answer = answer_field(row, name, where)
+        if isinstance(answer, list):
+            answer = _added_messages(prompt, answer, f"{where}, {name!r}")
+        answers.append(answer)
+    return prompt, answers
+
+
+def _added_messages(prompt: Text, answer: list[dict[str, str]], at: str) -> Text:
+    if isinstance(prompt, str):
+        raise InputError(f"{at}: messages, but the prompt is text; give both as text, or both as messages")
+    if answer[0]["role"] != "assistant" and answer[: len(prompt)] == prompt:
+        answer = answer[len(prompt) :]
+    if not answer or answer[0]["role"] != "assistant":
+        raise InputError(
+            f"{at}: the answer does not begin with a message of the role 'assistant'; "
+            "leave out what stands in the prompt, and call the model's role 'assistant'"
+        )
+    return check_answer(answer, at)
+
+
+def _text_border(chosen: str, rejected: str, where: str) -> int:
+    """Where the answers begin in two texts with the prompt in front.
+
+    In dialogues of HH that is behind the last shared `Assistant:`. Elsewhere it is where they come apart, or at the
+    space before it, which belongs to the answers (as in TRL).
+    """
+    shared = shared_length(chosen, rejected)
+    dialogue = chosen.rfind(_HH_ASSISTANT, 0, shared)
+    if dialogue >= 0:
+        return dialogue + len(_HH_ASSISTANT)
+    if chosen.startswith(_HH_HUMAN) or rejected.startswith(_HH_HUMAN):
+        raise InputError(f"{where}: the two dialogues come apart before the first 'Assistant:'; remove the row")
+    if 0 < shared < min(len(chosen), len(rejected)) and chosen[shared - 1] == " ":
+        shared -= 1
+    if shared == 0:
+        raise InputError(f"{where}: chosen and rejected share no beginning to be the prompt; give a column 'prompt'")
+    return shared
+
+
+def _message_border(chosen: list[dict[str, str]], rejected: list[dict[str, str]], where: str) -> int:
+    """Where the answers begin in two conversations with the prompt in front: where they come apart."""
+    border = min(shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    if border == 0:
+        raise InputError(
+            f"{where}: chosen and rejected share no first message to be the prompt; give a column 'prompt'"
+        )
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        if messages[border]["role"] != "assistant":
+            raise InputError(
+                f"{where}, {name!r}: where the conversations come apart, message {border} has the role "
+                f"{messages[border]['role']!r}, not 'assistant'; give two answers to the same messages"
+            )
+    return border
+
+
+def _samples(row: dict[str, Any], where: str, decode: Decode | None) -> tuple[Text, tuple[Text, ...], str]:
+    prompt = _maybe_tokens(row, "query", where, decode)
+    names = ["sample0"]
+    while row.get(f"sample{len(names)}") is not None:
+        names.append(f"sample{len(names)}")
+    answers = [check_answer(_maybe_tokens(row, name, where, decode), f"{where}, {name!r}") for name in names]
+    return prompt, tuple(answers), "best"
+
+
+def _maybe_tokens(row: dict[str, Any], name: str, where: str, decode: Decode | None) -> Text:
+    value = required(row, name, where)
+    if not (isinstance(value, list) and value and all(type(token) is int for token in value)):
+        return text_field(row, name, where)
+    if decode is None:
+        raise InputError(
+            f"{where}, {name!r}: token ids; give the tokenizer they are of (GPT-2's for OpenAI's lm-human-preferences)"
+        )
+    return decode(value)
+
+
+def _summaries(row: dict[str, Any], where: str) -> tuple[Text, tuple[Text, ...], str]:
+    info, summaries = required(row, "info", where), row["summaries"]
+    if not isinstance(info, dict) or not isinstance(summaries, list):
+        raise InputError(f"{where}: 'info' must be an object and 'summaries' a list; take OpenAI's files as they are")
+    # Posts of Reddit, or articles of CNN and the Daily Mail.
+    source = "post" if info.get("post") is not None else "article"
+    prompt = check_text(required(info, source, f"{where}, 'info'"), f"{where}, 'info.{source}'")
+    answers = []
+    for index, summary in enumerate(summaries):
+        at = f"{where}, 'summaries[{index}]'"
+        if not isinstance(summary, dict):
+            raise InputError(f"{at}: {excerpt(summary)} is not an object; take OpenAI's files as they are")
+        answers.append(check_answer(check_text(required(summary, "text", at), at), at))
+    return prompt, tuple(answers), "choice"

@@ -1,0 +1,206 @@
+"""Data sets of the ecosystem's forms: read, checked row by row, and made records."""
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxrl_lm.data import forms
+from jaxrl_lm.data.fields import answer_field, check_text, number_field
+from jaxrl_lm.data.records import BestOfK, LanguageModeling, Preference, PromptCompletion, Rating, UnpairedPreference
+from jaxrl_lm.data.rows import try_rows
+from jaxrl_lm.errors import InputError
+
+MAX_MISFIT_SHARE = 0.01
+NUM_LISTED_MISFITS = 10
+
+_LOGGER = logging.getLogger(__name__)
+_Record = TypeVar("_Record")
+
+
+def read_language_modeling(source: str | Path, *, limit: int | None = None) -> list[LanguageModeling]:
+    """Read texts to imitate: rows with `text`, or with `messages`.
+
+    As in all readers here, a row that does not fit (a broken line, a field missing or of the wrong kind, an empty
+    text) is left out and listed in a warning with its line; more than 1 % of such rows are an error.
+
+    Args:
+        source: `.jsonl`, `.json` (a list of objects, or one object a line), `.csv`, `.tsv` or `.parquet`; any other
+            file is plain text with one text a line; each may end in `.gz`. Or `hub:NAME[:SPLIT]`, by default the
+            split `train`.
+        limit: read no further than this many records; None reads all.
+
+    Returns:
+        The records in the order of the source, at least one.
+
+    Raises:
+        InputError: the source cannot be read, over 1 % of its rows do not fit, or none is left.
+    """
+    return _read(source, _one(forms.to_language_modeling), limit=limit, line_column="text")
+
+
+def read_prompt_completions(source: str | Path, *, limit: int | None = None) -> list[PromptCompletion]:
+    """Read answers to imitate: rows with `prompt` and `completion`, each text or messages.
+
+    Args:
+        source: a file or data set as for `read_language_modeling`; here and in the readers below, not plain text.
+        limit: read no further than this many records; None reads all.
+
+    Returns:
+        The records in the order of the source, at least one.
+
+    Raises:
+        InputError: as `read_language_modeling`.
+    """
+    return _read(source, _one(forms.to_prompt_completion), limit=limit)
+
+
+def read_preferences(source: str | Path, *, limit: int | None = None, tokenizer: Any = None) -> list[Preference]:
+    r"""Read pairs of a better and a worse answer, in any of these forms, text or messages.
+
+    - `prompt`, `chosen`, `rejected`.
+    - `chosen` and `rejected` with the prompt in front of both; where they come apart, the answers begin, as in TRL.
+    - The same as dialogues of HH; the answers begin behind the last `\n\nAssistant:` that both have in common.
+    - What `read_best_of_k` reads: the best answer over each other one that differs from it.
+
+    Rows with equal texts do not fit.
+
+    Args:
+        source: a file or data set as for `read_prompt_completions`.
+        limit: read no further than this many pairs; None reads all.
+        tokenizer: as for `read_best_of_k`.
+
+    Returns:
+        The pairs in the order of the source, at least one.
+
+    Raises:
+        InputError: as `read_language_modeling`.
+
+    Reference: Bai et al. 2022, "Training a Helpful and Harmless Assistant with RLHF".
+    """
+    return _read(source, partial(forms.to_preferences, decode=_decoder(tokenizer)), limit=limit)
+
+
+def read_unpaired_preferences(source: str | Path, *, limit: int | None = None) -> list[UnpairedPreference]:
+    """Read answers found good or bad: rows with `prompt`, `completion` and `label`.
+
+    A label is true or false, 1 or 0, "good" or "bad", as JSON or as text in any case; others do not fit.
+
+    Args:
+        source: a file or data set as for `read_prompt_completions`.
+        limit: read no further than this many records; None reads all.
+
+    Returns:
+        The records in the order of the source, at least one.
+
+    Raises:
+        InputError: as `read_language_modeling`.
+    """
+    return _read(source, _one(forms.to_unpaired_preference), limit=limit)
+
+
+def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: Any = None) -> list[BestOfK]:
+    """Read choices of the best of several answers, as OpenAI published them.
+
+    - `query`, `sample0`, `sample1`, ..., `best` (lm-human-preferences; K = 4 there).
+    - `info.post` or `info.article`, `summaries[].text`, `choice` (comparisons of summarize-from-feedback).
+
+    Args:
+        source: a file or data set as for `read_prompt_completions`.
+        limit: read no further than this many records; None reads all.
+        tokenizer: turns token ids into text where query and samples are such, as in OpenAI's own files of
+            lm-human-preferences (GPT-2's; ids past its vocabulary are padding). Without it such rows do not fit.
+
+    Returns:
+        The records in the order of the source, at least one; a row whose answers are all equal does not fit.
+
+    Raises:
+        InputError: as `read_language_modeling`.
+
+    Reference: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Stiennon et al. 2020,
+    "Learning to summarize from human feedback".
+    """
+    return _read(source, _one(partial(forms.to_best_of_k, decode=_decoder(tokenizer))), limit=limit)
+
+
+def read_ratings(
+    source: str | Path, *, text_column: str = "text", rating_column: str = "rating", limit: int | None = None
+) -> list[Rating]:
+    """Read a table of texts and the numbers that people gave them.
+
+    Args:
+        source: a file or data set as for `read_prompt_completions`.
+        text_column: the column that holds the text.
+        rating_column: the column that holds the number, higher for better.
+        limit: read no further than this many records; None reads all.
+
+    Returns:
+        The records in the order of the source, at least one.
+
+    Raises:
+        InputError: as `read_language_modeling`.
+    """
+
+    def parse(row: dict[str, Any], where: str) -> list[Rating]:
+        text = check_text(answer_field(row, text_column, where), f"{where}, {text_column!r}")
+        return [Rating(text=text, rating=number_field(row, rating_column, where))]
+
+    return _read(source, parse, limit=limit)
+
+
+def _one(parse: Callable[[dict[str, Any], str], _Record]) -> Callable[[dict[str, Any], str], list[_Record]]:
+    return lambda row, where: [parse(row, where)]
+
+
+def _read(
+    source: str | Path,
+    parse: Callable[[dict[str, Any], str], Iterable[_Record]],
+    *,
+    limit: int | None,
+    line_column: str | None = None,
+) -> list[_Record]:
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all")
+    records: list[_Record] = []
+    misfits: list[str] = []
+    num_rows = 0
+    for where, row in try_rows(str(source), line_column=line_column):
+        num_rows += 1
+        try:
+            if isinstance(row, InputError):
+                raise row
+            records.extend(parse(row, where))
+        except InputError as error:
+            misfits.append(str(error))
+        if limit is not None and len(records) >= limit:
+            break
+    _report(str(source), misfits, num_rows)
+    if not records:
+        raise InputError(f"{source}: holds no rows; give a source with one or more")
+    return records[:limit]
+
+
+def _report(source: str, misfits: list[str], num_rows: int) -> None:
+    """Say which rows do not fit; refuse the source if they are too many."""
+    if not misfits:
+        return
+    listed = "".join(f"\n  {misfit}" for misfit in misfits[:NUM_LISTED_MISFITS])
+    if len(misfits) > NUM_LISTED_MISFITS:
+        listed += f"\n  and {len(misfits) - NUM_LISTED_MISFITS} more"
+    share = f"{source}: {len(misfits)} of {num_rows} rows do not fit"
+    if len(misfits) > MAX_MISFIT_SHARE * num_rows:
+        raise InputError(f"{share}, more than {MAX_MISFIT_SHARE:.0%}; mend or remove them:{listed}")
+    _LOGGER.warning("%s and are left out:%s", share, listed)
+
+
+def _decoder(tokenizer: Any) -> forms.Decode | None:
+    if tokenizer is None:
+        return None
+    vocab_size = len(tokenizer)
+
+    def decode(ids: list[int]) -> str:
+        known = [token for token in ids if 0 <= token < vocab_size]
+        return tokenizer.decode(known, clean_up_tokenization_spaces=False)
+
+    return decode
