@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
@@ -12,23 +12,15 @@ from jaxrl_lm.errors import InputError
 Samples = list[dict[str, Any]]
 
 
-class RunConfig(Protocol):
-    """Fields that every configuration of a run has."""
-
-    @property
-    def out(self) -> str: ...
-    @property
-    def resume(self) -> bool: ...
-    @property
-    def wandb_project(self) -> str | None: ...
-
-
 # What may differ between a run and its resumption without changing any number.
 _EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project"})
 
 
-def check_out(config: RunConfig) -> None:
+def check_out(config: Any) -> None:
     """Refuse what can be refused before minutes are spent on loading.
+
+    Args:
+        config: dataclass of the run, with `out`, `resume` and `wandb_project`.
 
     Raises:
         InputError: there is no run to resume, or `out` is taken, or wandb is not installed.
