@@ -33,11 +33,11 @@ def run_ppo(config: LanguagePPOConfig) -> None:
     print_result(train_language_ppo(config))
 
 
-def print_result(folder: storage.RunFolder) -> None:
-    """First and last metrics of a run, and its files."""
+def print_result(folder: storage.RunFolder, shown: tuple[str, ...] = _SHOWN) -> None:
+    """First and last of the named metrics of a run, and its files."""
     curves = storage.read_metrics(folder)
-    table = Table("", "first update", "last update")
-    for name in _SHOWN:
+    table = Table("", "first", "last")
+    for name in shown:
         if name in curves:
             values = curves[name].values
             table.add_row(name, f"{values[0]:.4g}", f"{values[-1]:.4g}")
@@ -45,7 +45,7 @@ def print_result(folder: storage.RunFolder) -> None:
     console.print(table)
     samples = storage.read_jsonl(folder.samples_file)
     for phase in ("before", "after"):
-        rewards = [sample["reward"] for sample in samples if sample["phase"] == phase]
+        rewards = [sample["reward"] for sample in samples if sample["phase"] == phase and "reward" in sample]
         if rewards:
             console.print(f"samples {phase}: mean reward {sum(rewards) / len(rewards):.4g} over {len(rewards)}")
     console.print(f"report: {folder.report_file}\nmodel:  {folder.model_folder}", soft_wrap=True)
