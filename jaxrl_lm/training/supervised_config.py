@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxrl_lm.algorithms import AdamWConfig
+from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.language_config import check_seed
 
@@ -103,3 +103,31 @@ class SFTConfig(SupervisedConfig):
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if self.row_length is not None and self.row_length < 2:
             raise InputError(f"row_length={self.row_length} must be at least 2: a token is learned from one before it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(SupervisedConfig):
+    """Direct preference optimization of a language model, which is also the reference, on pairs of answers.
+
+    Attributes:
+        preferences: rows with `prompt`, `chosen` and `rejected`, or of another form that holds pairs: .jsonl, .json,
+            .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT].
+        batch_size: pairs a batch.
+        max_tokens: longest prompt with its answer; longer answers lose their end. None takes the model's context, at
+            most 1,024.
+        optimizer: AdamW and its schedule.
+        dpo: the loss.
+    """
+
+    preferences: str
+    batch_size: int = 8
+    max_tokens: int | None = None
+    optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=1e-6))
+    dpo: DPOLossConfig = field(default_factory=DPOLossConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} must be at least 1")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise InputError(f"max_tokens={self.max_tokens} must be at least 2: a token is learned from one before it")
