@@ -1,4 +1,4 @@
-"""Commands on language models: `ppo` and `generate`."""
+"""Commands on language models: `ppo`, `rloo`, `grpo` and `generate`."""
 
 import json
 import sys
@@ -15,7 +15,9 @@ from jaxrl_lm import data, storage
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.group_config import GroupConfig
 from jaxrl_lm.training.language_config import LanguagePPOConfig, check_seed
+from jaxrl_lm.training.language_groups import train_language_groups
 from jaxrl_lm.training.language_ppo import train_language_ppo
 
 _SHOWN = (
@@ -31,6 +33,11 @@ _SHOWN = (
 def run_ppo(config: LanguagePPOConfig) -> None:
     """Train a language model by PPO and say where everything lies."""
     print_result(train_language_ppo(config))
+
+
+def run_groups(config: GroupConfig) -> None:
+    """Train a language model by RLOO or GRPO and say where everything lies."""
+    print_result(train_language_groups(config))
 
 
 def print_result(folder: storage.RunFolder, shown: tuple[str, ...] = _SHOWN) -> None:
