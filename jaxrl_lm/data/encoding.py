@@ -8,6 +8,9 @@ from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
 
+# A private character, which no template looks for or strips.
+_MARK = "\ue000"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedText:
@@ -149,7 +152,7 @@ def _encode_turns(
     # The shared text may end inside a token of the prompt; then that token is not the prompt's.
     num_prompt_tokens = shared_length(shared_ids, _tokens(awaiting, tokenizer))
     if not is_ended:
-        answered = _without_end_of_turn(answered, len(shared), turns[-1]["content"])
+        answered = answered.removesuffix(_end_of_turn([*prompt, *turns], tokenizer, at))
     ids = _tokens(answered, tokenizer)
     if ids[:num_prompt_tokens] != shared_ids[:num_prompt_tokens]:
         ids = shared_ids + _tokens(answered[len(shared) :], tokenizer)
@@ -167,13 +170,10 @@ def _check_prompt_is_kept(shared: str, awaiting: str, prompt: list[dict[str, str
         )
 
 
-def _without_end_of_turn(text: str, start: int, content: str) -> str:
-    """Cut what the template wrote behind the last content; templates often strip the content's ends."""
-    for written in (content, content.rstrip(), content.strip()):
-        found = text.rfind(written)
-        if found >= start:
-            return text[: found + len(written)]
-    return text
+def _end_of_turn(messages: list[dict[str, str]], tokenizer: Any, at: str) -> str:
+    """What the template writes behind the last message's content; the content itself could hold the same."""
+    marked = [*messages[:-1], messages[-1] | {"content": _MARK}]
+    return _render(marked, tokenizer, at, is_open=False).rpartition(_MARK)[2]
 
 
 def _end_turn(ids: list[int], start: int, tokenizer: Any) -> list[int]:

@@ -62,7 +62,7 @@ def to_best_of_k(row: dict[str, Any], where: str, decode: Decode | None) -> Best
     else:
         prompt, completions, choice = _samples(row, where, decode)
     if len(completions) < 2:
-        raise InputError(f"{where}: {len(completions)} answer cannot be compared; give two or more")
+        raise InputError(f"{where}: too few answers to compare, {len(completions)}; give two or more")
     if all(completion == completions[0] for completion in completions):
         raise InputError(f"{where}: all answers are equal, {excerpt(completions[0])}; remove the row")
     return BestOfK(prompt=prompt, completions=completions, best=index_field(row, choice, len(completions), where))

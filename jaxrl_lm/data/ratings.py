@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from jaxrl_lm.data.records import Preference, Rating, UnpairedPreference
 from jaxrl_lm.errors import InputError
 
-# Tables round to a few decimals: 2.2667 and 1.2667 are 1.0 apart, whatever binary fractions make of them.
+# Tables round to a few decimals: -2.9995 and -1.9995 are 1.0 apart, whatever binary fractions make of them.
 _ROUNDING = 1e-9
 
 

@@ -1,22 +1,19 @@
 """Reading prompts: all formats say the same, and every broken source is named with its place and a remedy."""
 
 import contextlib
-import csv
 import gzip
-import io
 import json
 import re
 import sys
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxrl_lm.data import Prompt, read_prompts
 from jaxrl_lm.errors import InputError
+from tests.data.files import WRITERS, as_jsonl, as_parquet, write
 
 ROWS = [
     {"prompt": 'She said "go,\nnow"', "answer": "left\tright"},
@@ -24,39 +21,6 @@ ROWS = [
     {"prompt": "  spaces stay  ", "answer": "x"},
 ]
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-
-
-def as_jsonl(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def as_separated(rows, dialect):
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), dialect=dialect)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def as_parquet(rows):
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    return file.getvalue()
-
-
-WRITERS = {
-    "jsonl": as_jsonl,
-    "json": lambda rows: json.dumps(rows, indent=1).encode(),
-    "csv": lambda rows: as_separated(rows, "excel"),
-    "tsv": lambda rows: as_separated(rows, "excel-tab"),
-    "parquet": as_parquet,
-}
-
-
-def write(folder, name, content):
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
 
 
 def refused(source, *parts, **options):
