@@ -24,7 +24,7 @@ from jaxrl_lm.storage.seeds import write_seed_plots
 
 _MAX_PROMPTS = 100
 _PHASES = ("before", "during", "after")
-# A number that was not finite is written as null.
+# A number that was not finite is written as null; one that a kind of training does not have is left out.
 _SAMPLE_FIELDS = {
     "phase": str,
     "index": int,
@@ -205,6 +205,8 @@ def _reward_summary(pairs: list[tuple[Any, Any]]) -> str:
     whole = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
     if not whole:
         return f"{len(pairs)} prompts."
+    if not all("reward" in sample for pair in whole for sample in pair):
+        return f"{len(whole)} prompts."
     means = [_mean([_float(pair[side]["reward"]) for pair in whole]) for side in (0, 1)]
     return f"Mean reward over {len(whole)} prompts: {_number(means[0])} before, {_number(means[1])} after."
 
@@ -220,8 +222,10 @@ def _side(sample: dict[str, Any] | None, heading: str) -> str:
     if sample is None:
         return f'<div><div class="label">{heading}: no sample</div></div>'
     name = f"update {sample['step']}" if sample["phase"] == "during" else heading
-    numbers = f"reward <b>{_number(_float(sample['reward']))}</b>, KL {_number(_float(sample['kl']))}"
-    return f'<div><div class="label">{name}: {numbers}</div>{_text(sample["completion"])}</div>'
+    numbers = [f"reward <b>{_number(_float(sample['reward']))}</b>"] if "reward" in sample else []
+    numbers += [f"KL {_number(_float(sample['kl']))}"] if "kl" in sample else []
+    label = f"{name}: {', '.join(numbers)}" if numbers else name
+    return f'<div><div class="label">{label}</div>{_text(sample["completion"])}</div>'
 
 
 def _text(text: str) -> str:

@@ -148,3 +148,8 @@ class LanguagePPOConfig:
                 f"ppo.num_minibatches={self.ppo.num_minibatches} does not divide batch_size={self.batch_size}; "
                 "choose a divisor, or another batch size"
             )
+
+    @property
+    def is_extensible(self) -> bool:
+        """Whether a finished run may be made longer: the learning rate must not follow the run's length."""
+        return self.ppo.anneal_updates is not None

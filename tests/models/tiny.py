@@ -93,9 +93,9 @@ def random_model(model_type: str, *, head: Any = None, seed: int = 0, **options:
 
 
 @partial(jax.jit, static_argnums=0)
-def forward(model: CausalLM, params: Any, ids: Any, mask: Any, cache: Any = None) -> Any:
+def forward(model: CausalLM, params: Any, ids: Any, mask: Any, cache: Any = None, segment_ids: Any = None) -> Any:
     """Our whole model, compiled."""
-    return model.apply({"params": params}, ids, attention_mask=mask, cache=cache)
+    return model.apply({"params": params}, ids, attention_mask=mask, cache=cache, segment_ids=segment_ids)
 
 
 def padded_batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
