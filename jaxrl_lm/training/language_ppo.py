@@ -136,9 +136,9 @@ def load_task(config: LanguagePPOConfig) -> tuple[Task, PyTree]:
     reference_params = {name: part for name, part in params.items() if name != "value_head"}
     if config.value_model:
         value_model, value_params = models.from_pretrained(
-            config.value_model, "reward", dtype=dtype, is_remat=config.remat
+            config.value_model, "reward", dtype=dtype, is_remat=config.remat, key=jax.random.key(config.seed)
         )
-        _check_value_model(config.value_model, value_model, model)
+        value_model = _check_value_model(config.value_model, value_model, model)
         params = {"policy": params, "value": value_params}
     tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
     longest = rollouts.longest_prompt(model, config.answers.max_new_tokens)
@@ -349,7 +349,11 @@ def fingerprints(task: Task) -> dict[str, int]:
     return {"prompts": zlib.crc32(repr(task.prompt_ids).encode()), "model": reference}
 
 
-def _check_value_model(name: str, value_model: CausalLM, model: CausalLM) -> None:
+def _check_value_model(name: str, value_model: models.RewardModel, model: CausalLM) -> CausalLM:
+    if not isinstance(value_model, CausalLM):
+        raise InputError(
+            f"value_model={name!r} is an encoder, which gives no value a token; choose a decoder, or leave it out"
+        )
     for field in ("vocab_size", "max_positions"):
         ours, policys = getattr(value_model.config, field), getattr(model.config, field)
         if ours < policys:
@@ -357,6 +361,7 @@ def _check_value_model(name: str, value_model: CausalLM, model: CausalLM) -> Non
                 f"value_model={name!r} has {field}={ours}, the policy {policys}; "
                 "choose one that reads the policy's tokens"
             )
+    return value_model
 
 
 def _finish(task: Task, state: LanguageState, folder: storage.RunFolder) -> None:
