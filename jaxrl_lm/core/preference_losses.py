@@ -80,4 +80,5 @@ def dpo_loss(
     equation 7; the smoothing is that of Mitchell, 2023, A Note on DPO with Noisy Preferences.
     """
     logits = beta * (chosen_log_ratios - rejected_log_ratios)
-    return (1.0 - label_smoothing) * jax.nn.softplus(-logits) + label_smoothing * jax.nn.softplus(logits)
+    # log sigmoid(-x) = log sigmoid(x) - x
+    return -jax.nn.log_sigmoid(logits) + label_smoothing * logits

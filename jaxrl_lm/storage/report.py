@@ -20,6 +20,7 @@ from jaxrl_lm.storage.run_folder import (
     read_jsonl,
     write_atomically,
 )
+from jaxrl_lm.storage.sections import Section, read_sections
 from jaxrl_lm.storage.seeds import write_seed_plots
 
 _MAX_PROMPTS = 100
@@ -85,6 +86,7 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
     """
     curves = read_metrics(folder)
     sections = [
+        *(_trainers_section(folder, section) for section in read_sections(folder)),
         _metrics_section(curves),
         _plots_section([*write_seed_plots(folder), *write_plots(folder)]),
         _samples_section(_read_samples(folder)),
@@ -102,6 +104,17 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
     )
     write_atomically(folder.report_file, page)
     return folder.report_file
+
+
+def _trainers_section(folder: RunFolder, section: Section) -> str:
+    note = f'<p class="faint">{_visible(section.note)}</p>\n' if section.note else ""
+    picture = ""
+    if section.picture is not None:
+        encoded = base64.b64encode((folder.path / section.picture).read_bytes()).decode("ascii")
+        picture = f'<img alt="{_escape(section.title)}" src="data:image/png;base64,{encoded}">\n'
+    rows = [[_visible(cell) for cell in row] for row in section.rows]
+    table = _table([_visible(head) for head in section.heads], rows) if rows else ""
+    return f"<h2>{_visible(section.title)}</h2>\n{note}{picture}{table}"
 
 
 def _metrics_section(curves: Mapping[str, Curve]) -> str:

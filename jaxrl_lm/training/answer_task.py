@@ -4,7 +4,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ import numpy as np
 from jaxrl_lm import data, models, rewards, rollouts, storage
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.models import CausalLM
-from jaxrl_lm.models.config import Head
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import Generation, SamplingConfig
 from jaxrl_lm.training.loop import LoopConfig, run_updates
@@ -57,7 +56,7 @@ class AnswerTask:
         return params
 
 
-def load_answer_task(config: Any, head: Head | None) -> tuple[AnswerTask, PyTree]:
+def load_answer_task(config: Any, head: Literal["value"] | None) -> tuple[AnswerTask, PyTree]:
     """Load model, tokenizer, prompts and reward function.
 
     Args:
@@ -162,7 +161,7 @@ def make_answer_update(
         generated = time.perf_counter()
         scores, reward_metrics = score(task, chosen, generation)
         scored = time.perf_counter()
-        state, metrics = learn(state, task.reference_params, generation, scores, learn_key)
+        state, metrics = learn(state, task.reference_params, generation, jnp.asarray(scores), learn_key)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         learned = time.perf_counter()
         num_tokens = float(np.sum(generation.response_mask))

@@ -76,7 +76,7 @@ class LanguagePPOConfig:
     Attributes:
         model: policy to start from, and reference: a folder or a Hugging Face hub id.
         prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or hub:NAME[:SPLIT].
-        reward: a built-in's name, module:function or file.py:function, called as
+        reward: a built-in's name, model:FOLDER (a reward model), module:function or file.py:function, called as
             f(prompts, completions, **columns) -> list[float].
         out: folder of the run; must not exist yet, unless resuming.
         prompt_column: column of the prompts file that holds the prompt.

@@ -96,9 +96,13 @@ def load_task(config: LanguagePPOConfig) -> tuple[Task, PyTree]:
     value_model = None
     if config.value_model:
         value_model, value_params = models.from_pretrained(
-            config.value_model, "reward", dtype=jnp.dtype(config.dtype), is_remat=config.remat
+            config.value_model,
+            "reward",
+            dtype=jnp.dtype(config.dtype),
+            is_remat=config.remat,
+            key=jax.random.key(config.seed),
         )
-        _check_value_model(config.value_model, value_model, loaded.model)
+        value_model = _check_value_model(config.value_model, value_model, loaded.model)
         params = {"policy": params, "value": value_params}
     return Task(**vars(loaded), value_model=value_model), params
 
@@ -191,7 +195,11 @@ def _next_coefficient(config: LanguagePPOConfig, coefficient: jax.Array, answer_
     )
 
 
-def _check_value_model(name: str, value_model: CausalLM, model: CausalLM) -> None:
+def _check_value_model(name: str, value_model: models.RewardModel, model: CausalLM) -> CausalLM:
+    if not isinstance(value_model, CausalLM):
+        raise InputError(
+            f"value_model={name!r} is an encoder, which gives no value a token; choose a decoder, or leave it out"
+        )
     for field in ("vocab_size", "max_positions"):
         ours, policys = getattr(value_model.config, field), getattr(model.config, field)
         if ours < policys:
@@ -199,6 +207,7 @@ def _check_value_model(name: str, value_model: CausalLM, model: CausalLM) -> Non
                 f"value_model={name!r} has {field}={ours}, the policy {policys}; "
                 "choose one that reads the policy's tokens"
             )
+    return value_model
 
 
 def _finish(task: Task, state: LanguageState, folder: storage.RunFolder) -> None:

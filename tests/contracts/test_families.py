@@ -1,4 +1,4 @@
-"""What every model family must do: parity with Hugging Face, cache, save and load, heads."""
+"""What every family of decoders must do: parity with Hugging Face, cache, save and load, heads."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import FAMILIES, CausalLM, from_pretrained, save_pretrained
+from jaxrl_lm.models import CausalLM, from_pretrained, save_pretrained
 from tests.models import tiny
 from tests.models.tiny import forward
 
@@ -23,7 +23,7 @@ def variant(request, tmp_path_factory):
     return load(request.param, tmp_path_factory)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=tiny.DECODERS)
 def family(request, tmp_path_factory):
     """The plain form of a family, for what does not depend on the variant."""
     return load(request.param, tmp_path_factory)
@@ -50,7 +50,7 @@ def assert_same_bits(actual, expected):
 
 
 def test_every_family_has_a_variant():
-    assert {model_type for model_type, _ in tiny.VARIANTS.values()} == set(FAMILIES)
+    assert {model_type for model_type, _ in tiny.VARIANTS.values()} == set(tiny.DECODERS)
 
 
 def test_logits_equal_those_of_hugging_face_with_padding_on_either_side(variant):
