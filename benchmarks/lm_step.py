@@ -23,8 +23,9 @@ from measure import Peer, environment, first_call, timed, timed_against, write_r
 
 from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.rollouts import Generation, answer_log_probs, generate, token_trajectory
+from jaxrl_lm.training.answer_task import answer
 from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import LanguageState, Task, answer, init_state, load_task, make_update
+from jaxrl_lm.training.language_ppo import LanguageState, Task, init_state, load_task, make_update
 
 PEERS = Path(__file__).resolve().parent / "peers"
 PROMPT = "The capital of France is a city that many people like to visit because"

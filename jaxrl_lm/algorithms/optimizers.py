@@ -29,6 +29,12 @@ def adam(kind: AdamKind, *, b1: float = 0.9, b2: float = 0.999, epsilon: float =
     return _scale_by_adam_tensorflow(b1, b2, epsilon)
 
 
+def clipped_adam(kind: AdamKind, *, epsilon: float, max_grad_norm: float) -> optax.GradientTransformation:
+    """`adam` of gradients no longer than `max_grad_norm` by global norm; 0 leaves them as they are."""
+    clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity()
+    return optax.chain(clip, adam(kind, epsilon=epsilon))
+
+
 def _scale_by_adam_tensorflow(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
     def init(params: PyTree) -> optax.ScaleByAdamState:
         # Zeros of their own for each moment: a buffer that stands twice in a state cannot be donated.

@@ -18,12 +18,11 @@ from typing import Literal, get_args
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
-from jaxrl_lm.algorithms.optimizers import AdamKind, adam
+from jaxrl_lm.algorithms.minibatches import annealed, run_epochs, summarize
+from jaxrl_lm.algorithms.optimizers import AdamKind, clipped_adam
 from jaxrl_lm.core import masked, policy_losses, returns, value_losses
-from jaxrl_lm.core.shuffling import random_order
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree, Trajectory
 
@@ -143,7 +142,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
         `ratio/first_max_error`, the largest |ratio - 1| of the first minibatch of the first epoch, which is 0
         up to rounding when the rollout's log-probabilities are those of `evaluate`.
     """
-    optimizer = _make_optimizer(config)
+    optimizer = clipped_adam(config.adam, epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm)
 
     def init(params: PyTree, key: jax.Array) -> PPOState:
         del key
@@ -159,24 +158,22 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
         check_minibatches(config, *trajectory.rewards.shape)
         chex.assert_equal_shape([trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask])
         batch, metrics = _prepare(config, trajectory)
-        learning_rate = _learning_rate(config, state)
+        learning_rate = annealed(state.hyperparams.learning_rate, state.num_updates, config.anneal_updates)
 
-        def step(carry: tuple[PyTree, PyTree], minibatch: _Batch) -> tuple[tuple[PyTree, PyTree], Metrics]:
-            params, opt_state = carry
-            grads, step_metrics = jax.grad(_loss, has_aux=True)(
-                params, evaluate, minibatch, state.hyperparams, config.value_loss
-            )
-            direction, opt_state = optimizer.update(grads, opt_state, params)
-            params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
-            return (params, opt_state), step_metrics | {"loss/grad_norm": optax.tree.norm(grads)}
+        def loss(params: PyTree, minibatch: _Batch) -> tuple[jax.Array, Metrics]:
+            return _loss(params, evaluate, minibatch, state.hyperparams, config.value_loss)
 
-        def epoch(carry: tuple[PyTree, PyTree], epoch_key: jax.Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
-            return jax.lax.scan(step, carry, _shuffle(batch, epoch_key, config.num_minibatches))
-
-        (params, opt_state), stacked = jax.lax.scan(
-            epoch, (state.params, state.optimizer), jax.random.split(key, config.num_epochs)
+        (params, opt_state), stacked = run_epochs(
+            loss,
+            (state.params, state.optimizer),
+            batch,
+            key,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            num_epochs=config.num_epochs,
+            num_minibatches=config.num_minibatches,
         )
-        metrics |= _summarize(stacked) | {"learning_rate": learning_rate}
+        metrics |= summarize(stacked) | {"learning_rate": learning_rate}
         num_updates = state.num_updates + 1
         return replace(state, params=params, optimizer=opt_state, num_updates=num_updates), metrics
 
@@ -195,18 +192,6 @@ def check_minibatches(config: PPOConfig, num_sequences: int, num_steps: int) -> 
             f"num_minibatches={config.num_minibatches} does not divide the {count} {config.minibatch_unit} "
             f"of a batch; choose a divisor of {count}, or another batch size"
         )
-
-
-def _make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
-    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-    return optax.chain(clip, adam(config.adam, epsilon=config.adam_epsilon))
-
-
-def _learning_rate(config: PPOConfig, state: PPOState) -> jax.Array:
-    rate = state.hyperparams.learning_rate
-    if config.anneal_updates:
-        rate *= jnp.maximum(0.0, 1.0 - state.num_updates / config.anneal_updates)
-    return rate
 
 
 def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics]:
@@ -251,13 +236,6 @@ def _as_steps(batch: _Batch) -> _Batch:
     return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]), batch)
 
 
-def _shuffle(batch: _Batch, key: jax.Array, num_minibatches: int) -> _Batch:
-    """Leaves `[N, ...]` in random order as `[num_minibatches, N / num_minibatches, ...]`."""
-    size = batch.log_probs.shape[0]
-    order = random_order(key, size).reshape(num_minibatches, size // num_minibatches)
-    return jax.tree.map(lambda x: x[order], batch)
-
-
 def _loss(
     params: PyTree,
     evaluate: Evaluate,
@@ -296,10 +274,3 @@ def _value_loss(
     clip_fraction = value_losses.value_clip_fraction(*operands, batch.value_mask)
     loss = masked.masked_mean(value_losses.clipped_value_loss(*operands), batch.value_mask)
     return loss, {"value/clip_fraction": clip_fraction}
-
-
-def _summarize(stacked: Metrics) -> Metrics:
-    """Means over `[epochs, minibatches]`, the largest error of a ratio, and that of the first minibatch."""
-    metrics = {name: jnp.mean(values) for name, values in stacked.items()}
-    max_errors = stacked["ratio/max_error"]
-    return metrics | {"ratio/max_error": jnp.max(max_errors), "ratio/first_max_error": max_errors[0, 0]}

@@ -1,4 +1,4 @@
-"""Commands on language models: `ppo` and `generate`."""
+"""Commands on language models: `ppo`, `rloo`, `grpo` and `generate`."""
 
 import json
 import sys
@@ -15,7 +15,9 @@ from jaxrl_lm import data, storage
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.group_config import GroupConfig
 from jaxrl_lm.training.language_config import LanguagePPOConfig, check_seed
+from jaxrl_lm.training.language_groups import train_language_groups
 from jaxrl_lm.training.language_ppo import train_language_ppo
 
 _SHOWN = (
@@ -33,11 +35,16 @@ def run_ppo(config: LanguagePPOConfig) -> None:
     print_result(train_language_ppo(config))
 
 
-def print_result(folder: storage.RunFolder) -> None:
-    """First and last metrics of a run, and its files."""
+def run_groups(config: GroupConfig) -> None:
+    """Train a language model by RLOO or GRPO and say where everything lies."""
+    print_result(train_language_groups(config))
+
+
+def print_result(folder: storage.RunFolder, shown: tuple[str, ...] = _SHOWN) -> None:
+    """First and last of the named metrics of a run, and its files."""
     curves = storage.read_metrics(folder)
-    table = Table("", "first update", "last update")
-    for name in _SHOWN:
+    table = Table("", "first", "last")
+    for name in shown:
         if name in curves:
             values = curves[name].values
             table.add_row(name, f"{values[0]:.4g}", f"{values[-1]:.4g}")
@@ -45,7 +52,7 @@ def print_result(folder: storage.RunFolder) -> None:
     console.print(table)
     samples = storage.read_jsonl(folder.samples_file)
     for phase in ("before", "after"):
-        rewards = [sample["reward"] for sample in samples if sample["phase"] == phase]
+        rewards = [sample["reward"] for sample in samples if sample["phase"] == phase and "reward" in sample]
         if rewards:
             console.print(f"samples {phase}: mean reward {sum(rewards) / len(rewards):.4g} over {len(rewards)}")
     console.print(f"report: {folder.report_file}\nmodel:  {folder.model_folder}", soft_wrap=True)

@@ -13,14 +13,24 @@ from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.demo import DemoConfig, run_demo
 from jaxrl_lm.cli.doctor import DoctorConfig, run_doctor
 from jaxrl_lm.cli.environment import EvaluateConfig, ReportConfig, parse_train, run_evaluate, run_report
-from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_ppo
+from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_groups, run_ppo
+from jaxrl_lm.cli.reward import run_reward_model
+from jaxrl_lm.cli.sft import run_dpo, run_sft
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.training.group_config import GRPOConfig, RLOOConfig
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import LanguagePPOConfig
 from jaxrl_lm.training.loop import TrainingDivergedError
+from jaxrl_lm.training.reward_config import RewardTrainingConfig
+from jaxrl_lm.training.supervised_config import DPOConfig, SFTConfig
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "sft": (SFTConfig, run_sft),
+    "dpo": (DPOConfig, run_dpo),
+    "reward-model": (RewardTrainingConfig, run_reward_model),
     "ppo": (LanguagePPOConfig, run_ppo),
+    "rloo": (RLOOConfig, run_groups),
+    "grpo": (GRPOConfig, run_groups),
     "generate": (GenerateConfig, run_generate),
     "evaluate": (EvaluateConfig, run_evaluate),
     "report": (ReportConfig, run_report),

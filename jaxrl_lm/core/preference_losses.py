@@ -55,3 +55,30 @@ def binary_preference_loss(scores: Float[Array, "*B"], labels: Float[Array, "*B"
         Losses, nats.
     """
     return jnp.asarray(optax.losses.sigmoid_binary_cross_entropy(scores, labels))
+
+
+def dpo_loss(
+    chosen_log_ratios: Float[Array, "*B"],
+    rejected_log_ratios: Float[Array, "*B"],
+    *,
+    beta: Float[ArrayLike, ""],
+    label_smoothing: Float[ArrayLike, ""] = 0.0,
+) -> Float[Array, "*B"]:
+    """Direct preference optimization: `-(1 - e) log sigmoid(z) - e log sigmoid(-z)`, `z = beta (chosen - rejected)`.
+
+    Args:
+        chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the preferred answer, summed over its tokens, nats.
+        rejected_log_ratios: the same of the other.
+        beta: how strongly the policy is held to the reference, 1 / nats; beta times a log-ratio is the reward that
+            the policy implies.
+        label_smoothing: e, the share of preferences that are taken to be the wrong way round, in [0, 1/2).
+
+    Returns:
+        Losses, nats; log 2 where the policy is the reference.
+
+    Reference: Rafailov et al., 2023, Direct Preference Optimization: Your Language Model is Secretly a Reward Model,
+    equation 7; the smoothing is that of Mitchell, 2023, A Note on DPO with Noisy Preferences.
+    """
+    logits = beta * (chosen_log_ratios - rejected_log_ratios)
+    # log sigmoid(-x) = log sigmoid(x) - x
+    return -jax.nn.log_sigmoid(logits) + label_smoothing * logits

@@ -1,6 +1,7 @@
 """Data sets and tokenizers: reading them, turning texts into tokens, dealing them out in batches."""
 
 from jaxrl_lm.data.encoding import EncodedText, encode_completion, encode_text
+from jaxrl_lm.data.packing import PackedRows, fit_sequences, pack_sequences, plan_rows, take_rows
 from jaxrl_lm.data.prompts import Prompt, encode_prompts, left_pad, prompt_order, read_prompts
 from jaxrl_lm.data.ratings import labels_from_ratings, pairs_from_ratings
 from jaxrl_lm.data.readers import (
@@ -20,6 +21,7 @@ from jaxrl_lm.data.records import (
     Text,
     UnpairedPreference,
 )
+from jaxrl_lm.data.splits import hold_out
 from jaxrl_lm.data.tokenizers import load_tokenizer, padding_token, stop_token_ids
 from jaxrl_lm.data.writers import write_jsonl
 
@@ -27,6 +29,7 @@ __all__ = [
     "BestOfK",
     "EncodedText",
     "LanguageModeling",
+    "PackedRows",
     "Preference",
     "Prompt",
     "PromptCompletion",
@@ -36,11 +39,15 @@ __all__ = [
     "encode_completion",
     "encode_prompts",
     "encode_text",
+    "fit_sequences",
+    "hold_out",
     "labels_from_ratings",
     "left_pad",
     "load_tokenizer",
+    "pack_sequences",
     "padding_token",
     "pairs_from_ratings",
+    "plan_rows",
     "prompt_order",
     "read_best_of_k",
     "read_language_modeling",
@@ -50,5 +57,6 @@ __all__ = [
     "read_ratings",
     "read_unpaired_preferences",
     "stop_token_ids",
+    "take_rows",
     "write_jsonl",
 ]

@@ -53,12 +53,23 @@ def token_positions(attention_mask: Int[Array, "B T"], cache: KVCache | None) ->
     return jnp.maximum(seen + jnp.cumsum(attention_mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
+def segment_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Position of each token in its own sequence, where a row holds several behind one another; padding at 0."""
+    slots = jnp.arange(segment_ids.shape[1])[None, :]
+    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
+    starts = jax.lax.cummax(jnp.where(segment_ids != before, slots, 0), axis=1)
+    return jnp.where(segment_ids > 0, slots - starts, 0)
+
+
 def visible_keys(
     attention_mask: Int[Array, "B T"], cache: KVCache | None, window: int | None = None
 ) -> Bool[Array, "B T S"]:
     """Which keys each query may read: real tokens, none later than itself, within `window` slots if given.
 
-    Rows are contiguous between their padding, so the distance of two slots is the distance of their positions.
+    Without a cache the mask may hold segment ids: a query then reads tokens of its own number only.
+
+    Rows (and segments) are contiguous between their padding, so the distance of two slots is the distance of their
+    positions.
     """
     num_queries = attention_mask.shape[1]
     key_mask = attention_mask.astype(bool)
@@ -71,7 +82,10 @@ def visible_keys(
     visible = key_slots <= query_slots
     if window is not None:
         visible &= query_slots - key_slots < window
-    return visible[None] & key_mask[:, None, :]
+    visible = visible[None] & key_mask[:, None, :]
+    if cache is None:
+        visible &= attention_mask[:, :, None] == attention_mask[:, None, :]
+    return visible
 
 
 def update_layer(

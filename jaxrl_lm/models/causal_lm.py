@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import struct
 from jax.typing import ArrayLike
 
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import Head, ModelConfig
@@ -82,6 +83,7 @@ class CausalLM(nn.Module):
         attention_mask: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         cache: KVCache | None = None,
+        segment_ids: ArrayLike | None = None,
     ) -> CausalLMOutput:
         """Run the model.
 
@@ -89,10 +91,17 @@ class CausalLM(nn.Module):
             input_ids: int `[B, T]`; what stands under a 0 of the mask is never read, so a pad id outside the
                 vocabulary does no harm.
             attention_mask: 1 for a token, 0 for padding on either side, `[B, T]`; all ones if None.
-            position_ids: int `[B, T]`; counted from each row's first token if None.
+            position_ids: int `[B, T]`; counted from each row's first token (with `segment_ids`, each segment's) if
+                None.
             cache: tokens seen before these; give the returned one to the next call.
+            segment_ids: for rows that hold several sequences behind one another, which of them a token belongs to:
+                int `[B, T]`, above 0, the same number for neighbours of one sequence only, 0 for padding. No token
+                sees another sequence. In place of `attention_mask` and without a cache.
+
+        Raises:
+            InputError: `segment_ids` stand beside an attention mask or a cache.
         """
-        output = self.encode(input_ids, attention_mask, position_ids, cache)
+        output = self.encode(input_ids, attention_mask, position_ids, cache, segment_ids)
         if self.head == "reward":
             return output
         embedding = self.lm_head.embedding if not self.config.is_tied else self._embedding()
@@ -104,14 +113,22 @@ class CausalLM(nn.Module):
         attention_mask: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         cache: KVCache | None = None,
+        segment_ids: ArrayLike | None = None,
     ) -> CausalLMOutput:
         """Run the model up to the hidden states and heads, without logits; arguments as for the whole."""
+        if segment_ids is not None and not (attention_mask is None and cache is None):
+            raise InputError(
+                "segment_ids: given beside an attention_mask or a cache; give them alone, with 0 for padding"
+            )
         ids = jnp.asarray(input_ids, jnp.int32)
-        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
-        if position_ids is None:
-            positions = attention.token_positions(mask, cache)
-        else:
+        given = attention_mask if segment_ids is None else segment_ids
+        mask = jnp.ones_like(ids) if given is None else jnp.asarray(given, jnp.int32)
+        if position_ids is not None:
             positions = jnp.asarray(position_ids, jnp.int32)
+        elif segment_ids is not None:
+            positions = attention.segment_positions(mask)
+        else:
+            positions = attention.token_positions(mask, cache)
         hidden_states, cache = self.backbone(jnp.where(mask > 0, ids, 0), mask, positions, cache)
         values = scores = None
         if self.head is not None:
@@ -142,9 +159,10 @@ def encode(
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     cache: KVCache | None = None,
+    segment_ids: ArrayLike | None = None,
 ) -> CausalLMOutput:
     """`model` up to hidden states and heads, without logits; arguments as for the module."""
-    output = model.apply({"params": params}, input_ids, attention_mask, None, cache, method="encode")
+    output = model.apply({"params": params}, input_ids, attention_mask, None, cache, segment_ids, method="encode")
     return cast(CausalLMOutput, output)
 
 

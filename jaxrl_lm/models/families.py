@@ -1,4 +1,4 @@
-"""The decoder families: which `model_type` of a config.json is built by which module.
+"""The model families: which `model_type` of a config.json is built by which module.
 
 A new family is one file with a configuration reader and a stack of blocks, and one line here.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import gpt2, llama
+from jaxrl_lm.models import bert, gpt2, llama
 from jaxrl_lm.models.config import ModelConfig
 
 
@@ -27,6 +27,8 @@ class Family:
         is_flax_output_first: Hugging Face's Flax class stored kernels (out, in).
         flax_norm_scale: what Hugging Face's Flax class called the scale of a norm.
         class_prefix: of the names of Hugging Face's classes, such as `LlamaForCausalLM`.
+        score_head: what the head of a reward model is called, in our parameters and in a checkpoint.
+        is_causal: a decoder, which writes text; an encoder only reads it.
     """
 
     config_from_hf: Callable[[dict[str, Any]], ModelConfig]
@@ -37,6 +39,8 @@ class Family:
     is_flax_output_first: bool
     flax_norm_scale: str
     class_prefix: str
+    score_head: str = "score"
+    is_causal: bool = True
 
 
 def _llama(class_prefix: str) -> Family:
@@ -67,6 +71,18 @@ FAMILIES: dict[str, Family] = {
     "mistral": _llama("Mistral"),
     "qwen2": _llama("Qwen2"),
     "qwen3": _llama("Qwen3"),
+    "bert": Family(
+        config_from_hf=bert.config_from_hf,
+        backbone=bert.Bert,
+        embedding="word_embeddings",
+        prefix="bert",
+        is_torch_output_first=True,
+        is_flax_output_first=False,
+        flax_norm_scale="scale",
+        class_prefix="Bert",
+        score_head="classifier",
+        is_causal=False,
+    ),
 }
 
 

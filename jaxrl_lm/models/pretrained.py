@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,44 @@ from transformers import AutoConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import weights
 from jaxrl_lm.models.causal_lm import CausalLM
-from jaxrl_lm.models.config import Head
+from jaxrl_lm.models.config import Head, ModelConfig
+from jaxrl_lm.models.encoder import Encoder
 from jaxrl_lm.models.families import Family, family_of
 from jaxrl_lm.models.weights import Format, TensorLayout, Tensors
 from jaxrl_lm.types import PyTree
 
+RewardModel = CausalLM | Encoder
+"""A model with `scores`: a decoder read at its last token, or an encoder."""
+
 VALUE_HEAD_FILE = "value_head.safetensors"
+REWARD_SCALE_FILE = "reward_scale.json"
 # Buffers that older classes stored beside the weights.
-_BUFFERS = re.compile(r"(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
+_BUFFERS = re.compile(r"(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|embeddings\.position_ids)$")
+_HEADS = ("lm_head", "score", "v_head", "classifier", "cls")
 _HUB_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.jinja", "*.txt", "*.model")
+
+
+@overload
+def from_pretrained(
+    folder_or_hub_id: str | Path,
+    head: Literal["value"] | None = None,
+    *,
+    dtype: Any = ...,
+    param_dtype: Any = ...,
+    is_remat: bool = ...,
+) -> tuple[CausalLM, PyTree]: ...
+
+
+@overload
+def from_pretrained(
+    folder_or_hub_id: str | Path,
+    head: Literal["reward"],
+    *,
+    dtype: Any = ...,
+    param_dtype: Any = ...,
+    is_remat: bool = ...,
+    key: jax.Array | None = ...,
+) -> tuple[RewardModel, PyTree]: ...
 
 
 def from_pretrained(
@@ -36,23 +65,25 @@ def from_pretrained(
     param_dtype: Any = jnp.float32,
     is_remat: bool = False,
     key: jax.Array | None = None,
-) -> tuple[CausalLM, PyTree]:
-    """Load a language model from a folder or from the Hugging Face hub.
+) -> tuple[RewardModel, PyTree]:
+    """Load a language model, or a reward model, from a folder or from the Hugging Face hub.
 
     Args:
         folder_or_hub_id: a folder with config.json and weights, or an id such as `HuggingFaceTB/SmolLM2-135M`.
-        head: "value" or "reward"; read from the folder where it was saved, else made anew (value: zeros, reward:
-            N(0, 1/sqrt(D + 1))).
+        head: "value" (read from the folder where it was saved, else zeros) or "reward". An encoder (BERT) can only be
+            loaded with "reward".
         dtype: of the activations.
         param_dtype: of the parameters, whatever the file holds.
         is_remat: recompute activations in the backward pass.
-        key: for a reward head that is made anew.
+        key: draws a reward head, N(0, 1/sqrt(D + 1)) with bias 0, where the folder has none; None refuses such a
+            folder, for what a random head says is no reward.
 
     Returns:
         the model and its parameters.
 
     Raises:
-        InputError: config or weights are missing, damaged, unsupported, or do not fit each other.
+        InputError: config or weights are missing, damaged, unsupported, or do not fit each other; the folder has no
+            score head and there is no key to draw one.
     """
     folder = resolve_folder(folder_or_hub_id)
     model = _build(folder, head, dtype, param_dtype, is_remat)
@@ -63,10 +94,11 @@ def from_pretrained(
     found = _place(tensors, kind, model.family, shapes, folder)
     if head == "value":
         found |= _value_head(folder, shapes)
-    elif head == "reward" and ("score", "kernel") not in found:
-        found["score", "kernel"] = _fresh_score(model, key)
+    missing = {path: shape for path, shape in shapes.items() if path not in found}
+    if missing:
+        found |= _fresh_head(missing, model, key, folder)
     params = {
-        path: jnp.asarray(leaf, shapes[path].dtype if path[0] in ("value_head", "score") else param_dtype)
+        path: jnp.asarray(leaf, param_dtype if path[0] in ("backbone", "lm_head") else shapes[path].dtype)
         for path, leaf in found.items()
     }
     return model, unflatten_dict(params)
@@ -74,7 +106,7 @@ def from_pretrained(
 
 def save_pretrained(
     folder: str | Path,
-    model: CausalLM,
+    model: RewardModel,
     params: PyTree,
     *,
     format: Format = "safetensors",  # noqa: A002 the name that Hugging Face's users expect
@@ -84,7 +116,8 @@ def save_pretrained(
 
     Everything is written beside the folder first. A new folder then appears whole; in one that exists the old weights
     are replaced and other files, such as the tokenizer's, stay. A value head lies beside the weights in
-    value_head.safetensors; a reward head is `score.weight`, as `AutoModelForSequenceClassification` has it.
+    value_head.safetensors; a reward head is `score.weight` (BERT: `classifier.weight` and `.bias`), as
+    `AutoModelForSequenceClassification` has it.
 
     Args:
         folder: made if it is not there.
@@ -137,6 +170,17 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
         ) from error
 
 
+def has_score_head(folder: Path) -> bool:
+    """Whether the folder's weights hold a reward model's head.
+
+    Raises:
+        InputError: config or weights are missing, damaged or unsupported.
+    """
+    tensors, kind = weights.read_weights(folder)
+    family = family_of(read_config(folder)["model_type"])
+    return _layout(family, kind).locate((family.score_head, "kernel"))[0] in tensors
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json with transformers' defaults filled in.
 
@@ -162,15 +206,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error}; correct the field") from error
 
 
-def _build(folder: Path, head: Head | None, dtype: Any, param_dtype: Any, is_remat: bool) -> CausalLM:
+def _build(folder: Path, head: Head | None, dtype: Any, param_dtype: Any, is_remat: bool) -> RewardModel:
     raw = read_config(folder)
+    family = family_of(raw["model_type"])
+    if not family.is_causal and head != "reward":
+        raise InputError(
+            f"{folder}: model_type={raw['model_type']!r} is an encoder, which reads text and writes none; "
+            "it can be a reward model, not a policy: give a decoder, such as gpt2 or llama"
+        )
     try:
-        config = family_of(raw["model_type"]).config_from_hf(raw)
+        config: ModelConfig = family.config_from_hf(raw)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{folder / 'config.json'}: field {error} is missing or unfit; correct it") from error
-    return CausalLM(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
+    kind = CausalLM if family.is_causal else Encoder
+    return kind(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)  # pyright: ignore
 
 
 def _layout(family: Family, kind: Format) -> TensorLayout:
@@ -188,6 +239,7 @@ def _place(
 ) -> dict[tuple[str, ...], np.ndarray]:
     """Each of our leaves from the file's tensors; heads that the file lacks are left out."""
     layout = _layout(family, kind)
+    tensors = {_modern(name): tensor for name, tensor in tensors.items()}
     found, used, absent = {}, set(), []
     for path, shape in shapes.items():
         if path[0] == "value_head":
@@ -195,14 +247,14 @@ def _place(
         name, bare, turn = layout.locate(path)
         stored = name if name in tensors else bare
         if stored not in tensors:
-            absent += [name] if path[0] != "score" else []
+            absent += [] if _is_score_head(path, family) else [name]
             continue
         used.add(stored)
         found[path] = turn(tensors[stored])
         if found[path].shape != shape.shape:
             raise InputError(
-                f"{folder}: tensor {stored} gives {found[path].shape}, config.json wants {shape.shape}; "
-                "weights and config.json are of different models"
+                f"{folder}: tensor {stored} gives {found[path].shape}, wanted is {shape.shape}; "
+                + _why_misfit(path, family)
             )
     if absent:
         raise InputError(
@@ -219,8 +271,25 @@ def _place(
 
 def _is_backbone(name: str, family: Family, kind: Format) -> bool:
     separator = "." if kind == "safetensors" else "/"
-    is_head = name.split(separator)[0] in ("lm_head", "score", "v_head", "classifier")
-    return not is_head and not _BUFFERS.search(name.replace("/", "."))
+    return name.split(separator)[0] not in _HEADS and not _BUFFERS.search(name.replace("/", "."))
+
+
+def _is_score_head(path: tuple[str, ...], family: Family) -> bool:
+    """Whether a leaf belongs to what a reward model has over the network that it started from."""
+    return path[0] == family.score_head or path[:2] == ("backbone", "pooler")
+
+
+def _why_misfit(path: tuple[str, ...], family: Family) -> str:
+    if path[0] == family.score_head:
+        return "a reward model has one output: take a classifier of one label (num_labels=1)"
+    return "weights and config.json are of different models"
+
+
+def _modern(name: str) -> str:
+    """A tensor's name as torch's classes write it today; BERT's of 2018 called a norm's parameters gamma and beta."""
+    stem, _, leaf = name.rpartition("LayerNorm.")
+    today = {"gamma": "weight", "beta": "bias"}.get(leaf)
+    return name if today is None else f"{stem}LayerNorm.{today}"
 
 
 def _value_head(folder: Path, shapes: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], np.ndarray]:
@@ -236,13 +305,24 @@ def _value_head(folder: Path, shapes: dict[tuple[str, ...], Any]) -> dict[tuple[
     return {path: tensors["/".join(path)] for path in wanted}
 
 
-def _fresh_score(model: CausalLM, key: jax.Array | None) -> np.ndarray:
-    width = model.config.model_size
-    key = jax.random.key(0) if key is None else key
-    return np.asarray(jax.random.normal(key, (width, 1)) * (width + 1) ** -0.5)
+def _fresh_head(
+    missing: dict[tuple[str, ...], Any], model: RewardModel, key: jax.Array | None, folder: Path
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Leaves that a reward head lacks: biases 0, the score N(0, 1/sqrt(D + 1)), a pooler as the model began."""
+    if key is None:
+        raise InputError(
+            f"{folder}: the weights have no score head ({weights.few(['.'.join(path) for path in missing])}); "
+            "name the folder of a reward model, such as the model/ of a run of `jaxrl-lm reward-model`"
+        )
+    config, leaves = model.config, {}
+    for (path, shape), leaf_key in zip(missing.items(), jax.random.split(key, len(missing)), strict=True):
+        is_score = path[0] == model.family.score_head
+        std = 0.0 if path[-1] == "bias" else (config.model_size + 1) ** -0.5 if is_score else config.init_std
+        leaves[path] = np.asarray(std * jax.random.normal(leaf_key, shape.shape))
+    return leaves
 
 
-def _write_config(folder: Path, model: CausalLM, dtype: np.dtype) -> None:
+def _write_config(folder: Path, model: RewardModel, dtype: np.dtype) -> None:
     config = model.config.hf_config()
     kind = "ForSequenceClassification" if model.head == "reward" else "ForCausalLM"
     config |= {"architectures": [model.family.class_prefix + kind], "dtype": dtype.name}
@@ -256,7 +336,7 @@ def _replace_weights(folder: Path, staged: Path) -> None:
     new = {file.name for file in staged.iterdir()}
     for file in staged.iterdir():
         os.replace(file, folder / file.name)
-    patterns = [VALUE_HEAD_FILE]
+    patterns = [VALUE_HEAD_FILE, REWARD_SCALE_FILE]
     for name in weights.FILE_NAMES.values():
         stem, suffix = name.rsplit(".", 1)
         patterns += [name, f"{name}.index.json", f"{stem}-*-of-*.{suffix}"]

@@ -156,7 +156,7 @@ class TensorLayout:
 def _layer_number(part: str) -> list[str]:
     """`layers_3` is two pieces, `layers` and `3`; `self_attn` and `ln_1` are one."""
     stem, _, number = part.rpartition("_")
-    return [stem, number] if number.isdigit() and stem in ("layers", "h") else [part]
+    return [stem, number] if number.isdigit() and stem in ("layers", "layer", "h") else [part]
 
 
 def few(names: list[str], most: int = 4) -> str:

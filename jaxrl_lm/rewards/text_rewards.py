@@ -16,17 +16,19 @@ from jaxtyping import Float32
 
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.rewards import learned
 from jaxrl_lm.rewards.builtin import REWARDS, RewardFunction
 
-FORMS = "a built-in's name, module:function or path/to/file.py:function"
+MODEL_PREFIX = "model:"
+FORMS = "a built-in's name, model:FOLDER, module:function or path/to/file.py:function"
 
 
 def load_reward(spec: str) -> RewardFunction:
     """Find a reward function.
 
     Args:
-        spec: a name of the table `REWARDS`, `module:function` (the current directory is importable) or
-            `path/to/file.py:function`.
+        spec: a name of the table `REWARDS`, `model:FOLDER` (a reward model's folder or hub id), `module:function` (the
+            current directory is importable) or `path/to/file.py:function`.
 
     Returns:
         The function; it is called as `f(prompts=..., completions=..., **columns)`.
@@ -34,6 +36,8 @@ def load_reward(spec: str) -> RewardFunction:
     Raises:
         InputError: there is no such reward, or what is there cannot be imported or called.
     """
+    if spec.startswith(MODEL_PREFIX):
+        return learned.load_reward(spec.removeprefix(MODEL_PREFIX))
     place, colon, name = spec.rpartition(":")
     if not colon:
         if spec not in REWARDS:

@@ -12,6 +12,7 @@ from jaxrl_lm.storage.run_folder import (
     truncate_jsonl,
     write_atomically,
 )
+from jaxrl_lm.storage.sections import Section, read_sections, write_sections
 from jaxrl_lm.storage.seeds import (
     SeedCurves,
     bootstrap_interval,
@@ -26,6 +27,7 @@ __all__ = [
     "Curve",
     "MetricsWriter",
     "RunFolder",
+    "Section",
     "SeedCurves",
     "append_jsonl",
     "bootstrap_interval",
@@ -35,10 +37,12 @@ __all__ = [
     "interquartile_mean",
     "read_jsonl",
     "read_metrics",
+    "read_sections",
     "read_seeds",
     "truncate_jsonl",
     "write_atomically",
     "write_plots",
     "write_report",
+    "write_sections",
     "write_seed_plots",
 ]

@@ -20,11 +20,12 @@ from jaxrl_lm.storage.run_folder import (
     read_jsonl,
     write_atomically,
 )
+from jaxrl_lm.storage.sections import Section, read_sections
 from jaxrl_lm.storage.seeds import write_seed_plots
 
 _MAX_PROMPTS = 100
 _PHASES = ("before", "during", "after")
-# A number that was not finite is written as null.
+# A number that was not finite is written as null; one that a kind of training does not have is left out.
 _SAMPLE_FIELDS = {
     "phase": str,
     "index": int,
@@ -85,6 +86,7 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
     """
     curves = read_metrics(folder)
     sections = [
+        *(_trainers_section(folder, section) for section in read_sections(folder)),
         _metrics_section(curves),
         _plots_section([*write_seed_plots(folder), *write_plots(folder)]),
         _samples_section(_read_samples(folder)),
@@ -102,6 +104,17 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
     )
     write_atomically(folder.report_file, page)
     return folder.report_file
+
+
+def _trainers_section(folder: RunFolder, section: Section) -> str:
+    note = f'<p class="faint">{_visible(section.note)}</p>\n' if section.note else ""
+    picture = ""
+    if section.picture is not None:
+        encoded = base64.b64encode((folder.path / section.picture).read_bytes()).decode("ascii")
+        picture = f'<img alt="{_escape(section.title)}" src="data:image/png;base64,{encoded}">\n'
+    rows = [[_visible(cell) for cell in row] for row in section.rows]
+    table = _table([_visible(head) for head in section.heads], rows) if rows else ""
+    return f"<h2>{_visible(section.title)}</h2>\n{note}{picture}{table}"
 
 
 def _metrics_section(curves: Mapping[str, Curve]) -> str:
@@ -205,6 +218,8 @@ def _reward_summary(pairs: list[tuple[Any, Any]]) -> str:
     whole = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
     if not whole:
         return f"{len(pairs)} prompts."
+    if not all("reward" in sample for pair in whole for sample in pair):
+        return f"{len(whole)} prompts."
     means = [_mean([_float(pair[side]["reward"]) for pair in whole]) for side in (0, 1)]
     return f"Mean reward over {len(whole)} prompts: {_number(means[0])} before, {_number(means[1])} after."
 
@@ -220,8 +235,10 @@ def _side(sample: dict[str, Any] | None, heading: str) -> str:
     if sample is None:
         return f'<div><div class="label">{heading}: no sample</div></div>'
     name = f"update {sample['step']}" if sample["phase"] == "during" else heading
-    numbers = f"reward <b>{_number(_float(sample['reward']))}</b>, KL {_number(_float(sample['kl']))}"
-    return f'<div><div class="label">{name}: {numbers}</div>{_text(sample["completion"])}</div>'
+    numbers = [f"reward <b>{_number(_float(sample['reward']))}</b>"] if "reward" in sample else []
+    numbers += [f"KL {_number(_float(sample['kl']))}"] if "kl" in sample else []
+    label = f"{name}: {', '.join(numbers)}" if numbers else name
+    return f'<div><div class="label">{label}</div>{_text(sample["completion"])}</div>'
 
 
 def _text(text: str) -> str:

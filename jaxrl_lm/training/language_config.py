@@ -76,7 +76,7 @@ class LanguagePPOConfig:
     Attributes:
         model: policy to start from, and reference: a folder or a Hugging Face hub id.
         prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or hub:NAME[:SPLIT].
-        reward: a built-in's name, module:function or file.py:function, called as
+        reward: a built-in's name, model:FOLDER (a reward model), module:function or file.py:function, called as
             f(prompts, completions, **columns) -> list[float].
         out: folder of the run; must not exist yet, unless resuming.
         prompt_column: column of the prompts file that holds the prompt.
@@ -148,3 +148,8 @@ class LanguagePPOConfig:
                 f"ppo.num_minibatches={self.ppo.num_minibatches} does not divide batch_size={self.batch_size}; "
                 "choose a divisor, or another batch size"
             )
+
+    @property
+    def is_extensible(self) -> bool:
+        """Whether a finished run may be made longer: the learning rate must not follow the run's length."""
+        return self.ppo.anneal_updates is not None

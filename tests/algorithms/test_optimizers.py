@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_lm.algorithms import PPOConfig
-from jaxrl_lm.algorithms.optimizers import adam
-from jaxrl_lm.algorithms.ppo import _make_optimizer
+from jaxrl_lm.algorithms.optimizers import adam, clipped_adam
 
 
 def directions(kind, gradients, *, epsilon):
@@ -79,7 +77,7 @@ def test_moments_have_buffers_of_their_own_and_can_be_donated(kind):
     ],
 )
 def test_gradients_are_clipped_by_the_norm_over_all_leaves(gradient, longest, clipped):
-    optimizer = _make_optimizer(PPOConfig(max_grad_norm=longest, adam_epsilon=1.0))
+    optimizer = clipped_adam("pytorch", epsilon=1.0, max_grad_norm=longest)
     grads = dict(zip("ab", map(jnp.float32, gradient), strict=True))
     direction, _ = optimizer.update(grads, optimizer.init(grads))
     expected = np.array(clipped) / (np.abs(clipped) + 1.0)  # Adam's first direction, at epsilon 1

@@ -87,7 +87,7 @@ def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[s
     assert run([command, "--help"]) == 0
     assert capfd.readouterr().out
     for kind in _dataclasses(COMMANDS[command][0]):
-        documented = kind.__doc__ or ""
+        documented = "".join(base.__doc__ or "" for base in kind.__mro__)
         missing = [name for name in kind.__dataclass_fields__ if f"  {name}: " not in documented]
         assert not missing, f"{kind.__name__}: {missing}"
 

@@ -1,4 +1,4 @@
-"""What every model family must do: parity with Hugging Face, cache, save and load, heads."""
+"""What every family of decoders must do: parity with Hugging Face, cache, save and load, heads."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ from jax.tree_util import tree_leaves_with_path
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from jaxrl_lm.models import FAMILIES, CausalLM, from_pretrained, save_pretrained
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import CausalLM, from_pretrained, save_pretrained
 from tests.models import tiny
 from tests.models.tiny import forward
 
@@ -22,7 +23,7 @@ def variant(request, tmp_path_factory):
     return load(request.param, tmp_path_factory)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=tiny.DECODERS)
 def family(request, tmp_path_factory):
     """The plain form of a family, for what does not depend on the variant."""
     return load(request.param, tmp_path_factory)
@@ -49,7 +50,7 @@ def assert_same_bits(actual, expected):
 
 
 def test_every_family_has_a_variant():
-    assert {model_type for model_type, _ in tiny.VARIANTS.values()} == set(FAMILIES)
+    assert {model_type for model_type, _ in tiny.VARIANTS.values()} == set(tiny.DECODERS)
 
 
 def test_logits_equal_those_of_hugging_face_with_padding_on_either_side(variant):
@@ -110,6 +111,40 @@ def test_logits_do_not_depend_on_what_stands_under_the_padding(variant):
     expected = forward(model, params, ids, mask).logits
     outside = np.where(mask == 1, ids, 10 * tiny.VOCAB_SIZE)  # a pad id outside the vocabulary
     np.testing.assert_array_equal(forward(model, params, outside, mask).logits, expected)
+
+
+def test_sequences_packed_in_one_row_are_as_in_rows_of_their_own(variant):
+    _, _, model, params = variant
+    lengths, order = (5, 11, 7), (1, 0, 2)  # the second row is packed in another order, with padding behind
+    ids = np.random.default_rng(3).integers(0, tiny.PAD_TOKEN, (3, 11))
+    alone = forward(model, params, ids, np.arange(11) < np.array(lengths)[:, None]).logits
+    rows = [list(range(3)), [i for i in order if i]]
+    packed = np.full((2, 26), 10 * tiny.VOCAB_SIZE)
+    segment_ids = np.zeros((2, 26), np.int32)
+    expected = {}
+    for row, members in enumerate(rows):
+        start = 0
+        for number, member in enumerate(members, 1):
+            stop = start + lengths[member]
+            packed[row, start:stop] = ids[member, : lengths[member]]
+            segment_ids[row, start:stop] = number
+            expected[row, start, stop] = alone[member, : lengths[member]]
+            start = stop
+    logits = forward(model, params, packed, None, segment_ids=segment_ids).logits
+    for (row, start, stop), wanted in expected.items():
+        np.testing.assert_allclose(logits[row, start:stop], wanted, rtol=0, atol=1e-5)
+    changed = np.where(segment_ids == 1, (packed + 1) % tiny.PAD_TOKEN, packed)
+    others = forward(model, params, changed, None, segment_ids=segment_ids).logits
+    difference = np.abs(np.asarray(others - logits))
+    assert np.max(difference[segment_ids > 1]) == 0.0
+    assert np.max(difference[segment_ids == 1]) > 0.01
+
+
+def test_segment_ids_stand_alone(family):
+    _, _, model, params = family
+    ids, mask = tiny.padded_batch()
+    with pytest.raises(InputError, match="segment_ids: given beside"):
+        forward(model, params, ids, mask, segment_ids=mask)
 
 
 def test_rematerialised_gradients_are_the_same(family):

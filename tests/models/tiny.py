@@ -36,9 +36,11 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+DECODERS = [model_type for model_type, family in FAMILIES.items() if family.is_causal]
+
 # Name of a variant -> model_type and what differs from the family's plain form.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{model_type: (model_type, {}) for model_type in FAMILIES},
+    **{model_type: (model_type, {}) for model_type in DECODERS},
     "gpt2_untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2_inverse_layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 24}),
     "gpt2_unscaled_relu": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
@@ -93,9 +95,9 @@ def random_model(model_type: str, *, head: Any = None, seed: int = 0, **options:
 
 
 @partial(jax.jit, static_argnums=0)
-def forward(model: CausalLM, params: Any, ids: Any, mask: Any, cache: Any = None) -> Any:
+def forward(model: CausalLM, params: Any, ids: Any, mask: Any, cache: Any = None, segment_ids: Any = None) -> Any:
     """Our whole model, compiled."""
-    return model.apply({"params": params}, ids, attention_mask=mask, cache=cache)
+    return model.apply({"params": params}, ids, attention_mask=mask, cache=cache, segment_ids=segment_ids)
 
 
 def padded_batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

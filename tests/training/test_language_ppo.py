@@ -17,10 +17,11 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training import language_ppo
+from jaxrl_lm.training.answer_task import answer, score
 from jaxrl_lm.training.byte_model import write_byte_model
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import answer, init_state, load_task, make_update, train_language_ppo
+from jaxrl_lm.training.language_ppo import init_state, load_task, make_update, train_language_ppo
 from jaxrl_lm.training.loop import TrainingDivergedError
 from tests.training import rewards_for_tests
 
@@ -182,7 +183,7 @@ def test_answers_without_a_stop_token_get_the_missing_stop_score(make_config: Ma
     answers = AnswerConfig(max_new_tokens=5, missing_stop_score=-1.0, score_at="after_end")
     task, params = load_task(make_config(answers=answers))
     generation = answer(task, params, np.zeros(64, int), jax.random.key(3))
-    scores, metrics = language_ppo.score(task, np.zeros(64, int), generation)
+    scores, metrics = score(task, np.zeros(64, int), generation)
     tokens = np.asarray(generation.sequences)[:, -5:]
     has_stop = np.isin(tokens, task.sampling.stop_tokens) & np.asarray(generation.response_mask).astype(bool)
     is_stopped = has_stop.any(axis=-1)

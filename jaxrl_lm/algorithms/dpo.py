@@ -1,0 +1,124 @@
+"""Direct preference optimization: a policy from pairs of answers, with no reward model and no sampling.
+
+    L = mean -log sigmoid( beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)] )
+
+The reference's log-probabilities are part of the batch, computed once before training.
+
+Reference: Rafailov et al., 2023, Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from jaxrl_lm.algorithms.supervised import AdamWConfig, LossFunction, LossSums, SupervisedAlgorithm, make_supervised
+from jaxrl_lm.core import masked, preference_losses
+from jaxrl_lm.core.token_log_probs import token_log_probs
+from jaxrl_lm.data import PackedRows
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import CausalLM
+from jaxrl_lm.models.causal_lm import encode
+from jaxrl_lm.types import PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOLossConfig:
+    """Settings of the loss.
+
+    Attributes:
+        beta: how strongly the policy is held to the reference.
+        label_smoothing: share of preferences that are taken to be the wrong way round.
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise InputError(f"beta={self.beta} must be above 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise InputError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5")
+
+
+@struct.dataclass(kw_only=True)
+class DPOHyperparams:
+    """Settings that are traced."""
+
+    beta: PyTree
+    label_smoothing: PyTree
+
+
+class PairRows(NamedTuple):
+    """B pairs of answers, the preferred one first; each row one prompt with one answer.
+
+    Attributes:
+        rows: `PackedRows` of `[B, 2, T]` whose targets are the answers' tokens; a pair of padding only counts nothing.
+        reference_log_probs: of each answer under the reference policy, `[B, 2]`, nats.
+    """
+
+    rows: Any
+    reference_log_probs: Any
+
+
+def make_dpo(
+    config: AdamWConfig, loss_config: DPOLossConfig, model: CausalLM, *, num_updates: int
+) -> SupervisedAlgorithm:
+    """DPO's `init` and `update`; batches are `PairRows` of `[num_accumulated, B, ...]`.
+
+    Args:
+        config: the optimizer.
+        loss_config: the loss; its settings become part of the state.
+        model: any causal language model.
+        num_updates: length of the learning rate's course.
+
+    Returns:
+        the algorithm. Its metrics are means over pairs: `rewards/chosen` and `rewards/rejected`, beta times the
+        log-ratio of policy and reference; `rewards/margin`, their difference; `rewards/accuracy`, the share of pairs
+        whose margin is above 0 (a tie counts half).
+    """
+    traced = DPOHyperparams(beta=loss_config.beta, label_smoothing=loss_config.label_smoothing)
+    return make_supervised(config, make_pair_loss(model), num_updates=num_updates, loss_hyperparams=traced)
+
+
+def make_pair_loss(model: CausalLM) -> LossFunction:
+    """DPO's loss function `(params, PairRows, DPOHyperparams) -> LossSums`."""
+
+    def loss(params: PyTree, batch: PairRows, traced: DPOHyperparams) -> LossSums:
+        num_pairs, _, num_tokens = batch.rows.ids.shape
+        flat = jax.tree.map(lambda x: x.reshape(2 * num_pairs, num_tokens), batch.rows)
+        log_ratios = sequence_log_probs(model, params, flat).reshape(num_pairs, 2) - batch.reference_log_probs
+        chosen, rejected = log_ratios[:, 0], log_ratios[:, 1]
+        losses = preference_losses.dpo_loss(chosen, rejected, beta=traced.beta, label_smoothing=traced.label_smoothing)
+        is_pair = jnp.any(batch.rows.is_target, axis=(1, 2))
+        rewards = {"chosen": traced.beta * chosen, "rejected": traced.beta * rejected}
+        margin = rewards["chosen"] - rewards["rejected"]
+        numbers = rewards | {"margin": margin, "accuracy": (1.0 + jnp.sign(margin)) / 2.0}
+        return LossSums(
+            loss=masked.masked_sum(losses, is_pair),
+            weight=jnp.sum(is_pair, dtype=jnp.float32),
+            metrics={
+                f"rewards/{name}": jax.lax.stop_gradient(masked.masked_sum(x, is_pair)) for name, x in numbers.items()
+            },
+        )
+
+    return loss
+
+
+def sequence_log_probs(model: CausalLM, params: PyTree, rows: PackedRows) -> Float[Array, " B"]:
+    """log pi of each row's target tokens, summed: `sum_t m_t log pi(x_t | x_<t)`.
+
+    Args:
+        model: any causal language model.
+        params: its parameters.
+        rows: `[B, T]`.
+
+    Returns:
+        log-probabilities, nats.
+    """
+    hidden_states = encode(model, params, rows.ids, segment_ids=rows.segment_ids).hidden_states
+    log_probs, _ = token_log_probs(hidden_states[:, :-1], model.unembedding(params), rows.ids[:, 1:])
+    return masked.masked_sum(log_probs, rows.is_target[:, 1:], axis=-1)

@@ -1,0 +1,116 @@
+"""Learning a reward from people's judgements: pairs, the best of k answers, or thumbs up and down.
+
+With s_k the scores of the answers to one prompt, the mean over prompts of
+
+    pairwise     -log sigmoid(s_chosen - s_rejected)
+    best_of_k    -log softmax(s)[best]
+    binary       -y log sigmoid(s) - (1 - y) log sigmoid(-s)
+
+What a score is computed from, the given `score` knows; nothing here does.
+
+Reference: Christiano et al., 2017, Deep Reinforcement Learning from Human Preferences; Ziegler et al., 2019,
+Fine-Tuning Language Models from Human Preferences.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, SupervisedAlgorithm, make_supervised
+from jaxrl_lm.core import preference_losses
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.types import PyTree
+
+Objective = Literal["pairwise", "best_of_k", "binary"]
+Score = Callable[[PyTree, PyTree], jax.Array]
+"""`score(params, inputs) -> scores`: leaves of the inputs `[N, ...]`, scores `[N]`."""
+
+_NUM_ANSWERS = {"pairwise": "2", "best_of_k": "2 or more", "binary": "1"}
+
+
+@struct.dataclass(kw_only=True)
+class PreferenceBatch:
+    """Judged answers.
+
+    Attributes:
+        inputs: pytree that `score` reads, leaves `[B, K, ...]`: K answers to each prompt; 2 for pairs, 1 for thumbs.
+        targets: index of the preferred answer; for thumbs 1 for up and 0 for down. int32 `[B]`.
+    """
+
+    inputs: PyTree
+    targets: PyTree
+
+
+def make_reward_model(
+    objective: Objective, config: AdamWConfig, score: Score, *, num_updates: int
+) -> SupervisedAlgorithm:
+    """A reward model's `init` and `update`; leaves of a `PreferenceBatch` are `[num_accumulated, B, ...]`.
+
+    Args:
+        objective: what the judgements are.
+        config: the optimizer.
+        score: of the model.
+        num_updates: length of the learning rate's course.
+
+    Returns:
+        the algorithm. Beside the loss, in nats, `update` returns the share of the batch that was judged rightly before
+        the step, and the scores' mean and mean square.
+
+    Raises:
+        InputError: by `update`: the batch does not fit the objective.
+    """
+
+    def loss(params: PyTree, batch: PreferenceBatch, _: PyTree) -> LossSums:
+        return sum_preference_losses(objective, score, params, batch)
+
+    return make_supervised(config, loss, num_updates=num_updates)
+
+
+def sum_preference_losses(objective: Objective, score: Score, params: PyTree, batch: PreferenceBatch) -> LossSums:
+    """Losses of a batch, summed, with the number of its prompts.
+
+    Raises:
+        InputError: the batch has too many answers a prompt for the objective, or too few.
+    """
+    size, num_answers = jax.tree.leaves(batch.inputs)[0].shape[:2]
+    check_num_answers(objective, num_answers)
+    rows = jax.tree.map(lambda x: x.reshape(size * num_answers, *x.shape[2:]), batch.inputs)
+    scores = score(params, rows).reshape(size, num_answers)
+    guesses = scores[:, 0] > 0 if objective == "binary" else jnp.argmax(scores, axis=-1)
+    metrics = {
+        "accuracy/batch": jnp.sum(guesses.astype(jnp.int32) == batch.targets, dtype=jnp.float32),
+        "score/mean": jnp.sum(jnp.mean(scores, axis=-1)),
+        "score/mean_square": jnp.sum(jnp.mean(jnp.square(scores), axis=-1)),
+    }
+    return LossSums(
+        loss=jnp.sum(preference_loss(objective, scores, batch.targets)),
+        weight=jnp.asarray(size, jnp.float32),
+        metrics=jax.lax.stop_gradient(metrics),
+    )
+
+
+def preference_loss(objective: Objective, scores: jax.Array, targets: jax.Array) -> jax.Array:
+    """Loss `[B]` of scores `[B, K]` under targets `[B]`, nats."""
+    if objective == "binary":
+        return preference_losses.binary_preference_loss(scores[:, 0], targets.astype(scores.dtype))
+    if objective == "pairwise":
+        chosen, rejected = (jnp.take_along_axis(scores, each[:, None], 1)[:, 0] for each in (targets, 1 - targets))
+        return preference_losses.bradley_terry_loss(chosen, rejected)
+    return preference_losses.best_of_k_loss(scores, targets)
+
+
+def check_num_answers(objective: Objective, num_answers: int) -> None:
+    """Whether an objective learns from so many answers a prompt.
+
+    Raises:
+        InputError: it does not.
+    """
+    fits = {"pairwise": num_answers == 2, "best_of_k": num_answers >= 2, "binary": num_answers == 1}
+    if not fits[objective]:
+        raise InputError(
+            f"objective={objective!r} learns from {_NUM_ANSWERS[objective]} answers a prompt, these have "
+            f"{num_answers}; choose another objective"
+        )

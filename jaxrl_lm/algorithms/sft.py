@@ -1,0 +1,58 @@
+"""Supervised fine-tuning: cross entropy of given tokens, a mean over tokens whatever rows they stand in.
+
+    L = - sum_t m_t log pi(x_t | x_<t of its sequence) / sum_t m_t
+
+with m_t = 1 at the tokens to learn. The logits of a whole row never exist (`core/token_log_probs.py`).
+
+Reference: Ouyang et al., 2022, Training Language Models to Follow Instructions with Human Feedback, section 3.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, SupervisedAlgorithm, make_supervised
+from jaxrl_lm.core import masked
+from jaxrl_lm.core.token_log_probs import token_log_probs
+from jaxrl_lm.data import PackedRows
+from jaxrl_lm.models import CausalLM
+from jaxrl_lm.models.causal_lm import encode
+from jaxrl_lm.types import PyTree
+
+
+def make_sft(config: AdamWConfig, model: CausalLM, *, num_updates: int) -> SupervisedAlgorithm:
+    """SFT's `init` and `update`; batches are `PackedRows` of `[num_accumulated, B, T]`.
+
+    Args:
+        config: the optimizer.
+        model: any causal language model.
+        num_updates: length of the learning rate's course.
+
+    Returns:
+        the algorithm; losses and entropies are in nats a token.
+    """
+
+    def loss(params: PyTree, rows: PackedRows, _: PyTree) -> LossSums:
+        return sum_token_losses(model, params, rows)
+
+    return make_supervised(config, loss, num_updates=num_updates)
+
+
+def sum_token_losses(model: CausalLM, params: PyTree, rows: PackedRows) -> LossSums:
+    """Cross entropy of the target tokens, summed, with their number.
+
+    Args:
+        model: any causal language model.
+        params: its parameters.
+        rows: `[B, T]`.
+
+    Returns:
+        sum of -log pi in nats, number of tokens, and the policy's summed entropy before them.
+    """
+    hidden_states = encode(model, params, rows.ids, segment_ids=rows.segment_ids).hidden_states
+    log_probs, entropies = token_log_probs(hidden_states[:, :-1], model.unembedding(params), rows.ids[:, 1:])
+    is_target = rows.is_target[:, 1:]
+    return LossSums(
+        loss=-masked.masked_sum(log_probs, is_target),
+        weight=jnp.sum(is_target, dtype=jnp.float32),
+        metrics={"policy/entropy": jax.lax.stop_gradient(masked.masked_sum(entropies, is_target))},
+    )

@@ -1,0 +1,235 @@
+"""Learning from given examples: AdamW on the mean loss of a batch, with warm-up, decay and accumulated gradients.
+
+What an example is and what it costs, a loss function knows (`algorithms/sft.py`, `algorithms/dpo.py`). Per update
+
+    g = grad( sum of all losses / sum of all weights ),  clipped by its global norm
+    p <- p - rate * (Adam(g) + weight_decay * p)          the decay on matrices only
+
+where the sums run over the whole accumulated batch: a token weighs the same in whichever part of the batch it stands.
+
+Reference: Loshchilov and Hutter, 2017, Decoupled Weight Decay Regularization.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.types import Metrics, PyTree
+
+ScheduleKind = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """AdamW and the course of its learning rate.
+
+    Attributes:
+        learning_rate: the highest step size, reached at the end of the warm-up.
+        schedule: how it falls to 0 after the warm-up: by a "cosine", "linear"ly, or not at all ("constant").
+        warmup_fraction: share of the updates over which it rises linearly.
+        weight_decay: share of a weight that is taken off at step size 1; vectors (norms, biases) keep theirs.
+        b1: decay of Adam's first moment.
+        b2: decay of Adam's second moment.
+        epsilon: added to the root of the second moment.
+        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
+    """
+
+    learning_rate: float = 2e-5
+    schedule: ScheduleKind = "cosine"
+    warmup_fraction: float = 0.03
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(ScheduleKind):
+            raise InputError(f"schedule={self.schedule!r} must be one of {', '.join(get_args(ScheduleKind))}")
+        for name in ("learning_rate", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
+        for name in ("warmup_fraction", "b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+
+
+@struct.dataclass(kw_only=True)
+class SupervisedHyperparams:
+    """Settings that are traced: a sweep over them is a vmap over states.
+
+    Attributes:
+        learning_rate: float32 scalar.
+        weight_decay: float32 scalar.
+        max_grad_norm: float32 scalar.
+        loss: what the loss function has of its own, any pytree.
+    """
+
+    learning_rate: PyTree
+    weight_decay: PyTree
+    max_grad_norm: PyTree
+    loss: PyTree
+
+
+@struct.dataclass(kw_only=True)
+class SupervisedState:
+    """Everything an update changes or reads.
+
+    Attributes:
+        params: of the model.
+        optimizer: Adam's moments.
+        num_updates: updates made so far, int32 scalar.
+        hyperparams: traced settings.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+    num_updates: PyTree
+    hyperparams: SupervisedHyperparams
+
+
+class LossSums(NamedTuple):
+    """What a loss function says of a batch, in sums, so that batches add up.
+
+    Attributes:
+        loss: sum of the losses.
+        weight: what to divide by: the number of tokens, or of examples.
+        metrics: sums of further numbers by name; their means are reported.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    metrics: Metrics
+
+
+LossFunction = Callable[[PyTree, PyTree, PyTree], LossSums]
+"""`loss(params, batch, hyperparams.loss) -> LossSums`."""
+
+
+class SupervisedAlgorithm(NamedTuple):
+    """A pair of pure functions.
+
+    Attributes:
+        init: `init(params) -> state`.
+        update: `update(state, batch) -> (state, metrics)`; leaves of the batch `[num_accumulated, B, ...]`, of which
+            one `[B, ...]` is in memory at a time.
+    """
+
+    init: Callable[[PyTree], SupervisedState]
+    update: Callable[[SupervisedState, PyTree], tuple[SupervisedState, Metrics]]
+
+
+def make_supervised(
+    config: AdamWConfig, loss: LossFunction, *, num_updates: int, loss_hyperparams: PyTree = None
+) -> SupervisedAlgorithm:
+    """`init` and `update` for a loss.
+
+    Args:
+        config: static settings; those in `SupervisedHyperparams` become part of the state.
+        loss: sums of losses over a batch.
+        num_updates: length of the learning rate's course.
+        loss_hyperparams: the loss function's own, traced.
+
+    Returns:
+        the algorithm. `update` returns scalar metrics: `loss/total`, `loss/grad_norm` before clipping,
+        `learning_rate`, and the means of the loss function's.
+    """
+    optimizer = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
+    schedule = rate_schedule(config, num_updates)
+
+    def init(params: PyTree) -> SupervisedState:
+        names = ("learning_rate", "weight_decay", "max_grad_norm")
+        traced = {name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}
+        return SupervisedState(
+            params=params,
+            optimizer=optimizer.init(params),
+            num_updates=jnp.zeros((), jnp.int32),
+            hyperparams=SupervisedHyperparams(
+                **traced, loss=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), loss_hyperparams)
+            ),
+        )
+
+    def update(state: SupervisedState, batch: PyTree) -> tuple[SupervisedState, Metrics]:
+        traced = state.hyperparams
+        grads, metrics = mean_gradient(loss, state.params, batch, traced.loss)
+        grads, grad_norm = _clip(grads, traced.max_grad_norm)
+        direction, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        rate = traced.learning_rate * schedule(state.num_updates)
+
+        def step(param: jax.Array, towards: jax.Array) -> jax.Array:
+            decay = traced.weight_decay * param if param.ndim >= 2 else 0.0
+            return (param - rate * (towards + decay)).astype(param.dtype)
+
+        new = replace(
+            state,
+            params=jax.tree.map(step, state.params, direction),
+            optimizer=opt_state,
+            num_updates=state.num_updates + 1,
+        )
+        return new, metrics | {"loss/grad_norm": grad_norm, "learning_rate": rate}
+
+    return SupervisedAlgorithm(init=init, update=update)
+
+
+def rate_schedule(config: AdamWConfig, num_updates: int) -> optax.Schedule:
+    """The learning rate at update k as a share of the highest: `(k + 1) / (w + 1)` in a warm-up of w updates, then
+    the fall to 0 at `num_updates`, which would be the first update not made."""
+    num_warmup = round(config.warmup_fraction * num_updates)
+    num_falling = max(1, num_updates - num_warmup)
+    after = {
+        "cosine": optax.cosine_decay_schedule(1.0, num_falling),
+        "linear": optax.linear_schedule(1.0, 0.0, num_falling),
+        "constant": optax.constant_schedule(1.0),
+    }[config.schedule]
+    if not num_warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(1 / (num_warmup + 1), 1.0, num_warmup), after], [num_warmup])
+
+
+def mean_gradient(
+    loss: LossFunction, params: PyTree, batch: PyTree, loss_hyperparams: PyTree
+) -> tuple[PyTree, Metrics]:
+    """Gradient and metrics of the sum of losses over the sum of weights, part of a batch by part.
+
+    Args:
+        loss: sums of losses over `[B, ...]`.
+        params: of the model.
+        batch: leaves `[num_accumulated, B, ...]`.
+        loss_hyperparams: the loss function's own.
+
+    Returns:
+        the gradient in float32, and the metrics' means with `loss/total`.
+    """
+
+    def summed(params: PyTree, part: PyTree) -> tuple[jax.Array, LossSums]:
+        sums = loss(params, part, loss_hyperparams)
+        return sums.loss, sums
+
+    def accumulate(carry: PyTree, part: PyTree) -> tuple[PyTree, None]:
+        grads, sums = jax.grad(summed, has_aux=True)(params, part)
+        return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), carry, (grads, sums)), None
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    zeros = (params, jax.eval_shape(loss, params, first, loss_hyperparams))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), zeros)
+    (grads, sums), _ = jax.lax.scan(accumulate, zeros, batch)
+    weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
+    metrics = {"loss/total": sums.loss} | sums.metrics
+    return jax.tree.map(lambda g: g / weight, grads), {name: total / weight for name, total in metrics.items()}
+
+
+def _clip(grads: PyTree, max_norm: jax.Array) -> tuple[PyTree, jax.Array]:
+    """The gradient, no longer than `max_norm` unless that is 0, and its length before."""
+    norm = optax.tree.norm(grads)
+    is_long = (max_norm > 0) & (norm > max_norm)
+    scale = jnp.where(is_long, max_norm / jnp.where(is_long, norm, 1.0), 1.0)
+    return jax.tree.map(lambda g: g * scale, grads), norm

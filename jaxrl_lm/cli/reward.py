@@ -1,0 +1,26 @@
+"""The command that learns from people's judgements: `reward-model`."""
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl_lm import storage
+from jaxrl_lm.training.reward_config import RewardTrainingConfig
+from jaxrl_lm.training.reward_model import train_reward_model
+
+
+def run_reward_model(config: RewardTrainingConfig) -> None:
+    """Train a reward model, and say how good it is, beside the bag of words, and where it lies."""
+    folder = train_reward_model(config)
+    console = Console()
+    comparison = storage.read_sections(folder)[0]
+    table = Table(*comparison.heads)
+    for row in comparison.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(comparison.note)
+    console.print(
+        f"report: {folder.report_file}\nmodel:  {folder.model_folder}\n"
+        f"use it: jaxrl-lm ppo --reward model:{folder.model_folder} ...",
+        soft_wrap=True,
+        markup=False,
+    )

@@ -1,0 +1,141 @@
+"""Short sequences behind one another in rows of one length, so that little of a batch is padding."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxrl_lm.data.encoding import EncodedText
+from jaxrl_lm.errors import InputError
+
+
+class PackedRows(NamedTuple):
+    """R rows of T tokens, each of one sequence or of several behind one another; arrays of numpy or of JAX.
+
+    Attributes:
+        ids: tokens, int32 `[R, T]`; 0 in the padding.
+        segment_ids: which of its row's sequences a token belongs to, from 1, int32 `[R, T]`; 0 in the padding.
+        is_target: whether a token is to be learned, bool `[R, T]`; never a sequence's first, which nothing precedes.
+    """
+
+    ids: Any
+    segment_ids: Any
+    is_target: Any
+
+
+class CutCounts(NamedTuple):
+    """What fitting sequences into rows has cost.
+
+    Attributes:
+        num_split: texts without a prompt that became several sequences; no token of them is lost but as a target.
+        num_truncated: completions that lost their end.
+        num_dropped: sequences that are left with nothing to learn.
+    """
+
+    num_split: int
+    num_truncated: int
+    num_dropped: int
+
+
+def fit_sequences(
+    sequences: Sequence[EncodedText], *, row_length: int, is_loss_on_all: bool
+) -> tuple[list[EncodedText], CutCounts]:
+    """Make every sequence fit into a row: texts are split, completions cut at their end.
+
+    Args:
+        sequences: of any length.
+        row_length: T, tokens, at least 2.
+        is_loss_on_all: whether prompts are learned as well; a sequence without a token to learn is left out.
+
+    Returns:
+        sequences of at most T tokens in the same order, and what had to be cut.
+    """
+    fitted: list[EncodedText] = []
+    num_split = num_truncated = num_dropped = 0
+    for sequence in sequences:
+        pieces = [sequence]
+        if len(sequence.ids) > row_length and sequence.num_prompt_tokens:
+            num_truncated += 1
+            pieces = [EncodedText(ids=sequence.ids[:row_length], num_prompt_tokens=sequence.num_prompt_tokens)]
+        elif len(sequence.ids) > row_length:
+            num_split += 1
+            pieces = [
+                EncodedText(ids=sequence.ids[start : start + row_length], num_prompt_tokens=0)
+                for start in range(0, len(sequence.ids), row_length)
+            ]
+        kept = [piece for piece in pieces if _first_target(piece, is_loss_on_all) < len(piece.ids)]
+        num_dropped += not kept
+        fitted += kept
+    return fitted, CutCounts(num_split, num_truncated, num_dropped)
+
+
+def plan_rows(lengths: Int[np.ndarray, " N"], *, row_length: int, window: int, seed: int) -> list[list[int]]:
+    """Which sequences share a row: within each window of a random order, the longest first, each into the first row
+    with room (first-fit decreasing, at most 11/9 of the fewest rows and one more).
+
+    Args:
+        lengths: tokens of each sequence, at most `row_length`.
+        row_length: T, tokens.
+        window: sequences that are packed together; more pack tighter, fewer mix more.
+        seed: of the order.
+
+    Returns:
+        the sequences' indices, a list a row; each index stands in exactly one.
+
+    Raises:
+        InputError: a sequence is longer than a row.
+    """
+    if len(lengths) and int(np.max(lengths)) > row_length:
+        raise InputError(f"row_length={row_length}: a sequence has {int(np.max(lengths))} tokens; cut it, or raise it")
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    windows = (order[start : start + window] for start in range(0, len(order), window))
+    return [row for members in windows for row in _first_fit_decreasing(members, lengths, row_length)]
+
+
+def pack_sequences(
+    sequences: Sequence[EncodedText], plan: list[list[int]], *, row_length: int, is_loss_on_all: bool
+) -> PackedRows:
+    """Lay sequences into rows as planned.
+
+    Args:
+        sequences: of at most `row_length` tokens.
+        plan: indices of the sequences of each row.
+        row_length: T, tokens.
+        is_loss_on_all: learn prompts as well as what follows them.
+
+    Returns:
+        the rows.
+    """
+    shape = (len(plan), row_length)
+    ids, segment_ids, is_target = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for row, members in enumerate(plan):
+        start = 0
+        for number, member in enumerate(members, 1):
+            sequence = sequences[member]
+            stop = start + len(sequence.ids)
+            ids[row, start:stop] = sequence.ids
+            segment_ids[row, start:stop] = number
+            is_target[row, start + _first_target(sequence, is_loss_on_all) : stop] = True
+            start = stop
+    return PackedRows(ids, segment_ids, is_target)
+
+
+def take_rows(rows: PackedRows, indices: Int[np.ndarray, "*B"]) -> PackedRows:
+    """Rows by their indices, -1 for a row of padding only, as a `PackedRows` of `[*B, T]`."""
+    is_real = (indices >= 0)[..., None]
+    return PackedRows(*(np.where(is_real, part[indices], 0).astype(part.dtype) for part in rows))
+
+
+def _first_target(sequence: EncodedText, is_loss_on_all: bool) -> int:
+    return 1 if is_loss_on_all else max(1, sequence.num_prompt_tokens)
+
+
+def _first_fit_decreasing(members: np.ndarray, lengths: np.ndarray, row_length: int) -> list[list[int]]:
+    space = np.full(len(members), row_length)
+    rows: list[list[int]] = [[] for _ in members]
+    for member in members[np.argsort(-lengths[members], kind="stable")]:
+        row = int(np.argmax(space >= lengths[member]))
+        space[row] -= lengths[member]
+        rows[row].append(int(member))
+    return [row for row in rows if row]

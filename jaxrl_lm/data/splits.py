@@ -1,0 +1,41 @@
+"""Data held out from training."""
+
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from jaxrl_lm.errors import InputError
+
+_Item = TypeVar("_Item")
+
+
+def hold_out(
+    items: Sequence[_Item], groups: Sequence[Hashable], *, fraction: float, seed: int
+) -> tuple[list[_Item], list[_Item]]:
+    """Split items in two, each group whole on one side.
+
+    Args:
+        items: of any kind.
+        groups: what an item has in common with others that must not stand on the other side, such as its prompt.
+        fraction: share of the groups to hold out, in [0, 1); at least one group unless it is 0.
+        seed: of the choice.
+
+    Returns:
+        the items to train on and those held out, in their order.
+
+    Raises:
+        InputError: all items are one group, so that none can be held out.
+    """
+    names = list(dict.fromkeys(groups))
+    if not fraction:
+        return list(items), []
+    if len(names) < 2:
+        raise InputError(
+            f"evaluation_fraction={fraction}: all rows have one prompt, so none can be held out; give a file by "
+            "--evaluation, or hold out 0"
+        )
+    num_held = min(len(names) - 1, max(1, round(fraction * len(names))))
+    held = {names[index] for index in np.random.default_rng(seed).permutation(len(names))[:num_held]}
+    pairs = list(zip(items, groups, strict=True))
+    return [item for item, group in pairs if group not in held], [item for item, group in pairs if group in held]

@@ -1,0 +1,80 @@
+"""An encoder with a score head: reads a text, and writes none."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax.typing import ArrayLike
+
+from jaxrl_lm.models.config import Head, ModelConfig
+from jaxrl_lm.models.families import Family, family_of
+from jaxrl_lm.types import PyTree
+
+
+@struct.dataclass(kw_only=True)
+class EncoderOutput:
+    """What a forward pass over `[B, T]` tokens gives.
+
+    Attributes:
+        hidden_states: after the last block, `[B, T, D]`.
+        scores: `[B]` float32, of the pooled hidden state.
+    """
+
+    hidden_states: PyTree
+    scores: PyTree
+
+
+class Encoder(nn.Module):
+    """A reward model on an encoder: score = w . pooled + b, as `BertForSequenceClassification` with one label.
+
+    Attributes:
+        config: the sizes, from the checkpoint.
+        head: always "reward"; there for the code that treats it and a `CausalLM` alike.
+        dtype: of the activations; norms, softmax and scores are float32 all the same.
+        param_dtype: of the parameters.
+        is_remat: recompute each block's activations in the backward pass (less memory, a third more work).
+    """
+
+    config: ModelConfig
+    head: Head = "reward"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    is_remat: bool = False
+
+    @property
+    def family(self) -> Family:
+        """The entry of `FAMILIES` that describes this model."""
+        return family_of(self.config.hf_config()["model_type"])
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.is_remat)
+        init = nn.initializers.normal((cfg.model_size + 1) ** -0.5)
+        self.classifier = nn.Dense(1, kernel_init=init, dtype=jnp.float32)
+
+    def __call__(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+    ) -> EncoderOutput:
+        """Run the model.
+
+        Args:
+            input_ids: int `[B, T]`, the first of a row its [CLS]; pad on the right. A pad id outside the vocabulary
+                does no harm.
+            attention_mask: 1 for a token, 0 for padding, `[B, T]`; all ones if None.
+            position_ids: int `[B, T]`; 0, 1, 2, ... if None, whatever the mask, as Hugging Face counts them.
+            token_type_ids: segment of each token, int `[B, T]`; zeros if None.
+        """
+        ids = jnp.asarray(input_ids, jnp.int32)
+        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
+        # Padding is replaced only where no embedding has a row for it: Hugging Face pools position 0 even if masked.
+        ids = jnp.where((mask > 0) | (ids < self.config.vocab_size), ids, 0)
+        positions = jnp.arange(ids.shape[1], dtype=jnp.int32) if position_ids is None else position_ids
+        positions = jnp.broadcast_to(jnp.asarray(positions, jnp.int32), ids.shape)
+        types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids, jnp.int32)
+        hidden_states, pooled = self.backbone(ids, mask, positions, types)
+        return EncoderOutput(hidden_states=hidden_states, scores=self.classifier(pooled)[..., 0])

@@ -1,0 +1,155 @@
+"""Judged answers: read, split by prompt, tokenised, dealt out in batches."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from jaxrl_lm import data
+from jaxrl_lm.algorithms import PreferenceBatch
+from jaxrl_lm.algorithms.reward_model import Objective, check_num_answers
+from jaxrl_lm.data.readers import read_best_of_k, read_preferences, read_unpaired_preferences
+from jaxrl_lm.data.records import BestOfK, Preference, Text, UnpairedPreference
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, plain_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Answers to one prompt, and what people said of them.
+
+    Attributes:
+        prompt: what they answer.
+        completions: two (a pair, the chosen one first), K (best of k) or one (thumbs).
+        target: index of the preferred one; for thumbs 1 for up and 0 for down.
+    """
+
+    prompt: Text
+    completions: tuple[Text, ...]
+    target: int
+
+    def texts(self) -> list[str]:
+        """The answers, conversations as plain text."""
+        return [plain_text(completion) for completion in self.completions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgements:
+    """Judged answers, as text and as tokens.
+
+    Attributes:
+        rows: N of them, all with K answers.
+        tokens: of each row's answers, behind its prompt.
+    """
+
+    rows: list[Judgement]
+    tokens: list[list[ScoreTokens]]
+
+    @property
+    def targets(self) -> Int32[np.ndarray, " N"]:
+        """The rows' targets."""
+        return np.array([row.target for row in self.rows], np.int32)
+
+    @property
+    def num_answers(self) -> int:
+        """K."""
+        return len(self.rows[0].completions)
+
+    @property
+    def num_cut(self) -> int:
+        """Answers that are too long for the model together with their prompt."""
+        return sum(tokens.is_cut for row in self.tokens for tokens in row)
+
+
+def read_judgements(source: str, objective: Objective, *, limit: int | None = None) -> list[Judgement]:
+    """Read the rows that an objective learns from.
+
+    Raises:
+        InputError: the source or a row is not what it must be, or rows differ in their number of answers.
+    """
+    rows = [_from_record(record) for record in _READERS[objective](source, limit=limit)]
+    sizes = sorted({len(row.completions) for row in rows})
+    if len(sizes) > 1:
+        raise InputError(
+            f"{source}: rows have {' and '.join(map(str, sizes))} completions; give each row as many as the others"
+        )
+    check_num_answers(objective, sizes[0])
+    return rows
+
+
+def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tuple[list[Judgement], list[Judgement]]:
+    """Hold out some rows; no prompt stands on both sides.
+
+    Rows without a prompt are held out one by one, and then no answer that a held-out row shows stands in training.
+
+    Args:
+        rows: all judgements.
+        fraction: share of the prompts to hold out, at least one.
+        seed: of the choice.
+
+    Returns:
+        Rows to train on and rows held out, in their order.
+
+    Raises:
+        InputError: there are not two prompts to divide, or nothing is left to train on.
+    """
+    training, held = data.hold_out(rows, [_group(row) for row in rows], fraction=fraction, seed=seed)
+    shown = {text for row in held if not row.prompt for text in row.texts()}
+    training = [row for row in training if row.prompt or not shown.intersection(row.texts())]
+    if not training:
+        raise InputError(
+            "preferences: every row without a prompt shares an answer with a held-out one, so none is left to train "
+            "on; give held-out rows by --evaluation FILE"
+        )
+    return training, held
+
+
+def check_held_out(training: list[Judgement], held: list[Judgement], source: str) -> None:
+    """Refuse held-out rows that training shows as well.
+
+    Raises:
+        InputError: a prompt (or a row, where it has no prompt) stands on both sides.
+    """
+    shared = {_group(row) for row in training} & {_group(row) for row in held}
+    if shared:
+        raise InputError(
+            f"evaluation={source!r}: {len(shared)} of its prompts are among the training prompts, such as "
+            f"{sorted(shared)[0][:60]}; take them out of one of the files"
+        )
+
+
+def tokenise(rows: list[Judgement], reader: TextReader) -> Judgements:
+    """Turn each answer, behind its prompt, into tokens."""
+    tokens = [[reader.encode(row.prompt, completion) for completion in row.completions] for row in rows]
+    return Judgements(rows=rows, tokens=tokens)
+
+
+def make_batch(judgements: Judgements, reader: TextReader, chosen: Int[np.ndarray, "A B"]) -> PreferenceBatch:
+    """Rows `[num_accumulated, B]` as arrays: inputs `[num_accumulated, B, K, T]`, padded to one of few widths."""
+    tokens = [each for index in chosen.flat for each in judgements.tokens[index]]
+    stacked = reader.stack(tokens, reader.width(max(len(each.ids) for each in tokens)))
+    shape = (*chosen.shape, judgements.num_answers)
+    inputs = {name: array.reshape(*shape, array.shape[-1]) for name, array in stacked.items()}
+    return PreferenceBatch(inputs=inputs, targets=judgements.targets[chosen])
+
+
+def _group(row: Judgement) -> str:
+    return json.dumps([row.prompt, None if row.prompt else row.completions], ensure_ascii=False)
+
+
+def _from_record(record: Preference | BestOfK | UnpairedPreference) -> Judgement:
+    if isinstance(record, Preference):
+        return Judgement(prompt=record.prompt, completions=(record.chosen, record.rejected), target=0)
+    if isinstance(record, BestOfK):
+        return Judgement(prompt=record.prompt, completions=record.completions, target=record.best)
+    return Judgement(prompt=record.prompt, completions=(record.completion,), target=int(record.label))
+
+
+_READERS: dict[Objective, Callable[..., list[Any]]] = {
+    "pairwise": read_preferences,
+    "best_of_k": read_best_of_k,
+    "binary": read_unpaired_preferences,
+}

@@ -1,0 +1,247 @@
+"""A reward model learns from people's judgements, and is measured on held-out ones."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_lm import data, models, storage
+from jaxrl_lm.algorithms import SupervisedAlgorithm, SupervisedState, make_reward_model
+from jaxrl_lm.data import Prompt
+from jaxrl_lm.models import RewardModel, reward_heads
+from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
+from jaxrl_lm.models.reward_heads import RewardScale
+from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, apply_model, make_reader, score_rows
+from jaxrl_lm.training import judgements, reward_report
+from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.judgements import Judgement, Judgements
+from jaxrl_lm.training.judging import Verdict, judge
+from jaxrl_lm.training.loop import LoopConfig, run_updates
+from jaxrl_lm.training.reward_config import RewardTrainingConfig
+from jaxrl_lm.training.run_files import check_out, open_run
+from jaxrl_lm.training.supervised import checksum
+from jaxrl_lm.types import PyTree
+
+SHOWN = ("loss/total", "accuracy/batch", "evaluation/accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTask:
+    """What stays the same during training.
+
+    Attributes:
+        config: the settings.
+        model: the reward model's module.
+        reader: turns texts into its input.
+        training: judgements to learn from.
+        held: held-out ones.
+        references: samples that the scores are normalised over; empty for none.
+        num_updates: of the whole run.
+    """
+
+    config: RewardTrainingConfig
+    model: RewardModel
+    reader: TextReader
+    training: Judgements
+    held: Judgements
+    references: list[ScoreTokens]
+    num_updates: int
+
+    def algorithm(self) -> SupervisedAlgorithm:
+        """The learner of this model."""
+        config = self.config
+        score = partial(apply_model, self.model)
+        return make_reward_model(config.objective, config.optimizer, score, num_updates=self.num_updates)
+
+    def scores(self, params: PyTree, rows: list[ScoreTokens]) -> np.ndarray:
+        """Scores of rows under these parameters."""
+        return score_rows(self.model, params, self.reader, rows, batch_size=self.config.evaluation_batch_size)
+
+
+def train_reward_model(config: RewardTrainingConfig) -> storage.RunFolder:
+    """Train, and leave a run folder with metrics, checkpoints, plots, evaluation, report and model.
+
+    Raises:
+        InputError: an input is not what it must be; raised before the run folder is made where it can be known then.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        TrainingDivergedError: a loss is not finite.
+    """
+    check_out(config)
+    task, params = load_task(config)
+    checksums = fingerprints(task, params)
+    folder = open_run(config, list, is_extensible=config.is_extensible)
+    loop = LoopConfig(
+        num_updates=task.num_updates,
+        save_every=config.save_every,
+        keep_checkpoints=config.keep_checkpoints,
+        shown=SHOWN,
+        wandb_project=config.wandb_project,
+    )
+    state = task.algorithm().init(params)
+    state = run_updates(folder, state, make_update(task), loop, fingerprints=checksums, resume=config.resume)
+    _finish(task, state.params, folder)
+    return folder
+
+
+def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
+    """Load judgements, model and tokenizer, and make a new head where one is wanted or missing.
+
+    Returns:
+        what stays the same, and the parameters to train.
+
+    Raises:
+        InputError: one of them is not what it must be.
+    """
+    training_rows, held_rows = _read(config)
+    folder = resolve_folder(config.model)
+    head_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    is_new = config.new_head or not has_score_head(folder)
+    model, params = models.from_pretrained(
+        folder, "reward", dtype=jnp.dtype(config.dtype), is_remat=config.remat, key=head_key
+    )
+    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
+    model = reward_heads.with_padding(model, data.padding_token(tokenizer))
+    reader = make_reader(model, tokenizer, config.max_tokens)
+    training, held = (judgements.tokenise(rows, reader) for rows in (training_rows, held_rows))
+    task = RewardTask(
+        config=config,
+        model=model,
+        reader=reader,
+        training=training,
+        held=held,
+        references=_references(config, training_rows, reader),
+        num_updates=config.num_updates
+        or math.ceil(config.num_epochs * len(training.rows) / (config.batch_size * config.num_accumulated)),
+    )
+    if is_new:
+        params = reward_heads.new_head(model, params, head_key, config.head_std)
+        if task.references and config.head_std != 0:
+            params, _ = normalise(task, params)
+    return task, params
+
+
+def make_update(task: RewardTask) -> Callable[[SupervisedState, int], tuple[SupervisedState, dict[str, float]]]:
+    """One update on the host: a batch, learning, and now and then the held-out judgements."""
+    config = task.config
+    learn = jax.jit(task.algorithm().update, donate_argnums=0)
+    shape = (config.num_accumulated, config.batch_size)
+
+    def update(state: SupervisedState, num_done: int) -> tuple[SupervisedState, dict[str, float]]:
+        started = time.perf_counter()
+        chosen = data.prompt_order(len(task.training.rows), shape[0] * shape[1], num_done, config.seed)
+        batch = judgements.make_batch(task.training, task.reader, chosen.reshape(shape))
+        state, metrics = learn(state, batch)
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        numbers["score/std"] = max(0.0, numbers.pop("score/mean_square") - numbers["score/mean"] ** 2) ** 0.5
+        numbers["time/update"] = time.perf_counter() - started
+        if num_done + 1 == task.num_updates or (num_done + 1) % config.evaluate_every == 0:
+            numbers |= evaluation_metrics(evaluate(task, held_out_scores(task, state.params)))
+        return state, numbers
+
+    return update
+
+
+def evaluation_metrics(verdict: Verdict) -> dict[str, float]:
+    """`evaluation/...` for the curves."""
+    return {
+        "evaluation/accuracy": verdict.accuracy.estimate,
+        "evaluation/loss": verdict.loss,
+        "evaluation/calibration_error": verdict.calibration_error,
+    }
+
+
+def held_out_scores(task: RewardTask, params: PyTree) -> np.ndarray:
+    """Scores `[N, K]` of the held-out answers."""
+    rows = [tokens for row in task.held.tokens for tokens in row]
+    return task.scores(params, rows).reshape(-1, task.held.num_answers)
+
+
+def evaluate(task: RewardTask, scores: np.ndarray) -> Verdict:
+    """How well these scores agree with people on the held-out judgements."""
+    return judge(task.config.objective, scores, task.held.targets, reward_report.lengths_of(task.held))
+
+
+def normalise(task: RewardTask, params: PyTree) -> tuple[PyTree, RewardScale]:
+    """Bring the scores of the reference samples to mean 0 and standard deviation 1.
+
+    Returns:
+        parameters and the scale; as they were where there are no samples.
+
+    Raises:
+        InputError: the samples' scores do not differ.
+    """
+    if not task.references:
+        return params, RewardScale()
+    gain, bias = reward_heads.measure_scale(task.scores(params, task.references))
+    params, offset = reward_heads.scale_head(task.model, params, gain, bias)
+    return params, RewardScale(gain=gain, bias=bias, offset=offset)
+
+
+def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
+    """Checksums of what a run reads and its configuration only names."""
+    parts = (task.training, task.held)
+    rows = [[[tokens.ids for tokens in row] for row in part.tokens] for part in parts]
+    return {
+        "preferences": checksum([rows, [part.targets.tolist() for part in parts]]),
+        "model": checksum(params),
+    }
+
+
+def _read(config: RewardTrainingConfig) -> tuple[list[Judgement], list[Judgement]]:
+    """Training and held-out rows."""
+    rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit)
+    if config.evaluation is None:
+        return judgements.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)
+    held = judgements.read_judgements(config.evaluation, config.objective)
+    judgements.check_held_out(rows, held, config.evaluation)
+    return rows, held
+
+
+def _references(config: RewardTrainingConfig, rows: list[Judgement], reader: TextReader) -> list[ScoreTokens]:
+    """Samples that scores are normalised over: of the reference policy, or answers of the training rows."""
+    settings = config.normalisation
+    if not settings.num_samples:
+        return []
+    chosen = data.prompt_order(len(rows), settings.num_samples, 0, config.seed)
+    prompts = [rows[index].prompt for index in chosen]
+    if settings.policy is None:
+        answers = [rows[index].completions[number % len(rows[0].completions)] for number, index in enumerate(chosen)]
+    else:
+        answers = answer_prompts(
+            settings.policy,
+            [Prompt(prompt=prompt, columns={}) for prompt in prompts],
+            seed=config.seed,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+        )
+    return [reader.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None:
+    """The baseline, the evaluation, the normalised model's folder, plots and report."""
+    config = task.config
+    scores = held_out_scores(task, params)
+    baseline = reward_report.fit_baseline(config.objective, task.training, config.baseline)
+    params, scale = normalise(task, params)
+    facts: dict[str, Any] = {
+        "training_judgements": len(task.training.rows),
+        "held_out_judgements": len(task.held.rows),
+        "answers_too_long": task.training.num_cut + task.held.num_cut,
+        "reference_samples": len(task.references),
+        "gain": scale.gain,
+        "bias": scale.bias,
+    }
+    models.save_pretrained(folder.model_folder, task.model, params)
+    task.reader.tokenizer.save_pretrained(folder.model_folder)
+    reward_heads.write_scale(folder.model_folder, scale)
+    words = reward_report.judge_baseline(config.objective, baseline, task.held)
+    reward_report.write_evaluation(folder, evaluate(task, scores), words, baseline, task.held, scores, facts)
+    storage.write_plots(folder)
+    storage.write_report(folder, title=f"Reward model from {Path(config.model).name}")

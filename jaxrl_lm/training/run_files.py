@@ -1,0 +1,63 @@
+"""What every trainer of language models does with its run folder: refuse early, make or reopen, samples, report."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxrl_lm import storage
+from jaxrl_lm.errors import InputError
+
+Samples = list[dict[str, Any]]
+
+
+# What may differ between a run and its resumption without changing any number.
+_EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project"})
+
+
+def check_out(config: Any) -> None:
+    """Refuse what can be refused before minutes are spent on loading.
+
+    Args:
+        config: dataclass of the run, with `out`, `resume` and `wandb_project`.
+
+    Raises:
+        InputError: there is no run to resume, or `out` is taken, or wandb is not installed.
+    """
+    out = Path(config.out)
+    storage.check_wandb(config.wandb_project)
+    if config.resume:
+        storage.RunFolder(out).read_config()
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out={config.out!r} exists; choose another folder, or --resume to go on with that run")
+
+
+def open_run(config: Any, before: Callable[[], Samples], *, is_extensible: bool) -> storage.RunFolder:
+    """The folder of a new run with its samples from before training, or that of the run to resume.
+
+    Args:
+        config: dataclass of the run; all but `resume`, which is no setting of the run, goes into config.yaml.
+        before: makes the samples; called for a new run only, before its folder is made.
+        is_extensible: whether `num_updates` may differ on resuming.
+
+    Raises:
+        InputError: the run was started with other values.
+    """
+    settings = {name: value for name, value in asdict(config).items() if name != "resume"}
+    if config.resume:
+        exempt = _EXEMPT | {"num_updates"} if is_extensible else _EXEMPT
+        return storage.RunFolder.open(Path(config.out), settings, ignore=exempt)
+    samples = before()
+    folder = storage.RunFolder.create(Path(config.out), settings)
+    storage.append_jsonl(folder.samples_file, samples)
+    return folder
+
+
+def write_samples_after(folder: storage.RunFolder, after: Samples) -> None:
+    """Put the samples from after training behind the others.
+
+    Those that a shorter run has left, which this one went on with, are not "after" any more.
+    """
+    samples = [sample for sample in storage.read_jsonl(folder.samples_file) if sample["phase"] != "after"] + after
+    storage.write_atomically(folder.samples_file, "".join(json.dumps(sample) + "\n" for sample in samples))

@@ -1,0 +1,145 @@
+"""Direct preference optimization end to end on a tiny byte-level model."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import chex
+import numpy as np
+import pytest
+
+from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import from_pretrained
+from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
+from jaxrl_lm.training import supervised
+from jaxrl_lm.training.dpo import load_dpo_task, train_dpo
+from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.supervised_config import DPOConfig
+
+MakeConfig = Callable[..., DPOConfig]
+
+
+@pytest.fixture(scope="module")
+def preferences_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve prompts with one kind of answer preferred."""
+    file = tmp_path_factory.mktemp("preferences") / "preferences.jsonl"
+    rows = [{"prompt": f"{letter}?", "chosen": "yes", "rejected": "no!!"} for letter in "abcdefghijkl"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def make_dpo_config(byte_model: Path, preferences_file: Path, tmp_path: Path) -> MakeConfig:
+    """Builds a configuration; what is given replaces the small defaults."""
+
+    def make(**changes: Any) -> DPOConfig:
+        settings: dict[str, Any] = {
+            "model": str(byte_model),
+            "preferences": str(preferences_file),
+            "out": str(tmp_path / "run"),
+            "evaluation_fraction": 0.25,
+            "evaluate_every": 2,
+            "num_updates": 5,
+            "batch_size": 2,
+            "optimizer": AdamWConfig(learning_rate=1e-2),
+            "save_every": 2,
+            "num_samples": 1,
+            "max_new_tokens": 4,
+        }
+        return DPOConfig(**(settings | changes))
+
+    return make
+
+
+def numbers(folder: RunFolder) -> list[dict[str, Any]]:
+    """Every metric that is not a time."""
+    records = read_jsonl(folder.metrics_file)
+    return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+
+
+def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(
+    make_dpo_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = train_dpo(make_dpo_config(out=str(tmp_path / "straight")))
+    curves = read_metrics(straight)
+    assert curves["loss/total"].values[0] == pytest.approx(np.log(2), abs=1e-5)
+    assert curves["evaluation/loss"].steps.tolist() == [2, 4, 5]
+    assert curves["evaluation/margin"].values[-1] > 0.01
+    assert curves["evaluation/accuracy"].values[-1] == 1.0
+    for member in ("report.html", "plots/rewards.png", "model/config.json", "model/tokenizer.json"):
+        assert (straight.path / member).is_file(), member
+    assert [sample["phase"] for sample in read_jsonl(straight.samples_file)] == ["before", "after"]
+
+    config = make_dpo_config(out=str(tmp_path / "broken"))
+    make_update = supervised.make_update
+
+    def interrupted(task: Any) -> Any:
+        update = make_update(task)
+
+        def stopping(state: Any, num_done: int) -> Any:
+            if num_done == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return update(state, num_done)
+
+        return stopping
+
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised, "make_update", interrupted)
+        with pytest.raises(Interrupted, match="after update 3 of 5"):
+            train_dpo(config)
+    resumed = train_dpo(replace(config, resume=True))
+    assert numbers(resumed) == numbers(straight)
+    chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
+    with pytest.raises(InputError, match=r"dpo\.beta: 0\.1 in the run, 0\.2 now"):
+        train_dpo(replace(config, resume=True, dpo=DPOLossConfig(beta=0.2)))
+
+
+def test_the_stored_reference_is_that_of_each_pair_in_any_batch(make_dpo_config: MakeConfig) -> None:
+    tasks = [load_dpo_task(make_dpo_config(batch_size=size, evaluation_fraction=0.0))[0] for size in (5, 12)]
+    several = [task.take_batch(0) for task in tasks]
+    all_at_once = {row.tobytes(): value for row, value in zip(*_flat(several[1]), strict=True)}
+    for row, value in zip(*_flat(several[0]), strict=True):
+        assert value < -5.0
+        np.testing.assert_allclose(value, all_at_once[row.tobytes()], rtol=1e-5)
+
+
+def test_long_answers_are_cut_and_pairs_without_an_answer_left_out(
+    make_dpo_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "long.jsonl"
+    rows = [
+        {"prompt": "a", "chosen": "b" * 9, "rejected": "c"},
+        {"prompt": "p" * 8, "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": "d", "rejected": "e"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task, _ = load_dpo_task(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
+    assert "of 3 pairs, 2 were cut at max_tokens=6, and 1 left out" in caplog.text
+    rows_of = task.take_batch(0).rows
+    assert rows_of.ids.shape == (1, 2, 2, 6)
+    assert sorted(rows_of.is_target.sum(axis=-1).ravel().tolist()) == [2, 2, 2, 5]  # with their ends, but for the cut
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_tokens": 33}, "max_tokens=33"),
+        ({"max_tokens": 2}, "no pair has an answer"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_bad_input_is_refused_before_the_folder_is_made(
+    make_dpo_config: MakeConfig, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_dpo(make_dpo_config(**changes))
+    assert not Path(make_dpo_config().out).exists()
+
+
+def _flat(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    ids = batch.rows.ids
+    return ids.reshape(-1, ids.shape[-1]), batch.reference_log_probs.reshape(-1)

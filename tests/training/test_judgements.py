@@ -1,0 +1,113 @@
+"""Judged answers: the split by prompt, batches, and what is measured on the held-out ones."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.training import judgements
+from jaxrl_lm.training.judgements import Judgement, read_judgements, split_by_prompt
+from jaxrl_lm.training.judging import judge
+
+
+def pair(prompt, chosen, rejected):
+    return Judgement(prompt=prompt, completions=(chosen, rejected), target=0)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@given(
+    prompts=st.lists(st.integers(0, 6), min_size=2, max_size=40), fraction=st.floats(0.05, 0.9), seed=st.integers(0, 5)
+)
+@settings(max_examples=60, deadline=None)
+def test_no_prompt_stands_on_both_sides_and_no_row_is_lost(prompts, fraction, seed):
+    rows = [pair(f"p{prompt}", f"c{index}", "r") for index, prompt in enumerate(prompts)]
+    if len(set(prompts)) < 2:
+        with pytest.raises(InputError, match="--evaluation"):
+            split_by_prompt(rows, fraction=fraction, seed=seed)
+        return
+    training, held = split_by_prompt(rows, fraction=fraction, seed=seed)
+    assert {row.prompt for row in training}.isdisjoint({row.prompt for row in held})
+    assert training
+    assert held
+    assert sorted(row.completions[0] for row in training + held) == sorted(row.completions[0] for row in rows)
+
+
+def test_conversations_are_prompts_as_well():
+    chats = [[{"role": "user", "content": f"{index // 2}"}] for index in range(8)]
+    training, held = split_by_prompt([pair(chat, "c", "r") for chat in chats], fraction=0.5, seed=0)
+    assert all(row.prompt not in [each.prompt for each in held] for row in training)
+    assert len(training) == len(held) == 4
+
+
+def test_rows_without_a_prompt_share_no_answer_across_the_split():
+    rows = [pair("", f"text {index}", f"text {index + 1}") for index in range(20)]
+    training, held = split_by_prompt(rows, fraction=0.2, seed=0)
+    shown = {text for row in held for text in row.texts()}
+    assert len(held) == 4
+    assert training
+    assert all(shown.isdisjoint(row.texts()) for row in training)
+
+
+def test_shared_prompt_of_a_given_evaluation_is_refused():
+    with pytest.raises(InputError, match=r"evaluation='e\.jsonl': 1 of its prompts"):
+        judgements.check_held_out([pair("a", "x", "y"), pair("b", "x", "y")], [pair("a", "z", "y")], "e.jsonl")
+    judgements.check_held_out([pair("a", "x", "y")], [pair("b", "x", "y")], "e.jsonl")
+
+
+def test_each_objective_reads_its_form(tmp_path):
+    pairs = write(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "c", "rejected": "r"}])
+    thumbs = write(tmp_path / "t.jsonl", [{"prompt": "q", "completion": "c", "label": False}])
+    best = write(tmp_path / "b.jsonl", [{"query": "q", "sample0": "a", "sample1": "b", "sample2": "c", "best": 2}])
+    assert read_judgements(pairs, "pairwise") == [pair("q", "c", "r")]
+    assert read_judgements(thumbs, "binary") == [Judgement(prompt="q", completions=("c",), target=0)]
+    assert read_judgements(best, "best_of_k") == [Judgement(prompt="q", completions=("a", "b", "c"), target=2)]
+
+
+def test_rows_of_different_numbers_of_answers_are_refused(tmp_path):
+    rows = [
+        {"query": "q", "sample0": "a", "sample1": "b", "best": 0},
+        {"query": "p", "sample0": "a", "sample1": "b", "sample2": "c", "best": 0},
+    ]
+    with pytest.raises(InputError, match="2 and 3 completions"):
+        read_judgements(write(tmp_path / "b.jsonl", rows), "best_of_k")
+
+
+def test_verdict_on_pairs_worked_by_hand():
+    scores = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    verdict = judge("pairwise", scores, np.zeros(3, int), np.array([[5, 3], [1, 1], [2, 6]]))
+    assert verdict.accuracy.estimate == pytest.approx(2 / 3)
+    expected = np.mean(np.log1p(np.exp([-2.0, 1.0, -3.0])))
+    assert verdict.loss == pytest.approx(expected)
+    assert verdict.length_bias is not None
+    assert verdict.length_bias.longer_wins == pytest.approx((1 + 0.5 + 0) / 3)
+    assert verdict.length_bias.longer_preferred == pytest.approx(1 / 2)
+    assert verdict.length_correlation == pytest.approx((4 - 12) / np.sqrt((4 + 1 + 9) * (4 + 16)))
+
+
+def test_verdict_on_the_best_of_three_counts_the_top_answer():
+    scores = np.array([[1.0, 2.0, 0.0], [5.0, 1.0, 1.0]])
+    verdict = judge("best_of_k", scores, np.array([1, 2]), np.ones((2, 3), int))
+    assert verdict.accuracy.estimate == 0.5
+    assert verdict.length_correlation == 0.0
+    assert [each.low for each in verdict.by_margin] == [1.0, 4.0]
+
+
+def test_verdict_on_thumbs_worked_by_hand():
+    scores, labels = np.array([[2.0], [-1.0], [1.0], [0.0]]), np.array([1, 0, 0, 1])
+    verdict = judge("binary", scores, labels, np.array([[4], [1], [3], [2]]))
+    assert verdict.accuracy.estimate == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert verdict.loss == pytest.approx(np.mean(np.log1p(np.exp([-2.0, -1.0, 1.0, 0.0]))))
+    assert verdict.length_bias is None
+    assert verdict.length_correlation == pytest.approx(np.corrcoef(scores[:, 0], [4, 1, 3, 2])[0, 1])
+
+
+def test_verdict_is_plain_json():
+    verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 1]]))
+    assert json.loads(json.dumps(verdict.as_record()))["accuracy"]["estimate"] == 1.0

@@ -1,0 +1,148 @@
+"""RLOO and GRPO on a language model, end to end on a tiny byte-level model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_lm.algorithms import GroupPolicyConfig
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import from_pretrained
+from jaxrl_lm.storage import read_jsonl, read_metrics
+from jaxrl_lm.training import language_groups
+from jaxrl_lm.training.answer_task import answer
+from jaxrl_lm.training.group_config import GroupConfig, GRPOConfig, RLOOConfig
+from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.language_config import AnswerConfig
+from jaxrl_lm.training.language_groups import init_state, load_task, make_update, train_language_groups
+from tests.training import rewards_for_tests
+
+MakeConfig = Callable[..., GroupConfig]
+REWARDS = "tests.training.rewards_for_tests"
+
+
+@pytest.fixture(autouse=True)
+def _count_calls_anew() -> None:
+    rewards_for_tests.CALLS["count"] = 0
+
+
+@pytest.fixture(params=[RLOOConfig, GRPOConfig], ids=["rloo", "grpo"])
+def make_group_config(
+    request: pytest.FixtureRequest, byte_model: Path, prompts_file: Path, tmp_path: Path
+) -> MakeConfig:
+    """Builds a configuration; what is given replaces the small defaults."""
+
+    def make(**changes: Any) -> GroupConfig:
+        weight = "sum" if request.param is RLOOConfig else "mean"
+        settings: dict[str, Any] = {
+            "model": str(byte_model),
+            "prompts": str(prompts_file),
+            "reward": "vowels",
+            "out": str(tmp_path / "run"),
+            "num_updates": 4,
+            "batch_size": 4,
+            "group_size": 2,
+            "answers": AnswerConfig(max_new_tokens=5, temperature=0.7),
+            "policy": GroupPolicyConfig(learning_rate=1e-2, num_minibatches=2, token_weight=weight),
+            "save_every": 10,
+            "num_samples": 2,
+        }
+        return request.param(**(settings | changes))
+
+    return make
+
+
+def numbers(folder: Any) -> list[dict[str, Any]]:
+    """Every metric that is not a time."""
+    records = read_jsonl(folder.metrics_file)
+    return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+
+
+def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
+    make_group_config: MakeConfig, tmp_path: Path
+) -> None:
+    straight = train_language_groups(make_group_config(reward=f"{REWARDS}:vowels", out=str(tmp_path / "straight")))
+    for member in ("report.html", "plots/kl.png", "plots/reward.png", "model/config.json"):
+        assert (straight.path / member).is_file(), member
+    assert not (straight.model_folder / "value_head.safetensors").exists()
+    curves = read_metrics(straight)
+    assert np.max(curves["ratio/first_max_error"].values) < 1e-4
+    assert np.max(curves["ratio/rollout_max_error"].values) < 1e-4
+    assert curves["kl/answer"].values[0] == pytest.approx(0.0, abs=1e-5)
+    np.testing.assert_allclose(curves["learning_rate"].values, [1e-2, 7.5e-3, 5e-3, 2.5e-3], rtol=1e-5)
+    broken = make_group_config(reward=f"{REWARDS}:terminate_at_third_call", out=str(tmp_path / "broken"))
+    with pytest.raises(Interrupted, match="--resume"):
+        train_language_groups(broken)
+    resumed = train_language_groups(replace(broken, resume=True))
+    assert numbers(resumed) == numbers(straight)
+    chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
+
+
+def test_groups_are_compared_and_the_penalty_stands_where_it_belongs(
+    make_group_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_group_config(kl_coefficient=0.5)
+    task, params = load_task(config)
+    batches = []
+
+    class Recorder:
+        def update(self, state: Any, batch: Any, key: jax.Array) -> Any:
+            batches.append(batch)
+            return state, {}
+
+    scores = jnp.array([3.0, 1.0, 2.0, 2.5])
+    state, base = init_state(task, params), jax.tree.map(jnp.copy, params)
+    moved = jax.tree.map(lambda p: p * 1.05, params)
+    state = replace(state, policy=replace(state.policy, params=moved))
+    chosen = np.array([0, 0, 2, 2])
+    generation = answer(task, moved, chosen, jax.random.key(1))
+    monkeypatch.setattr(language_groups.GroupTask, "algorithm", lambda self: Recorder())
+    _, metrics = language_groups._learn(task, state, base, generation, scores, jax.random.key(2))
+    batch = batches[0]
+    prompts = np.asarray(generation.sequences)[:, : task.prompt_width]
+    assert np.array_equal(prompts[0], prompts[1])
+    assert np.array_equal(prompts[2], prompts[3])
+    mask = np.asarray(batch.mask, bool)
+    ratio = np.where(mask, np.asarray(batch.log_probs - batch.reference_log_probs), 0.0).sum(axis=-1)
+    assert np.max(np.abs(ratio)) > 1e-3
+    if isinstance(config, RLOOConfig):
+        earned = scores - 0.5 * ratio
+        expected = [earned[0] - earned[1], earned[1] - earned[0], earned[2] - earned[3], earned[3] - earned[2]]
+    else:
+        steps = [(2.0 / np.sqrt(2.0), 2.0), (-0.5 / np.sqrt(2.0), -0.5)]  # unbiased std, difference
+        expected = [sign * gap / 2 / (abs(std) + 1e-4) for std, gap in steps for sign in (1, -1)]
+    np.testing.assert_allclose(batch.advantages, expected, rtol=1e-4, atol=1e-5)
+    assert float(metrics["kl/answer"]) == pytest.approx(ratio.mean(), abs=1e-5)
+
+
+def test_reward_rises(make_group_config: MakeConfig) -> None:
+    config = make_group_config(num_updates=25, batch_size=32, group_size=4, kl_coefficient=0.0)
+    config = replace(config, policy=replace(config.policy, anneal_updates=0))
+    task, params = load_task(config)
+    update, state, rewards = make_update(task), init_state(task, params), []
+    for step in range(25):
+        state, metrics = update(state, step)
+        rewards.append(metrics["reward/mean"])
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 1}, "group_size=1 must be at least 2"),
+        ({"group_size": 3}, "group_size=3 does not divide batch_size=4"),
+        ({"kl_coefficient": -1.0}, "kl_coefficient=-1"),
+        ({"answers": AnswerConfig(score_at="after_end")}, "answers.score_at"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    make_group_config: MakeConfig, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_group_config(**changes)
