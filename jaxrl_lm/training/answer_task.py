@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxrl_lm import data, models, rewards, rollouts, storage
 from jaxrl_lm.data import Prompt
@@ -21,7 +22,7 @@ from jaxrl_lm.types import Metrics, PyTree
 
 SHOWN = ("reward/mean", "kl/answer")
 
-Learn = Callable[[PyTree, PyTree, Generation, jax.Array, jax.Array], tuple[PyTree, Metrics]]
+Learn = Callable[[PyTree, PyTree, Generation, ArrayLike, jax.Array], tuple[PyTree, Metrics]]
 """`learn(state, reference_params, generation, scores, key) -> (state, metrics)`, jitted."""
 
 
