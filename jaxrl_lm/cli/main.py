@@ -15,6 +15,7 @@ from jaxrl_lm.cli.doctor import DoctorConfig, run_doctor
 from jaxrl_lm.cli.environment import EvaluateConfig, ReportConfig, parse_train, run_evaluate, run_report
 from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_groups, run_ppo
 from jaxrl_lm.cli.reward import run_reward_model
+from jaxrl_lm.cli.rlhf import run_chain
 from jaxrl_lm.cli.sft import run_dpo, run_sft
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.group_config import GRPOConfig, RLOOConfig
@@ -22,6 +23,7 @@ from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import LanguagePPOConfig
 from jaxrl_lm.training.loop import TrainingDivergedError
 from jaxrl_lm.training.reward_config import RewardTrainingConfig
+from jaxrl_lm.training.rlhf_config import RLHFConfig
 from jaxrl_lm.training.supervised_config import DPOConfig, SFTConfig
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -31,6 +33,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "ppo": (LanguagePPOConfig, run_ppo),
     "rloo": (RLOOConfig, run_groups),
     "grpo": (GRPOConfig, run_groups),
+    "rlhf": (RLHFConfig, run_chain),
     "generate": (GenerateConfig, run_generate),
     "evaluate": (EvaluateConfig, run_evaluate),
     "report": (ReportConfig, run_report),

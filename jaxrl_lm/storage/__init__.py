@@ -12,7 +12,7 @@ from jaxrl_lm.storage.run_folder import (
     truncate_jsonl,
     write_atomically,
 )
-from jaxrl_lm.storage.sections import Section, read_sections, write_sections
+from jaxrl_lm.storage.sections import Section, Strip, read_sections, write_sections
 from jaxrl_lm.storage.seeds import (
     SeedCurves,
     bootstrap_interval,
@@ -29,6 +29,7 @@ __all__ = [
     "RunFolder",
     "Section",
     "SeedCurves",
+    "Strip",
     "append_jsonl",
     "bootstrap_interval",
     "check_wandb",

@@ -20,7 +20,7 @@ from jaxrl_lm.storage.run_folder import (
     read_jsonl,
     write_atomically,
 )
-from jaxrl_lm.storage.sections import Section, read_sections
+from jaxrl_lm.storage.sections import Section, Strip, read_sections
 from jaxrl_lm.storage.seeds import write_seed_plots
 
 _MAX_PROMPTS = 100
@@ -64,6 +64,7 @@ article { margin: 0 0 1.25rem; border: 1px solid var(--line); border-radius: 6px
 .label { margin-bottom: .3rem; color: var(--faint); font-size: .8rem; }
 .label b { color: var(--mark); }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
+.strip { margin: 0 0 .75rem; }
 .control { color: var(--mark); font-size: .85em; }
 @media (max-width: 40rem) { .pair { grid-template-columns: 1fr; }
   .pair > div + div { border-left: 0; border-top: 1px solid var(--line); } }
@@ -114,7 +115,27 @@ def _trainers_section(folder: RunFolder, section: Section) -> str:
         picture = f'<img alt="{_escape(section.title)}" src="data:image/png;base64,{encoded}">\n'
     rows = [[_visible(cell) for cell in row] for row in section.rows]
     table = _table([_visible(head) for head in section.heads], rows) if rows else ""
-    return f"<h2>{_visible(section.title)}</h2>\n{note}{picture}{table}"
+    strips = "".join(_strip(strip) for strip in section.strips)
+    return f"<h2>{_visible(section.title)}</h2>\n{note}{picture}{table}{strips}"
+
+
+def _strip(strip: Strip) -> str:
+    """A text whose pieces are coloured by their numbers, which a pointer shows."""
+    largest = max((abs(value) for value in strip.values if math.isfinite(value)), default=0.0) or 1.0
+    pieces = "".join(
+        f'<span title="{_number(value)}" style="background:rgba({_color(value, largest)})">{_visible(piece)}</span>'
+        for piece, value in zip(strip.pieces, strip.values, strict=True)
+    )
+    return (
+        f'<div class="strip"><div class="label">{_visible(strip.label)}, up to {largest:.3g}</div>'
+        f'<div class="text">{pieces}</div></div>\n'
+    )
+
+
+def _color(value: float, largest: float) -> str:
+    """Red, green, blue and opacity."""
+    opacity = 0.75 * min(1.0, abs(value) / largest) if math.isfinite(value) else 0.0
+    return f"{'213,94,0' if value > 0 else '0,114,178'},{opacity:.2f}"
 
 
 def _metrics_section(curves: Mapping[str, Curve]) -> str:

@@ -10,6 +10,21 @@ from jaxrl_lm.storage.run_folder import RunFolder, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A text whose pieces are coloured by a number each: blue below 0, orange above.
+
+    Attributes:
+        label: what the numbers are.
+        pieces: the text in parts.
+        values: a number for each part.
+    """
+
+    label: str
+    pieces: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of the report, as plain text.
 
@@ -19,6 +34,7 @@ class Section:
         heads: of the table's columns.
         rows: of the table; each as long as `heads`.
         picture: a PNG, its path from the run folder, or None.
+        strips: coloured texts.
     """
 
     title: str
@@ -26,6 +42,7 @@ class Section:
     heads: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     picture: str | None = None
+    strips: tuple[Strip, ...] = ()
 
 
 def write_sections(folder: RunFolder, sections: Iterable[Section]) -> None:
@@ -46,7 +63,14 @@ def read_sections(folder: RunFolder) -> list[Section]:
     remedy = "mend or delete the file"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        tables = [{"heads": tuple(entry["heads"]), "rows": tuple(map(tuple, entry["rows"]))} for entry in entries]
+        tables = [
+            {
+                "heads": tuple(entry["heads"]),
+                "rows": tuple(map(tuple, entry["rows"])),
+                "strips": tuple(_strip(**strip) for strip in entry["strips"]),
+            }
+            for entry in entries
+        ]
         sections = [Section(**(entry | table)) for entry, table in zip(entries, tables, strict=True)]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{str(path)!r} holds no sections of a report ({error}): {remedy}") from error
@@ -57,6 +81,10 @@ def read_sections(folder: RunFolder) -> list[Section]:
         if not inside or (section.picture and not (folder.path / section.picture).is_file()):
             raise InputError(f"{str(path)!r}: there is no picture {section.picture!r} in the run folder: {remedy}")
     return sections
+
+
+def _strip(label: str, pieces: list[str], values: list[float]) -> Strip:
+    return Strip(label=label, pieces=tuple(pieces), values=tuple(map(float, values)))
 
 
 def _file(folder: RunFolder) -> Path:

@@ -12,6 +12,7 @@ from jaxrl_lm.training.byte_model import write_byte_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RATIO_ERROR = "first_minibatch_ratio_error_max"
+WITHOUT_PPO = {"005_dialogue_model"}
 EXPERIMENTS = sorted(CHECKOUT.glob("experiments/*/run.py"))
 
 
@@ -28,9 +29,9 @@ def test_experiment_runs_with_debug(script: Path, tmp_path: Path, shared_data: P
     done = run_script(script, "--debug", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "debug" / "results.json").read_text())
-    errors = [row[RATIO_ERROR] for row in results.values() if RATIO_ERROR in row]
-    assert errors
-    assert max(errors) < 1e-4
+    errors = [row[RATIO_ERROR] for row in results.values() if isinstance(row, dict) and RATIO_ERROR in row]
+    assert bool(errors) == (script.parent.name not in WITHOUT_PPO)
+    assert max(errors, default=0.0) < 1e-4
     assert (tmp_path / "debug" / "curves.png").is_file()
     assert (script.parent / "README.md").is_file()
 

@@ -1,0 +1,63 @@
+"""`jaxrl-lm rlhf`: the whole chain, with labels from a simulated annotator, a file, or people on a web page."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl_lm import rewards, storage
+from jaxrl_lm.data import Preference
+from jaxrl_lm.training.chain_report import table_of
+from jaxrl_lm.training.rlhf import ChainResult, Judge, Pair, file_judge, run_rlhf, simulated_judge
+from jaxrl_lm.training.rlhf_config import RLHFConfig
+
+
+def run_chain(config: RLHFConfig) -> None:
+    """Run the chain and print what came of it."""
+    print_chain(run_rlhf(config, _judge(config)))
+
+
+def print_chain(result: ChainResult) -> None:
+    """The table of policies, one prompt's answers, and where the rest is."""
+    heads, rows = table_of(result.policies)
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(result.policies[0].prompts[0], markup=False, style="dim")
+    for policy in result.policies:
+        console.print(f"{policy.name}: {policy.answers[0].strip()}", markup=False)
+    console.print(f"report: {result.folder.report_file}", soft_wrap=True, markup=False)
+
+
+def _judge(config: RLHFConfig) -> Judge:
+    labels = config.labels
+    if labels.file is not None:
+        return file_judge(labels.file)
+    if labels.annotator == "page":
+        return _page_judge(labels.port)
+    assert labels.gold is not None
+    return simulated_judge(rewards.load_reward(labels.gold), noise=labels.noise, seed=config.seed)
+
+
+def _page_judge(port: int) -> Judge:
+    """A judge that serves the pairs on the page of `jaxrl-lm label` until all have been judged."""
+    # The packages of the extra are needed only here.
+    from jaxrl_lm.cli.label import ServeConfig, run_serve
+    from jaxrl_lm.feedback import export_labels, open_database
+
+    def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
+        del number
+        room = folder / "people"
+        answers = room / "answers.jsonl"
+        room.mkdir(exist_ok=True)
+        rows = [{"prompt": pair.prompt.prompt, "completions": [pair.first, pair.second]} for pair in pairs]
+        storage.write_atomically(answers, "")
+        storage.append_jsonl(answers, rows)
+        run_serve(ServeConfig(out=str(room), answers=str(answers), port=port, end_when_done=True))
+        engine = open_database(f"sqlite:///{room / 'labels.sqlite'}", is_new_allowed=False)
+        found = export_labels(engine, "pairwise").rows
+        return [Preference(prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]) for row in found]
+
+    return judge

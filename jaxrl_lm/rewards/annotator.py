@@ -1,0 +1,34 @@
+"""A simulated person: judges pairs of answers by a gold reward, with the noise of the Bradley-Terry model."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxrl_lm.errors import InputError
+
+
+def prefers_first(
+    first_scores: Float[np.ndarray, " N"], second_scores: Float[np.ndarray, " N"], *, noise: float, seed: int
+) -> Bool[np.ndarray, " N"]:
+    """Whether the first answer of each pair is preferred.
+
+    P(first) = 1 / (1 + exp(-(first - second) / noise)); without noise the higher score wins, and equal ones by a coin.
+
+    Args:
+        first_scores: gold rewards of the first answers.
+        second_scores: of the second.
+        noise: units of the gold reward, 0 or more.
+        seed: of the draws, which are a function of it alone.
+
+    Raises:
+        InputError: the noise is negative.
+
+    Reference: Bradley and Terry, 1952, Rank Analysis of Incomplete Block Designs.
+    """
+    if not noise >= 0:
+        raise InputError(f"noise={noise} must be 0 (always the higher score) or more")
+    difference = np.asarray(first_scores, np.float64) - np.asarray(second_scores, np.float64)
+    uniform = np.random.default_rng(seed).random(len(difference))
+    if noise == 0:
+        return np.where(difference == 0, uniform < 0.5, difference > 0)
+    # u < sigmoid(d) as d > logit(u), which cannot overflow.
+    return difference / noise > np.log(uniform) - np.log1p(-uniform)

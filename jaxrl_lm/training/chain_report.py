@@ -1,0 +1,92 @@
+"""What a chain of RLHF tells at its end: policies in a table, answers side by side and token by token."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxrl_lm import storage
+from jaxrl_lm.storage import Section, Strip
+from jaxrl_lm.training.comparison import PolicyAnswers
+
+_NUM_SAMPLES = 12
+_Z = 1.96  # of a 95 % interval
+
+
+def write_chain_report(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> None:
+    """Write `results.json`, `samples.json` and `report.html` of a chain."""
+    results = {policy.name: summarize_policy(policy) for policy in policies}
+    storage.write_atomically(folder.path / "results.json", json.dumps(results, indent=2) + "\n")
+    samples = [
+        {"prompt": prompt, **{policy.name: policy.answers[row] for policy in policies}}
+        for row, prompt in enumerate(policies[0].prompts)
+    ]
+    storage.write_atomically(folder.path / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    storage.write_sections(folder, _sections(folder, policies))
+    storage.write_report(folder, title="Reinforcement learning from human feedback")
+
+
+def summarize_policy(policy: PolicyAnswers) -> dict[str, dict[str, float | None]]:
+    """Mean of every reward and of the KL to the reference, with half the width of a 95 % interval over answers."""
+    columns = policy.scores | {"kl": policy.kl}
+    return {
+        name: {
+            "mean": float(np.mean(values)),
+            "half_width": float(_Z * np.std(values, ddof=1) / np.sqrt(len(values)))
+            if len(values) > 1
+            else float("nan"),
+        }
+        for name, values in columns.items()
+    }
+
+
+def _half_width(values: np.ndarray) -> float | None:
+    if len(values) < 2:
+        return None
+    return float(_Z * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def table_of(policies: list[PolicyAnswers]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Heads and rows: a row a policy, a column a reward, and the KL."""
+    names = [*policies[0].scores, "kl"]
+    heads = ("policy", *(f"{name} reward" if name != "kl" else "KL to the reference, nats" for name in names))
+    rows = []
+    for policy in policies:
+        summary = summarize_policy(policy)
+        cells = [f"{summary[name]['mean']:.2f} ± {summary[name]['half_width'] or 0:.2f}" for name in names]
+        rows.append((policy.name, *cells))
+    return heads, tuple(rows)
+
+
+def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Iterator[Section]:
+    heads, rows = table_of(policies)
+    num_prompts = len(policies[0].prompts)
+    note = (
+        f"Means over {num_prompts} prompts, the same for all, with 95 % intervals. 'proxy' is the newest reward model."
+    )
+    yield Section(title="Policies", note=note, heads=heads, rows=rows)
+    for picture in sorted(folder.path.glob("round-*/*/plots/*.png")):
+        stage = picture.relative_to(folder.path)
+        if picture.stem in ("reward", "kl", "evaluation"):
+            title = f"{stage.parts[0].replace('-', ' ')}, {stage.parts[1]}: {picture.stem}"
+            yield Section(title=title, picture=str(stage))
+    shown = min(_NUM_SAMPLES, num_prompts)
+    yield Section(
+        title="Answers side by side",
+        heads=("prompt", *(policy.name for policy in policies)),
+        rows=tuple((policies[0].prompts[row], *(policy.answers[row] for policy in policies)) for row in range(shown)),
+    )
+    last = policies[-1]
+    yield Section(
+        title=f"Token by token: {last.name}",
+        note="What each token earns (the penalty, and the proxy's score at the end), how far its log-probability has "
+        "moved from the reference's, and its advantage by the policy's own values. Orange is above 0, blue below.",
+        strips=tuple(_strips(last)),
+    )
+
+
+def _strips(policy: PolicyAnswers) -> Iterator[Strip]:
+    for number, strip in enumerate(policy.strips, 1):
+        for name in ("rewards", "kl", "advantages"):
+            label = f"{number}. {name.removesuffix('s')}"
+            yield Strip(label=label, pieces=tuple(strip.tokens), values=tuple(getattr(strip, name)))

@@ -1,0 +1,165 @@
+"""Policies side by side: what they answer to the same prompts, what rewards think of it, how far they have moved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_lm import data, models, rewards, rollouts
+from jaxrl_lm.core import returns
+from jaxrl_lm.data import Prompt
+from jaxrl_lm.rollouts import Generation, SamplingConfig
+from jaxrl_lm.training.language_config import LanguagePPOConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStrip:
+    """One answer, token by token.
+
+    Attributes:
+        tokens: their texts, T.
+        rewards: the penalty of each token, and the score at the last, T.
+        kl: log pi - log pi_ref of each token, nats, T.
+        advantages: by GAE with the policy's own values; zeros for a policy without a value head, T.
+    """
+
+    tokens: list[str]
+    rewards: list[float]
+    kl: list[float]
+    advantages: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAnswers:
+    """A policy's answers to B prompts.
+
+    Attributes:
+        name: of the policy.
+        prompts: for people to read, B.
+        answers: texts, B.
+        scores: what each reward gives them, `[B]` by name.
+        kl: log pi - log pi_ref of each answer, nats, `[B]`.
+        strips: the first answers token by token.
+    """
+
+    name: str
+    prompts: list[str]
+    answers: list[str]
+    scores: dict[str, np.ndarray]
+    kl: np.ndarray
+    strips: list[TokenStrip]
+
+
+def compare_policies(
+    policies: Mapping[str, str | Path],
+    reference: str | Path,
+    prompts: list[Prompt],
+    reward_functions: Mapping[str, rewards.RewardFunction],
+    config: LanguagePPOConfig,
+    *,
+    proxy: str,
+    num_strips: int,
+    seed: int,
+) -> list[PolicyAnswers]:
+    """Let every policy answer the same prompts, from the same keys.
+
+    Args:
+        policies: folders by name; all of the reference's family and tokenizer.
+        reference: the folder that KL is measured from.
+        prompts: B of them.
+        reward_functions: by name.
+        config: how answers are drawn, discounted and penalised.
+        proxy: name of the reward that the strips' last tokens are paid.
+        num_strips: answers that are told token by token.
+        seed: of sampling.
+
+    Raises:
+        InputError: a folder or a prompt is not what it must be.
+    """
+    reference_model, reference_params = models.from_pretrained(reference)
+    tokenizer = data.load_tokenizer(Path(reference), vocab_size=reference_model.config.vocab_size)
+    sampling = SamplingConfig(
+        max_new_tokens=config.answers.max_new_tokens,
+        temperature=config.answers.temperature,
+        stop_tokens=data.stop_token_ids(tokenizer, config.answers.stop),
+        ignore_stops_before=config.answers.ignore_stops_before,
+        pad_token=data.padding_token(tokenizer),
+    )
+    longest = rollouts.longest_prompt(reference_model, sampling.max_new_tokens)
+    ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)
+    input_ids, mask = data.left_pad(ids, pad_id=sampling.pad_token, width=max(map(len, ids)))
+    found = []
+    for name, folder in policies.items():
+        model, params = models.from_pretrained(folder, "value")
+        generation = rollouts.generate(model, params, input_ids, mask, jax.random.key(seed), sampling)
+        answers = rollouts.decode(tokenizer, generation)
+        scores = {
+            reward: np.asarray(rewards.score_completions(function, prompts, answers))
+            for reward, function in reward_functions.items()
+        }
+        evaluate = jax.jit(rollouts.make_evaluate(model, temperature=sampling.temperature))
+        chosen = generation.sequences[:, -generation.response_mask.shape[1] :]
+        evaluation = evaluate(params, rollouts.observe(generation), chosen)
+        reference_log_probs = rollouts.answer_log_probs(
+            reference_model, reference_params, generation, sampling.temperature
+        )
+        token_kl = np.asarray((evaluation.log_probs - reference_log_probs) * generation.response_mask)
+        strips = _strips(
+            tokenizer, generation, token_kl, scores[proxy], np.asarray(evaluation.values), config, num_strips
+        )
+        found.append(
+            PolicyAnswers(
+                name=name,
+                prompts=[prompt.text() for prompt in prompts],
+                answers=answers,
+                scores=scores,
+                kl=token_kl.sum(axis=-1),
+                strips=strips,
+            )
+        )
+    return found
+
+
+def _strips(
+    tokenizer: Any,
+    generation: Generation,
+    token_kl: np.ndarray,
+    scores: np.ndarray,
+    values: np.ndarray,
+    config: LanguagePPOConfig,
+    count: int,
+) -> list[TokenStrip]:
+    """The first answers token by token, with the rewards and advantages that PPO would have seen."""
+    mask = np.asarray(generation.response_mask)[:count]
+    count = len(mask)
+    is_last = mask * np.pad(mask[:, 1:] == 0, ((0, 0), (0, 1)), constant_values=True)
+    paid = is_last * scores[:count, None] - config.kl.coefficient * token_kl[:count]
+    following = np.pad(values[:count, 1:], ((0, 0), (0, 1)))
+    continues = jnp.asarray(1.0 - is_last, jnp.float32)
+    advantages = np.asarray(
+        returns.generalized_advantages(
+            jnp.asarray(paid, jnp.float32),
+            jnp.asarray(values[:count]),
+            jnp.asarray(following),
+            config.discount * continues,
+            config.trace_decay * continues,
+            jnp.asarray(mask, jnp.float32),
+        )
+    )
+    tokens = np.asarray(generation.sequences)[:count, -mask.shape[1] :]
+    strips = []
+    for row in range(count):
+        length = int(mask[row].sum())
+        strips.append(
+            TokenStrip(
+                tokens=[tokenizer.decode([int(token)]) for token in tokens[row, :length]],
+                rewards=paid[row, :length].tolist(),
+                kl=token_kl[row, :length].tolist(),
+                advantages=advantages[row, :length].tolist(),
+            )
+        )
+    return strips

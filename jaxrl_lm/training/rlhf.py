@@ -1,0 +1,241 @@
+"""The whole chain of RLHF: fine-tune, then rounds of labels, reward model and PPO."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl_lm import data, rewards, storage
+from jaxrl_lm.data import Preference, Prompt
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rewards.annotator import prefers_first
+from jaxrl_lm.rewards.text_rewards import MODEL_PREFIX
+from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.chain_report import write_chain_report
+from jaxrl_lm.training.comparison import PolicyAnswers, compare_policies
+from jaxrl_lm.training.language_ppo import train_language_ppo
+from jaxrl_lm.training.reward_model import train_reward_model
+from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.sft import train_sft
+
+_NUM_STRIPS = 8
+
+
+class Pair(NamedTuple):
+    """Two answers to a prompt."""
+
+    prompt: Prompt
+    first: str
+    second: str
+
+
+Judge = Callable[[list[Pair], Path, int], list[Preference]]
+"""`judge(pairs, folder, round) -> preferences`: labels pairs; may leave some out, and may keep files in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainResult:
+    """What came of a chain.
+
+    Attributes:
+        folder: of the chain.
+        reward_model: the newest.
+        policies: answers to the judged prompts: base model, fine-tuned model, and the policy of every round; scored by
+            "proxy", the newest reward model, and by "gold" where there is one.
+    """
+
+    folder: storage.RunFolder
+    reward_model: Path
+    policies: list[PolicyAnswers]
+
+
+def run_rlhf(config: RLHFConfig, judge: Judge) -> ChainResult:
+    """Run every stage that has not ended yet, and compare the policies.
+
+    Args:
+        config: settings.
+        judge: says which answers are better; see `simulated_judge`.
+
+    Raises:
+        InputError: an input is not what it must be, or the folder belongs to a chain of other settings.
+        Interrupted: Ctrl-C or SIGTERM; the stage's state is saved, and the same command goes on.
+        TrainingDivergedError: a loss is not finite.
+    """
+    folder = _open(config)
+    prompts = data.read_prompts(config.prompts, column=config.prompt_column)
+    start = _fine_tune(config, folder)
+    policies: dict[str, str | Path] = {"base": config.model}
+    if config.sft_data is not None:
+        policies["SFT"] = start
+    newest: str | Path = start
+    preferences: list[Preference] = []
+    reward_model = Path()
+    for number in range(1, config.num_rounds + 1):
+        room = folder.path / f"round-{number}"
+        room.mkdir(exist_ok=True)
+        preferences += _label(config, newest, prompts, judge, room, number)
+        reward_model = _learn_reward(config, start, preferences, room)
+        newest = _optimize(config, start, reward_model, room)
+        policies[f"PPO round {number}"] = newest
+    return _compare(config, folder, policies, start, prompts, reward_model)
+
+
+def simulated_judge(gold: rewards.RewardFunction, *, noise: float, seed: int) -> Judge:
+    """A judge that prefers what a gold reward scores higher, with the noise of the Bradley-Terry model."""
+
+    def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
+        del folder
+        prompts = [pair.prompt for pair in pairs]
+        first, second = (
+            np.asarray(rewards.score_completions(gold, prompts, [getattr(pair, side) for pair in pairs]))
+            for side in ("first", "second")
+        )
+        chosen = prefers_first(first, second, noise=noise, seed=_seed(seed, number))
+        return [preference_of(pair, is_first=bool(is_first)) for pair, is_first in zip(pairs, chosen, strict=True)]
+
+    return judge
+
+
+def file_judge(source: str) -> Judge:
+    """A judge whose labels lie in files of preferences, named with {round} where each round has its own."""
+
+    def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
+        del pairs, folder
+        return data.read_preferences(source.replace("{round}", str(number)))
+
+    return judge
+
+
+def preference_of(pair: Pair, *, is_first: bool) -> Preference:
+    """The label that one answer of a pair is better."""
+    chosen, rejected = (pair.first, pair.second) if is_first else (pair.second, pair.first)
+    return Preference(prompt=pair.prompt.prompt, chosen=chosen, rejected=rejected)
+
+
+def _open(config: RLHFConfig) -> storage.RunFolder:
+    path = Path(config.out)
+    if storage.RunFolder(path).config_file.exists():
+        return storage.RunFolder.open(path, asdict(config))
+    return storage.RunFolder.create(path, asdict(config))
+
+
+def _run_stage(train: Callable[[Any], storage.RunFolder], config: Any) -> Path:
+    """The model of a stage, which is run unless it has ended, and goes on where it was interrupted."""
+    folder = storage.RunFolder(Path(config.out))
+    if not folder.report_file.exists():
+        train(replace(config, resume=folder.config_file.exists()))
+    return folder.model_folder
+
+
+def _fine_tune(config: RLHFConfig, folder: storage.RunFolder) -> str | Path:
+    if config.sft_data is None:
+        return config.model
+    sft = replace(config.sft, model=config.model, data=config.sft_data, out=str(folder.path / "sft"))
+    return _run_stage(train_sft, sft)
+
+
+def _label(
+    config: RLHFConfig, policy: str | Path, prompts: list[Prompt], judge: Judge, room: Path, number: int
+) -> list[Preference]:
+    """Judgements of pairs of the policy's answers; those of an earlier start, if they are there."""
+    file = room / "labels.jsonl"
+    if not file.exists():
+        labels = judge(_make_pairs(config, policy, prompts, room, number), room, number)
+        if not labels:
+            raise InputError(f"labels: round {number} has none; without them there is nothing to learn")
+        data.write_jsonl(file, labels)
+    return data.read_preferences(file)
+
+
+def _make_pairs(config: RLHFConfig, policy: str | Path, prompts: list[Prompt], room: Path, number: int) -> list[Pair]:
+    """Two different answers to each prompt in turn; equal ones say nothing and are left out."""
+    if config.labels.annotator == "file":
+        return []
+    file = room / "pairs.jsonl"
+    if file.exists():
+        rows = storage.read_jsonl(file)
+        return [Pair(Prompt(prompt=row["prompt"], columns=row["columns"]), *row["completions"]) for row in rows]
+    chosen = data.prompt_order(len(prompts), config.labels.num_pairs, 0, _seed(config.seed, number))
+    asked = [prompts[index] for index in chosen]
+    answers = config.ppo.answers
+    texts = answer_prompts(
+        policy,
+        [prompt for prompt in asked for _ in range(2)],
+        stop=answers.stop,
+        batch_size=64,
+        seed=_seed(config.seed, number),
+        max_new_tokens=answers.max_new_tokens,
+        temperature=answers.temperature,
+    )
+    pairs = [
+        Pair(prompt, first, second)
+        for prompt, first, second in zip(asked, texts[::2], texts[1::2], strict=True)
+        if first != second and first.strip() and second.strip()
+    ]
+    lines = [
+        json.dumps({"prompt": pair.prompt.prompt, "columns": pair.prompt.columns, "completions": [*pair[1:]]}) + "\n"
+        for pair in pairs
+    ]
+    storage.write_atomically(file, "".join(lines))
+    return pairs
+
+
+def _learn_reward(config: RLHFConfig, start: str | Path, preferences: list[Preference], room: Path) -> Path:
+    """A reward model of all labels so far."""
+    file = room / "preferences.jsonl"
+    if not file.exists():
+        data.write_jsonl(file, preferences)
+    stage = replace(
+        config.reward_model,
+        model=config.reward_model.model or str(start),
+        preferences=str(file),
+        out=str(room / "reward-model"),
+    )
+    return _run_stage(train_reward_model, stage)
+
+
+def _optimize(config: RLHFConfig, start: str | Path, reward_model: Path, room: Path) -> Path:
+    stage = replace(
+        config.ppo,
+        model=str(start),
+        prompts=config.prompts,
+        prompt_column=config.prompt_column,
+        reward=f"{MODEL_PREFIX}{reward_model}",
+        out=str(room / "ppo"),
+    )
+    return _run_stage(train_language_ppo, stage)
+
+
+def _compare(
+    config: RLHFConfig,
+    folder: storage.RunFolder,
+    policies: dict[str, str | Path],
+    start: str | Path,
+    prompts: list[Prompt],
+    reward_model: Path,
+) -> ChainResult:
+    """Every policy on the same prompts, by the newest reward model and by gold where there is one."""
+    functions = {"proxy": rewards.load_reward(f"{MODEL_PREFIX}{reward_model}")}
+    if config.labels.gold is not None:
+        functions = {"gold": rewards.load_reward(config.labels.gold)} | functions
+    order = data.prompt_order(len(prompts), min(config.num_judged, len(prompts)), 0, config.seed)
+    found = compare_policies(
+        policies,
+        start,
+        [prompts[index] for index in order],
+        functions,
+        config.ppo,
+        proxy="proxy",
+        num_strips=_NUM_STRIPS,
+        seed=_seed(config.seed, 0),
+    )
+    write_chain_report(folder, found)
+    return ChainResult(folder=folder, reward_model=reward_model, policies=found)
+
+
+def _seed(seed: int, number: int) -> int:
+    """A seed for each round, none of them that of another chain's."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
