@@ -8,7 +8,7 @@ bare forward and backward passes of the same networks on as much data: what no i
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,7 @@ def main(benchmark: Benchmark) -> None:
         case = Case(
             name=f"PPO, {num_envs} environments", config=config, make_learner=make_environment_ppo, num_updates=4
         )
-        scaling.append({"num_envs": num_envs, **measure(benchmark, case)})
+        scaling.append({"num_envs": num_envs, **measure(replace(benchmark, repeats=3), case)})
     results = {
         "environment": environment(),
         "cases": rows,
