@@ -1,0 +1,153 @@
+"""The whole chain: every stage leaves its folder, what has ended is not run again, and labels are the judge's."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxrl_lm import data, storage
+from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
+from jaxrl_lm.data import Preference, PromptCompletion
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rewards import REWARDS
+from jaxrl_lm.training import rlhf
+from jaxrl_lm.training.byte_model import write_byte_model
+from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
+from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
+from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
+from jaxrl_lm.training.supervised_config import SFTConfig
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
+    """Two rounds with a byte model, a few updates a stage."""
+    folder = tmp_path_factory.mktemp("rlhf")
+    write_byte_model(folder / "model", num_layers=1, model_size=16, num_heads=2, context=48)
+    (folder / "prompts.txt").write_text("ab\ncd\nef\ngh\n")
+    pairs = [PromptCompletion(prompt=f"p{number}", completion=" aeiou") for number in range(12)]
+    data.write_jsonl(folder / "examples.jsonl", pairs)
+    return RLHFConfig(
+        model=str(folder / "model"),
+        prompts=str(folder / "prompts.txt"),
+        out=str(folder / "chain"),
+        sft_data=str(folder / "examples.jsonl"),
+        num_rounds=2,
+        labels=LabelingConfig(gold="vowels", num_pairs=12, noise=0.0),
+        num_judged=4,
+        sft=SFTConfig(model="", data="", out="", num_updates=2, batch_size=2, row_length=32, max_new_tokens=4),
+        reward_model=RewardTrainingConfig(
+            model="",
+            preferences="",
+            out="",
+            num_updates=2,
+            batch_size=4,
+            evaluation_fraction=0.3,
+            optimizer=AdamWConfig(learning_rate=1e-3),
+            normalisation=NormalisationConfig(num_samples=4),
+        ),
+        ppo=LanguagePPOConfig(
+            model="",
+            prompts="",
+            reward="",
+            out="",
+            num_updates=1,
+            batch_size=4,
+            num_samples=2,
+            answers=AnswerConfig(max_new_tokens=6),
+            ppo=PPOConfig(num_epochs=1),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def result(config: RLHFConfig) -> rlhf.ChainResult:
+    return rlhf.run_rlhf(config, rlhf.simulated_judge(REWARDS["vowels"], noise=0.0, seed=config.seed))
+
+
+def test_every_stage_leaves_its_folder_and_all_policies_are_compared(result, config):
+    out = Path(config.out)
+    for stage in ("sft", "round-1/reward-model", "round-1/ppo", "round-2/reward-model", "round-2/ppo"):
+        assert (out / stage / "model" / "config.json").is_file()
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["base", "SFT", "PPO round 1", "PPO round 2"]
+    assert results["SFT"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-5), "the fine-tuned model is the reference"
+    assert all(row.keys() == {"gold", "proxy", "kl"} for row in results.values())
+    page = (out / "report.html").read_text()
+    assert "Answers side by side" in page
+    assert page.count('class="strip"') == 3 * 4, "reward, KL and advantage of each judged answer"
+
+
+def test_labels_prefer_what_gold_scores_higher_and_add_up_over_rounds(result, config):
+    rooms = [Path(config.out) / f"round-{number}" for number in (1, 2)]
+    labels = [data.read_preferences(room / "labels.jsonl") for room in rooms]
+    for label in labels[0] + labels[1]:
+        better, worse = REWARDS["vowels"](prompts=[label.prompt] * 2, completions=[label.chosen, label.rejected])
+        assert better >= worse
+    assert data.read_preferences(rooms[1] / "preferences.jsonl") == labels[0] + labels[1]
+
+
+def test_strips_hold_the_answer_and_its_score(result):
+    policy = result.policies[-1]
+    for strip, answer, score, kl in zip(policy.strips, policy.answers, policy.scores["proxy"], policy.kl, strict=True):
+        assert len(strip.tokens) == len(strip.rewards) == len(strip.kl) == len(strip.advantages)
+        assert sum(strip.kl) == pytest.approx(kl, abs=1e-4)
+        # beta = 0.15 by default
+        assert sum(strip.rewards) == pytest.approx(score - 0.15 * kl, abs=1e-4)
+        assert answer.isascii() is False or answer in "".join(strip.tokens)
+
+
+def test_a_chain_that_has_ended_is_not_run_again(result, config):
+    stages = list(Path(config.out).rglob("metrics.jsonl"))
+    before = {path: path.stat().st_mtime_ns for path in stages}
+
+    def fails(*_):
+        raise AssertionError("nothing is to be judged again")
+
+    again = rlhf.run_rlhf(config, fails)
+    assert before == {path: path.stat().st_mtime_ns for path in stages}
+    assert again.policies[-1].answers == result.policies[-1].answers
+
+
+def test_another_configuration_is_refused(result, config):
+    with pytest.raises(InputError, match="num_judged"):
+        rlhf.run_rlhf(replace(config, num_judged=3), rlhf.file_judge("nowhere"))
+
+
+def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
+    label = Preference(prompt="p", chosen="a", rejected="b")
+    data.write_jsonl(tmp_path / "labels-2.jsonl", [label])
+    assert rlhf.file_judge(str(tmp_path / "labels-{round}.jsonl"))([], tmp_path, 2) == [label]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_rounds": 0}, "num_rounds=0"),
+        ({"ppo": LanguagePPOConfig(model="m", prompts="", reward="", out="")}, "ppo.model='m' is filled in"),
+        ({"sft": SFTConfig(model="", data="", out="", resume=True)}, "sft.resume"),
+    ],
+)
+def test_what_the_chain_fills_in_is_not_given(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gold": None}, "labels.gold"),
+        ({"annotator": "file"}, "labels.file"),
+        ({"file": "x"}, "labels.file"),
+        ({"noise": -1.0}, "labels.noise=-1.0"),
+    ],
+)
+def test_labels_need_somebody_who_judges(changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(LabelingConfig(gold="vowels"), **changes)
+
+
+def test_the_report_of_a_chain_is_written_again_from_its_files(result, config):
+    folder = storage.RunFolder(Path(config.out))
+    folder.report_file.unlink()
+    assert storage.write_report(folder, title="again").is_file()
