@@ -1,7 +1,7 @@
 """Deterministic rewards of a text, for smoke tests and first experiments.
 
 All have TRL's signature, `f(prompts, completions, **columns) -> list[float]`. A word is what stands between
-white space; an empty completion earns 0.
+white space; an empty completion earns 0 (by `good_manners` -2).
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ def test_reward_by_hand(name, completion, expected):
     assert REWARDS[name](prompts=["?"], completions=[completion]) == [expected]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", [name for name in REWARDS if name != "good_manners"])
 def test_a_completion_with_nothing_to_count_earns_zero(name):
     assert REWARDS[name](prompts=["?"] * 2, completions=["", " \n"]) == [0.0, 0.0]
 
