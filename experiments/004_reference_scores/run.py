@@ -73,7 +73,7 @@ class Experiment:
         only: begin of the names of the cases to run, such as ppo or dqn-cartpole; all as a default, but for MinAtar.
         num_seeds: of the small environments.
         num_minatar_seeds: of MinAtar.
-        debug: three tiny runs, in seconds.
+        debug: two tiny runs, in seconds.
     """
 
     out: Path = Path("runs/004_reference_scores")
@@ -144,12 +144,8 @@ def cases(experiment: Experiment) -> list[Case]:
     """What is to be run."""
     if experiment.debug:
         tiny = {"total_steps": 2048, "num_seeds": 2, "eval_episodes": 4}
-        chosen = [case for case in small_cases() if case.name in ("ppo-cartpole", "dqn-cartpole", "pqn-pendulum")]
-        tiny_dqn = {"learning_starts": 256, "steps_per_update": 32}
-        return [
-            replace(case, config=replace(case.config, **tiny, **(tiny_dqn if case.name.startswith("dqn") else {})))
-            for case in chosen
-        ]
+        chosen = [case for case in small_cases() if case.name in ("ppo-cartpole", "pqn-pendulum")]
+        return [replace(case, config=replace(case.config, **tiny)) for case in chosen]
     small = [replace(c, config=replace(c.config, num_seeds=experiment.num_seeds)) for c in small_cases()]
     games = ("Breakout-MinAtar", "Asterix-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
     minatar = [
