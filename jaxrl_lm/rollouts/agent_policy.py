@@ -159,20 +159,12 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
                 {"params": params}, seen, observations.is_first, observations.memory, method="unroll"
             )
             outputs, values, _ = unrolled
-            return score(params, outputs, values, action_mask, actions)
+            return _score(head, params, outputs, values, action_mask, actions)
         # One batch axis instead of two: sums over a few actions are then three times as fast on a CPU.
         seen, action_mask = _split_mask(jax.tree.map(_merge_batch_and_time, observations))
         outputs, values = forward(params, seen)
-        scores = score(params, outputs, values, action_mask, _merge_batch_and_time(actions))
+        scores = _score(head, params, outputs, values, action_mask, _merge_batch_and_time(actions))
         return jax.tree.map(lambda leaf: leaf.reshape(actions.shape[:2]), scores)
-
-    def score(
-        params: PyTree, outputs: jax.Array, values: jax.Array, action_mask: jax.Array | None, actions: jax.Array
-    ) -> ActionEvaluation:
-        outputs = _masked(outputs, action_mask)
-        return ActionEvaluation(
-            log_probs=head.log_prob(outputs, params, actions), entropies=head.entropy(outputs, params), values=values
-        )
 
     return Policy(
         init=init,
@@ -194,6 +186,21 @@ class _Head(NamedTuple):
     entropy: Callable[[jax.Array, PyTree], jax.Array]
     mode: Callable[[jax.Array], jax.Array]
     to_env: Callable[[jax.Array], jax.Array]
+
+
+def _score(
+    head: _Head,
+    params: PyTree,
+    outputs: jax.Array,
+    values: jax.Array,
+    action_mask: jax.Array | None,
+    actions: jax.Array,
+) -> ActionEvaluation:
+    """What the distribution that a network's outputs stand for says of given actions."""
+    outputs = _masked(outputs, action_mask)
+    return ActionEvaluation(
+        log_probs=head.log_prob(outputs, params, actions), entropies=head.entropy(outputs, params), values=values
+    )
 
 
 def _categorical() -> _Head:
