@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import tyro
-from measure import environment, first_call, timed, timed_in_turns, write_results
+from measure import environment, first_call, program_memory_gb, timed, timed_in_turns, write_results
 
 from jaxrl_lm import envs
 
@@ -65,10 +65,8 @@ class MazeSteps:
         return self.run(self.params, jax.random.key(self.num_calls))
 
     def memory_gb(self) -> float:
-        """XLA's account of the stepping program: levels, results and temporaries."""
-        account = self.run.lower(self.params, jax.random.key(0)).compile().memory_analysis()
-        sizes = account.argument_size_in_bytes, account.output_size_in_bytes, account.temp_size_in_bytes
-        return sum(sizes) / 1e9
+        """Of the stepping program: levels, results and temporaries."""
+        return program_memory_gb(self.run.lower(self.params, jax.random.key(0)).compile())
 
 
 def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: int) -> MazeSteps:

@@ -84,6 +84,13 @@ def first_call(call: Callable[[], Any]) -> float:
     return _seconds(call)
 
 
+def program_memory_gb(compiled: jax.stages.Compiled) -> float:
+    """XLA's account of a program: arguments, results that do not take their place, and temporaries."""
+    account: Any = compiled.memory_analysis()
+    names = "argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes"
+    return (sum(getattr(account, name) for name in names) - account.alias_size_in_bytes) / 1e9
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions and commit."""
     device = jax.devices()[0]

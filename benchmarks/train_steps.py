@@ -16,7 +16,16 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import tyro
-from measure import Peer, environment, first_call, timed, timed_against, timed_in_turns, write_results
+from measure import (
+    Peer,
+    environment,
+    first_call,
+    program_memory_gb,
+    timed,
+    timed_against,
+    timed_in_turns,
+    write_results,
+)
 
 from jaxrl_lm import envs
 from jaxrl_lm.algorithms.dqn import DQNConfig, make_dqn
@@ -144,23 +153,33 @@ def rejax(algorithm: str, settings: dict[str, Any], num_iterations: int) -> tupl
     return "rejax", [algorithm, ENV, json.dumps(settings), str(num_iterations)]
 
 
-def training_call(case: Case) -> tuple[Callable[[], Any], int]:
-    """A call that trains on from where the last one ended, and the environment steps it makes."""
-    options = {"observation": "grid"} if case.env == "Maze-v0" else {}
-    env, params = envs.make(case.env, **options)
-    learner = case.make_learner(case.config, env, params)
-    holder = [jax.jit(learner.init)(jax.random.key(0), params)]
+class TrainingCall:
+    """Trains on from where the last call ended.
 
-    def chunk(state: Any, params: Any) -> Any:
-        return jax.lax.scan(lambda s, _: learner.update(s, params), state, None, length=case.num_updates)
+    Attributes:
+        steps: environment steps of a call.
+    """
 
-    run = jax.jit(chunk, donate_argnums=0)
+    def __init__(self, case: Case) -> None:
+        options = {"observation": "grid"} if case.env == "Maze-v0" else {}
+        env, self._params = envs.make(case.env, **options)
+        learner = case.make_learner(case.config, env, self._params)
+        self._state = jax.jit(learner.init)(jax.random.key(0), self._params)
+        self.steps = learner.steps_per_update * case.num_updates
 
-    def call() -> Any:
-        holder[0], metrics = run(holder[0], params)
-        return holder[0], metrics
+        def chunk(state: Any, params: Any) -> Any:
+            return jax.lax.scan(lambda s, _: learner.update(s, params), state, None, length=case.num_updates)
 
-    return call, learner.steps_per_update * case.num_updates
+        self._run = jax.jit(chunk, donate_argnums=0)
+
+    def __call__(self) -> Any:
+        """One chunk of updates."""
+        self._state, metrics = self._run(self._state, self._params)
+        return self._state, metrics
+
+    def memory_gb(self) -> float:
+        """Of the program."""
+        return program_memory_gb(self._run.lower(self._state, self._params).compile())
 
 
 def bare_call(case: Case) -> Callable[[], Any]:
@@ -204,17 +223,18 @@ def bare_call(case: Case) -> Callable[[], Any]:
 def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
     """Steady and first seconds of a case, steps a second, and the same of its peer."""
     print(f"{case.name} ...", flush=True)
-    call, steps = training_call(case)
+    call = TrainingCall(case)
     first = first_call(call)
     library, arguments = case.peer or ("", [])
     python = {"rejax": benchmark.rejax_python, "sb3": benchmark.sb3_python}.get(library)
     if python:
         command = [python, str(PEERS / f"{library}_train.py"), *arguments]
         steady = timed_against(Peer(command), call, repeats=benchmark.repeats)
-        steady["peer_steps_per_s"] = steps / steady["peer_seconds"]["median"]
+        steady["peer_steps_per_s"] = call.steps / steady["peer_seconds"]["median"]
     else:
         steady = {"seconds": timed(call, repeats=benchmark.repeats)}
-    return {"first_call_s": first, "steps_per_s": steps / steady["seconds"]["median"], **steady}
+    rate = call.steps / steady["seconds"]["median"]
+    return {"first_call_s": first, "program_memory_gb": call.memory_gb(), "steps_per_s": rate, **steady}
 
 
 def plot(path: Path, results: dict[str, Any]) -> None:
@@ -242,7 +262,7 @@ def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
     rows = {case.name: measure(benchmark, case) for case in cases()}
     ppo = cases()[0]
-    calls = {"training": training_call(ppo)[0], "bare": bare_call(ppo)}
+    calls = {"training": TrainingCall(ppo), "bare": bare_call(ppo)}
     for call in calls.values():
         first_call(call)
     bare = timed_in_turns(calls, repeats=benchmark.repeats)

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from jaxrl_lm.algorithms import PPOConfig
+from jaxrl_lm.cli.demo import DIALOGUE
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training.byte_model import write_byte_model
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
 from jaxrl_lm.training.language_ppo import train_language_ppo
 
@@ -152,8 +152,7 @@ def main(experiment: Experiment) -> None:
     prompts = experiment.out / "prompts.jsonl"
     write_prompts(experiment, prompts)
     if experiment.debug:
-        experiment = replace(experiment, model=str(experiment.out / "byte-gpt2"))
-        write_byte_model(Path(experiment.model))
+        experiment = replace(experiment, model=str(DIALOGUE / "model"))
     configs = [training_config(experiment, prompts, seed) for seed in experiment.seeds]
     folders = [train_language_ppo(config) for config in configs]
     results = {folder.path.name: summarize(folder) for folder in folders}

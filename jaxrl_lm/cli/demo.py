@@ -1,71 +1,91 @@
-"""`jaxrl-lm demo`: a language model learns by PPO, offline, in a minute or two on any machine."""
+"""`jaxrl-lm demo`: the whole chain of RLHF on a small dialogue model, offline, in three minutes on two cores."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from jaxrl_lm.algorithms import PPOConfig
-from jaxrl_lm.cli.language import print_result
+from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
+from jaxrl_lm.cli.rlhf import run_chain
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.byte_model import write_byte_model
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig, check_seed
-from jaxrl_lm.training.language_ppo import train_language_ppo
+from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
+from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
+from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
+from jaxrl_lm.training.supervised_config import SFTConfig
 
-_PROMPTS = (
-    "The maze was dark, and",
-    "Left or right? The agent",
-    "A reward is",
-    "To find the exit,",
-    "Every step costs",
-    "The policy chose",
-    "After a thousand episodes",
-    "Nobody had told the robot",
-)
+# A GPT-2 of 0.9 M parameters, its prompts and examples of better replies: made by experiments/005_dialogue_model.
+DIALOGUE = Path(__file__).resolve().parents[1] / "assets" / "dialogue"
+
+_MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Train a tiny byte-level GPT-2, made on the spot, to write vowels.
+    """Fine-tune a small dialogue model, let a simulated annotator compare its replies, learn a reward, follow it.
 
     Attributes:
-        out: folder of the run; must not exist. Model and prompts lie in a folder beside it, named OUT-inputs.
-        num_updates: updates to make.
-        seed: of weights, sampling and shuffling.
+        out: folder of the chain; must not exist.
+        num_updates: of PPO.
+        seed: of everything drawn.
     """
 
     out: str = "runs/demo"
-    num_updates: int = 60
+    num_updates: int = 80
     seed: int = 0
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Make the model and the prompts, train, and print what came of it."""
-    check_seed(config.seed)
+    """Run the chain and print what came of it."""
     if Path(config.out).exists():
         raise InputError(f"out={config.out!r} exists; choose another folder with --out, or delete it")
-    console = Console()
-    console.print(
-        "A tiny GPT-2 with random weights is written as a Hugging Face folder, loaded back, and learns by PPO to "
-        "answer with vowels (built-in reward 'vowels'), at a penalty for leaving where it started."
+    Console().print(
+        "A small GPT-2 that replies well and badly is fine-tuned on examples (SFT); a simulated annotator, who likes "
+        "good manners and errs now and then, compares its replies; a reward model (the proxy) learns from the "
+        "comparisons; PPO follows the proxy. In the end all are judged by what the annotator likes (gold)."
     )
-    inputs = Path(f"{config.out}-inputs")
-    model, prompts = inputs / "byte-gpt2", inputs / "prompts.txt"
-    write_byte_model(model, seed=config.seed)
-    prompts.write_text("\n".join(_PROMPTS) + "\n", encoding="utf-8")
-    print_result(train_language_ppo(_training(config, model, prompts)))
+    run_chain(demo_chain(config))
 
 
-def _training(config: DemoConfig, model: Path, prompts: Path) -> LanguagePPOConfig:
-    return LanguagePPOConfig(
-        model=str(model),
-        prompts=str(prompts),
-        reward="vowels",
+def demo_chain(config: DemoConfig) -> RLHFConfig:
+    """The settings of every stage."""
+    return RLHFConfig(
+        model=str(DIALOGUE / "model"),
+        prompts=str(DIALOGUE / "prompts.jsonl"),
+        sft_data=str(DIALOGUE / "examples.jsonl"),
         out=config.out,
-        num_updates=config.num_updates,
+        num_judged=100,
+        labels=LabelingConfig(gold="good_manners", num_pairs=1536, noise=0.3),
+        sft=SFTConfig(
+            model="",
+            data="",
+            out="",
+            num_epochs=2.0,
+            row_length=128,
+            max_new_tokens=_MAX_NEW_TOKENS,
+            optimizer=AdamWConfig(learning_rate=1e-3, schedule="cosine", warmup_fraction=0.1),
+            seed=config.seed,
+        ),
+        reward_model=RewardTrainingConfig(
+            model="",
+            preferences="",
+            out="",
+            num_epochs=2.0,
+            batch_size=16,
+            optimizer=AdamWConfig(learning_rate=5e-4, schedule="linear", warmup_fraction=0.1, weight_decay=0.0),
+            normalisation=NormalisationConfig(num_samples=256),
+            seed=config.seed,
+        ),
+        ppo=LanguagePPOConfig(
+            model="",
+            prompts="",
+            reward="",
+            out="",
+            num_updates=config.num_updates,
+            batch_size=64,
+            answers=AnswerConfig(max_new_tokens=_MAX_NEW_TOKENS),
+            kl=KLConfig(coefficient=0.1, target=None),
+            ppo=PPOConfig(learning_rate=1e-4, num_epochs=2, num_minibatches=2),
+            seed=config.seed,
+        ),
         seed=config.seed,
-        batch_size=64,
-        answers=AnswerConfig(max_new_tokens=24),
-        kl=KLConfig(coefficient=0.005, target=None),
-        ppo=PPOConfig(learning_rate=3e-3, num_minibatches=2),
     )

@@ -17,6 +17,7 @@ from jaxrl_lm.storage.run_folder import RunFolder, write_atomically
 
 GROUPS = {
     "reward": "Reward",
+    "judge": "Judges, whose rewards are not learned from",
     "kl": "KL divergence",
     "loss": "Losses",
     "ratio": "Probability ratio and clipping",
@@ -32,7 +33,7 @@ _UNITS_BY_SUFFIX = {
     "fraction": "fraction",
     "entropy": "nats",
 }
-_UNITS_BY_GROUP = {"reward": "reward", "kl": "nats", "loss": "loss", "ratio": "ratio"}
+_UNITS_BY_GROUP = {"reward": "reward", "judge": "reward", "kl": "nats", "loss": "loss", "ratio": "ratio"}
 _NO_UNIT = re.compile(r"(coef|coefficient|beta|target)$")
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey.

@@ -39,6 +39,7 @@ class AnswerTask:
         prompt_ids: their tokens.
         prompt_width: tokens of the longest.
         reward: the reward function.
+        judges: rewards that are only watched, by name.
         sampling: how answers are drawn.
     """
 
@@ -50,6 +51,7 @@ class AnswerTask:
     prompt_ids: list[list[int]]
     prompt_width: int
     reward: rewards.RewardFunction
+    judges: dict[str, rewards.RewardFunction]
     sampling: SamplingConfig
 
     def policy_params(self, params: PyTree) -> PyTree:
@@ -61,7 +63,7 @@ def load_answer_task(config: Any, head: Literal["value"] | None) -> tuple[Answer
     """Load model, tokenizer, prompts and reward function.
 
     Args:
-        config: settings with `model`, `prompts`, `prompt_column`, `reward`, `answers`, `dtype` and `remat`.
+        config: settings with `model`, `prompts`, `prompt_column`, `reward`, `judges`, `answers`, `dtype` and `remat`.
         head: of the policy.
 
     Returns:
@@ -71,6 +73,7 @@ def load_answer_task(config: Any, head: Literal["value"] | None) -> tuple[Answer
         InputError: one of them is not what it must be.
     """
     reward = rewards.load_reward(config.reward)
+    judges = {name: rewards.load_reward(spec) for name, spec in config.judges.items()}
     prompts = data.read_prompts(config.prompts, column=config.prompt_column)
     folder = resolve_folder(config.model)
     model, params = models.from_pretrained(folder, head, dtype=jnp.dtype(config.dtype), is_remat=config.remat)
@@ -93,6 +96,7 @@ def load_answer_task(config: Any, head: Literal["value"] | None) -> tuple[Answer
         prompt_ids=prompt_ids,
         prompt_width=max(map(len, prompt_ids)),
         reward=reward,
+        judges=judges,
         sampling=sampling,
     )
     return task, params
@@ -186,15 +190,18 @@ def answer(task: AnswerTask, params: PyTree, chosen: np.ndarray, key: jax.Array)
 
 
 def score(task: AnswerTask, chosen: np.ndarray, generation: Generation) -> tuple[np.ndarray, dict[str, float]]:
-    """Score answers by the reward function; `[B]` float32, and metrics."""
-    raw = rewards.score_completions(
-        task.reward, [task.prompts[i] for i in chosen], rollouts.decode(task.tokenizer, generation)
-    )
+    """Score answers by the reward function; `[B]` float32, and metrics, the judges' among them."""
+    prompts, answers = [task.prompts[i] for i in chosen], rollouts.decode(task.tokenizer, generation)
+    raw = rewards.score_completions(task.reward, prompts, answers)
+    judged = {
+        f"judge/{name}": float(np.mean(rewards.score_completions(judge, prompts, answers)))
+        for name, judge in task.judges.items()
+    }
     is_stopped = ended_by_stop(task, generation)
     scores = raw
     if task.config.answers.missing_stop_score is not None:
         scores = np.where(is_stopped, raw, task.config.answers.missing_stop_score).astype(np.float32)
-    return scores, {
+    return scores, judged | {
         "reward/mean": float(np.mean(raw)),
         "reward/std": float(np.std(raw)),
         "reward/score": float(np.mean(scores)),

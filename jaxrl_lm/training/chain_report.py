@@ -32,9 +32,7 @@ def summarize_policy(policy: PolicyAnswers) -> dict[str, dict[str, float | None]
     return {
         name: {
             "mean": float(np.mean(values)),
-            "half_width": float(_Z * np.std(values, ddof=1) / np.sqrt(len(values)))
-            if len(values) > 1
-            else float("nan"),
+            "half_width": _half_width(values),
         }
         for name, values in columns.items()
     }
@@ -67,7 +65,7 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     yield Section(title="Policies", note=note, heads=heads, rows=rows)
     for picture in sorted(folder.path.glob("round-*/*/plots/*.png")):
         stage = picture.relative_to(folder.path)
-        if picture.stem in ("reward", "kl", "evaluation"):
+        if picture.stem in ("reward", "judge", "kl", "evaluation"):
             title = f"{stage.parts[0].replace('-', ' ')}, {stage.parts[1]}: {picture.stem}"
             yield Section(title=title, picture=str(stage))
     shown = min(_NUM_SAMPLES, num_prompts)

@@ -15,8 +15,10 @@ class GroupConfig:
     Attributes:
         model: policy to start from, and reference: a folder or a Hugging Face hub id.
         prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or hub:NAME[:SPLIT].
-        reward: a built-in's name, module:function or file.py:function, called as
+        reward: a built-in's name, model:FOLDER (a reward model), module:function or file.py:function, called as
             f(prompts, completions, **columns) -> list[float].
+        judges: further rewards by name, as `--judges gold good_manners`; they score the same answers for the curves
+            `judge/NAME`, and are never learned from.
         out: folder of the run; must not exist yet, unless resuming.
         prompt_column: column of the prompts file that holds the prompt.
         num_updates: updates to make.
@@ -37,6 +39,7 @@ class GroupConfig:
     prompts: str
     reward: str
     out: str
+    judges: dict[str, str] = field(default_factory=dict)
     prompt_column: str = "prompt"
     num_updates: int = 100
     batch_size: int = 64

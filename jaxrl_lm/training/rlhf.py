@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from jaxrl_lm.training.comparison import PolicyAnswers, compare_policies
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_model import train_reward_model
 from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.run_files import run_stage
 from jaxrl_lm.training.sft import train_sft
 
 _NUM_STRIPS = 8
@@ -122,19 +123,11 @@ def _open(config: RLHFConfig) -> storage.RunFolder:
     return storage.RunFolder.create(path, asdict(config))
 
 
-def _run_stage(train: Callable[[Any], storage.RunFolder], config: Any) -> Path:
-    """The model of a stage, which is run unless it has ended, and goes on where it was interrupted."""
-    folder = storage.RunFolder(Path(config.out))
-    if not folder.report_file.exists():
-        train(replace(config, resume=folder.config_file.exists()))
-    return folder.model_folder
-
-
 def _fine_tune(config: RLHFConfig, folder: storage.RunFolder) -> str | Path:
     if config.sft_data is None:
         return config.model
     sft = replace(config.sft, model=config.model, data=config.sft_data, out=str(folder.path / "sft"))
-    return _run_stage(train_sft, sft)
+    return run_stage(train_sft, sft).model_folder
 
 
 def _label(
@@ -194,7 +187,7 @@ def _learn_reward(config: RLHFConfig, start: str | Path, preferences: list[Prefe
         preferences=str(file),
         out=str(room / "reward-model"),
     )
-    return _run_stage(train_reward_model, stage)
+    return run_stage(train_reward_model, stage).model_folder
 
 
 def _optimize(config: RLHFConfig, start: str | Path, reward_model: Path, room: Path) -> Path:
@@ -204,9 +197,10 @@ def _optimize(config: RLHFConfig, start: str | Path, reward_model: Path, room: P
         prompts=config.prompts,
         prompt_column=config.prompt_column,
         reward=f"{MODEL_PREFIX}{reward_model}",
+        judges=config.ppo.judges | ({} if config.labels.gold is None else {"gold": config.labels.gold}),
         out=str(room / "ppo"),
     )
-    return _run_stage(train_language_ppo, stage)
+    return run_stage(train_language_ppo, stage).model_folder
 
 
 def _compare(

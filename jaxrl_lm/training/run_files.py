@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def open_run(config: Any, before: Callable[[], Samples], *, is_extensible: bool)
     Raises:
         InputError: the run was started with other values.
     """
-    settings = {name: value for name, value in asdict(config).items() if name != "resume"}
+    settings = _settings(config)
     if config.resume:
         exempt = _EXEMPT | {"num_updates"} if is_extensible else _EXEMPT
         return storage.RunFolder.open(Path(config.out), settings, ignore=exempt)
@@ -54,6 +54,22 @@ def open_run(config: Any, before: Callable[[], Samples], *, is_extensible: bool)
     return folder
 
 
+def run_stage(train: Callable[[Any], storage.RunFolder], config: Any) -> storage.RunFolder:
+    """A run that is one of several: begun, gone on with where it was interrupted, or taken as it is if it has ended.
+
+    Args:
+        train: makes a run of these settings.
+        config: dataclass of the run; its `resume` is not looked at.
+
+    Raises:
+        InputError: the folder holds a run of other settings; beside this, what `train` raises.
+    """
+    folder = storage.RunFolder(Path(config.out))
+    if folder.report_file.exists():
+        return storage.RunFolder.open(folder.path, _settings(config), ignore=_EXEMPT)
+    return train(replace(config, resume=folder.config_file.exists()))
+
+
 def write_samples_after(folder: storage.RunFolder, after: Samples) -> None:
     """Put the samples from after training behind the others.
 
@@ -61,3 +77,7 @@ def write_samples_after(folder: storage.RunFolder, after: Samples) -> None:
     """
     samples = [sample for sample in storage.read_jsonl(folder.samples_file) if sample["phase"] != "after"] + after
     storage.write_atomically(folder.samples_file, "".join(json.dumps(sample) + "\n" for sample in samples))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name != "resume"}

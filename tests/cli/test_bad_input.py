@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxrl_lm.cli.main import run
-from jaxrl_lm.training.byte_model import write_byte_model
+from tests.byte_model import write_byte_model
 
 REWARDS = "tests.training.rewards_for_tests"
 

@@ -14,8 +14,8 @@ from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.doctor import advice
 from jaxrl_lm.cli.main import COMMANDS, parse, run
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.byte_model import write_byte_model
 from jaxrl_lm.training.language_config import LanguagePPOConfig
+from tests.byte_model import write_byte_model
 
 BASE = ["ppo", "--model", "m", "--prompts", "p", "--reward", "vowels", "--out", "o"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxrl_lm.cli.label_answers import AnsweringConfig, answer_all
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.byte_model import write_byte_model
+from tests.byte_model import write_byte_model
 
 CONFIG = AnsweringConfig(max_new_tokens=4, batch_size=4)
 

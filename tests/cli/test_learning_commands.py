@@ -7,7 +7,7 @@ import pytest
 
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.main import parse, run
-from jaxrl_lm.training.byte_model import write_byte_model
+from tests.byte_model import write_byte_model
 
 COMMON = ["--num-updates=1", "--batch-size=2", "--num-samples=1"]
 

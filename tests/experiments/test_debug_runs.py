@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl_lm.training.byte_model import write_byte_model
+from tests.byte_model import write_byte_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RATIO_ERROR = "first_minibatch_ratio_error_max"

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from jaxrl_lm.models import Encoder, from_pretrained, reward_heads, save_pretrained
 from jaxrl_lm.models.families import family_of
-from jaxrl_lm.training.byte_model import write_byte_model
+from tests.byte_model import write_byte_model
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e", "good", "bad", "long", "the", "end"]
 CONTEXT = 32

@@ -11,7 +11,7 @@ from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards import load_reward as load_by_name
 from jaxrl_lm.rewards import score_completions
 from jaxrl_lm.rewards.learned import load_reward
-from jaxrl_lm.training.byte_model import write_byte_model
+from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import CONTEXT, write_decoder, write_encoder
 
 PROMPTS = ["a b", "the c", "d", "a b c d e"]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jaxrl_lm.algorithms import PPOConfig
-from jaxrl_lm.training.byte_model import write_byte_model
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
+from tests.byte_model import write_byte_model
 
 
 @pytest.fixture(scope="session")

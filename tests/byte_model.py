@@ -1,4 +1,4 @@
-"""A tiny GPT-2 over bytes, made on the spot: something to train where no model is at hand."""
+"""A tiny GPT-2 over bytes, made on the spot: something to train in seconds."""
 
 from pathlib import Path
 

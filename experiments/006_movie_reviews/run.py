@@ -1,0 +1,232 @@
+"""People's ratings of film reviews become pairs, pairs a reward model, and SmolLM2 learns by PPO to please it.
+
+Three reward models are trained and judged on the same held-out pairs, each beside a bag of words of the same pairs:
+SmolLM2 and MiniLM (a BERT) on one half of the sentences, and MiniLM on the other half, as a judge that the policy's
+training never sees. Writes runs, `results.json` and `curves.png` to `runs/006_movie_reviews/`; the same command goes
+on where it was stopped.
+
+Reference: Hutto and Gilbert, 2014, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text
+(the ratings); Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxrl_lm import data, rewards, storage
+from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
+from jaxrl_lm.cli.demo import DIALOGUE
+from jaxrl_lm.data import Prompt, Rating
+from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
+from jaxrl_lm.training.language_ppo import train_language_ppo
+from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
+from jaxrl_lm.training.reward_model import train_reward_model
+from jaxrl_lm.training.run_files import run_stage
+
+RATINGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "movie_reviews" / "ratings.tsv"
+MARGIN = 1.0
+WORDS_A_PROMPT = 6
+ANSWER = AnswerConfig(max_new_tokens=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Ratings, pairs, reward models, PPO.
+
+    Attributes:
+        smollm2: folder of SmolLM2-135M-Instruct, or its hub id.
+        minilm: folder of all-MiniLM-L6-v2, or its hub id.
+        ratings: the movie-review table; its columns `text` and `rating` are read.
+        out: folder for the runs.
+        num_pairs: training pairs of the two reward models that are compared.
+        num_judge_pairs: training pairs of the judge.
+        num_held_out: pairs that all are judged on.
+        num_updates: of PPO.
+        num_prompts: sentences whose first words are prompts.
+        seed: of everything drawn.
+        debug: tiny models and a few updates, in seconds.
+    """
+
+    smollm2: str = os.environ.get("JAXRL_LM_SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    minilm: str = os.environ.get("JAXRL_LM_MINILM", "sentence-transformers/all-MiniLM-L6-v2")
+    ratings: Path = RATINGS
+    out: Path = Path("runs/006_movie_reviews")
+    num_pairs: int = 1600
+    num_judge_pairs: int = 6000
+    num_held_out: int = 1000
+    num_updates: int = 40
+    num_prompts: int = 256
+    seed: int = 0
+    debug: bool = False
+
+
+def debug_version(experiment: Experiment) -> Experiment:
+    """The same with the demo's small model in both places."""
+    tiny = str(DIALOGUE / "model")
+    sizes = {"num_pairs": 64, "num_judge_pairs": 64, "num_held_out": 64, "num_updates": 2, "num_prompts": 8}
+    return replace(experiment, out=experiment.out / "debug", smollm2=tiny, minilm=tiny, **sizes)
+
+
+def write_data(experiment: Experiment) -> list[Prompt]:
+    """Pairs of each half and of held-out sentences, no sentence in two of them; and prompts of the first half."""
+    ratings = data.read_ratings(experiment.ratings, text_column="text", rating_column="rating")
+    order = np.random.default_rng(experiment.seed).permutation(len(ratings))
+    num_held = len(ratings) // 8
+    half = (len(ratings) - num_held) // 2
+    parts = {
+        "held": (order[:num_held], experiment.num_held_out),
+        "policy": (order[num_held : num_held + half], experiment.num_pairs),
+        "judge": (order[num_held + half :], experiment.num_judge_pairs),
+    }
+    for name, (places, count) in parts.items():
+        rows = [ratings[place] for place in places]
+        pairs = data.pairs_from_ratings(rows, margin=MARGIN, num_pairs=count, seed=experiment.seed, prompt="")
+        data.write_jsonl(experiment.out / f"{name}.jsonl", pairs)
+    prompts = first_words([ratings[place] for place in parts["policy"][0]], experiment.num_prompts)
+    data.write_jsonl(experiment.out / "prompts.jsonl", prompts)
+    return prompts
+
+
+def first_words(rows: list[Rating], count: int) -> list[Prompt]:
+    """The first words of sentences that go on for at least twice as long."""
+    words = [row.text.split() for row in rows]
+    long = [each for each in words if len(each) >= 2 * WORDS_A_PROMPT][:count]
+    return [Prompt(prompt=" ".join(each[:WORDS_A_PROMPT]), columns={}) for each in long]
+
+
+def reward_settings(experiment: Experiment, name: str, model: str, part: str, rate: float) -> RewardTrainingConfig:
+    """One epoch, as Ziegler et al.; only the learning rate depends on the model."""
+    return RewardTrainingConfig(
+        model=model,
+        preferences=str(experiment.out / f"{part}.jsonl"),
+        evaluation=str(experiment.out / "held.jsonl"),
+        out=str(experiment.out / name),
+        batch_size=16,
+        max_tokens=64,
+        optimizer=AdamWConfig(learning_rate=rate, schedule="linear", warmup_fraction=0.1, weight_decay=0.0),
+        normalisation=NormalisationConfig(num_samples=16 if experiment.debug else 256),
+        evaluate_every=1000,  # at the end only
+        seed=experiment.seed,
+    )
+
+
+def ppo_settings(experiment: Experiment, reward_model: Path) -> LanguagePPOConfig:
+    """As experiment 001, but for the reward."""
+    return LanguagePPOConfig(
+        model=experiment.smollm2,
+        prompts=str(experiment.out / "prompts.jsonl"),
+        reward=f"model:{reward_model}",
+        out=str(experiment.out / "ppo"),
+        num_updates=experiment.num_updates,
+        batch_size=4 if experiment.debug else 48,
+        answers=ANSWER,
+        kl=KLConfig(coefficient=0.05, target=8.0, horizon=500),
+        ppo=PPOConfig(learning_rate=5e-5, num_epochs=2, num_minibatches=2, adam="tensorflow"),
+        seed=experiment.seed,
+        save_every=10,
+        keep_checkpoints=1,
+    )
+
+
+def compare(experiment: Experiment, prompts: list[Prompt], policies: dict[str, Path | str]) -> dict[str, Any]:
+    """What the reward model and the judge think of whole sentences, prompt and answer, of each policy."""
+    judges = {name: rewards.load_reward(f"model:{experiment.out / name / 'model'}") for name in ("smollm2", "judge")}
+    found: dict[str, Any] = {}
+    for policy, folder in policies.items():
+        answers = answer_prompts(
+            folder, prompts, batch_size=64, seed=experiment.seed, max_new_tokens=ANSWER.max_new_tokens
+        )
+        whole = [prompt.text() + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        scores = {name: judge(prompts=[""] * len(whole), completions=whole) for name, judge in judges.items()}
+        found[policy] = {name: mean_and_half_width(values) for name, values in scores.items()}
+        found[policy]["answers"] = whole[:8]
+    return found
+
+
+def mean_and_half_width(values: list[float]) -> dict[str, float]:
+    """Mean, and half the width of its 95 % interval over prompts."""
+    return {"mean": float(np.mean(values)), "half_width": float(1.96 * np.std(values, ddof=1) / len(values) ** 0.5)}
+
+
+def summarize_ppo(folder: storage.RunFolder) -> dict[str, float]:
+    """First update, and means over the last five."""
+    curves = {name: curve.values for name, curve in storage.read_metrics(folder).items()}
+    return {
+        "reward_start": float(curves["reward/mean"][0]),
+        "reward_std_start": float(curves["reward/std"][0]),
+        "reward_end": float(np.mean(curves["reward/mean"][-5:])),
+        "kl_end_nats_per_answer": float(np.mean(curves["kl/answer"][-5:])),
+        "kl_max_nats_per_answer": float(np.max(curves["kl/answer"])),
+        "first_minibatch_ratio_error_max": float(np.max(curves["ratio/first_max_error"])),
+    }
+
+
+def plot(experiment: Experiment, results: dict[str, Any], ppo: storage.RunFolder) -> None:
+    """Accuracies, the course of PPO, and what both judges think in the end."""
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    accuracy, judged, reward, kl = figure.subplots(2, 2).flat
+    _plot_accuracy(accuracy, results["reward_models"])
+    for place, (policy, row) in enumerate(results["policies"].items()):
+        means, widths = ([row[name][part] for name in ("smollm2", "judge")] for part in ("mean", "half_width"))
+        judged.bar(np.arange(2) + 0.4 * place, means, 0.38, yerr=widths, capsize=4, label=policy)
+    judged.set_xticks([0.2, 1.2], ["reward model of the training", "judge"])
+    judged.set(title="Score of prompt and answer, 95 % intervals", ylabel="standard deviations")
+    judged.legend()
+    curves = storage.read_metrics(ppo)
+    for panel, name, unit in ((reward, "reward/mean", "reward"), (kl, "kl/answer", "nats an answer")):
+        panel.plot(curves[name].steps, curves[name].values)
+        panel.set(title=name, xlabel="update", ylabel=unit)
+        panel.grid(alpha=0.3)
+    figure.savefig(experiment.out / "curves.png", dpi=110)
+
+
+def _plot_accuracy(panel: Axes, rows: dict[str, Any]) -> None:
+    for shift, kind in ((0.0, "reward_model"), (0.4, "bag_of_words")):
+        found = [row[kind] for row in rows.values()]
+        middle = np.array([each["estimate"] for each in found])
+        error = np.abs(np.array([[each["low"] for each in found], [each["high"] for each in found]]) - middle)
+        panel.bar(np.arange(len(found)) + shift, middle, 0.38, yerr=error, capsize=4, label=kind.replace("_", " "))
+    panel.set_xticks(np.arange(len(rows)) + 0.2, [f"{name}\n{row['num_pairs']} pairs" for name, row in rows.items()])
+    panel.set(title="Held-out pairs judged as people did, 95 % intervals", ylim=(0.5, 1.0))
+    panel.legend()
+
+
+def main(experiment: Experiment) -> None:
+    """Train what is not there yet, compare, write figures."""
+    if not experiment.ratings.is_file():
+        sys.exit(f"skipped: {experiment.ratings} is not there; --ratings names the movie-review table")
+    if experiment.debug:
+        experiment = debug_version(experiment)
+    experiment.out.mkdir(parents=True, exist_ok=True)
+    prompts = write_data(experiment)
+    stages = {
+        "minilm": (experiment.minilm, "policy", 1e-4, experiment.num_pairs),
+        "judge": (experiment.minilm, "judge", 1e-4, experiment.num_judge_pairs),
+        "smollm2": (experiment.smollm2, "policy", 5e-5, experiment.num_pairs),
+    }
+    models = {}
+    for name, (model, part, rate, num_pairs) in stages.items():
+        run = run_stage(train_reward_model, reward_settings(experiment, name, model, part, rate))
+        verdict = json.loads((run.path / "evaluation.json").read_text())
+        models[name] = {"num_pairs": num_pairs} | {
+            kind: verdict[kind]["accuracy"] for kind in ("reward_model", "bag_of_words")
+        }
+    ppo = run_stage(train_language_ppo, ppo_settings(experiment, experiment.out / "smollm2" / "model"))
+    policies = compare(experiment, prompts, {"before": experiment.smollm2, "after PPO": ppo.model_folder})
+    results = {"reward_models": models, "ppo": summarize_ppo(ppo), "policies": policies}
+    (experiment.out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    plot(experiment, results, ppo)
+    print(json.dumps(results, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Experiment))

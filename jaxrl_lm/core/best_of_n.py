@@ -1,0 +1,40 @@
+"""Best-of-n sampling: what the answer that a score picks from n is worth, and how far that leads from the policy."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def expected_best_of_n(scores: Float[Array, "*B N"], values: Float[Array, "*B N"], n: int) -> Float[Array, "*B"]:
+    """Mean value of the answer with the highest score among n, over all choices of n of the N answers.
+
+    With the answers sorted by score, the one of rank i (from 1) is the best of C(i - 1, n - 1) of the C(N, n) choices:
+
+        sum_i values_i C(i - 1, n - 1) / C(N, n)
+
+    Args:
+        scores: what picks; equal ones are broken by their order.
+        values: what is averaged; the scores themselves, or what another judge says.
+        n: answers to pick from, at most N.
+
+    Reference: Nakano et al., 2021, WebGPT: Browser-assisted question-answering with human feedback, appendix I.
+    """
+    num_answers = scores.shape[-1]
+    assert 1 <= n <= num_answers, f"n={n} of {num_answers} answers"
+    # w_N = n / N and w_(i-1) = w_i (i - n) / (i - 1): no factorial is ever formed.
+    rank = jnp.arange(num_answers, 1, -1, dtype=jnp.float32)
+    ratios = jnp.maximum(rank - n, 0) / (rank - 1)
+    weights = n / num_answers * jnp.cumprod(jnp.concatenate([jnp.ones(1), ratios]))[::-1]
+    order = jnp.argsort(scores, axis=-1)
+    return jnp.take_along_axis(values, order, axis=-1) @ weights
+
+
+def best_of_n_kl(n: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """KL divergence of the best of n from a single answer, where no two answers have the same score, nats.
+
+        log n - (n - 1) / n
+
+    It is an upper bound where answers repeat.
+
+    Reference: Stiennon et al., 2020, Learning to summarize from human feedback, appendix G.3.
+    """
+    return jnp.log(n) - (n - 1) / n
