@@ -6,14 +6,13 @@ from pathlib import Path
 # Tiny programs run once or twice; without LLVM's optimisations they compile in half the time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
-import jax
+# Compiled programs are kept, also those of scripts that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
 import pytest
 
-CHECKOUT = Path(__file__).parents[1]
-
 # The package itself is imported inside the fixtures: jaxtyping's hook must come before it.
-jax.config.update("jax_compilation_cache_dir", str(CHECKOUT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="session")

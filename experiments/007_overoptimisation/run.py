@@ -51,6 +51,7 @@ class Experiment:
         out: folder for the runs.
         seeds: each has its own pairs, proxies and policies.
         proxy_pairs: comparisons that the proxies learn from.
+        num_held_out: comparisons that all proxies are judged on, of other prompts.
         num_updates: of PPO.
         num_answers: to each prompt, for the best of n.
         noise: of the comparisons, in units of the gold reward.
@@ -60,6 +61,7 @@ class Experiment:
     out: Path = Path("runs/007_overoptimisation")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     proxy_pairs: tuple[int, ...] = (64, 256, 1024)
+    num_held_out: int = 256
     num_updates: int = 150
     num_answers: int = 128
     noise: float = 0.3
@@ -68,7 +70,7 @@ class Experiment:
 
 def debug_version(experiment: Experiment) -> Experiment:
     """Everything once, small."""
-    small = {"seeds": (0,), "proxy_pairs": (24,), "num_updates": 2, "num_answers": 4}
+    small = {"seeds": (0,), "proxy_pairs": (24,), "num_held_out": 4, "num_updates": 2, "num_answers": 4}
     return replace(experiment, out=experiment.out / "debug", **small)
 
 
@@ -97,7 +99,9 @@ def write_pairs(experiment: Experiment, start: Path, prompts: list[Prompt], seed
     labels = judged_pairs(experiment, start, training, largest, 2 * seed)
     for size in experiment.proxy_pairs:
         data.write_jsonl(folder / f"pairs-{size}.jsonl", labels[:size])
-    data.write_jsonl(folder / "held.jsonl", judged_pairs(experiment, start, prompts[::5], 256, 2 * seed + 1))
+    data.write_jsonl(
+        folder / "held.jsonl", judged_pairs(experiment, start, prompts[::5], experiment.num_held_out, 2 * seed + 1)
+    )
 
 
 def judged_pairs(
@@ -263,7 +267,7 @@ def main(experiment: Experiment) -> None:
     if experiment.debug:
         experiment = debug_version(experiment)
     experiment.out.mkdir(parents=True, exist_ok=True)
-    prompts = data.read_prompts(str(DIALOGUE / "prompts.jsonl"))
+    prompts = data.read_prompts(str(DIALOGUE / "prompts.jsonl"), limit=10 if experiment.debug else None)
     start = fine_tune(experiment)
     center, scale = gold_at_start(start, prompts)
     by_seed = [follow(experiment, start, prompts, seed) for seed in experiment.seeds]

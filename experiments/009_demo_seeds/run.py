@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from jaxrl_lm import rewards, storage
 from jaxrl_lm.cli.demo import DemoConfig, demo_chain
+from jaxrl_lm.training.reward_config import NormalisationConfig
 from jaxrl_lm.training.rlhf import run_rlhf, simulated_judge
 
 COLUMNS = ("gold", "proxy", "kl")
@@ -39,7 +40,14 @@ def run_seed(experiment: Experiment, seed: int) -> tuple[dict[str, Any], storage
     """Results of a chain: a row a policy; and the run of its PPO."""
     config = demo_chain(DemoConfig(out=str(experiment.out / f"seed-{seed}"), seed=seed))
     if experiment.debug:
-        config = replace(config, num_judged=4, ppo=replace(config.ppo, num_updates=2))
+        config = replace(
+            config,
+            num_judged=4,
+            labels=replace(config.labels, num_pairs=32),
+            sft=replace(config.sft, num_updates=1),
+            reward_model=replace(config.reward_model, num_updates=2, normalisation=NormalisationConfig(num_samples=16)),
+            ppo=replace(config.ppo, num_updates=2, batch_size=8),
+        )
     assert config.labels.gold is not None
     judge = simulated_judge(rewards.load_reward(config.labels.gold), noise=config.labels.noise, seed=seed)
     chain = run_rlhf(config, judge).folder

@@ -53,6 +53,8 @@ th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); t
   vertical-align: top; overflow-wrap: anywhere; }
 th { color: var(--faint); font-weight: 600; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+table.prose { table-layout: fixed; min-width: 40rem; }
+.prose td { white-space: pre-line; }
 td.name { font-family: ui-monospace, monospace; }
 img { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto 1rem; padding: .5rem;
   background: #fff; border: 1px solid var(--line); border-radius: 6px; }
@@ -94,13 +96,13 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
         _config_section(folder.read_config()),
     ]
     last = max((int(curve.steps.max()) for curve in curves.values()), default=None)
-    state = "no metrics yet" if last is None else f"up to update {last}"
+    state = "" if last is None else f", up to update {last}"
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f'<h1>{_visible(title)}</h1>\n<p class="faint">{_visible(folder.path.absolute().name)}, '
+        f'<h1>{_visible(title)}</h1>\n<p class="faint">{_visible(folder.path.absolute().name)}'
         f"{state}</p>\n{''.join(sections)}</body>\n</html>\n"
     )
     write_atomically(folder.report_file, page)
@@ -114,7 +116,7 @@ def _trainers_section(folder: RunFolder, section: Section) -> str:
         encoded = base64.b64encode((folder.path / section.picture).read_bytes()).decode("ascii")
         picture = f'<img alt="{_escape(section.title)}" src="data:image/png;base64,{encoded}">\n'
     rows = [[_visible(cell) for cell in row] for row in section.rows]
-    table = _table([_visible(head) for head in section.heads], rows) if rows else ""
+    table = _table([_visible(head) for head in section.heads], rows, is_prose=section.is_prose) if rows else ""
     strips = "".join(_strip(strip) for strip in section.strips)
     return f"<h2>{_visible(section.title)}</h2>\n{note}{picture}{table}{strips}"
 
@@ -190,7 +192,11 @@ def _config_section(config: dict[str, Any]) -> str:
     return f"<h2>Configuration</h2>\n{_table(['field', 'value'], rows)}" if rows else ""
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def _table(heads: list[str], rows: list[list[str]], *, is_prose: bool = False) -> str:
+    if is_prose:
+        head = "".join(f"<th>{name}</th>" for name in heads)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+        return f'<div class="wide"><table class="prose">\n<tr>{head}</tr>\n{body}</table></div>\n'
     numeric = ' class="number"' if len(heads) > 2 else ""
     head = f"<th>{heads[0]}</th>" + "".join(f"<th{numeric}>{name}</th>" for name in heads[1:])
     body = "".join(

@@ -33,6 +33,7 @@ class Section:
         note: a sentence or two below it.
         heads: of the table's columns.
         rows: of the table; each as long as `heads`.
+        is_prose: whether the cells are texts, which may be long, rather than numbers.
         picture: a PNG, its path from the run folder, or None.
         strips: coloured texts.
     """
@@ -41,6 +42,7 @@ class Section:
     note: str = ""
     heads: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    is_prose: bool = False
     picture: str | None = None
     strips: tuple[Strip, ...] = ()
 

@@ -51,7 +51,8 @@ def table_of(policies: list[PolicyAnswers]) -> tuple[tuple[str, ...], tuple[tupl
     rows = []
     for policy in policies:
         summary = summarize_policy(policy)
-        cells = [f"{summary[name]['mean']:.2f} ± {summary[name]['half_width'] or 0:.2f}" for name in names]
+        # Adding 0 to a rounded number makes -0.00 of what is next to nothing 0.00.
+        cells = [f"{round(summary[n]['mean'], 2) + 0:.2f} ± {summary[n]['half_width'] or 0:.2f}" for n in names]
         rows.append((policy.name, *cells))
     return heads, tuple(rows)
 
@@ -72,6 +73,7 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     yield Section(
         title="Answers side by side",
         heads=("prompt", *(policy.name for policy in policies)),
+        is_prose=True,
         rows=tuple((policies[0].prompts[row], *(policy.answers[row] for policy in policies)) for row in range(shown)),
     )
     last = policies[-1]
@@ -84,7 +86,7 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
 
 
 def _strips(policy: PolicyAnswers) -> Iterator[Strip]:
-    for number, strip in enumerate(policy.strips, 1):
+    for prompt, strip in zip(policy.prompts, policy.strips, strict=False):
         for name in ("rewards", "kl", "advantages"):
-            label = f"{number}. {name.removesuffix('s')}"
+            label = f"{prompt} | {name.removesuffix('s')}"
             yield Strip(label=label, pieces=tuple(strip.tokens), values=tuple(getattr(strip, name)))

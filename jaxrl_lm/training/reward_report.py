@@ -136,6 +136,7 @@ def _words(baseline: BagOfWords) -> Section:
     return Section(
         title="What the bag of words learned",
         heads=("direction", "words"),
+        is_prose=True,
         rows=(("for an answer", ", ".join(best)), ("against it", ", ".join(worst))),
     )
 
@@ -159,6 +160,7 @@ def _worst(held: Judgements, scores: np.ndarray, neural: Verdict) -> Section:
     return Section(
         title="Surest mistakes",
         note=f"Accuracy {show_interval(neural.accuracy)}; these are the held-out rows that cost most.",
+        is_prose=True,
         heads=("margin", "the model's choice" if held.num_answers > 1 else "answer", "people's"),
         rows=tuple(rows),
     )

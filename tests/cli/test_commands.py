@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jaxrl_lm import data
+from jaxrl_lm.cli import demo
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.doctor import advice
 from jaxrl_lm.cli.main import COMMANDS, parse, run
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.training.language_config import LanguagePPOConfig
+from jaxrl_lm.training.rlhf_config import RLHFConfig
 from tests.byte_model import write_byte_model
 
 BASE = ["ppo", "--model", "m", "--prompts", "p", "--reward", "vowels", "--out", "o"]
@@ -143,12 +147,23 @@ def test_doctor_advises_the_dtype_that_was_faster() -> None:
     assert "leave --dtype float32" in advice({"float32": 2.0, "bfloat16": 1.0})
 
 
-def test_demo_trains_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["demo", f"--out={tmp_path / 'demo'}", "--num-updates=2"]) == 0
-    again = expand_config_file(["ppo", f"--config={tmp_path / 'demo' / 'config.yaml'}"])
-    assert Path(parse(again).model).is_dir(), "the run's config must name a model that stays"
-    assert "samples after" in capfd.readouterr().out
-    assert (tmp_path / "demo" / "report.html").is_file()
+def test_demo_chains_all_stages_on_the_model_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chains: list[RLHFConfig] = []
+    monkeypatch.setattr(demo, "run_chain", chains.append)
+    assert run(["demo", f"--out={tmp_path / 'demo'}", "--seed=3"]) == 0
+    (chain,) = chains
+    assert {chain.seed, chain.sft.seed, chain.reward_model.seed, chain.ppo.seed} == {3}
+    assert len(data.read_prompts(chain.prompts)) == chain.num_judged
+    assert chain.sft_data is not None
+    assert data.read_prompt_completions(chain.sft_data)
+    from_pretrained(chain.model)
+    (weights,) = Path(chain.model).glob("*.msgpack")
+    assert weights.stat().st_size < 8e6
+
+
+def test_demo_refuses_a_folder_that_exists(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", f"--out={tmp_path}"]) == 2
+    assert "--out" in capfd.readouterr().err
 
 
 def test_ctrl_c_saves_and_exits_130(model: Path, tmp_path: Path) -> None:

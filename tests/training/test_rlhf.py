@@ -73,6 +73,8 @@ def test_every_stage_leaves_its_folder_and_all_policies_are_compared(result, con
     assert list(results) == ["base", "SFT", "PPO round 1", "PPO round 2"]
     assert results["SFT"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-5), "the fine-tuned model is the reference"
     assert all(row.keys() == {"gold", "proxy", "kl"} for row in results.values())
+    watched = storage.read_metrics(storage.RunFolder(out / "round-1" / "ppo"))["judge/gold"]
+    assert len(watched.values) == config.ppo.num_updates
     page = (out / "report.html").read_text()
     assert "Answers side by side" in page
     assert page.count('class="strip"') == 3 * 4, "reward, KL and advantage of each judged answer"
