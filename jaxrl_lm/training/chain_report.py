@@ -28,14 +28,22 @@ def write_chain_report(folder: storage.RunFolder, policies: list[PolicyAnswers])
 
 def summarize_policy(policy: PolicyAnswers) -> dict[str, dict[str, float | None]]:
     """Mean of every reward and of the KL to the reference, with half the width of a 95 % interval over answers."""
-    columns = policy.scores | {"kl": policy.kl}
     return {
         name: {
             "mean": float(np.mean(values)),
             "half_width": _half_width(values),
         }
-        for name, values in columns.items()
+        for name, values in _columns(policy).items()
     }
+
+
+def _columns(policy: PolicyAnswers) -> dict[str, np.ndarray]:
+    return policy.scores | {"kl": policy.kl}
+
+
+def _cell(values: np.ndarray) -> str:
+    # Adding 0 to a rounded number makes 0.00 of what would be -0.00.
+    return f"{round(float(np.mean(values)), 2) + 0:.2f} ± {_half_width(values) or 0:.2f}"
 
 
 def _half_width(values: np.ndarray) -> float | None:
@@ -50,10 +58,8 @@ def table_of(policies: list[PolicyAnswers]) -> tuple[tuple[str, ...], tuple[tupl
     heads = ("policy", *(f"{name} reward" if name != "kl" else "KL to the reference, nats" for name in names))
     rows = []
     for policy in policies:
-        summary = summarize_policy(policy)
-        # Adding 0 to a rounded number makes -0.00 of what is next to nothing 0.00.
-        cells = [f"{round(summary[n]['mean'], 2) + 0:.2f} ± {summary[n]['half_width'] or 0:.2f}" for n in names]
-        rows.append((policy.name, *cells))
+        columns = _columns(policy)
+        rows.append((policy.name, *(_cell(columns[name]) for name in names)))
     return heads, tuple(rows)
 
 
