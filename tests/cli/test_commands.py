@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[s
 
 def _dataclasses(kind: type) -> list[type]:
     nested = [field.default_factory for field in kind.__dataclass_fields__.values()]  # pyright: ignore
-    return [kind, *(each for each in nested if isinstance(each, type))]
+    return [kind, *(each for each in nested if isinstance(each, type) and is_dataclass(each))]
 
 
 def test_generate_prints_an_answer_to_each_prompt(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
