@@ -22,7 +22,7 @@ from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.envs.maze.environment import Maze, MazeState
 from jaxrl_lm.envs.maze.rendering import animate_episode, draw_level
 from jaxrl_lm.models.trunks import TrunkConfig
-from jaxrl_lm.rollouts.agent_policy import PolicyConfig, make_policy
+from jaxrl_lm.rollouts.agent_policy import Policy, PolicyConfig, make_policy
 from jaxrl_lm.training.environment import train_environment
 from jaxrl_lm.training.environment_config import TrainPPOConfig
 from jaxrl_lm.training.evaluate_run import evaluate_run, restore_run
@@ -40,7 +40,8 @@ class Experiment:
         num_seeds: trained together.
         total_steps: environment steps of each seed.
         num_envs: mazes of each seed at a time.
-        reward: "sparse", or "shaped" by the distance to the goal; unseen levels are judged by the sparse one.
+        observation: the whole "grid", or a "window" of 5x5 cells around the agent, beside the legal moves.
+        memory_size: units of a GRU; 0 for none.
         hidden_sizes: of the network.
         num_epochs: of an update.
         num_test_levels: unseen levels that every seed plays at the end.
@@ -52,7 +53,8 @@ class Experiment:
     num_seeds: int = 5
     total_steps: int = 4_000_000
     num_envs: int = 256
-    reward: Literal["sparse", "shaped"] = "sparse"
+    observation: Literal["grid", "window"] = "grid"
+    memory_size: int = 0
     hidden_sizes: tuple[int, ...] = (512, 256)
     num_epochs: int = 4
     num_test_levels: int = 2000
@@ -61,10 +63,13 @@ class Experiment:
 
 def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
     """The training run."""
+    # Who sees the whole grid sees the walls.
+    has_mask = experiment.observation == "window"
+    options = (f"observation={experiment.observation}", f"has_action_mask={str(has_mask).lower()}")
     config = TrainPPOConfig(
         out=str(folder),
         env="Maze-v0",
-        env_options=(f"size={experiment.size}", "observation=grid", f"reward={experiment.reward}", "num_levels=4096"),
+        env_options=(f"size={experiment.size}", *options, "reward=sparse", "num_levels=4096"),
         total_steps=experiment.total_steps,
         num_seeds=experiment.num_seeds,
         chunk_updates=16,
@@ -72,17 +77,19 @@ def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
         eval_episodes=256,
         save_every=20,
         num_envs=experiment.num_envs,
-        num_steps=32,
+        num_steps=64 if experiment.memory_size else 32,
         policy=PolicyConfig(
-            trunk=TrunkConfig(hidden_sizes=experiment.hidden_sizes, activation="relu", kind="mlp"), is_shared=True
+            trunk=TrunkConfig(hidden_sizes=experiment.hidden_sizes, activation="relu", kind="mlp"),
+            is_shared=True,
+            memory_size=experiment.memory_size,
         ),
         ppo=PPOConfig(
             learning_rate=1e-3,
             num_epochs=experiment.num_epochs,
             num_minibatches=8,
-            minibatch_unit="steps",
+            minibatch_unit="sequences" if experiment.memory_size else "steps",
             value_coefficient=0.5,
-            entropy_coefficient=0.01,
+            entropy_coefficient=0.003 if experiment.memory_size else 0.01,
             max_grad_norm=0.5,
         ),
     )
@@ -96,9 +103,7 @@ def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
 def summarize(config: TrainPPOConfig, experiment: Experiment) -> dict[str, Any]:
     """Every seed on unseen levels, and the interquartile means with their intervals."""
     num_levels = 32 if experiment.debug else experiment.num_test_levels
-    metrics = evaluate_run(
-        config, make_environment_ppo, env_options=("reward=sparse",), num_episodes=num_levels, seed=0
-    )
+    metrics = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=num_levels, seed=0)
     curves = storage.read_metrics(storage.RunFolder(Path(config.out)))
     ratio_error = float(np.max(curves["ratio/first_max_error"].values))
     results: dict[str, Any] = {"settings": {"size": experiment.size, "num_test_levels": num_levels}}
@@ -119,35 +124,68 @@ def plot_curves(config: TrainPPOConfig, path: Path) -> None:
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     for name, panel in zip(CURVES, figure.subplots(1, len(CURVES)), strict=True):
         storage.draw_seeds(panel, seeds[name], color="#0072B2")
-        panel.set_title(name)
-        if name != "episode/return" or config.env_options[2] == "reward=sparse":
-            panel.set_ylim(0, 1.02)
+        panel.set(title=name, ylim=(0, 1.02))
     figure.suptitle(f"{config.num_seeds} seeds: interquartile mean and 95 % interval, {config.env_options[0]}")
     figure.savefig(path, dpi=100)
 
 
 def draw_policy(config: TrainPPOConfig, folder: Path) -> None:
-    """Values and best moves of seed 0 in every cell of an unseen level, and its way through it."""
+    """The way of seed 0 through the unseen level with the longest way of all, and values where it looked.
+
+    Without a memory it can look from every cell, and the best moves are drawn too.
+    """
     task, state = restore_run(config, make_environment_ppo)
     env, params = task.held_out_env, task.held_out
     assert isinstance(env, Maze)
     learned = jax.tree.map(lambda leaf: leaf[0], state.learners).ppo.params
     policy = make_policy(config.policy, env, params)
-    level = int(np.argmax(np.asarray(start_distances(params))))  # the longest way of all
-    cells = jnp.arange(env.num_cells, dtype=jnp.int32)
-
-    def look(position: jax.Array) -> tuple[jax.Array, jax.Array]:
-        zeros = jnp.zeros_like(position)
-        states = MazeState(time=zeros, level=zeros + level, position=position)
-        seen = jax.vmap(env.observation, (0, None))(states, params)
-        is_first = jnp.ones(position.shape, bool)
-        return policy.value(learned, seen, is_first, None), policy.best(learned, seen, is_first, None)[0]
-
-    values, actions = look(cells)
-    way = walk(params.bank, level, np.asarray(actions), env.source.width)
+    level = int(np.argmax(np.asarray(start_distances(params))))
+    if policy.has_memory:
+        way, values = play(env, params, policy, learned, level)
+        actions = None
+    else:
+        values, actions = look(env, params, policy, learned, level)
+        way = walk(params.bank, level, actions, env.source.width)
     figure = draw_level(params.bank, level, env.source.width, values=values, policy=actions, path=way)
     figure.savefig(folder / "policy.png", dpi=100)
     animate_episode(params.bank, level, env.source.width, way, folder / "episode.gif", values=values)
+
+
+def look(env: Maze, params: Any, policy: Policy, learned: Any, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """Value and best move in every cell, for a policy without memory."""
+    position = jnp.arange(env.num_cells, dtype=jnp.int32)
+    zeros = jnp.zeros_like(position)
+    states = MazeState(time=zeros, level=zeros + level, position=position)
+    seen = jax.vmap(env.observation, (0, None))(states, params)
+    is_first = jnp.ones(position.shape, bool)
+    values = policy.value(learned, seen, is_first, None)
+    return np.asarray(values), np.asarray(policy.best(learned, seen, is_first, None)[0])
+
+
+def play(env: Maze, params: Any, policy: Policy, learned: Any, level: int) -> tuple[list[int], np.ndarray]:
+    """Cells of an episode by the best moves of a policy with memory, and its last value in each of them."""
+
+    def step(carry: Any, time: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        position, memory = carry
+        state = MazeState(time=time, level=jnp.int32(level), position=position)
+        seen = jax.tree.map(lambda leaf: leaf[None], env.observation(state, params))
+        is_first = (time == 0)[None]
+        value = policy.value(learned, seen, is_first, memory)[0]
+        actions, memory = policy.best(learned, seen, is_first, memory)
+        moved, _ = env.transition(state, actions[0], params)
+        return (moved.position, memory), (position, value)
+
+    start = params.bank.starts[level].astype(jnp.int32)
+    times = jnp.arange(int(params.max_steps_in_episode))
+    _, (positions, seen_values) = jax.jit(lambda carry: jax.lax.scan(step, carry, times))(
+        (start, policy.init_memory(1))
+    )
+    way = np.asarray(positions).tolist()
+    goal = int(params.bank.goals[level])
+    end = way.index(goal) if goal in way else len(way) - 1
+    values = np.full(env.num_cells, np.nan)
+    values[way[:end]] = np.asarray(seen_values)[:end]
+    return way[: end + 1], values
 
 
 def start_distances(params: Any) -> jax.Array:
