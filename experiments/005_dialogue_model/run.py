@@ -26,7 +26,7 @@ from jaxrl_lm.data import LanguageModeling, PromptCompletion
 from jaxrl_lm.models import CausalLM, from_pretrained, save_pretrained
 from jaxrl_lm.models.families import family_of
 from jaxrl_lm.rewards.manners import good_manners
-from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.sft import train_sft
 from jaxrl_lm.training.supervised_config import SFTConfig
 
@@ -107,7 +107,7 @@ def settings(experiment: Experiment, folder: Path) -> SFTConfig:
 def judge(model: Path) -> dict[str, Any]:
     """What the gold reward thinks of one answer to every prompt."""
     prompts = [data.Prompt(prompt=prompt, columns={}) for prompt, _ in corpus.prompts()]
-    answers = answer_prompts(model, prompts, batch_size=len(prompts), max_new_tokens=32)
+    answers = answer_prompts(model, prompts, AnsweringConfig(batch_size=len(prompts), max_new_tokens=32))
     scores = good_manners(prompts=[prompt.prompt for prompt in prompts], completions=answers)
     return {"gold_mean": float(np.mean(scores)), "gold_std": float(np.std(scores)), "answers": answers[:8]}
 

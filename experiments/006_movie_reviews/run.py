@@ -25,7 +25,7 @@ from jaxrl_lm import data, rewards, storage
 from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
 from jaxrl_lm.cli.demo import DIALOGUE
 from jaxrl_lm.data import Prompt, Rating
-from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
@@ -143,7 +143,9 @@ def compare(experiment: Experiment, prompts: list[Prompt], policies: dict[str, P
     found: dict[str, Any] = {}
     for policy, folder in policies.items():
         answers = answer_prompts(
-            folder, prompts, batch_size=64, seed=experiment.seed, max_new_tokens=ANSWER.max_new_tokens
+            folder,
+            prompts,
+            AnsweringConfig(batch_size=64, seed=experiment.seed, max_new_tokens=ANSWER.max_new_tokens),
         )
         whole = [prompt.text() + answer for prompt, answer in zip(prompts, answers, strict=True)]
         scores = {name: judge(prompts=[""] * len(whole), completions=whole) for name, judge in judges.items()}

@@ -26,7 +26,7 @@ from jaxrl_lm.core.best_of_n import best_of_n_kl, expected_best_of_n
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.rewards.manners import good_manners
 from jaxrl_lm.storage.plots import COLORS, running_mean
-from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
@@ -111,7 +111,7 @@ def judged_pairs(
     # A third more, for equal replies are left out.
     asked = [prompts[index] for index in data.prompt_order(len(prompts), count * 4 // 3, 0, seed)]
     doubled = [prompt for prompt in asked for _ in range(2)]
-    answers = answer_prompts(start, doubled, batch_size=256, seed=seed, max_new_tokens=MAX_NEW_TOKENS)
+    answers = answer_prompts(start, doubled, AnsweringConfig(batch_size=256, seed=seed, max_new_tokens=MAX_NEW_TOKENS))
     pairs = [
         Pair(prompt, first, second)
         for prompt, first, second in zip(asked, answers[::2], answers[1::2], strict=True)
@@ -166,7 +166,9 @@ def best_of_n(
     """Proxy and gold of the best of n replies, for n of 1, 2, 4, ..., by proxy."""
     count = experiment.num_answers
     asked = [prompt for prompt in prompts for _ in range(count)]
-    answers = answer_prompts(start, asked, batch_size=1600, seed=1000 + seed, max_new_tokens=MAX_NEW_TOKENS)
+    answers = answer_prompts(
+        start, asked, AnsweringConfig(batch_size=1600, seed=1000 + seed, max_new_tokens=MAX_NEW_TOKENS)
+    )
     texts = [prompt.text() for prompt in asked]
     gold = jnp.array(good_manners(prompts=texts, completions=answers)).reshape(-1, count)
     sizes = [2**power for power in range(count.bit_length())]
@@ -240,7 +242,7 @@ def _draw(panel: Axes, runs: list[Curves], color: str, label: str) -> None:
 def gold_at_start(start: Path, prompts: list[Prompt]) -> tuple[float, float]:
     """Mean and standard deviation of gold over ten replies to every prompt."""
     asked = prompts * 10
-    answers = answer_prompts(start, asked, batch_size=500, seed=99, max_new_tokens=MAX_NEW_TOKENS)
+    answers = answer_prompts(start, asked, AnsweringConfig(batch_size=500, seed=99, max_new_tokens=MAX_NEW_TOKENS))
     gold = good_manners(prompts=[prompt.text() for prompt in asked], completions=answers)
     return float(np.mean(gold)), float(np.std(gold))
 

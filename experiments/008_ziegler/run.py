@@ -25,7 +25,7 @@ from jaxrl_lm.cli.demo import DIALOGUE
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rewards.manners import good_manners
-from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
@@ -70,7 +70,7 @@ def write_stand_in(path: Path, num_rows: int, seed: int) -> None:
     known = data.read_prompts(str(DIALOGUE / "prompts.jsonl"))
     prompts = [known[index] for index in data.prompt_order(len(known), num_rows, 0, seed)]
     asked = [prompt for prompt in prompts for _ in range(NUM_SAMPLES)]
-    answers = answer_prompts(folder, asked, batch_size=64, seed=seed, max_new_tokens=24)
+    answers = answer_prompts(folder, asked, AnsweringConfig(batch_size=64, seed=seed, max_new_tokens=24))
     scores = good_manners(prompts=[prompt.text() for prompt in asked], completions=answers)
     rows = []
     for number, prompt in enumerate(prompts):

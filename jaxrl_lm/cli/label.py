@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jaxrl_lm import data, feedback, storage
 from jaxrl_lm.cli.config_file import expand_config_file
-from jaxrl_lm.cli.label_answers import AnsweringConfig, answer_all, read_answers
+from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all, read_answers
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode, Pairs
@@ -61,7 +61,7 @@ class ServeConfig:
     port: int = 8642
     hosts: tuple[str, ...] = ()
     end_when_done: bool = False
-    answering: AnsweringConfig = field(default_factory=AnsweringConfig)
+    answering: LabelAnsweringConfig = field(default_factory=LabelAnsweringConfig)
 
     def __post_init__(self) -> None:
         if self.out is None and self.database is None:

@@ -3,58 +3,32 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import jax.numpy as jnp
+from typing import Any
 
 from jaxrl_lm import data, feedback, storage
-from jaxrl_lm.cli.language import as_chat
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Answers, Mode
-from jaxrl_lm.training.answering import answer_prompts
-from jaxrl_lm.training.language_config import check_seed
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweringConfig:
+class LabelAnsweringConfig(AnsweringConfig):
     """How the policy answers.
 
     Attributes:
         num_completions: answers to a prompt; None for as many as an item of the mode shows.
-        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
-        max_new_tokens: length of the longest answer, in tokens.
-        temperature: divides the logits; 0 takes the likeliest token, so that all answers to a prompt are equal.
-        top_k: draw from the k likeliest tokens only; 0 for all.
-        top_p: draw from the smallest set of likeliest tokens whose probability reaches p; 1 for all.
-        min_new_tokens: no answer ends before so many tokens.
-        stop: texts of one token each that end an answer, beside the model's end-of-text token.
-        batch_size: answers made at a time.
-        seed: of sampling.
-        dtype: of activations.
     """
 
     num_completions: int | None = None
-    chat: bool = False
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    batch_size: int = 16
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_completions is not None and self.num_completions < 1:
             raise InputError(f"answering.num_completions={self.num_completions} must be at least 1")
-        if self.batch_size < 1:
-            raise InputError(f"answering.batch_size={self.batch_size} must be at least 1")
-        check_seed(self.seed)
 
 
 def answer_all(
-    policy: str, prompts: str, prompt_column: str, mode: Mode, config: AnsweringConfig, out: Path
+    policy: str, prompts: str, prompt_column: str, mode: Mode, config: LabelAnsweringConfig, out: Path
 ) -> list[Answers]:
     """The policy's answers: those of an earlier start, if it had the same options, or else new ones.
 
@@ -78,7 +52,8 @@ def answer_all(
         storage.RunFolder.open(out, made_by)
         return read_answers(str(file), "prompt")
     rows = data.read_prompts(prompts, column=prompt_column)
-    texts = _generate(policy, rows, num, config)
+    # Those of one prompt beside each other.
+    texts = answer_prompts(policy, [prompt for prompt in rows for _ in range(num)], config)
     answered = [
         {"prompt": prompt.prompt, "completions": texts[num * place : num * (place + 1)]}
         for place, prompt in enumerate(rows)
@@ -87,23 +62,6 @@ def answer_all(
         storage.RunFolder.create(out, made_by)
     storage.write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered))
     return read_answers(str(file), "prompt")
-
-
-def _generate(policy: str, prompts: list[data.Prompt], num: int, config: AnsweringConfig) -> list[str]:
-    """`num` answers to each prompt, those of one prompt beside each other."""
-    return answer_prompts(
-        policy,
-        [as_chat(prompt) if config.chat else prompt for prompt in prompts for _ in range(num)],
-        stop=config.stop,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        dtype=jnp.dtype(config.dtype),
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_new_tokens=config.min_new_tokens,
-    )
 
 
 def read_answers(source: str, prompt_column: str) -> list[Answers]:

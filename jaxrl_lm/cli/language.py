@@ -2,11 +2,10 @@
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import jax.numpy as jnp
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +13,9 @@ from rich.table import Table
 from jaxrl_lm import data, storage
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.group_config import GroupConfig
-from jaxrl_lm.training.language_config import LanguagePPOConfig, check_seed
+from jaxrl_lm.training.language_config import LanguagePPOConfig
 from jaxrl_lm.training.language_groups import train_language_groups
 from jaxrl_lm.training.language_ppo import train_language_ppo
 
@@ -59,7 +58,7 @@ def print_result(folder: storage.RunFolder, shown: tuple[str, ...] = _SHOWN) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(AnsweringConfig):
     """Answer prompts with a language model.
 
     Attributes:
@@ -67,41 +66,19 @@ class GenerateConfig:
         prompt: prompts, as text.
         prompts: a file of prompts, in any form that `ppo` reads.
         prompt_column: column of the file that holds the prompt.
-        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
         out: write answers as JSON lines to this file, which must not exist, instead of printing them.
-        max_new_tokens: length of the longest answer, in tokens.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draw from the k likeliest tokens only; 0 for all.
-        top_p: draw from the smallest set of likeliest tokens whose probability reaches p; 1 for all.
-        min_new_tokens: no answer ends before so many tokens.
-        stop: texts of one token each that end an answer, beside the model's end-of-text token.
-        batch_size: prompts answered at a time.
-        seed: of sampling.
-        dtype: of activations.
     """
 
     model: str
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT [TEXT ...]")] = ()
     prompts: str | None = None
     prompt_column: str = "prompt"
-    chat: bool = False
     out: str | None = None
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    batch_size: int = 16
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if not self.prompt and self.prompts is None:
             raise InputError("prompt: none given; give --prompt TEXT or --prompts FILE")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size} must be at least 1")
-        check_seed(self.seed)
+        super().__post_init__()
 
 
 def run_generate(config: GenerateConfig) -> None:
@@ -111,19 +88,7 @@ def run_generate(config: GenerateConfig) -> None:
     prompts = [Prompt(prompt=text, columns={}) for text in config.prompt]
     if config.prompts is not None:
         prompts += data.read_prompts(config.prompts, column=config.prompt_column)
-    answers = answer_prompts(
-        config.model,
-        [as_chat(prompt) for prompt in prompts] if config.chat else prompts,
-        stop=config.stop,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        dtype=jnp.dtype(config.dtype),
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_new_tokens=config.min_new_tokens,
-    )
+    answers = answer_prompts(config.model, prompts, config)
     pairs = list(zip(prompts, answers, strict=True))
     if config.out is None:
         for prompt, answer in pairs:
@@ -140,10 +105,3 @@ def _check_out_file(out: Path) -> None:
         raise InputError(f"out={str(out)!r} exists; choose another file")
     if not out.parent.is_dir():
         raise InputError(f"out={str(out)!r}: there is no folder {str(out.parent)!r}; make it first")
-
-
-def as_chat(prompt: Prompt) -> Prompt:
-    """The prompt as a user's message, if it is plain text."""
-    if not isinstance(prompt.prompt, str):
-        return prompt
-    return replace(prompt, prompt=[{"role": "user", "content": prompt.prompt}])

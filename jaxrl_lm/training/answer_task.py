@@ -16,6 +16,7 @@ from jaxrl_lm.data import Prompt
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import Generation, SamplingConfig
+from jaxrl_lm.training.language_config import AnswerTrainingConfig
 from jaxrl_lm.training.loop import LoopConfig, run_updates
 from jaxrl_lm.training.run_files import check_out, open_run, write_samples_after
 from jaxrl_lm.types import Metrics, PyTree
@@ -59,11 +60,11 @@ class AnswerTask:
         return params
 
 
-def load_answer_task(config: Any, head: Literal["value"] | None) -> tuple[AnswerTask, PyTree]:
+def load_answer_task(config: AnswerTrainingConfig, head: Literal["value"] | None) -> tuple[AnswerTask, PyTree]:
     """Load model, tokenizer, prompts and reward function.
 
     Args:
-        config: settings with `model`, `prompts`, `prompt_column`, `reward`, `judges`, `answers`, `dtype` and `remat`.
+        config: the settings.
         head: of the policy.
 
     Returns:

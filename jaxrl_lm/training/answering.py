@@ -1,37 +1,77 @@
 """Answers of a model folder to many prompts, batch by batch."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import data, models, rollouts
 from jaxrl_lm.data import Prompt
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import SamplingConfig
+from jaxrl_lm.training.language_config import check_seed
 
 
-def answer_prompts(
-    model_name: str | Path,
-    prompts: list[Prompt],
-    *,
-    stop: tuple[str, ...] = (),
-    batch_size: int = 16,
-    seed: int = 0,
-    dtype: Any = jnp.float32,
-    **sampling: Any,
-) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class AnsweringConfig:
+    """How a model answers prompts outside of learning.
+
+    Attributes:
+        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
+        max_new_tokens: length of the longest answer, in tokens.
+        temperature: divides the logits; 0 takes the likeliest token, so that all answers to a prompt are equal.
+        top_k: draw from the k likeliest tokens only; 0 for all.
+        top_p: draw from the smallest set of likeliest tokens whose probability reaches p; 1 for all.
+        min_new_tokens: no answer ends before so many tokens.
+        stop: texts of one token each that end an answer, beside the model's end-of-text token.
+        batch_size: prompts answered at a time; answers do not depend on it.
+        seed: of sampling.
+        dtype: of activations.
+    """
+
+    chat: bool = False
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    batch_size: int = 16
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} must be at least 1")
+        check_seed(self.seed)
+
+    def sampling(self, stop_tokens: tuple[int, ...], pad_token: int) -> SamplingConfig:
+        """The tokens' part.
+
+        Raises:
+            InputError: a field is out of range.
+        """
+        return SamplingConfig(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_new_tokens=self.min_new_tokens,
+            stop_tokens=stop_tokens,
+            pad_token=pad_token,
+        )
+
+
+def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: AnsweringConfig) -> list[str]:
     """Load a model and answer each prompt.
 
     Args:
         model_name: a folder or a Hugging Face hub id.
         prompts: plain or conversational.
-        stop: texts of one token each that end an answer, beside the model's end-of-text token.
-        batch_size: prompts answered at a time; answers do not depend on it.
-        seed: of sampling.
-        dtype: of activations.
-        **sampling: fields of `SamplingConfig`, but for the tokens, which the tokenizer knows.
+        config: how.
 
     Returns:
         the answers' texts.
@@ -40,18 +80,25 @@ def answer_prompts(
         InputError: the model, a prompt or a setting is not what it must be.
     """
     folder = resolve_folder(model_name)
-    model, params = models.from_pretrained(folder, dtype=dtype)
+    model, params = models.from_pretrained(folder, dtype=jnp.dtype(config.dtype))
     tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
-    pad_id = data.padding_token(tokenizer)
-    config = SamplingConfig(stop_tokens=data.stop_token_ids(tokenizer, stop), pad_token=pad_id, **sampling)
-    longest = rollouts.longest_prompt(model, config.max_new_tokens)
-    ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)
+    sampling = config.sampling(data.stop_token_ids(tokenizer, config.stop), data.padding_token(tokenizer))
+    longest = rollouts.longest_prompt(model, sampling.max_new_tokens)
+    asked = [_as_chat(prompt) for prompt in prompts] if config.chat else prompts
+    ids = data.encode_prompts(asked, tokenizer, max_tokens=longest)
     width = max(map(len, ids))
-    key, answers = jax.random.key(seed), []
-    for start in range(0, len(ids), batch_size):
-        rows = ids[start : start + batch_size]
-        input_ids, mask = data.left_pad(rows, pad_id=pad_id, width=width)
+    key, answers = jax.random.key(config.seed), []
+    for start in range(0, len(ids), config.batch_size):
+        rows = ids[start : start + config.batch_size]
+        input_ids, mask = data.left_pad(rows, pad_id=sampling.pad_token, width=width)
         # A row's key comes from its place among all prompts, so that answers do not depend on the batch size.
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(start + jnp.arange(len(rows)))
-        answers += rollouts.decode(tokenizer, rollouts.generate(model, params, input_ids, mask, keys, config))
+        answers += rollouts.decode(tokenizer, rollouts.generate(model, params, input_ids, mask, keys, sampling))
     return answers
+
+
+def _as_chat(prompt: Prompt) -> Prompt:
+    """The prompt as a user's message, if it is plain text."""
+    if not isinstance(prompt.prompt, str):
+        return prompt
+    return replace(prompt, prompt=[{"role": "user", "content": prompt.prompt}])

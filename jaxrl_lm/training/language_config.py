@@ -70,8 +70,8 @@ class KLConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguagePPOConfig:
-    """PPO on a language model: answer prompts, score the answers, learn.
+class AnswerTrainingConfig:
+    """What all reinforcement learning on a language model has: answer prompts, score the answers, learn.
 
     Attributes:
         model: policy to start from, and reference: a folder or a Hugging Face hub id.
@@ -83,17 +83,8 @@ class LanguagePPOConfig:
         out: folder of the run; must not exist yet, unless resuming.
         prompt_column: column of the prompts file that holds the prompt.
         num_updates: updates to make.
-        batch_size: answers an update, one a prompt.
-        discount: gamma.
-        trace_decay: lambda of GAE.
+        batch_size: answers an update.
         answers: how answers are drawn.
-        kl: penalty for leaving the reference.
-        ppo: the update.
-        value_model: a folder or hub id to start a separate value network from: a reward model that reads the
-            policy's tokens, or any causal language model of its vocabulary. None puts a value head on the policy.
-        rescore: compute the answers' log-probabilities and values again before learning, by the very function that
-            learns, so that the first ratio is 1 in any dtype. Off, those of decoding are taken: a forward pass
-            less, and a first ratio that is 1 up to what decoding rounds: leave it on in bfloat16.
         dtype: of activations; parameters, optimizer and losses are float32.
         remat: recompute activations in the backward pass: less memory, a third more work.
         seed: of prompts' order, sampling and shuffling.
@@ -112,13 +103,7 @@ class LanguagePPOConfig:
     prompt_column: str = "prompt"
     num_updates: int = 100
     batch_size: int = 64
-    discount: float = 1.0
-    trace_decay: float = 0.95
     answers: AnswerConfig = field(default_factory=AnswerConfig)
-    kl: KLConfig = field(default_factory=KLConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    value_model: str | None = None
-    rescore: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     seed: int = 0
@@ -133,6 +118,33 @@ class LanguagePPOConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePPOConfig(AnswerTrainingConfig):
+    """PPO on a language model; one answer a prompt.
+
+    Attributes:
+        discount: gamma.
+        trace_decay: lambda of GAE.
+        kl: penalty for leaving the reference.
+        ppo: the update.
+        value_model: a folder or hub id to start a separate value network from: a reward model that reads the
+            policy's tokens, or any causal language model of its vocabulary. None puts a value head on the policy.
+        rescore: compute the answers' log-probabilities and values again before learning, by the very function that
+            learns, so that the first ratio is 1 in any dtype. Off, those of decoding are taken: a forward pass
+            less, and a first ratio that is 1 up to what decoding rounds: leave it on in bfloat16.
+    """
+
+    discount: float = 1.0
+    trace_decay: float = 0.95
+    kl: KLConfig = field(default_factory=KLConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    value_model: str | None = None
+    rescore: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("discount", "trace_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")

@@ -20,7 +20,7 @@ from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
 from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, apply_model, make_reader, score_rows
 from jaxrl_lm.training import judgements, reward_report
-from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.judgements import Judgement, Judgements
 from jaxrl_lm.training.judging import Verdict, judge
 from jaxrl_lm.training.loop import LoopConfig, run_updates
@@ -217,9 +217,7 @@ def _references(config: RewardTrainingConfig, rows: list[Judgement], reader: Tex
         answers = answer_prompts(
             settings.policy,
             [Prompt(prompt=prompt, columns={}) for prompt in prompts],
-            seed=config.seed,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
+            AnsweringConfig(seed=config.seed, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature),
         )
     return [reader.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 

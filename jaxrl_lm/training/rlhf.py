@@ -13,7 +13,7 @@ from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards.annotator import prefers_first
 from jaxrl_lm.rewards.text_rewards import MODEL_PREFIX
-from jaxrl_lm.training.answering import answer_prompts
+from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.chain_report import write_chain_report
 from jaxrl_lm.training.comparison import PolicyAnswers, compare_policies
 from jaxrl_lm.training.language_ppo import train_language_ppo
@@ -157,11 +157,13 @@ def _make_pairs(config: RLHFConfig, policy: str | Path, prompts: list[Prompt], r
     texts = answer_prompts(
         policy,
         [prompt for prompt in asked for _ in range(2)],
-        stop=answers.stop,
-        batch_size=64,
-        seed=_seed(config.seed, number),
-        max_new_tokens=answers.max_new_tokens,
-        temperature=answers.temperature,
+        AnsweringConfig(
+            stop=answers.stop,
+            batch_size=64,
+            seed=_seed(config.seed, number),
+            max_new_tokens=answers.max_new_tokens,
+            temperature=answers.temperature,
+        ),
     )
     pairs = [
         Pair(prompt, first, second)

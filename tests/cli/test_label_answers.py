@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl_lm.cli.label_answers import AnsweringConfig, answer_all
+from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all
 from jaxrl_lm.errors import InputError
 from tests.byte_model import write_byte_model
 
-CONFIG = AnsweringConfig(max_new_tokens=4, batch_size=4)
+CONFIG = LabelAnsweringConfig(max_new_tokens=4, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_policy_answers_each_prompt_as_often_as_the_mode_shows(model: str, p
 
 
 def test_answers_are_made_once_and_only_with_the_same_options(model: str, prompts: str, tmp_path: Path) -> None:
-    def answers(config: AnsweringConfig):
+    def answers(config: LabelAnsweringConfig):
         return answer_all(model, prompts, "prompt", "pairwise", config, tmp_path / "answers")
 
     first = answers(CONFIG)
@@ -50,6 +50,6 @@ def test_answers_are_made_once_and_only_with_the_same_options(model: str, prompt
 
 def test_answering_options_are_checked() -> None:
     with pytest.raises(InputError, match=r"answering\.num_completions=0"):
-        AnsweringConfig(num_completions=0)
-    with pytest.raises(InputError, match=r"answering\.batch_size=0"):
-        AnsweringConfig(batch_size=0)
+        LabelAnsweringConfig(num_completions=0)
+    with pytest.raises(InputError, match=r"^batch_size=0"):
+        LabelAnsweringConfig(batch_size=0)
