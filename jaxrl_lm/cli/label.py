@@ -146,6 +146,15 @@ def parse_label(args: list[str]) -> Callable[[], None]:
 
 def run_serve(config: ServeConfig) -> None:
     """Make or read the answers, and serve the page until Ctrl-C."""
+    serve_labels(config)
+
+
+def serve_labels(config: ServeConfig) -> bool:
+    """Make or read the answers, and serve the page until Ctrl-C, or until all is labelled where that is wanted.
+
+    Returns:
+        whether it was Ctrl-C.
+    """
     console = Console(file=sys.stdout)
     rows = None if config.answers is None else read_answers(config.answers, config.prompt_column)
     found = None if rows is None else feedback.make_items(rows, config.mode, pairs=config.pairs)
@@ -160,13 +169,16 @@ def run_serve(config: ServeConfig) -> None:
             store = feedback.LabelStore(
                 engine, mode=config.mode, overlap=config.overlap, lease_seconds=60 * config.lease_minutes
             )
+            is_stopped = False
             try:
                 feedback.serve(
                     store, listener, hosts=config.hosts, is_ended_when_done=config.end_when_done, announce=_announce
                 )
             except KeyboardInterrupt:
+                is_stopped = True
                 console.print("Stopped.")
             print_statistics(feedback.compute_statistics(engine, config.mode))
+    return is_stopped
 
 
 def run_export(config: ExportConfig) -> None:

@@ -1,5 +1,6 @@
 """`jaxrl-lm rlhf`: the whole chain, with labels from a simulated annotator, a file, or people on a web page."""
 
+import signal
 from pathlib import Path
 
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.table import Table
 from jaxrl_lm import rewards, storage
 from jaxrl_lm.data import Preference
 from jaxrl_lm.training.chain_report import table_of
+from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.rlhf import ChainResult, Judge, Pair, file_judge, run_rlhf, simulated_judge
 from jaxrl_lm.training.rlhf_config import RLHFConfig
 
@@ -36,26 +38,29 @@ def _judge(config: RLHFConfig) -> Judge:
     if labels.file is not None:
         return file_judge(labels.file)
     if labels.annotator == "page":
-        return _page_judge(labels.port)
+        return page_judge(labels.port)
     assert labels.gold is not None
     return simulated_judge(rewards.load_reward(labels.gold), noise=labels.noise, seed=config.seed)
 
 
-def _page_judge(port: int) -> Judge:
+def page_judge(port: int) -> Judge:
     """A judge that serves the pairs on the page of `jaxrl-lm label` until all have been judged."""
     # The packages of the extra are needed only here.
-    from jaxrl_lm.cli.label import ServeConfig, run_serve
+    from jaxrl_lm.cli.label import ServeConfig, serve_labels
     from jaxrl_lm.feedback import export_labels, open_database
 
     def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
-        del number
         room = folder / "people"
         answers = room / "answers.jsonl"
         room.mkdir(exist_ok=True)
         rows = [{"prompt": pair.prompt.prompt, "completions": [pair.first, pair.second]} for pair in pairs]
         storage.write_atomically(answers, "")
         storage.append_jsonl(answers, rows)
-        run_serve(ServeConfig(out=str(room), answers=str(answers), port=port, end_when_done=True))
+        if serve_labels(ServeConfig(out=str(room), answers=str(answers), port=port, end_when_done=True)):
+            raise Interrupted(
+                f"stopped while round {number} was being labelled; the labels are kept, and the same command goes on",
+                signal.SIGINT,
+            )
         engine = open_database(f"sqlite:///{room / 'labels.sqlite'}", is_new_allowed=False)
         found = export_labels(engine, "pairwise").rows
         return [Preference(prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]) for row in found]

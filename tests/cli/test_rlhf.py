@@ -1,0 +1,48 @@
+"""People as judges of a chain: what they say on the page becomes the labels, and Ctrl-C stops the chain."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxrl_lm import feedback
+from jaxrl_lm.cli.rlhf import page_judge
+from jaxrl_lm.data import Preference, Prompt
+from jaxrl_lm.feedback import LabelStore
+from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.rlhf import Pair
+
+PAIRS = [
+    Pair(Prompt(prompt=f"p{number}", columns={}), f"short {number}", f"a longer one {number}") for number in range(3)
+]
+
+
+def prefer_longer(store: LabelStore, most: int) -> None:
+    """Ann judges so many pairs: the longer answer is better."""
+    ann = store.find_annotator("ann").id
+    for _ in range(most):
+        lease = store.next_lease(ann)
+        if lease is None:
+            return
+        longest = max(lease.completions, key=len)
+        store.label(ann, lease.id, str(lease.completions.index(longest)))
+
+
+def test_peoples_choices_become_preferences_and_ctrl_c_stops_the_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(store: LabelStore, *args: object, **options: object) -> None:
+        prefer_longer(store, 1)
+        raise KeyboardInterrupt
+
+    def finished(store: LabelStore, *args: object, **options: object) -> None:
+        assert options["is_ended_when_done"]
+        prefer_longer(store, 9)
+
+    judge = page_judge(port=0)
+    monkeypatch.setattr(feedback, "serve", interrupted)
+    with pytest.raises(Interrupted, match="the labels are kept"):
+        judge(PAIRS, tmp_path, 1)
+    monkeypatch.setattr(feedback, "serve", finished)
+    labels = judge(PAIRS, tmp_path, 1)
+    expected = [Preference(prompt=pair.prompt.prompt, chosen=pair.second, rejected=pair.first) for pair in PAIRS]
+    assert sorted(labels, key=lambda label: str(label.prompt)) == expected
