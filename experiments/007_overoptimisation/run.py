@@ -147,7 +147,7 @@ def optimize(experiment: Experiment, start: Path, proxy: Path, seed: int, size: 
         model=str(start),
         prompts=str(DIALOGUE / "prompts.jsonl"),
         reward=f"model:{proxy}",
-        judges={"gold": GOLD},
+        judges=(f"gold={GOLD}",),
         out=str(experiment.out / f"seed-{seed}" / f"ppo-{size}"),
         num_updates=experiment.num_updates,
         batch_size=8 if experiment.debug else 64,

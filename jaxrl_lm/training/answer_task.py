@@ -74,7 +74,7 @@ def load_answer_task(config: AnswerTrainingConfig, head: Literal["value"] | None
         InputError: one of them is not what it must be.
     """
     reward = rewards.load_reward(config.reward)
-    judges = {name: rewards.load_reward(spec) for name, spec in config.judges.items()}
+    judges = dict(zip(config.judge_names, map(rewards.load_reward, config.judge_rewards), strict=True))
     prompts = data.read_prompts(config.prompts, column=config.prompt_column)
     folder = resolve_folder(config.model)
     model, params = models.from_pretrained(folder, head, dtype=jnp.dtype(config.dtype), is_remat=config.remat)

@@ -78,8 +78,8 @@ class AnswerTrainingConfig:
         prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or hub:NAME[:SPLIT].
         reward: a built-in's name, model:FOLDER (a reward model), module:function or file.py:function, called as
             f(prompts, completions, **columns) -> list[float].
-        judges: further rewards by name, as `--judges gold good_manners`; they score the same answers for the curves
-            `judge/NAME`, and are never learned from.
+        judges: further rewards, each as NAME=REWARD; they score the same answers for the curves `judge/NAME`, and
+            are never learned from.
         out: folder of the run; must not exist yet, unless resuming.
         prompt_column: column of the prompts file that holds the prompt.
         num_updates: updates to make.
@@ -99,7 +99,7 @@ class AnswerTrainingConfig:
     prompts: str
     reward: str
     out: str
-    judges: dict[str, str] = field(default_factory=dict)
+    judges: tuple[str, ...] = ()
     prompt_column: str = "prompt"
     num_updates: int = 100
     batch_size: int = 64
@@ -118,6 +118,20 @@ class AnswerTrainingConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         check_seed(self.seed)
+        for index, judge in enumerate(self.judges):
+            name, _, reward = judge.partition("=")
+            if not (name and reward) or name in self.judge_names[:index]:
+                raise InputError(f"judges={judge!r} must be NAME=REWARD, each name once, as in gold=good_manners")
+
+    @property
+    def judge_names(self) -> list[str]:
+        """What stands before the first = of each judge."""
+        return [judge.partition("=")[0] for judge in self.judges]
+
+    @property
+    def judge_rewards(self) -> list[str]:
+        """What stands behind it."""
+        return [judge.partition("=")[2] for judge in self.judges]
 
 
 @dataclass(frozen=True, kw_only=True)

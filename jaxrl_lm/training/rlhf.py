@@ -199,7 +199,7 @@ def _optimize(config: RLHFConfig, start: str | Path, reward_model: Path, room: P
         prompts=config.prompts,
         prompt_column=config.prompt_column,
         reward=f"{MODEL_PREFIX}{reward_model}",
-        judges=config.ppo.judges | ({} if config.labels.gold is None else {"gold": config.labels.gold}),
+        judges=(*config.ppo.judges, *([] if config.labels.gold is None else [f"gold={config.labels.gold}"])),
         out=str(room / "ppo"),
     )
     return run_stage(train_language_ppo, stage).model_folder

@@ -65,7 +65,13 @@ def test_config_file_has_the_same_names_and_the_command_line_wins(tmp_path: Path
 
 def test_the_config_of_a_run_is_a_config_file(tmp_path: Path, model: Path) -> None:
     (tmp_path / "p.txt").write_text("ab\n")
-    options = ["--batch-size=2", "--num-updates=1", "--answers.max-new-tokens=3", "--num-samples=1"]
+    options = [
+        "--batch-size=2",
+        "--num-updates=1",
+        "--answers.max-new-tokens=3",
+        "--num-samples=1",
+        "--judges=a=vowels",
+    ]
     first = [f"--model={model}", f"--prompts={tmp_path / 'p.txt'}", "--reward=vowels", f"--out={tmp_path / 'run'}"]
     assert run(["ppo", *first, *options]) == 0
     again = expand_config_file(["ppo", f"--config={tmp_path / 'run' / 'config.yaml'}"])

@@ -81,12 +81,15 @@ def test_ratio_is_one_on_the_first_minibatch_of_every_update(make_config: MakeCo
 
 
 def test_judges_score_the_same_answers_and_change_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
-    watched = read_metrics(train_language_ppo(make_config(num_updates=2, judges={"same": "vowels"})))
+    watched = read_metrics(train_language_ppo(make_config(num_updates=2, judges=("same=vowels",))))
     alone = read_metrics(train_language_ppo(make_config(num_updates=2, out=str(tmp_path / "alone"))))
     assert np.array_equal(watched["judge/same"].values, watched["reward/mean"].values)
     assert np.array_equal(watched["reward/mean"].values, alone["reward/mean"].values)
     with pytest.raises(InputError, match="vowles"):
-        train_language_ppo(make_config(judges={"same": "vowles"}, out=str(tmp_path / "none")))
+        train_language_ppo(make_config(judges=("same=vowles",), out=str(tmp_path / "none")))
+    for judges in (("vowels",), ("=vowels",), ("a=",), ("a=vowels", "a=good_manners")):
+        with pytest.raises(InputError, match="NAME=REWARD"):
+            make_config(judges=judges)
 
 
 def test_kl_starts_at_zero_and_the_reference_stays(make_config: MakeConfig) -> None:
