@@ -11,6 +11,11 @@ from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePP
 from tests.byte_model import write_byte_model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _pictures_drawn_once(pictures_drawn_once: None) -> None:
+    """Many runs here are alike."""
+
+
 @pytest.fixture(scope="session")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny GPT-2 over bytes."""
