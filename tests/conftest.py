@@ -1,5 +1,6 @@
 """Fixtures that several rooms share, and JAX's cache of compiled programs."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,9 +11,43 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import numpy as np
 import pytest
 
+# While jaxtyping's hook loads a module of the package, what that imports for the first time is compiled from source.
+for name in (
+    "flax.linen",
+    "gymnax",
+    "matplotlib.figure",
+    "orbax.checkpoint",
+    "scipy.stats",
+    "torch",
+    "transformers.modeling_rope_utils",
+):
+    if importlib.util.find_spec(name.partition(".")[0]) is not None:
+        importlib.import_module(name)
+
 # The package itself is imported inside the fixtures: jaxtyping's hook must come before it.
+
+_PICTURES: dict[tuple, bytes] = {}
+
+
+@pytest.fixture(scope="module")
+def pictures_drawn_once():
+    """Runs of as many updates with the same metrics share their pictures, which take longer to draw than to train."""
+    from jaxrl_lm.storage import plots
+
+    draw = plots._png
+
+    def draw_once(title, curves):
+        key = (title, *((name, np.isfinite(curve.values).tobytes()) for name, curve in curves.items()))
+        if key not in _PICTURES:
+            _PICTURES[key] = draw(title, curves)
+        return _PICTURES[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_png", draw_once)
+        yield
 
 
 @pytest.fixture(scope="session")

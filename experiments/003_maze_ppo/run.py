@@ -96,13 +96,20 @@ def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
     if not experiment.debug:
         return config
     return replace(
-        config, env_options=(*config.env_options, "max_steps=32"), total_steps=2048, num_envs=16, num_seeds=2
+        config,
+        env_options=(*config.env_options[:3], "num_levels=64", "max_steps=32"),
+        total_steps=2048,
+        num_envs=16,
+        num_seeds=2,
+        eval_episodes=16,
+        policy=replace(config.policy, trunk=replace(config.policy.trunk, hidden_sizes=(16,))),
+        ppo=replace(config.ppo, num_epochs=1),
     )
 
 
 def summarize(config: TrainPPOConfig, experiment: Experiment) -> dict[str, Any]:
     """Every seed on unseen levels, and the interquartile means with their intervals."""
-    num_levels = 32 if experiment.debug else experiment.num_test_levels
+    num_levels = 16 if experiment.debug else experiment.num_test_levels
     metrics = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=num_levels, seed=0)
     curves = storage.read_metrics(storage.RunFolder(Path(config.out)))
     ratio_error = float(np.max(curves["ratio/first_max_error"].values))

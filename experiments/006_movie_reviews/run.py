@@ -72,7 +72,7 @@ class Experiment:
 def debug_version(experiment: Experiment) -> Experiment:
     """The same with the demo's small model in both places."""
     tiny = str(DIALOGUE / "model")
-    sizes = {"num_pairs": 64, "num_judge_pairs": 64, "num_held_out": 64, "num_updates": 2, "num_prompts": 8}
+    sizes = {"num_pairs": 32, "num_judge_pairs": 32, "num_held_out": 16, "num_updates": 2, "num_prompts": 8}
     return replace(experiment, out=experiment.out / "debug", smollm2=tiny, minilm=tiny, **sizes)
 
 

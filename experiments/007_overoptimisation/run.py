@@ -70,7 +70,7 @@ class Experiment:
 
 def debug_version(experiment: Experiment) -> Experiment:
     """Everything once, small."""
-    small = {"seeds": (0,), "proxy_pairs": (24,), "num_held_out": 4, "num_updates": 2, "num_answers": 4}
+    small = {"seeds": (0,), "proxy_pairs": (16,), "num_held_out": 4, "num_updates": 2, "num_answers": 4}
     return replace(experiment, out=experiment.out / "debug", **small)
 
 
@@ -239,9 +239,9 @@ def _draw(panel: Axes, runs: list[Curves], color: str, label: str) -> None:
         panel.plot(*means, style, color=color, linewidth=2, label=label if name == "gold" else None)
 
 
-def gold_at_start(start: Path, prompts: list[Prompt]) -> tuple[float, float]:
-    """Mean and standard deviation of gold over ten replies to every prompt."""
-    asked = prompts * 10
+def gold_at_start(experiment: Experiment, start: Path, prompts: list[Prompt]) -> tuple[float, float]:
+    """Mean and standard deviation of gold over ten replies to every prompt, or fewer when debugging."""
+    asked = prompts * min(10, experiment.num_answers)
     answers = answer_prompts(start, asked, AnsweringConfig(batch_size=500, seed=99, max_new_tokens=MAX_NEW_TOKENS))
     gold = good_manners(prompts=[prompt.text() for prompt in asked], completions=answers)
     return float(np.mean(gold)), float(np.std(gold))
@@ -271,7 +271,7 @@ def main(experiment: Experiment) -> None:
     experiment.out.mkdir(parents=True, exist_ok=True)
     prompts = data.read_prompts(str(DIALOGUE / "prompts.jsonl"), limit=10 if experiment.debug else None)
     start = fine_tune(experiment)
-    center, scale = gold_at_start(start, prompts)
+    center, scale = gold_at_start(experiment, start, prompts)
     by_seed = [follow(experiment, start, prompts, seed) for seed in experiment.seeds]
     curves = {
         method: {size: [found[method][size] for found in by_seed] for size in experiment.proxy_pairs}

@@ -171,7 +171,7 @@ def main(experiment: Experiment) -> None:
     labels = experiment.labels
     if experiment.debug and labels is None:
         labels = experiment.out / "stand-in.json"
-        write_stand_in(labels, 64, experiment.seed)
+        write_stand_in(labels, 20, experiment.seed)
     if labels is None:
         sys.exit("--labels FILE names the labels; see README.md of this experiment")
     write_texts(experiment, labels)

@@ -241,5 +241,4 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
     reward_heads.write_scale(folder.model_folder, scale)
     words = reward_report.judge_baseline(config.objective, baseline, task.held)
     reward_report.write_evaluation(folder, evaluate(task, scores), words, baseline, task.held, scores, facts)
-    storage.write_plots(folder)
     storage.write_report(folder, title=f"Reward model from {Path(config.model).name}")

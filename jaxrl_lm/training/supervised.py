@@ -90,7 +90,6 @@ def train_supervised(
     write_samples_after(folder, answer_samples(task, state.params, phase="after", step=task.num_updates))
     models.save_pretrained(folder.model_folder, task.model, state.params)
     task.tokenizer.save_pretrained(folder.model_folder)
-    storage.write_plots(folder)
     storage.write_report(folder, title=task.title)
     return folder
 

@@ -24,6 +24,8 @@ from tests.byte_model import write_byte_model
 
 BASE = ["ppo", "--model", "m", "--prompts", "p", "--reward", "vowels", "--out", "o"]
 
+pytestmark = pytest.mark.usefixtures("pictures_drawn_once")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,6 +11,8 @@ from tests.byte_model import write_byte_model
 
 COMMON = ["--num-updates=1", "--batch-size=2", "--num-samples=1"]
 
+pytestmark = pytest.mark.usefixtures("pictures_drawn_once")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,8 @@ SMALL = {
     "ppo": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16"],
 }
 
+pytestmark = pytest.mark.usefixtures("pictures_drawn_once")
+
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_every_algorithm_trains_evaluates_and_resumes_exactly(

@@ -1,6 +1,7 @@
 """A byte-level model, prompts and a configuration small enough to train in a second an update."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,11 @@ import pytest
 from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
 from tests.byte_model import write_byte_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pictures_drawn_once(pictures_drawn_once: None) -> None:
+    """Many runs here are alike."""
 
 
 @pytest.fixture(scope="session")
@@ -27,24 +33,30 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def make_config(byte_model: Path, prompts_file: Path, tmp_path: Path) -> Callable[..., LanguagePPOConfig]:
-    """Builds a configuration; what is given replaces the small defaults."""
+@pytest.fixture(scope="session")
+def make_config_in(byte_model: Path, prompts_file: Path) -> Callable[..., LanguagePPOConfig]:
+    """Builds a configuration of a run in a given folder; what is given replaces the small defaults."""
 
-    def make(**changes: Any) -> LanguagePPOConfig:
+    def make(folder: Path, **changes: Any) -> LanguagePPOConfig:
         settings: dict[str, Any] = {
             "model": str(byte_model),
             "prompts": str(prompts_file),
             "reward": "vowels",
-            "out": str(tmp_path / "run"),
+            "out": str(folder / "run"),
             "num_updates": 4,
             "batch_size": 4,
             "num_samples": 2,
             "save_every": 100,
-            "answers": AnswerConfig(max_new_tokens=5),
+            "answers": AnswerConfig(max_new_tokens=5, temperature=0.7),
             "kl": KLConfig(coefficient=0.1, target=0.5, horizon=20),
             "ppo": PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2),
         }
         return LanguagePPOConfig(**(settings | changes))
 
     return make
+
+
+@pytest.fixture
+def make_config(make_config_in: Callable[..., LanguagePPOConfig], tmp_path: Path) -> Callable[..., LanguagePPOConfig]:
+    """The same in a folder of the test's own."""
+    return partial(make_config_in, tmp_path)

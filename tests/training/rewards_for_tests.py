@@ -15,18 +15,10 @@ def terminate_at_third_call(prompts: list[str], completions: list[str], **column
     return vowels(prompts, completions)
 
 
-def fail_at_second_call(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Vowels, and an exception in the first update."""
+def fail_at_second_and_fourth_call(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """Vowels, and an exception in the first update, and in the second one when the first has been made up for."""
     CALLS["count"] += 1
-    if CALLS["count"] == 2:
-        raise RuntimeError("the judge is out of order")
-    return vowels(prompts, completions)
-
-
-def fail_at_third_call(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """Vowels, and an exception in the second update."""
-    CALLS["count"] += 1
-    if CALLS["count"] == 3:
+    if CALLS["count"] in (2, 4):
         raise RuntimeError("the judge is out of order")
     return vowels(prompts, completions)
 

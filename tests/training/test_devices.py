@@ -26,7 +26,8 @@ results = {}
 for num_devices in (1, 8):
     config = TrainPPOConfig(
         out=str(out / str(num_devices)), env="CartPole-v1", total_steps=1024, chunk_updates=2, num_envs=32, num_steps=8,
-        num_seeds=2, num_devices=num_devices, policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(8,))),
+        num_seeds=2, num_devices=num_devices, eval_episodes=8,
+        policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(8,))),
         ppo=PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, minibatch_unit="steps"),
     )
     task, state = load_environment_task(config, make_environment_ppo)

@@ -4,6 +4,7 @@ import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
-from jaxrl_lm.storage import read_jsonl, read_metrics, read_seeds
+from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics, read_seeds
 from jaxrl_lm.training import environment as training
 from jaxrl_lm.training.environment_config import TrainPPOConfig
 from jaxrl_lm.training.evaluate_run import evaluate_run, evaluation_keys
@@ -29,33 +30,54 @@ from jaxrl_lm.types import EnvironmentLearner
 MakeConfig = Callable[..., TrainPPOConfig]
 
 
+def config_in(folder: Path, **changes: Any) -> TrainPPOConfig:
+    """A small run in 5x5 mazes; what is given replaces its settings."""
+    settings: dict[str, Any] = {
+        "out": str(folder / "run"),
+        "env_options": ("size=5", "observation=grid", "reward=sparse", "num_levels=32", "max_steps=16"),
+        "total_steps": 8 * 16 * 6,
+        "chunk_updates": 2,
+        "num_envs": 8,
+        "num_steps": 16,
+        "eval_episodes": 12,
+        "policy": PolicyConfig(trunk=TrunkConfig(hidden_sizes=(16,), kind="mlp")),
+        "ppo": PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, minibatch_unit="steps"),
+    }
+    return TrainPPOConfig(**(settings | changes))
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> MakeConfig:
-    """Builds a small run in 5x5 mazes; what is given replaces its settings."""
-
-    def build(**changes: Any) -> TrainPPOConfig:
-        settings: dict[str, Any] = {
-            "out": str(tmp_path / "run"),
-            "env_options": ("size=5", "observation=grid", "reward=sparse", "num_levels=32", "max_steps=16"),
-            "total_steps": 8 * 16 * 6,
-            "chunk_updates": 2,
-            "num_envs": 8,
-            "num_steps": 16,
-            "eval_episodes": 12,
-            "policy": PolicyConfig(trunk=TrunkConfig(hidden_sizes=(16,), kind="mlp")),
-            "ppo": PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, minibatch_unit="steps"),
-        }
-        return TrainPPOConfig(**(settings | changes))
-
-    return build
+    """Builds a configuration in a folder of the test's own."""
+    return partial(config_in, tmp_path)
 
 
 def train(config: TrainPPOConfig) -> Any:
     return training.train_environment(config, make_environment_ppo)
 
 
-def test_a_run_leaves_metrics_seeds_plots_and_report(make_config: MakeConfig) -> None:
-    folder = train(make_config(num_seeds=3, eval_every=2))
+def straight_config_in(folder: Path) -> TrainPPOConfig:
+    """Three seeds, a checkpoint every second chunk, a learning rate that stays."""
+    config = config_in(folder, num_seeds=3, eval_every=2, save_every=2)
+    return replace(config, ppo=replace(config.ppo, anneal_updates=0))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run, for the tests that only look."""
+    return train(straight_config_in(tmp_path_factory.mktemp("straight")))
+
+
+@pytest.fixture(scope="module")
+def large_levels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Settings, task and state in mazes so large that no two are alike by chance."""
+    options = ("size=17", "observation=grid", "num_levels=64", "max_steps=16")
+    config = config_in(tmp_path_factory.mktemp("large"), env_options=options)
+    return config, *training.load_environment_task(config, make_environment_ppo)
+
+
+def test_a_run_leaves_metrics_seeds_plots_and_report(straight: RunFolder) -> None:
+    folder = straight
     curves = read_metrics(folder)
     assert [*curves["loss/total"].steps] == [1, 2, 3]
     assert [*curves["eval/solved"].steps] == [2, 3]
@@ -75,9 +97,8 @@ def test_a_run_leaves_metrics_seeds_plots_and_report(make_config: MakeConfig) ->
     assert (folder.plots_folder / "episode.png").is_file()
 
 
-def test_a_resumed_run_repeats_the_numbers_bit_for_bit(make_config: MakeConfig, tmp_path: Path) -> None:
-    part = make_config(save_every=2, ppo=replace(make_config().ppo, anneal_updates=0))
-    whole = read_metrics(train(replace(part, out=str(tmp_path / "fixed"))))
+def test_a_resumed_run_repeats_the_numbers_bit_for_bit(straight: RunFolder, tmp_path: Path) -> None:
+    part, whole = straight_config_in(tmp_path), read_metrics(straight)
     folder = train(part)
     checkpoints = sorted(int(path.name) for path in folder.checkpoints_folder.iterdir() if path.name.isdigit())
     assert checkpoints[-1] == 3
@@ -170,17 +191,15 @@ def test_no_episode_is_left_in_levels_that_are_replaced(make_config: MakeConfig)
     assert changed == [False, True] * 3 + [False]
 
 
-def test_held_out_levels_are_not_those_of_training(make_config: MakeConfig) -> None:
-    config = make_config(env_options=("size=17", "observation=grid", "num_levels=64", "max_steps=16"))
-    task, state = training.load_environment_task(config, make_environment_ppo)
+def test_held_out_levels_are_not_those_of_training(large_levels: Any) -> None:
+    _, task, state = large_levels
     held_out = {row.tobytes() for row in np.asarray(task.held_out.bank.moves)}
     assert len(held_out) == 12
     assert not held_out & {row.tobytes() for row in np.asarray(state.env_params.bank.moves)}
 
 
-def test_evaluations_of_a_run_draw_other_levels_even_with_its_own_seed(make_config: MakeConfig) -> None:
-    config = make_config(env_options=("size=17", "observation=grid", "num_levels=64", "max_steps=16"))
-    task, state = training.load_environment_task(config, make_environment_ppo)
+def test_evaluations_of_a_run_draw_other_levels_even_with_its_own_seed(large_levels: Any) -> None:
+    config, task, state = large_levels
     env, _ = training.make_env(config)
     _, evaluated = training.held_out_levels(env, None, 64, evaluation_keys(config.seed)[0])
     met = {row.tobytes() for row in np.asarray(state.env_params.bank.moves)}
@@ -188,11 +207,10 @@ def test_evaluations_of_a_run_draw_other_levels_even_with_its_own_seed(make_conf
     assert not met & {row.tobytes() for row in np.asarray(evaluated.bank.moves)}
 
 
-def test_a_run_on_many_devices_is_evaluated_on_one(make_config: MakeConfig) -> None:
-    config = make_config()
-    train(config)
-    found = evaluate_run(replace(config, num_devices=64), make_environment_ppo, env_options=(), num_episodes=5, seed=0)
-    assert found["eval/solved"].shape == (1,)
+def test_a_run_on_many_devices_is_evaluated_on_one(straight: RunFolder) -> None:
+    config = replace(straight_config_in(straight.path.parent), num_devices=64)
+    found = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=5, seed=0)
+    assert found["eval/solved"].shape == (3,)
 
 
 def test_the_shaped_reward_has_the_agents_discount(make_config: MakeConfig) -> None:

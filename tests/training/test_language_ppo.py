@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -40,8 +40,49 @@ def numbers(folder: RunFolder) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
 
 
-def test_a_run_leaves_the_whole_run_folder(make_config: MakeConfig) -> None:
-    folder = train_language_ppo(make_config())
+class FirstUpdates(NamedTuple):
+    """A task, the state after two updates, their metrics, and how often learning was traced."""
+
+    task: language_ppo.Task
+    params: Any
+    reference: Any
+    state: language_ppo.LanguageState
+    coefficients: list[float]
+    metrics: list[dict[str, float]]
+    num_traces: int
+
+
+@pytest.fixture(scope="module")
+def straight_config(make_config_in: Callable[..., LanguagePPOConfig], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The settings of the run that most tests look at."""
+    return make_config_in(tmp_path_factory.mktemp("straight"), reward=f"{REWARDS}:vowels")
+
+
+@pytest.fixture(scope="module")
+def straight(straight_config: LanguagePPOConfig) -> RunFolder:
+    """A finished run, for the tests that only look."""
+    return train_language_ppo(straight_config)
+
+
+@pytest.fixture(scope="module")
+def first_updates(make_config_in: Callable[..., LanguagePPOConfig], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Three updates, for the tests that only look."""
+    task, params = load_task(make_config_in(tmp_path_factory.mktemp("updates")))
+    reference = jax.tree.map(np.array, task.reference_params)
+    traces, coefficients, metrics = [], [], []
+    learn = language_ppo._learn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_ppo, "_learn", lambda *args: traces.append(1) or learn(*args))
+        update, state = make_update(task), init_state(task, params)
+        for step in range(3):
+            state, found = update(state, step)
+            metrics.append(found)
+            coefficients.append(float(state.kl_coefficient))
+    return FirstUpdates(task, params, reference, state, coefficients, metrics, len(traces))
+
+
+def test_a_run_leaves_the_whole_run_folder(straight: RunFolder) -> None:
+    folder = straight
     for member in ("config.yaml", "metrics.jsonl", "samples.jsonl", "report.html", "model/config.json", "plots/kl.png"):
         assert (folder.path / member).is_file(), member
     assert list(folder.tensorboard_folder.iterdir())
@@ -52,12 +93,10 @@ def test_a_run_leaves_the_whole_run_folder(make_config: MakeConfig) -> None:
 
 
 def test_log_probs_and_values_of_decoding_serve_as_well_as_those_of_scoring(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, straight: RunFolder
 ) -> None:
-    curves = {
-        rescore: read_metrics(train_language_ppo(make_config(rescore=rescore, out=str(tmp_path / f"{rescore}"))))
-        for rescore in (True, False)
-    }
+    decoded = train_language_ppo(make_config(rescore=False, reward=f"{REWARDS}:vowels"))
+    curves = {True: read_metrics(straight), False: read_metrics(decoded)}
     assert np.max(curves[False]["ratio/first_max_error"].values) < 1e-4
     assert "ratio/rollout_max_error" not in curves[False]
     for name in ("loss/policy", "loss/value", "value/returns", "kl/answer", "reward/with_penalty"):
@@ -72,19 +111,20 @@ def test_values_that_decoding_lacks_must_be_rescored(make_config: MakeConfig, fi
         make_config(rescore=False, **fields)
 
 
-def test_ratio_is_one_on_the_first_minibatch_of_every_update(make_config: MakeConfig) -> None:
-    folder = train_language_ppo(make_config(answers=AnswerConfig(max_new_tokens=5, temperature=0.7)))
-    curves = read_metrics(folder)
+def test_ratio_is_one_on_the_first_minibatch_of_every_update(straight: RunFolder) -> None:
+    curves = read_metrics(straight)
     assert np.max(curves["ratio/first_max_error"].values) < 1e-4
     assert np.max(curves["ratio/rollout_max_error"].values) < 1e-4
     assert np.max(curves["ratio/max_error"].values) > 1e-3, "later minibatches must have moved"
 
 
-def test_judges_score_the_same_answers_and_change_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
-    watched = read_metrics(train_language_ppo(make_config(num_updates=2, judges=("same=vowels",))))
-    alone = read_metrics(train_language_ppo(make_config(num_updates=2, out=str(tmp_path / "alone"))))
-    assert np.array_equal(watched["judge/same"].values, watched["reward/mean"].values)
-    assert np.array_equal(watched["reward/mean"].values, alone["reward/mean"].values)
+def test_judges_score_the_same_answers_and_change_nothing(
+    make_config: MakeConfig, straight: RunFolder, tmp_path: Path
+) -> None:
+    vowels = f"{REWARDS}:vowels"
+    watched = numbers(train_language_ppo(make_config(reward=vowels, judges=(f"same={vowels}",))))
+    assert [record.pop("judge/same") for record in watched] == [record["reward/mean"] for record in watched]
+    assert watched == numbers(straight)
     with pytest.raises(InputError, match="vowles"):
         train_language_ppo(make_config(judges=("same=vowles",), out=str(tmp_path / "none")))
     for judges in (("vowels",), ("=vowels",), ("a=",), ("a=vowels", "a=good_manners")):
@@ -92,52 +132,44 @@ def test_judges_score_the_same_answers_and_change_nothing(make_config: MakeConfi
             make_config(judges=judges)
 
 
-def test_kl_starts_at_zero_and_the_reference_stays(make_config: MakeConfig) -> None:
-    task, params = load_task(make_config())
-    before = jax.tree.map(np.array, task.reference_params)
-    update, state = make_update(task), init_state(task, params)
-    state, first = update(state, 0)
-    _, second = update(state, 1)
+def test_kl_starts_at_zero_and_the_reference_stays(first_updates: FirstUpdates) -> None:
+    first, second, _ = first_updates.metrics
     assert first["kl/answer"] == pytest.approx(0.0, abs=1e-5)
     assert abs(second["kl/answer"]) > 1e-4
-    chex.assert_trees_all_equal(before, jax.tree.map(np.array, task.reference_params))
+    chex.assert_trees_all_equal(first_updates.reference, jax.tree.map(np.array, first_updates.task.reference_params))
 
 
-def test_adaptive_kl_coefficient_follows_its_formula(make_config: MakeConfig) -> None:
-    task, params = load_task(make_config())
-    update, state = make_update(task), init_state(task, params)
-    state, metrics = update(state, 0)
+def test_adaptive_kl_coefficient_follows_its_formula(first_updates: FirstUpdates) -> None:
     # KL 0 against a target of 0.5 is the full error of -0.2; 4 episodes of a horizon of 20.
-    assert metrics["kl/coefficient"] == pytest.approx(0.1)
-    assert float(state.kl_coefficient) == pytest.approx(0.1 * (1 - 0.2 * 4 / 20))
+    assert first_updates.metrics[0]["kl/coefficient"] == pytest.approx(0.1)
+    assert first_updates.coefficients[0] == pytest.approx(0.1 * (1 - 0.2 * 4 / 20))
 
 
-def test_fixed_kl_coefficient_stays(make_config: MakeConfig) -> None:
-    folder = train_language_ppo(make_config(kl=KLConfig(coefficient=0.3, target=None)))
-    np.testing.assert_allclose(read_metrics(folder)["kl/coefficient"].values, 0.3, rtol=1e-6)
+def test_one_trace_an_update_function(first_updates: FirstUpdates) -> None:
+    assert first_updates.num_traces == 1
 
 
-def test_learning_rate_falls_linearly_to_zero(make_config: MakeConfig) -> None:
-    folder = train_language_ppo(make_config())
-    np.testing.assert_allclose(read_metrics(folder)["learning_rate"].values, [1e-2, 7.5e-3, 5e-3, 2.5e-3], rtol=1e-5)
+def test_learning_rate_falls_linearly_to_zero(straight: RunFolder) -> None:
+    np.testing.assert_allclose(read_metrics(straight)["learning_rate"].values, [1e-2, 7.5e-3, 5e-3, 2.5e-3], rtol=1e-5)
 
 
-def test_samples_of_two_updates_differ_on_the_same_prompt(make_config: MakeConfig) -> None:
-    task, params = load_task(make_config())
-    state = init_state(task, params)
+def test_samples_of_two_updates_differ_on_the_same_prompt(first_updates: FirstUpdates) -> None:
+    task, params, key = first_updates.task, first_updates.params, first_updates.state.key
     chosen = np.zeros(4, int)
-    drawn = [np.asarray(answer(task, params, chosen, jax.random.fold_in(state.key, step)).sequences) for step in (0, 1)]
+    drawn = [np.asarray(answer(task, params, chosen, jax.random.fold_in(key, step)).sequences) for step in (0, 1)]
     assert not np.array_equal(drawn[0], drawn[1])
     assert len({row.tobytes() for row in drawn[0]}) > 1, "rows of a batch must draw independently"
 
 
-def test_terminated_run_resumes_bit_for_bit(make_config: MakeConfig, tmp_path: Path) -> None:
-    reward = f"{REWARDS}:vowels"
-    straight = train_language_ppo(make_config(reward=reward, out=str(tmp_path / "straight")))
+def test_terminated_run_refuses_another_config_and_resumes_bit_for_bit(
+    make_config: MakeConfig, straight: RunFolder, tmp_path: Path
+) -> None:
     broken = make_config(reward=f"{REWARDS}:terminate_at_third_call", out=str(tmp_path / "broken"))
     with pytest.raises(Interrupted, match="--resume"):
         train_language_ppo(broken)
     assert [record["step"] for record in numbers(RunFolder(tmp_path / "broken"))] == [1, 2]
+    with pytest.raises(InputError, match=r"seed: 0 in the run, 7 now"):
+        train_language_ppo(replace(broken, seed=7, resume=True))
     resumed = train_language_ppo(replace(broken, resume=True))
     assert numbers(resumed) == numbers(straight)
     chex.assert_trees_all_equal(
@@ -148,21 +180,15 @@ def test_terminated_run_resumes_bit_for_bit(make_config: MakeConfig, tmp_path: P
     ]
 
 
-@pytest.mark.parametrize("call", ["second", "third"])
-def test_failing_reward_saves_the_state_before_it(make_config: MakeConfig, call: str) -> None:
-    config = make_config(reward=f"{REWARDS}:fail_at_{call}_call")
-    with pytest.raises(InputError, match="judge is out of order"):
-        train_language_ppo(config)
-    resumed = train_language_ppo(replace(config, resume=True))
-    assert [record["step"] for record in numbers(resumed)] == [1, 2, 3, 4]
-
-
-def test_resuming_with_another_config_is_refused(make_config: MakeConfig) -> None:
-    config = make_config(reward=f"{REWARDS}:terminate_at_third_call")
-    with pytest.raises(Interrupted):
-        train_language_ppo(config)
-    with pytest.raises(InputError, match=r"seed: 0 in the run, 7 now"):
-        train_language_ppo(replace(config, seed=7, resume=True))
+def test_failing_reward_saves_the_state_before_it(make_config: MakeConfig, straight: RunFolder, tmp_path: Path) -> None:
+    # The samples are scored by the first call, the first update by the second, and again by the third.
+    config = make_config(reward=f"{REWARDS}:fail_at_second_and_fourth_call")
+    for num_done in (0, 1):
+        with pytest.raises(InputError, match="judge is out of order"):
+            train_language_ppo(replace(config, resume=num_done > 0))
+        saved = RunFolder(tmp_path / "run").checkpoints_folder.glob("[0-9]*")
+        assert max(int(path.name) for path in saved) == num_done
+    assert numbers(train_language_ppo(replace(config, resume=True))) == numbers(straight)
 
 
 def test_divergence_names_the_last_good_checkpoint(make_config: MakeConfig) -> None:
@@ -176,10 +202,10 @@ def test_divergence_in_the_first_update_names_the_start(make_config: MakeConfig)
         train_language_ppo(make_config(reward=f"{REWARDS}:huge"))
 
 
-def test_separate_value_network_learns_and_leaves_the_policy_headless(
+def test_separate_value_network_learns_beside_a_headless_policy_and_a_fixed_kl_coefficient_stays(
     make_config: MakeConfig, byte_model: Path
 ) -> None:
-    config = make_config(value_model=str(byte_model), num_updates=2)
+    config = make_config(value_model=str(byte_model), num_updates=2, kl=KLConfig(coefficient=0.3, target=None))
     task, params = load_task(config)
     state, _ = make_update(task)(init_state(task, params), 0)
     value = state.ppo.params["value"]
@@ -187,6 +213,7 @@ def test_separate_value_network_learns_and_leaves_the_policy_headless(
     assert jnp.any(value["backbone"]["wte"]["embedding"] != params["value"]["backbone"]["wte"]["embedding"])
     assert "value_head" not in state.ppo.params["policy"]
     folder = train_language_ppo(config)
+    np.testing.assert_allclose(read_metrics(folder)["kl/coefficient"].values, 0.3, rtol=1e-6)
     assert not (folder.model_folder / "value_head.safetensors").exists()
     from_pretrained(folder.path / "value_model", head="reward")
 
@@ -204,18 +231,24 @@ def test_answers_without_a_stop_token_get_the_missing_stop_score(make_config: Ma
 
 
 @pytest.mark.parametrize("score_at", ["last_token", "after_end"])
-def test_sum_of_rewards_is_score_less_penalty(make_config: MakeConfig, score_at: Any) -> None:
-    answers = AnswerConfig(max_new_tokens=5, score_at=score_at)
-    task, params = load_task(make_config(answers=answers))
-    _, metrics = make_update(task)(init_state(task, params), 0)
+def test_sum_of_rewards_is_score_less_penalty(
+    make_config: MakeConfig, first_updates: FirstUpdates, score_at: Any
+) -> None:
+    metrics = first_updates.metrics[1]
+    if score_at == "after_end":
+        task, params = load_task(make_config(answers=AnswerConfig(max_new_tokens=5, score_at=score_at)))
+        update = make_update(task)
+        state, _ = update(init_state(task, params), 0)
+        _, metrics = update(state, 1)
+    assert abs(metrics["kl/answer"]) > 1e-4
     penalty = metrics["kl/coefficient"] * metrics["kl/answer"]
     assert metrics["reward/with_penalty"] == pytest.approx(metrics["reward/score"] - penalty, abs=1e-5)
 
 
-def test_bfloat16_activations_and_remat_train(make_config: MakeConfig) -> None:
-    losses = {}
-    for dtype, remat in (("float32", False), ("float32", True), ("bfloat16", False)):
-        task, params = load_task(make_config(dtype=dtype, remat=remat, kl=KLConfig(coefficient=0.0, target=None)))
+def test_bfloat16_activations_and_remat_train(make_config: MakeConfig, first_updates: FirstUpdates) -> None:
+    losses = {("float32", False): first_updates.metrics[0]["policy/entropy"]}
+    for dtype, remat in (("float32", True), ("bfloat16", False)):
+        task, params = load_task(make_config(dtype=dtype, remat=remat))
         state, metrics = make_update(task)(init_state(task, params), 0)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.ppo.params))
         losses[dtype, remat] = metrics["policy/entropy"]
@@ -223,58 +256,40 @@ def test_bfloat16_activations_and_remat_train(make_config: MakeConfig) -> None:
     assert losses["bfloat16", False] == pytest.approx(losses["float32", False], rel=1e-2)
 
 
-def test_one_trace_an_update_function(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, params = load_task(make_config())
-    traces = []
-    learn = language_ppo._learn
-    monkeypatch.setattr(language_ppo, "_learn", lambda *args: traces.append(1) or learn(*args))
-    update, state = make_update(task), init_state(task, params)
-    for step in range(3):
-        state, _ = update(state, step)
-    assert len(traces) == 1
-
-
 def test_reward_rises(make_config: MakeConfig) -> None:
     ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
-    config = make_config(num_updates=25, batch_size=32, ppo=ppo, kl=KLConfig(coefficient=0.0, target=None))
+    kl, answers = KLConfig(coefficient=0.0, target=None), AnswerConfig(max_new_tokens=5)
+    config = make_config(num_updates=25, batch_size=32, ppo=ppo, kl=kl, answers=answers)
     rewards = read_metrics(train_language_ppo(config))["reward/mean"].values
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
 
 
-def test_config_yaml_holds_every_setting(make_config: MakeConfig) -> None:
-    config = make_config(num_updates=1)
-    saved = train_language_ppo(config).read_config()
+def test_config_yaml_holds_every_setting(straight: RunFolder) -> None:
+    saved = straight.read_config()
     assert saved["ppo"]["learning_rate"] == 1e-2
     assert saved["answers"]["stop"] == []
     assert "resume" not in saved
     assert json.dumps(saved)
 
 
-def test_a_run_without_annealing_can_be_made_longer(make_config: MakeConfig) -> None:
+def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_other_prompts(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("ab\nabcde\n")
     ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
-    config = make_config(num_updates=2, ppo=ppo)
-    train_language_ppo(config)
-    longer = train_language_ppo(replace(config, num_updates=3, resume=True))
-    assert [record["step"] for record in numbers(longer)] == [1, 2, 3]
-    assert [sample["step"] for sample in read_jsonl(longer.samples_file)] == [0, 0, 3, 3]
-
-
-def test_a_run_cannot_be_made_shorter_than_it_is(make_config: MakeConfig) -> None:
-    ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
-    config = make_config(num_updates=2, ppo=ppo)
+    config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts))
     train_language_ppo(config)
     with pytest.raises(InputError, match="num_updates=1: the run has made 2 already"):
         train_language_ppo(replace(config, num_updates=1, resume=True))
-
-
-def test_resuming_on_changed_prompts_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("ab\n")
-    config = make_config(num_updates=1, prompts=str(prompts))
-    train_language_ppo(config)
-    prompts.write_text("cd\n")
+    longer = replace(config, num_updates=3, resume=True)
+    prompts.write_text("cd\nabcde\n")
     with pytest.raises(InputError, match="prompts changed since the run was started"):
-        train_language_ppo(replace(config, resume=True))
+        train_language_ppo(longer)
+    prompts.write_text("ab\nabcde\n")
+    folder = train_language_ppo(longer)
+    assert [record["step"] for record in numbers(folder)] == [1, 2, 3]
+    assert [sample["step"] for sample in read_jsonl(folder.samples_file)] == [0, 0, 3, 3]
 
 
 def test_value_model_of_a_smaller_vocabulary_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -283,7 +298,6 @@ def test_value_model_of_a_smaller_vocabulary_is_refused(make_config: MakeConfig,
         load_task(make_config(value_model=str(tmp_path / "short")))
 
 
-def test_an_annealed_run_cannot(make_config: MakeConfig) -> None:
-    train_language_ppo(make_config(num_updates=1))
-    with pytest.raises(InputError, match="num_updates: 1 in the run, 2 now"):
-        train_language_ppo(make_config(num_updates=2, resume=True))
+def test_an_annealed_run_cannot_be_made_longer(straight: RunFolder, straight_config: LanguagePPOConfig) -> None:
+    with pytest.raises(InputError, match="num_updates: 4 in the run, 5 now"):
+        train_language_ppo(replace(straight_config, num_updates=5, resume=True))

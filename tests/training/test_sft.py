@@ -5,6 +5,7 @@ import math
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,15 @@ def examples_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def make_sft_config(byte_model: Path, examples_file: Path, tmp_path: Path) -> MakeConfig:
-    """Builds a configuration; what is given replaces the small defaults."""
+@pytest.fixture(scope="module")
+def make_config_in(byte_model: Path, examples_file: Path) -> MakeConfig:
+    """Builds a configuration of a run in a given folder; what is given replaces the small defaults."""
 
-    def make(**changes: Any) -> SFTConfig:
+    def make(folder: Path, **changes: Any) -> SFTConfig:
         settings: dict[str, Any] = {
             "model": str(byte_model),
             "data": str(examples_file),
-            "out": str(tmp_path / "run"),
+            "out": str(folder / "run"),
             "evaluation_fraction": 0.2,
             "evaluate_every": 2,
             "num_updates": 5,
@@ -62,14 +63,26 @@ def make_sft_config(byte_model: Path, examples_file: Path, tmp_path: Path) -> Ma
     return make
 
 
+@pytest.fixture
+def make_sft_config(make_config_in: MakeConfig, tmp_path: Path) -> MakeConfig:
+    """The same in a folder of the test's own."""
+    return partial(make_config_in, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def straight(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run, for the tests that only look."""
+    return train_sft(make_config_in(tmp_path_factory.mktemp("straight")))
+
+
 def numbers(folder: RunFolder) -> list[dict[str, Any]]:
     """Every metric that is not a time."""
     records = read_jsonl(folder.metrics_file)
     return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
 
 
-def test_a_run_leaves_the_whole_run_folder_and_torch_loads_its_model(make_sft_config: MakeConfig) -> None:
-    folder = train_sft(make_sft_config())
+def test_a_run_leaves_the_whole_run_folder_and_torch_loads_its_model(straight: RunFolder) -> None:
+    folder = straight
     for member in ("config.yaml", "metrics.jsonl", "report.html", "plots/loss.png", "plots/evaluation.png"):
         assert (folder.path / member).is_file(), member
     assert "not finite" not in folder.report_file.read_text()
@@ -121,10 +134,9 @@ def test_evaluation_is_the_mean_over_held_out_tokens_by_hand(make_sft_config: Ma
 
 
 def test_interrupted_run_resumes_bit_for_bit(
-    make_sft_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_sft_config: MakeConfig, straight: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = train_sft(make_sft_config(out=str(tmp_path / "straight")))
-    config = make_sft_config(out=str(tmp_path / "broken"))
+    config = make_sft_config()
     make_update = supervised.make_update
 
     def interrupted(task: Any) -> Any:
