@@ -6,7 +6,7 @@ that no seed has met, beside the oracle. Writes `results.json`, `curves.png`, `p
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ def summarize(config: TrainPPOConfig, experiment: Experiment) -> dict[str, Any]:
     metrics = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=num_levels, seed=0)
     curves = storage.read_metrics(storage.RunFolder(Path(config.out)))
     ratio_error = float(np.max(curves["ratio/first_max_error"].values))
-    results: dict[str, Any] = {"settings": {"size": experiment.size, "num_test_levels": num_levels}}
+    results: dict[str, Any] = {"settings": {name: value for name, value in asdict(experiment).items() if name != "out"}}
     for seed in range(config.num_seeds):
         results[f"seed-{seed}"] = {name: float(values[seed]) for name, values in metrics.items()}
         results[f"seed-{seed}"]["first_minibatch_ratio_error_max"] = ratio_error

@@ -12,7 +12,7 @@ Reference: Hutto and Gilbert, 2014, VADER: A Parsimonious Rule-based Model for S
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from jaxrl_lm import data, rewards, storage
 from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
 from jaxrl_lm.cli.demo import DIALOGUE
-from jaxrl_lm.data import Prompt, Rating
+from jaxrl_lm.data import Preference, Prompt, Rating
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
 from jaxrl_lm.training.language_ppo import train_language_ppo
@@ -49,7 +49,7 @@ class Experiment:
         out: folder for the runs.
         num_pairs: training pairs of the two reward models that are compared.
         num_judge_pairs: training pairs of the judge.
-        num_held_out: pairs that all are judged on.
+        num_held_out: pairs that all are judged on, at most; no sentence is in two of them.
         num_updates: of PPO.
         num_prompts: sentences whose first words are prompts.
         seed: of everything drawn.
@@ -77,23 +77,29 @@ def debug_version(experiment: Experiment) -> Experiment:
 
 
 def write_data(experiment: Experiment) -> list[Prompt]:
-    """Pairs of each half and of held-out sentences, no sentence in two of them; and prompts of the first half."""
+    """Pairs of held-out sentences, of the policy's and of the judge's, no sentence in two of them; held-out prompts."""
     ratings = data.read_ratings(experiment.ratings, text_column="text", rating_column="rating")
     order = np.random.default_rng(experiment.seed).permutation(len(ratings))
-    num_held = len(ratings) // 8
+    num_held = len(ratings) // 5
     half = (len(ratings) - num_held) // 2
-    parts = {
-        "held": (order[:num_held], experiment.num_held_out),
-        "policy": (order[num_held : num_held + half], experiment.num_pairs),
-        "judge": (order[num_held + half :], experiment.num_judge_pairs),
-    }
-    for name, (places, count) in parts.items():
-        rows = [ratings[place] for place in places]
+    held, policy, judge = ([ratings[place] for place in part] for part in np.split(order, [num_held, num_held + half]))
+    data.write_jsonl(experiment.out / "held.jsonl", disjoint_pairs(held)[: experiment.num_held_out])
+    for name, rows, count in (("policy", policy, experiment.num_pairs), ("judge", judge, experiment.num_judge_pairs)):
         pairs = data.pairs_from_ratings(rows, margin=MARGIN, num_pairs=count, seed=experiment.seed, prompt="")
         data.write_jsonl(experiment.out / f"{name}.jsonl", pairs)
-    prompts = first_words([ratings[place] for place in parts["policy"][0]], experiment.num_prompts)
-    data.write_jsonl(experiment.out / "prompts.jsonl", prompts)
-    return prompts
+    starts = first_words(policy, experiment.num_prompts)
+    data.write_jsonl(experiment.out / "prompts.jsonl", starts)
+    return first_words(held, experiment.num_prompts)
+
+
+def disjoint_pairs(rows: list[Rating]) -> list[Preference]:
+    """Neighbours that are a margin apart, no sentence in two pairs: then an interval may take pairs as independent."""
+    found = []
+    for one, other in zip(rows[::2], rows[1::2], strict=False):
+        better, worse = (one, other) if one.rating > other.rating else (other, one)
+        if better.rating - worse.rating >= MARGIN and better.text != worse.text:
+            found.append(Preference(prompt="", chosen=better.text, rejected=worse.text))
+    return found
 
 
 def first_words(rows: list[Rating], count: int) -> list[Prompt]:
@@ -208,7 +214,8 @@ def main(experiment: Experiment) -> None:
         sys.exit(f"skipped: {experiment.ratings} is not there; --ratings names the movie-review table")
     if experiment.debug:
         experiment = debug_version(experiment)
-    experiment.out.mkdir(parents=True, exist_ok=True)
+    # The same settings go on; others need another folder.
+    storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
     prompts = write_data(experiment)
     stages = {
         "minilm": (experiment.minilm, "policy", 1e-4, experiment.num_pairs),

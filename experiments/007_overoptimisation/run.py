@@ -9,7 +9,7 @@ Reference: Gao, Schulman and Hilton, 2022, Scaling Laws for Reward Model Overopt
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,9 @@ def train_proxy(experiment: Experiment, start: Path, seed: int, size: int) -> st
         num_updates=1 if experiment.debug else 40 + size // 16,
         batch_size=16,
         optimizer=AdamWConfig(learning_rate=5e-4, schedule="linear", warmup_fraction=0.1, weight_decay=0.0),
-        normalisation=NormalisationConfig(num_samples=8 if experiment.debug else 256, policy=str(start)),
+        normalisation=NormalisationConfig(
+            num_samples=8 if experiment.debug else 256, policy=str(start), max_new_tokens=MAX_NEW_TOKENS
+        ),
         evaluate_every=1000,  # at the end only
         save_every=1000,
         seed=seed,
@@ -194,15 +196,19 @@ def curves_of(run: storage.RunFolder) -> Curves:
 
 
 def summarize(runs: list[Curves]) -> dict[str, Any]:
-    """Where gold is highest, and what is left of it in the end."""
+    """Gold where it is highest and in the end; a seed's peak is where the mean of the others is highest.
+
+    Its own highest point would lie above its end even on a flat curve, by noise alone.
+    """
     gold = np.array([run["gold"] for run in runs])
     kl = np.square([run["sqrt_kl"] for run in runs])
-    peaks = gold.argmax(axis=-1)[:, None]
+    others = [np.delete(gold, seed, axis=0).mean(axis=0) if len(gold) > 1 else gold[0] for seed in range(len(gold))]
+    peaks = np.argmax(others, axis=-1)[:, None]
+    at_peak = np.take_along_axis(gold, peaks, axis=-1)[:, 0]
     columns = {
-        "gold_start": gold[:, 0],
-        "gold_peak": gold.max(axis=-1),
+        "gold_peak": at_peak,
         "gold_end": gold[:, -1],
-        "gold_lost": gold.max(axis=-1) - gold[:, -1],
+        "gold_lost": at_peak - gold[:, -1],
         "proxy_end": np.array([run["proxy"][-1] for run in runs]),
         "kl_at_peak": np.take_along_axis(kl, peaks, axis=-1)[:, 0],
         "kl_end": kl[:, -1],
@@ -220,11 +226,15 @@ def with_interval(values: Any) -> dict[str, float]:
 def plot(experiment: Experiment, found: dict[str, dict[int, list[Curves]]]) -> None:
     """Gold and proxy against the root of the KL, a panel a method, a colour a proxy."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
-    titles = {"best_of_n": "Best of n", "ppo": "PPO without a KL penalty"}
+    titles = {"best_of_n": "Best of n (KL: upper bound)", "ppo": "PPO without a KL penalty"}
     for panel, method in zip(figure.subplots(1, 2), titles, strict=True):
         for color, (size, runs) in zip(COLORS, found[method].items(), strict=False):
             _draw(panel, runs, color, f"{size} pairs")
-        panel.set(title=titles[method], xlabel="square root of KL, nats", ylabel="standard deviations of the start")
+        panel.set(
+            title=titles[method],
+            xlabel="square root of KL, nats",
+            ylabel="standard deviations of the start",
+        )
         panel.grid(alpha=0.3)
     figure.axes[0].legend(title="gold solid, proxy dashed")
     figure.savefig(experiment.out / "curves.png", dpi=110)
@@ -268,7 +278,8 @@ def main(experiment: Experiment) -> None:
     """Train what is not there yet, follow every proxy, write figures."""
     if experiment.debug:
         experiment = debug_version(experiment)
-    experiment.out.mkdir(parents=True, exist_ok=True)
+    # The same settings go on; others need another folder.
+    storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
     prompts = data.read_prompts(str(DIALOGUE / "prompts.jsonl"), limit=10 if experiment.debug else None)
     start = fine_tune(experiment)
     center, scale = gold_at_start(experiment, start, prompts)

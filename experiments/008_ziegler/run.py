@@ -10,7 +10,7 @@ Implementation Details of RLHF with PPO.
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -167,7 +167,8 @@ def main(experiment: Experiment) -> None:
     if experiment.debug:
         small = {"policy": str(DIALOGUE / "model"), "num_updates": 2, "batch_size": 8}
         experiment = replace(experiment, out=experiment.out / "debug", **small)
-    experiment.out.mkdir(parents=True, exist_ok=True)
+    # The same settings go on; others need another folder.
+    storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
     labels = experiment.labels
     if experiment.debug and labels is None:
         labels = experiment.out / "stand-in.json"

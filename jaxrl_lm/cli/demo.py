@@ -7,7 +7,6 @@ from rich.console import Console
 
 from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
 from jaxrl_lm.cli.rlhf import run_chain
-from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
 from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
@@ -24,7 +23,7 @@ class DemoConfig:
     """Fine-tune a small dialogue model, let a simulated annotator compare its replies, learn a reward, follow it.
 
     Attributes:
-        out: folder of the chain; must not exist.
+        out: folder of the chain; the same command goes on with one that was stopped.
         num_updates: of PPO.
         seed: of everything drawn.
     """
@@ -36,8 +35,6 @@ class DemoConfig:
 
 def run_demo(config: DemoConfig) -> None:
     """Run the chain and print what came of it."""
-    if Path(config.out).exists():
-        raise InputError(f"out={config.out!r} exists; choose another folder with --out, or delete it")
     Console().print(
         "A small GPT-2 that replies well and badly is fine-tuned on examples (SFT); a simulated annotator, who likes "
         "good manners and errs now and then, compares its replies; a reward model (the proxy) learns from the "

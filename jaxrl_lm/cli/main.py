@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a run diverged or failed; 2 an input is not what it must be; 128 + signal when told to stop.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -76,6 +77,9 @@ def run(args: list[str]) -> int:
         return _fail(error, 1)
     except Interrupted as stop:
         return _fail(stop, 128 + stop.signal_number)
+    except KeyboardInterrupt:  # where nothing waits for it: while loading, or between the stages of a chain
+        print("jaxrl-lm: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except SystemExit as done:  # the parser has printed help, or what is wrong with an option
         return done.code if isinstance(done.code, int) else 2
     return 0

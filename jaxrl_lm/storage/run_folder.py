@@ -110,6 +110,15 @@ class RunFolder:
             write_atomically(folder.config_file, text)
         return folder
 
+    @classmethod
+    def open_or_create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
+        """The folder with this configuration: `open` where there is one, else `create`.
+
+        Raises:
+            InputError: as they do.
+        """
+        return cls.open(path, config) if cls(path).config_file.exists() else cls.create(path, config)
+
     def read_config(self) -> dict[str, Any]:
         """Read `config.yaml`.
 

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxrl_lm import data, models, rewards, rollouts, storage
 from jaxrl_lm.data import Prompt
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import Generation, SamplingConfig
@@ -74,7 +75,10 @@ def load_answer_task(config: AnswerTrainingConfig, head: Literal["value"] | None
         InputError: one of them is not what it must be.
     """
     reward = rewards.load_reward(config.reward)
-    judges = dict(zip(config.judge_names, map(rewards.load_reward, config.judge_rewards), strict=True))
+    judges = {
+        name: load_named_reward(f"judges={judge!r}", reward)
+        for judge, name, reward in zip(config.judges, config.judge_names, config.judge_rewards, strict=True)
+    }
     prompts = data.read_prompts(config.prompts, column=config.prompt_column)
     folder = resolve_folder(config.model)
     model, params = models.from_pretrained(folder, head, dtype=jnp.dtype(config.dtype), is_remat=config.remat)
@@ -101,6 +105,14 @@ def load_answer_task(config: AnswerTrainingConfig, head: Literal["value"] | None
         sampling=sampling,
     )
     return task, params
+
+
+def load_named_reward(option: str, spec: str) -> rewards.RewardFunction:
+    """`rewards.load_reward`, whose errors name the option that asked for it."""
+    try:
+        return rewards.load_reward(spec)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
 
 
 def run_answer_training(

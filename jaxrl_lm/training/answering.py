@@ -27,6 +27,7 @@ class AnsweringConfig:
         top_p: draw from the smallest set of likeliest tokens whose probability reaches p; 1 for all.
         min_new_tokens: no answer ends before so many tokens.
         stop: texts of one token each that end an answer, beside the model's end-of-text token.
+        ignore_stops_before: stop tokens among the first so many tokens end nothing.
         batch_size: prompts answered at a time; answers do not depend on it.
         seed: of sampling.
         dtype: of activations.
@@ -39,6 +40,7 @@ class AnsweringConfig:
     top_p: float = 1.0
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+    ignore_stops_before: int = 0
     batch_size: int = 16
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -47,6 +49,7 @@ class AnsweringConfig:
         if self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size} must be at least 1")
         check_seed(self.seed)
+        self.sampling((), 0)
 
     def sampling(self, stop_tokens: tuple[int, ...], pad_token: int) -> SamplingConfig:
         """The tokens' part.
@@ -60,6 +63,7 @@ class AnsweringConfig:
             top_k=self.top_k,
             top_p=self.top_p,
             min_new_tokens=self.min_new_tokens,
+            ignore_stops_before=self.ignore_stops_before,
             stop_tokens=stop_tokens,
             pad_token=pad_token,
         )

@@ -13,9 +13,11 @@ from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards.annotator import prefers_first
 from jaxrl_lm.rewards.text_rewards import MODEL_PREFIX
+from jaxrl_lm.training.answer_task import load_named_reward
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.chain_report import write_chain_report
 from jaxrl_lm.training.comparison import PolicyAnswers, compare_policies
+from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_model import train_reward_model
 from jaxrl_lm.training.rlhf_config import RLHFConfig
@@ -65,7 +67,15 @@ def run_rlhf(config: RLHFConfig, judge: Judge) -> ChainResult:
         Interrupted: Ctrl-C or SIGTERM; the stage's state is saved, and the same command goes on.
         TrainingDivergedError: a loss is not finite.
     """
-    folder = _open(config)
+    try:
+        return _run_stages(config, judge)
+    except Interrupted as stop:
+        raise Interrupted("stopped; what was done is saved, and the same command goes on", stop.signal_number) from stop
+
+
+def _run_stages(config: RLHFConfig, judge: Judge) -> ChainResult:
+    _check_rewards(config)
+    folder = storage.RunFolder.open_or_create(Path(config.out), asdict(config))
     prompts = data.read_prompts(config.prompts, column=config.prompt_column)
     start = _fine_tune(config, folder)
     policies: dict[str, str | Path] = {"base": config.model}
@@ -82,6 +92,14 @@ def run_rlhf(config: RLHFConfig, judge: Judge) -> ChainResult:
         newest = _optimize(config, start, reward_model, room)
         policies[f"PPO round {number}"] = newest
     return _compare(config, folder, policies, start, prompts, reward_model)
+
+
+def _check_rewards(config: RLHFConfig) -> None:
+    """Find every reward function before hours are spent on what comes before its first call."""
+    if config.labels.gold is not None:
+        load_named_reward("labels.gold", config.labels.gold)
+    for judge, reward in zip(config.ppo.judges, config.ppo.judge_rewards, strict=True):
+        load_named_reward(f"ppo.judges={judge!r}", reward)
 
 
 def simulated_judge(gold: rewards.RewardFunction, *, noise: float, seed: int) -> Judge:
@@ -114,13 +132,6 @@ def preference_of(pair: Pair, *, is_first: bool) -> Preference:
     """The label that one answer of a pair is better."""
     chosen, rejected = (pair.first, pair.second) if is_first else (pair.second, pair.first)
     return Preference(prompt=pair.prompt.prompt, chosen=chosen, rejected=rejected)
-
-
-def _open(config: RLHFConfig) -> storage.RunFolder:
-    path = Path(config.out)
-    if storage.RunFolder(path).config_file.exists():
-        return storage.RunFolder.open(path, asdict(config))
-    return storage.RunFolder.create(path, asdict(config))
 
 
 def _fine_tune(config: RLHFConfig, folder: storage.RunFolder) -> str | Path:
@@ -159,6 +170,8 @@ def _make_pairs(config: RLHFConfig, policy: str | Path, prompts: list[Prompt], r
         [prompt for prompt in asked for _ in range(2)],
         AnsweringConfig(
             stop=answers.stop,
+            ignore_stops_before=answers.ignore_stops_before,
+            dtype=config.ppo.dtype,
             batch_size=64,
             seed=_seed(config.seed, number),
             max_new_tokens=answers.max_new_tokens,

@@ -24,7 +24,8 @@ class LabelingConfig:
 
     Attributes:
         annotator: "simulated" judges by `gold`; "file" reads `file`; "page" asks people on a web page.
-        num_pairs: pairs of answers of the current policy that are judged in each round.
+        num_pairs: pairs of answers that the current policy is asked for in each round; those of equal or empty
+            answers are not judged.
         gold: a reward function's name, as `ppo --reward` takes it; what the simulated annotator judges by. Where it is
             given, all policies are judged by it in the end.
         noise: of the simulated annotator, in units of the gold reward: P(better) = sigmoid(difference / noise).
@@ -44,8 +45,6 @@ class LabelingConfig:
             raise InputError(f"labels.annotator={self.annotator!r} must be one of {', '.join(get_args(Annotator))}")
         if self.num_pairs < 1:
             raise InputError(f"labels.num_pairs={self.num_pairs} must be at least 1")
-        if self.annotator == "simulated" and self.gold is None:
-            raise InputError("labels.gold: the simulated annotator needs a reward to judge by, such as good_manners")
         if (self.annotator == "file") != (self.file is not None):
             raise InputError("labels.file and labels.annotator=file go together")
         if not self.noise >= 0:
@@ -82,7 +81,7 @@ class RLHFConfig:
     prompt_column: str = "prompt"
     sft_data: str | None = None
     num_rounds: int = 1
-    labels: LabelingConfig = field(default_factory=lambda: LabelingConfig(gold="good_manners"))
+    labels: LabelingConfig = field(default_factory=LabelingConfig)
     num_judged: int = 64
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(model="", data="", out=""))
     reward_model: RewardTrainingConfig = field(
@@ -96,6 +95,13 @@ class RLHFConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         check_seed(self.seed)
+        if self.labels.annotator == "simulated" and self.labels.gold is None:
+            raise InputError(
+                "labels.gold: the simulated annotator needs a reward to judge by, such as good_manners; or ask people "
+                "by --labels.annotator page"
+            )
+        if self.labels.gold is not None and "gold" in self.ppo.judge_names:
+            raise InputError("ppo.judges: the name gold is taken by labels.gold; name the judge otherwise")
         for stage, names in _FILLED_IN.items():
             given: Any = getattr(self, stage)
             for name in names:

@@ -170,7 +170,8 @@ def test_demo_chains_all_stages_on_the_model_of_the_package(tmp_path: Path, monk
     assert weights.stat().st_size < 8e6
 
 
-def test_demo_refuses_a_folder_that_exists(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_demo_refuses_a_folder_of_something_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "letters.txt").write_text("dear")
     assert run(["demo", f"--out={tmp_path}"]) == 2
     assert "--out" in capfd.readouterr().err
 

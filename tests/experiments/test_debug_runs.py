@@ -1,5 +1,6 @@
 """Every experiment imports and runs with --debug; the benchmarks run on a tiny model."""
 
+import importlib
 import json
 import runpy
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxrl_lm.algorithms.tabular import TabularConfig, make_tabular
 from tests.byte_model import write_byte_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -23,20 +25,34 @@ def run_script(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
 
 
+def run_here(script: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """Run a script in this process: imports and the programs that experiments have in common are made once."""
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    monkeypatch.syspath_prepend(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
+
+
 @pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda script: script.parent.name)
 def test_experiment_runs_with_debug(
     script: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In this process, as a script: imports and the programs that experiments have in common are made once.
-    monkeypatch.setattr(sys, "argv", [str(script), "--debug", f"--out={tmp_path}"])
-    monkeypatch.syspath_prepend(script.parent)
-    runpy.run_path(str(script), run_name="__main__")
+    run_here(script, monkeypatch, "--debug", f"--out={tmp_path}")
     results = json.loads((tmp_path / "debug" / "results.json").read_text())
     errors = [row[RATIO_ERROR] for row in results.values() if isinstance(row, dict) and RATIO_ERROR in row]
     assert bool(errors) == (script.parent.name not in WITHOUT_PPO)
     assert max(errors, default=0.0) < 1e-4
     assert (tmp_path / "debug" / "curves.png").is_file()
     assert (script.parent / "README.md").is_file()
+
+
+def test_mazes_are_learned_through_a_window_and_a_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = CHECKOUT / "experiments/003_maze_ppo/run.py"
+    sizes = ["--size=5", "--observation=window", "--memory-size=8", "--hidden-sizes=8"]
+    run_here(script, monkeypatch, "--debug", f"--out={tmp_path}", *sizes)
+    results = json.loads((tmp_path / "debug" / "results.json").read_text())
+    assert results["settings"]["memory_size"] == 8
+    assert results["seed-0"][RATIO_ERROR] < 1e-4
+    assert (tmp_path / "debug" / "episode.gif").is_file()
 
 
 def test_language_model_benchmark_writes_its_figures(tmp_path: Path) -> None:
@@ -70,7 +86,15 @@ def test_replay_benchmark_writes_its_figures(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["rounds"]["ours, prioritised"]["microseconds_a_round"] > 0
 
 
-def test_training_benchmark_reads_its_options() -> None:
-    done = run_script(CHECKOUT / "benchmarks/train_steps.py", "--help")
-    assert done.returncode == 0, done.stderr
-    assert "--rejax-python" in done.stdout
+def test_training_benchmark_measures_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
+    train_steps = importlib.import_module("train_steps")
+    config = TabularConfig(num_envs=4, num_steps=8)
+    case = train_steps.Case(
+        name="tiny", config=config, make_learner=make_tabular, env="ChainMaze-v0", num_updates=2, peer=None
+    )
+    measured = train_steps.measure(train_steps.Benchmark(repeats=2), case)
+    assert train_steps.TrainingCall(case).steps == 4 * 8 * 2
+    assert 0 < measured["seconds"]["median"] < measured["first_call_s"]
+    assert measured["steps_per_s"] == pytest.approx(64 / measured["seconds"]["median"])
+    assert 0 < measured["program_memory_gb"] < 1e-3

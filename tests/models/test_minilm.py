@@ -24,7 +24,10 @@ def minilm():
     named = os.environ.get("JAXRL_LM_MINILM")
     if not named:
         pytest.skip("JAXRL_LM_MINILM does not name a folder with all-MiniLM-L6-v2")
-    return Path(named).expanduser()
+    folder = Path(named).expanduser()
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("the folder that JAXRL_LM_MINILM names holds no model.safetensors")
+    return folder
 
 
 def test_scores_equal_those_of_torch_from_text_to_number(minilm, tmp_path):

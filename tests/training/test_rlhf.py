@@ -12,6 +12,7 @@ from jaxrl_lm.data import Preference, PromptCompletion
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import REWARDS
 from jaxrl_lm.training import rlhf
+from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
 from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
@@ -128,6 +129,11 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
         ({"num_rounds": 0}, "num_rounds=0"),
         ({"ppo": LanguagePPOConfig(model="m", prompts="", reward="", out="")}, "ppo.model='m' is filled in"),
         ({"sft": SFTConfig(model="", data="", out="", resume=True)}, "sft.resume"),
+        ({"labels": LabelingConfig()}, "labels.gold: the simulated annotator needs"),
+        (
+            {"ppo": LanguagePPOConfig(model="", prompts="", reward="", out="", judges=("gold=vowels",))},
+            "ppo.judges: the name gold is taken",
+        ),
     ],
 )
 def test_what_the_chain_fills_in_is_not_given(config, changes, message):
@@ -138,7 +144,6 @@ def test_what_the_chain_fills_in_is_not_given(config, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gold": None}, "labels.gold"),
         ({"annotator": "file"}, "labels.file"),
         ({"file": "x"}, "labels.file"),
         ({"noise": -1.0}, "labels.noise=-1.0"),
@@ -153,3 +158,24 @@ def test_the_report_of_a_chain_is_written_again_from_its_files(result, config):
     folder = storage.RunFolder(Path(config.out))
     folder.report_file.unlink()
     assert storage.write_report(folder, title="again").is_file()
+
+
+@pytest.mark.parametrize("option", ["labels.gold", "ppo.judges"])
+def test_a_misspelt_reward_is_refused_before_the_first_stage(config, tmp_path, option):
+    changes = {
+        "labels.gold": {"labels": replace(config.labels, gold="vowles")},
+        "ppo.judges": {"ppo": replace(config.ppo, judges=("other=vowles",))},
+    }
+    with pytest.raises(InputError, match=f"{option}.*'vowles' is no built-in"):
+        rlhf.run_rlhf(replace(config, out=str(tmp_path / "chain"), **changes[option]), lambda *_: [])
+    assert not (tmp_path / "chain").exists()
+
+
+def test_a_chain_that_is_stopped_says_how_to_go_on(config, tmp_path):
+    def stopped(*_):
+        raise Interrupted("--resume goes on", 2)
+
+    chain = replace(config, out=str(tmp_path / "chain"), sft_data=None)
+    with pytest.raises(Interrupted, match="the same command goes on") as caught:
+        rlhf.run_rlhf(chain, stopped)
+    assert caught.value.signal_number == 2
