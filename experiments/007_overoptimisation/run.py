@@ -62,7 +62,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     proxy_pairs: tuple[int, ...] = (64, 256, 1024)
     num_held_out: int = 256
-    num_updates: int = 150
+    num_updates: int = 100
     num_answers: int = 128
     noise: float = 0.3
     debug: bool = False
@@ -155,7 +155,7 @@ def optimize(experiment: Experiment, start: Path, proxy: Path, seed: int, size: 
         batch_size=8 if experiment.debug else 64,
         answers=AnswerConfig(max_new_tokens=MAX_NEW_TOKENS),
         kl=KLConfig(coefficient=0.0, target=None),
-        ppo=PPOConfig(learning_rate=3e-4, num_epochs=2, num_minibatches=2, anneal_updates=0),
+        ppo=PPOConfig(learning_rate=1e-4, num_epochs=2, num_minibatches=2, anneal_updates=0),
         seed=seed,
         save_every=1000,
     )
