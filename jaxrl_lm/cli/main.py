@@ -14,6 +14,7 @@ from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.demo import DemoConfig, run_demo
 from jaxrl_lm.cli.doctor import DoctorConfig, run_doctor
 from jaxrl_lm.cli.environment import EvaluateConfig, ReportConfig, parse_train, run_evaluate, run_report
+from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_groups, run_ppo
 from jaxrl_lm.cli.reward import run_reward_model
 from jaxrl_lm.cli.rlhf import run_chain
@@ -44,12 +45,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def _parse_label(args: list[str]) -> Callable[[], None]:
-    try:
+    with needing("label", "label"):
         from jaxrl_lm.cli.label import parse_label
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"label needs the package {error.name}; install what it needs with: pip install 'jaxrl-lm[label]'"
-        ) from error
     return parse_label(args)
 
 

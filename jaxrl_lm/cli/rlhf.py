@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import rewards, storage
+from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
 from jaxrl_lm.training.chain_report import table_of
 from jaxrl_lm.training.interrupts import Interrupted
@@ -45,9 +46,9 @@ def _judge(config: RLHFConfig) -> Judge:
 
 def page_judge(port: int) -> Judge:
     """A judge that serves the pairs on the page of `jaxrl-lm label` until all have been judged."""
-    # The packages of the extra are needed only here.
-    from jaxrl_lm.cli.label import ServeConfig, serve_labels
-    from jaxrl_lm.feedback import export_labels, open_database
+    with needing("label", "labels.annotator=page"):
+        from jaxrl_lm.cli.label import ServeConfig, serve_labels
+        from jaxrl_lm.feedback import export_labels, open_database
 
     def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
         room = folder / "people"

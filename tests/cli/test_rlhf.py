@@ -1,5 +1,6 @@
 """People as judges of a chain: what they say on the page becomes the labels, and Ctrl-C stops the chain."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from jaxrl_lm import feedback
 from jaxrl_lm.cli.rlhf import page_judge
 from jaxrl_lm.data import Preference, Prompt
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.rlhf import Pair
@@ -46,3 +48,10 @@ def test_peoples_choices_become_preferences_and_ctrl_c_stops_the_chain(
     labels = judge(PAIRS, tmp_path, 1)
     expected = [Preference(prompt=pair.prompt.prompt, chosen=pair.second, rejected=pair.first) for pair in PAIRS]
     assert sorted(labels, key=lambda label: str(label.prompt)) == expected
+
+
+def test_the_page_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "jaxrl_lm.cli.label", raising=False)
+    monkeypatch.setitem(sys.modules, "jaxrl_lm.cli.label_tables", None)
+    with pytest.raises(InputError, match=r"labels.annotator=page needs .* pip install 'jaxrl-lm\[label\]'"):
+        page_judge(port=0)
