@@ -85,13 +85,6 @@ def load_answer_task(config: AnswerTrainingConfig, head: Literal["value"] | None
     tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
     longest = rollouts.longest_prompt(model, config.answers.max_new_tokens)
     prompt_ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)
-    sampling = SamplingConfig(
-        max_new_tokens=config.answers.max_new_tokens,
-        temperature=config.answers.temperature,
-        stop_tokens=data.stop_token_ids(tokenizer, config.answers.stop),
-        ignore_stops_before=config.answers.ignore_stops_before,
-        pad_token=data.padding_token(tokenizer),
-    )
     task = AnswerTask(
         config=config,
         model=model,
@@ -102,7 +95,7 @@ def load_answer_task(config: AnswerTrainingConfig, head: Literal["value"] | None
         prompt_width=max(map(len, prompt_ids)),
         reward=reward,
         judges=judges,
-        sampling=sampling,
+        sampling=config.answers.sampling(tokenizer),
     )
     return task, params
 

@@ -49,10 +49,10 @@ class AnsweringConfig:
         if self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size} must be at least 1")
         check_seed(self.seed)
-        self.sampling((), 0)
+        self.sampling()  # refuses what is out of range before a model is loaded
 
-    def sampling(self, stop_tokens: tuple[int, ...], pad_token: int) -> SamplingConfig:
-        """The tokens' part.
+    def sampling(self, stop_tokens: tuple[int, ...] = (), pad_token: int = 0) -> SamplingConfig:
+        """The same with the tokens that the tokenizer knows.
 
         Raises:
             InputError: a field is out of range.

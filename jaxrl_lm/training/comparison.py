@@ -12,7 +12,7 @@ import numpy as np
 from jaxrl_lm import data, models, rewards, rollouts
 from jaxrl_lm.core import returns
 from jaxrl_lm.data import Prompt
-from jaxrl_lm.rollouts import Generation, SamplingConfig
+from jaxrl_lm.rollouts import Generation
 from jaxrl_lm.training.language_config import LanguagePPOConfig
 
 
@@ -82,13 +82,7 @@ def compare_policies(
     """
     reference_model, reference_params = models.from_pretrained(reference)
     tokenizer = data.load_tokenizer(Path(reference), vocab_size=reference_model.config.vocab_size)
-    sampling = SamplingConfig(
-        max_new_tokens=config.answers.max_new_tokens,
-        temperature=config.answers.temperature,
-        stop_tokens=data.stop_token_ids(tokenizer, config.answers.stop),
-        ignore_stops_before=config.answers.ignore_stops_before,
-        pad_token=data.padding_token(tokenizer),
-    )
+    sampling = config.answers.sampling(tokenizer)
     longest = rollouts.longest_prompt(reference_model, sampling.max_new_tokens)
     ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)
     input_ids, mask = data.left_pad(ids, pad_id=sampling.pad_token, width=max(map(len, ids)))

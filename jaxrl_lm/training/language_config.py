@@ -1,10 +1,12 @@
 """Settings of reinforcement learning on a language model."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from jaxrl_lm import data
 from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.rollouts import SamplingConfig
 
 
 def check_seed(seed: int) -> None:
@@ -44,6 +46,20 @@ class AnswerConfig:
             raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         if not self.temperature > 0:
             raise InputError(f"temperature={self.temperature} must be above 0: PPO learns from drawn answers")
+
+    def sampling(self, tokenizer: Any) -> SamplingConfig:
+        """How a model with this tokenizer draws its answers.
+
+        Raises:
+            InputError: a text of `stop` is not one token.
+        """
+        return SamplingConfig(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            stop_tokens=data.stop_token_ids(tokenizer, self.stop),
+            ignore_stops_before=self.ignore_stops_before,
+            pad_token=data.padding_token(tokenizer),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
