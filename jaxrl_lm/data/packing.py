@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.data.encoding import EncodedText
 from jaxrl_lm.errors import InputError
 
@@ -88,7 +89,7 @@ def plan_rows(lengths: Int[np.ndarray, " N"], *, row_length: int, window: int, s
     """
     if len(lengths) and int(np.max(lengths)) > row_length:
         raise InputError(f"row_length={row_length}: a sequence has {int(np.max(lengths))} tokens; cut it, or raise it")
-    order = np.random.default_rng(seed).permutation(len(lengths))
+    order = host_generator(Stream.PACKING, seed).permutation(len(lengths))
     windows = (order[start : start + window] for start in range(0, len(order), window))
     return [row for members in windows for row in _first_fit_decreasing(members, lengths, row_length)]
 

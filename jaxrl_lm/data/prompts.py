@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.data.encoding import encode_prompt
 from jaxrl_lm.data.fields import check_encodable, check_messages
 from jaxrl_lm.data.records import Text
@@ -128,7 +129,7 @@ def prompt_order(num_prompts: int, batch_size: int, step: int, seed: int) -> Int
     order = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
         is_epoch = epochs == epoch
-        permutation = np.random.default_rng([seed, int(epoch)]).permutation(num_prompts)
+        permutation = host_generator(Stream.PROMPT_ORDER, seed, int(epoch)).permutation(num_prompts)
         order[is_epoch] = permutation[offsets[is_epoch]]
     return order
 

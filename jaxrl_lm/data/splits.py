@@ -3,8 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
-import numpy as np
-
+from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.errors import InputError
 
 _Item = TypeVar("_Item")
@@ -36,6 +35,6 @@ def hold_out(
             "--evaluation, or hold out 0"
         )
     num_held = min(len(names) - 1, max(1, round(fraction * len(names))))
-    held = {names[index] for index in np.random.default_rng(seed).permutation(len(names))[:num_held]}
+    held = {names[index] for index in host_generator(Stream.HELD_OUT, seed).permutation(len(names))[:num_held]}
     pairs = list(zip(items, groups, strict=True))
     return [item for item, group in pairs if group not in held], [item for item, group in pairs if group in held]

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.errors import InputError
 
 
@@ -27,7 +28,7 @@ def prefers_first(
     if not noise >= 0:
         raise InputError(f"noise={noise} must be 0 (always the higher score) or more")
     difference = np.asarray(first_scores, np.float64) - np.asarray(second_scores, np.float64)
-    uniform = np.random.default_rng(seed).random(len(difference))
+    uniform = host_generator(Stream.ANNOTATOR, seed).random(len(difference))
     if noise == 0:
         return np.where(difference == 0, uniform < 0.5, difference > 0)
     # u < sigmoid(d) as d > logit(u), which cannot overflow.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.data import Prompt, encode_prompts, left_pad, prompt_order
 from jaxrl_lm.errors import InputError
 
@@ -96,7 +97,7 @@ def test_left_pad_keeps_every_token_whatever_the_pad_id(sequences, pad_id, room)
 def reference_order(num_prompts, batch_size, step, seed):
     stream, epoch = [], 0
     while len(stream) < (step + 1) * batch_size:
-        stream += list(np.random.default_rng([seed, epoch]).permutation(num_prompts))
+        stream += list(host_generator(Stream.PROMPT_ORDER, seed, epoch).permutation(num_prompts))
         epoch += 1
     return stream[step * batch_size : (step + 1) * batch_size]
 
