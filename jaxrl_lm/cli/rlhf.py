@@ -22,6 +22,13 @@ def run_chain(config: RLHFConfig) -> None:
 
 def print_chain(result: ChainResult) -> None:
     """The table of policies, one prompt's answers, and where the rest is."""
+    if not result.policies:
+        Console().print(
+            f"stopped where stop_after says: {result.folder.path}; without it the same command goes on",
+            soft_wrap=True,
+            markup=False,
+        )
+        return
     heads, rows = table_of(result.policies)
     table = Table(*heads)
     for row in rows:
@@ -34,8 +41,10 @@ def print_chain(result: ChainResult) -> None:
     console.print(f"report: {result.folder.report_file}", soft_wrap=True, markup=False)
 
 
-def _judge(config: RLHFConfig) -> Judge:
+def _judge(config: RLHFConfig) -> Judge | None:
     labels = config.labels
+    if config.reward is not None:
+        return None
     if labels.file is not None:
         return file_judge(labels.file)
     if labels.annotator == "page":

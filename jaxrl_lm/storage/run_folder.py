@@ -59,6 +59,16 @@ class RunFolder:
     def model_folder(self) -> Path:
         return self.path / "model"
 
+    @property
+    def ended_file(self) -> Path:
+        """Says that a run which is a stage of others has written all it writes."""
+        return self.path / "ended"
+
+    def holds_checkpoint(self) -> bool:
+        """Whether there is a whole checkpoint to go on with; one that is being written has another name."""
+        folder = self.checkpoints_folder
+        return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
         """Make the folder of a new run and write its `config.yaml`.
@@ -111,13 +121,14 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open_or_create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
+    def open_or_create(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":
         """The folder with this configuration: `open` where there is one, else `create`.
 
         Raises:
             InputError: as they do.
         """
-        return cls.open(path, config) if cls(path).config_file.exists() else cls.create(path, config)
+        is_there = cls(path).config_file.exists()
+        return cls.open(path, config, ignore=ignore) if is_there else cls.create(path, config)
 
     def read_config(self) -> dict[str, Any]:
         """Read `config.yaml`.

@@ -67,7 +67,7 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     heads, rows = table_of(policies)
     num_prompts = len(policies[0].prompts)
     note = (
-        f"Means over {num_prompts} prompts, the same for all, with 95 % intervals. 'proxy' is the newest reward model."
+        f"Means over {num_prompts} prompts, the same for all, with 95 % intervals. 'proxy' is what PPO followed last."
     )
     yield Section(title="Policies", note=note, heads=heads, rows=rows)
     for picture in sorted(folder.path.glob("round-*/*/plots/*.png")):
@@ -85,8 +85,9 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     last = policies[-1]
     yield Section(
         title=f"Token by token: {last.name}",
-        note="What each token earns (the penalty, and the proxy's score at the end), how far its log-probability has "
-        "moved from the reference's, and its advantage by the policy's own values. Orange is above 0, blue below.",
+        note="What each token earns (the penalty at the coefficient that PPO begins with, and the proxy's score at the "
+        "end), how far its log-probability has moved from the reference's, and its advantage by the values of the "
+        "policy's own head (0 where it has none). Orange is above 0, blue below.",
         strips=tuple(_strips(last)),
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxrl_lm import data, models, rewards, rollouts
 from jaxrl_lm.core import returns
 from jaxrl_lm.data import Prompt
+from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import Generation
 from jaxrl_lm.training.language_config import LanguagePPOConfig
 
@@ -22,9 +23,9 @@ class TokenStrip:
 
     Attributes:
         tokens: their texts, T.
-        rewards: the penalty of each token, and the score at the last, T.
+        rewards: the penalty of each token, at the coefficient that training begins with, and the score at the last, T.
         kl: log pi - log pi_ref of each token, nats, T.
-        advantages: by GAE with the policy's own values; zeros for a policy without a value head, T.
+        advantages: by GAE with the values of the policy's own head, which are 0 where it has none, T.
     """
 
     tokens: list[str]
@@ -68,8 +69,8 @@ def compare_policies(
     """Let every policy answer the same prompts, from the same keys.
 
     Args:
-        policies: folders by name; all of the reference's family and tokenizer.
-        reference: the folder that KL is measured from.
+        policies: folders or hub ids by name; all of the reference's family and tokenizer.
+        reference: the folder or hub id that KL is measured from.
         prompts: B of them.
         reward_functions: by name.
         config: how answers are drawn, discounted and penalised.
@@ -80,8 +81,9 @@ def compare_policies(
     Raises:
         InputError: a folder or a prompt is not what it must be.
     """
-    reference_model, reference_params = models.from_pretrained(reference)
-    tokenizer = data.load_tokenizer(Path(reference), vocab_size=reference_model.config.vocab_size)
+    reference_folder = resolve_folder(reference)
+    reference_model, reference_params = models.from_pretrained(reference_folder)
+    tokenizer = data.load_tokenizer(reference_folder, vocab_size=reference_model.config.vocab_size)
     sampling = config.answers.sampling(tokenizer)
     longest = rollouts.longest_prompt(reference_model, sampling.max_new_tokens)
     ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_model import train_reward_model
 from jaxrl_lm.training.rlhf_config import RLHFConfig
-from jaxrl_lm.training.run_files import run_stage
+from jaxrl_lm.training.run_files import EXEMPT, run_stage
 from jaxrl_lm.training.sft import train_sft
 
 _NUM_STRIPS = 8
@@ -45,22 +45,21 @@ class ChainResult:
 
     Attributes:
         folder: of the chain.
-        reward_model: the newest.
         policies: answers to the judged prompts: base model, fine-tuned model, and the policy of every round; scored by
-            "proxy", the newest reward model, and by "gold" where there is one.
+            "proxy", the newest reward model or the ready reward, and by "gold" where there is one. Empty where
+            `stop_after` ended the chain before its last policy.
     """
 
     folder: storage.RunFolder
-    reward_model: Path
     policies: list[PolicyAnswers]
 
 
-def run_rlhf(config: RLHFConfig, judge: Judge) -> ChainResult:
+def run_rlhf(config: RLHFConfig, judge: Judge | None) -> ChainResult:
     """Run every stage that has not ended yet, and compare the policies.
 
     Args:
         config: settings.
-        judge: says which answers are better; see `simulated_judge`.
+        judge: says which answers are better; see `simulated_judge`. None where `config.reward` is ready.
 
     Raises:
         InputError: an input is not what it must be, or the folder belongs to a chain of other settings.
@@ -73,29 +72,52 @@ def run_rlhf(config: RLHFConfig, judge: Judge) -> ChainResult:
         raise Interrupted("stopped; what was done is saved, and the same command goes on", stop.signal_number) from stop
 
 
-def _run_stages(config: RLHFConfig, judge: Judge) -> ChainResult:
+def _run_stages(config: RLHFConfig, judge: Judge | None) -> ChainResult:
     _check_rewards(config)
-    folder = storage.RunFolder.open_or_create(Path(config.out), asdict(config))
+    folder = _open(config)
     prompts = data.read_prompts(config.prompts, column=config.prompt_column)
     start = _fine_tune(config, folder)
     policies: dict[str, str | Path] = {"base": config.model}
     if config.sft_data is not None:
         policies["SFT"] = start
-    newest: str | Path = start
+    if config.stop_after == "sft":
+        return ChainResult(folder=folder, policies=[])
+    reward, newest = config.reward, start
     preferences: list[Preference] = []
-    reward_model = Path()
-    for number in range(1, config.num_rounds + 1):
+    for number in range(1, config.rounds + 1):
+        ends = config.stop_after if number == config.rounds else "ppo"
         room = folder.path / f"round-{number}"
         room.mkdir(exist_ok=True)
-        preferences += _label(config, newest, prompts, judge, room, number)
-        reward_model = _learn_reward(config, start, preferences, room)
-        newest = _optimize(config, start, reward_model, room)
+        if config.reward is None:
+            assert judge is not None
+            preferences += _label(config, newest, prompts, judge, room, number)
+            if ends == "labels":
+                return ChainResult(folder=folder, policies=[])
+            reward = f"{MODEL_PREFIX}{_learn_reward(config, start, preferences, room)}"
+            if ends == "reward_model":
+                return ChainResult(folder=folder, policies=[])
+        assert reward is not None
+        newest = _optimize(config, start, reward, room)
         policies[f"PPO round {number}"] = newest
-    return _compare(config, folder, policies, start, prompts, reward_model)
+    assert reward is not None
+    return _compare(config, folder, policies, start, prompts, reward)
+
+
+def _open(config: RLHFConfig) -> storage.RunFolder:
+    """The chain's folder: a new one, or that of a chain whose stages have the same settings."""
+    ignore = {"labels.port", "rounds", "stop_after"}
+    ignore |= {f"{stage}.{name}" for stage in ("sft", "reward_model", "ppo") for name in EXEMPT}
+    folder = storage.RunFolder.open_or_create(Path(config.out), asdict(config), ignore=frozenset(ignore))
+    later = folder.path / f"round-{config.rounds + 1}"
+    if later.exists():
+        raise InputError(f"rounds={config.rounds}: the chain has begun more; give as many, or another --out")
+    return folder
 
 
 def _check_rewards(config: RLHFConfig) -> None:
     """Find every reward function before hours are spent on what comes before its first call."""
+    if config.reward is not None:
+        load_named_reward("reward", config.reward)
     if config.labels.gold is not None:
         load_named_reward("labels.gold", config.labels.gold)
     for judge, reward in zip(config.ppo.judges, config.ppo.judge_rewards, strict=True):
@@ -118,12 +140,17 @@ def simulated_judge(gold: rewards.RewardFunction, *, noise: float, seed: int) ->
     return judge
 
 
-def file_judge(source: str) -> Judge:
-    """A judge whose labels lie in files of preferences, named with {round} where each round has its own."""
+def file_judge(source: str, tokenizer: Any = None) -> Judge:
+    """A judge whose labels lie in files of preferences, named with {round} where each round has its own.
+
+    Args:
+        source: as `data.read_preferences` takes it.
+        tokenizer: of files that hold token ids.
+    """
 
     def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
         del pairs, folder
-        return data.read_preferences(source.replace("{round}", str(number)))
+        return data.read_preferences(source.replace("{round}", str(number)), tokenizer=tokenizer)
 
     return judge
 
@@ -149,7 +176,10 @@ def _label(
     if not file.exists():
         labels = judge(_make_pairs(config, policy, prompts, room, number), room, number)
         if not labels:
-            raise InputError(f"labels: round {number} has none; without them there is nothing to learn")
+            raise InputError(
+                f"labels: round {number} has none (ties and skips are no labels), and without them there is nothing to "
+                f"learn; delete {str(room)!r}, and the same command asks again"
+            )
         data.write_jsonl(file, labels)
     return data.read_preferences(file)
 
@@ -205,13 +235,13 @@ def _learn_reward(config: RLHFConfig, start: str | Path, preferences: list[Prefe
     return run_stage(train_reward_model, stage).model_folder
 
 
-def _optimize(config: RLHFConfig, start: str | Path, reward_model: Path, room: Path) -> Path:
+def _optimize(config: RLHFConfig, start: str | Path, reward: str, room: Path) -> Path:
     stage = replace(
         config.ppo,
         model=str(start),
         prompts=config.prompts,
         prompt_column=config.prompt_column,
-        reward=f"{MODEL_PREFIX}{reward_model}",
+        reward=reward,
         judges=(*config.ppo.judges, *([] if config.labels.gold is None else [f"gold={config.labels.gold}"])),
         out=str(room / "ppo"),
     )
@@ -224,10 +254,10 @@ def _compare(
     policies: dict[str, str | Path],
     start: str | Path,
     prompts: list[Prompt],
-    reward_model: Path,
+    reward: str,
 ) -> ChainResult:
-    """Every policy on the same prompts, by the newest reward model and by gold where there is one."""
-    functions = {"proxy": rewards.load_reward(f"{MODEL_PREFIX}{reward_model}")}
+    """Every policy on the same prompts, by what PPO followed last and by gold where there is one."""
+    functions = {"proxy": rewards.load_reward(reward)}
     if config.labels.gold is not None:
         functions = {"gold": rewards.load_reward(config.labels.gold)} | functions
     order = data.prompt_order(len(prompts), min(config.num_judged, len(prompts)), 0, config.seed)
@@ -242,7 +272,7 @@ def _compare(
         seed=_seed(config.seed, 0),
     )
     write_chain_report(folder, found)
-    return ChainResult(folder=folder, reward_model=reward_model, policies=found)
+    return ChainResult(folder=folder, policies=found)
 
 
 def _seed(seed: int, number: int) -> int:

@@ -9,6 +9,7 @@ from jaxrl_lm.training.reward_config import RewardTrainingConfig
 from jaxrl_lm.training.supervised_config import SFTConfig
 
 Annotator = Literal["simulated", "file", "page"]
+Stage = Literal["sft", "labels", "reward_model", "ppo"]
 
 # What the chain itself puts into a stage's settings, and `model` of the reward model if none is given.
 _FILLED_IN = {
@@ -29,7 +30,7 @@ class LabelingConfig:
         gold: a reward function's name, as `ppo --reward` takes it; what the simulated annotator judges by. Where it is
             given, all policies are judged by it in the end.
         noise: of the simulated annotator, in units of the gold reward: P(better) = sigmoid(difference / noise).
-        file: preferences, with {round} in its name where each round has its own.
+        file: preferences; with several rounds {round} stands in its name, for each has labels of its own.
         port: of the page.
     """
 
@@ -46,7 +47,8 @@ class LabelingConfig:
         if self.num_pairs < 1:
             raise InputError(f"labels.num_pairs={self.num_pairs} must be at least 1")
         if (self.annotator == "file") != (self.file is not None):
-            raise InputError("labels.file and labels.annotator=file go together")
+            remedy = "name the file" if self.file is None else "add --labels.annotator file, or leave the file out"
+            raise InputError(f"labels.file={self.file!r} with labels.annotator={self.annotator}: {remedy}")
         if not self.noise >= 0:
             raise InputError(f"labels.noise={self.noise} must be 0 or more")
 
@@ -57,7 +59,8 @@ class RLHFConfig:
 
     Every round judges answers of the newest policy, trains a reward model on all labels so far, and PPO anew from the
     fine-tuned model, which is the reference of every round. A stage that has ended is not run again; one that was
-    interrupted goes on.
+    interrupted goes on. Stages are left out by what is given instead: no `sft_data`, labels in a file, a ready
+    `reward`; `stop_after` leaves out what follows.
 
     Attributes:
         model: the base model: a folder or a Hugging Face hub id.
@@ -65,7 +68,9 @@ class RLHFConfig:
         out: folder of the chain, with a run folder for each stage; the same command again goes on.
         prompt_column: column of the prompts file that holds the prompt.
         sft_data: examples to fine-tune the base model on first; None starts from the base model.
-        num_rounds: of labels, reward model and PPO.
+        rounds: of labels, reward model and PPO; the same command with more of them goes on.
+        stop_after: the stage that ends the last round; the same command with a later one goes on.
+        reward: a ready reward in the place of labels and reward model, as `ppo --reward` takes it (model:FOLDER, say).
         labels: who judges.
         num_judged: prompts on which all policies are compared in the end.
         sft: fine-tuning; the chain fills in model, data and out.
@@ -80,7 +85,9 @@ class RLHFConfig:
     out: str
     prompt_column: str = "prompt"
     sft_data: str | None = None
-    num_rounds: int = 1
+    rounds: int = 1
+    stop_after: Stage = "ppo"
+    reward: str | None = None
     labels: LabelingConfig = field(default_factory=LabelingConfig)
     num_judged: int = 64
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(model="", data="", out=""))
@@ -91,17 +98,12 @@ class RLHFConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "num_judged"):
+        for name in ("rounds", "num_judged"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         check_seed(self.seed)
-        if self.labels.annotator == "simulated" and self.labels.gold is None:
-            raise InputError(
-                "labels.gold: the simulated annotator needs a reward to judge by, such as good_manners; or ask people "
-                "by --labels.annotator page"
-            )
-        if self.labels.gold is not None and "gold" in self.ppo.judge_names:
-            raise InputError("ppo.judges: the name gold is taken by labels.gold; name the judge otherwise")
+        self._check_labels()
+        self._check_skipped()
         for stage, names in _FILLED_IN.items():
             given: Any = getattr(self, stage)
             for name in names:
@@ -109,3 +111,34 @@ class RLHFConfig:
                     raise InputError(f"{stage}.{name}={getattr(given, name)!r} is filled in by the chain; leave it out")
             if given.resume:
                 raise InputError(f"{stage}.resume: the chain resumes by itself; leave it out")
+
+    def _check_labels(self) -> None:
+        labels = self.labels
+        if labels.annotator == "simulated" and labels.gold is None and self.reward is None:
+            raise InputError(
+                "labels.gold: the simulated annotator needs a reward to judge by, such as good_manners; or ask people "
+                "by --labels.annotator page"
+            )
+        if labels.gold is not None and "gold" in self.ppo.judge_names:
+            raise InputError("ppo.judges: the name gold is taken by labels.gold; name the judge otherwise")
+        if labels.file is not None and self.rounds > 1 and "{round}" not in labels.file:
+            raise InputError(
+                f"labels.file={labels.file!r} would count {self.rounds} times: write {{round}} where the names of the "
+                "rounds' files differ, or ask for one of the rounds"
+            )
+
+    def _check_skipped(self) -> None:
+        if self.stop_after not in get_args(Stage):
+            raise InputError(f"stop_after={self.stop_after!r} must be one of {', '.join(get_args(Stage))}")
+        if self.stop_after == "sft" and self.sft_data is None:
+            raise InputError(
+                "stop_after=sft: without sft_data there is no fine-tuning; give examples, or a later stage"
+            )
+        if self.reward is None:
+            return
+        if self.stop_after in ("labels", "reward_model"):
+            raise InputError(
+                f"stop_after={self.stop_after}: reward={self.reward!r} takes that stage's place; leave one out"
+            )
+        if self.rounds > 1:
+            raise InputError(f"rounds={self.rounds}: reward={self.reward!r} is the same in all of them; leave one out")

@@ -1,6 +1,7 @@
 """What every trainer of language models does with its run folder: refuse early, make or reopen, samples, report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ Samples = list[dict[str, Any]]
 
 
 # What may differ between a run and its resumption without changing any number.
-_EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project"})
+EXEMPT = frozenset({"save_every", "keep_checkpoints", "wandb_project"})
 
 
 def check_out(config: Any) -> None:
@@ -46,7 +47,7 @@ def open_run(config: Any, before: Callable[[], Samples], *, is_extensible: bool)
     """
     settings = _settings(config)
     if config.resume:
-        exempt = _EXEMPT | {"num_updates"} if is_extensible else _EXEMPT
+        exempt = EXEMPT | {"num_updates"} if is_extensible else EXEMPT
         return storage.RunFolder.open(Path(config.out), settings, ignore=exempt)
     samples = before()
     folder = storage.RunFolder.create(Path(config.out), settings)
@@ -65,9 +66,18 @@ def run_stage(train: Callable[[Any], storage.RunFolder], config: Any) -> storage
         InputError: the folder holds a run of other settings; beside this, what `train` raises.
     """
     folder = storage.RunFolder(Path(config.out))
-    if folder.report_file.exists():
-        return storage.RunFolder.open(folder.path, _settings(config), ignore=_EXEMPT)
-    return train(replace(config, resume=folder.config_file.exists()))
+    is_begun = folder.config_file.exists()
+    if is_begun:
+        storage.RunFolder.open(folder.path, _settings(config), ignore=EXEMPT)
+        if folder.ended_file.exists():
+            return folder
+        if not folder.holds_checkpoint():
+            # Stopped before its first checkpoint: nothing is there to go on with.
+            shutil.rmtree(folder.path)
+            is_begun = False
+    train(replace(config, resume=is_begun))
+    storage.write_atomically(folder.ended_file, "")
+    return folder
 
 
 def write_samples_after(folder: storage.RunFolder, after: Samples) -> None:

@@ -33,7 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
         prompts=str(folder / "prompts.txt"),
         out=str(folder / "chain"),
         sft_data=str(folder / "examples.jsonl"),
-        num_rounds=2,
+        rounds=2,
         labels=LabelingConfig(gold="vowels", num_pairs=12, noise=0.0),
         num_judged=4,
         sft=SFTConfig(model="", data="", out="", num_updates=2, batch_size=2, row_length=32, max_new_tokens=4),
@@ -126,10 +126,14 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_rounds": 0}, "num_rounds=0"),
+        ({"rounds": 0}, "rounds=0"),
         ({"ppo": LanguagePPOConfig(model="m", prompts="", reward="", out="")}, "ppo.model='m' is filled in"),
         ({"sft": SFTConfig(model="", data="", out="", resume=True)}, "sft.resume"),
         ({"labels": LabelingConfig()}, "labels.gold: the simulated annotator needs"),
+        ({"labels": LabelingConfig(annotator="file", file="x.jsonl")}, "labels.file='x.jsonl' would count 2 times"),
+        ({"stop_after": "sft", "sft_data": None}, "stop_after=sft: without sft_data"),
+        ({"reward": "vowels"}, "rounds=2: reward='vowels' is the same in all"),
+        ({"reward": "vowels", "rounds": 1, "stop_after": "labels"}, "stop_after=labels: reward='vowels'"),
         (
             {"ppo": LanguagePPOConfig(model="", prompts="", reward="", out="", judges=("gold=vowels",))},
             "ppo.judges: the name gold is taken",
@@ -144,8 +148,8 @@ def test_what_the_chain_fills_in_is_not_given(config, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotator": "file"}, "labels.file"),
-        ({"file": "x"}, "labels.file"),
+        ({"annotator": "file"}, "labels.file=None with labels.annotator=file: name the file"),
+        ({"file": "x"}, "labels.file='x' with labels.annotator=simulated"),
         ({"noise": -1.0}, "labels.noise=-1.0"),
     ],
 )
@@ -179,3 +183,69 @@ def test_a_chain_that_is_stopped_says_how_to_go_on(config, tmp_path):
     with pytest.raises(Interrupted, match="the same command goes on") as caught:
         rlhf.run_rlhf(chain, stopped)
     assert caught.value.signal_number == 2
+
+
+def judge_by_vowels() -> rlhf.Judge:
+    return rlhf.simulated_judge(REWARDS["vowels"], noise=0.0, seed=0)
+
+
+def test_a_chain_stops_after_a_stage_goes_on_and_grows(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(config.model).parent))
+    short = replace(config, model="~/model", out=str(tmp_path / "chain"), sft_data=None, rounds=1)
+    room = tmp_path / "chain" / "round-1"
+    for stage, following in (("labels", "reward-model"), ("reward_model", "ppo")):
+        assert rlhf.run_rlhf(replace(short, stop_after=stage), judge_by_vowels()).policies == []
+        assert not (room / following).exists()
+    assert [policy.name for policy in rlhf.run_rlhf(short, nobody_judges()).policies] == ["base", "PPO round 1"]
+    port = replace(short.labels, port=1)
+    grown = rlhf.run_rlhf(replace(short, labels=port, rounds=2), judge_by_vowels())
+    assert [policy.name for policy in grown.policies] == ["base", "PPO round 1", "PPO round 2"]
+    with pytest.raises(InputError, match="rounds=1: the chain has begun more"):
+        rlhf.run_rlhf(short, judge_by_vowels())
+
+
+def nobody_judges() -> rlhf.Judge:
+    def fails(*_):
+        raise AssertionError("the labels are there")
+
+    return fails
+
+
+def test_a_ready_reward_takes_the_place_of_labels_and_reward_model(config, tmp_path):
+    labels = LabelingConfig()
+    ready = replace(config, out=str(tmp_path), sft_data=None, rounds=1, reward="vowels", labels=labels)
+    policies = rlhf.run_rlhf(ready, None).policies
+    assert policies[-1].scores.keys() == {"proxy"}
+    assert policies[-1].scores["proxy"].tolist() == pytest.approx(
+        REWARDS["vowels"](prompts=[], completions=policies[-1].answers)
+    )
+    assert [entry.name for entry in (tmp_path / "round-1").iterdir()] == ["ppo"]
+
+
+KILLS_ONCE = """
+import os, pathlib, signal
+
+def kills_once(prompts, completions, **columns):
+    flag = pathlib.Path(__file__).with_name("killed")
+    if not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return [0.0] * len(completions)
+"""
+
+
+def test_a_chain_that_is_stopped_inside_ppo_ends_as_if_it_had_not_been(config, tmp_path):
+    (tmp_path / "rewards.py").write_text(KILLS_ONCE)
+    ppo = replace(config.ppo, num_updates=3, judges=(f"killer={tmp_path / 'rewards.py'}:kills_once",))
+    chain = replace(config, sft_data=None, rounds=1, ppo=ppo)
+    ends = []
+    for name in ("stopped", "whole"):
+        one = replace(chain, out=str(tmp_path / name))
+        if name == "stopped":
+            with pytest.raises(Interrupted, match="the same command goes on"):
+                rlhf.run_rlhf(one, judge_by_vowels())
+            assert not (tmp_path / name / "round-1" / "ppo" / "model").exists()
+        found = rlhf.run_rlhf(one, judge_by_vowels()).policies[-1]
+        curve = storage.read_metrics(storage.RunFolder(tmp_path / name / "round-1" / "ppo"))["loss/total"]
+        ends.append((found.answers, found.kl.tolist(), list(curve.steps), list(curve.values)))
+    assert ends[0] == ends[1]
