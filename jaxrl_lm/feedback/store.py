@@ -16,6 +16,8 @@ from jaxrl_lm.feedback.items import SKIP, VERDICTS, Item, Mode, Text
 from jaxrl_lm.feedback.schema import CLOSED, LABELLED, OPEN, annotators, items, labels, leases
 
 MAX_NAME_LENGTH = 40
+_TAKEN_SKIP = "You skipped it, and another has it by now."
+_TAKEN_LABEL = "Others have judged it as often as was asked for; your label stands."
 
 
 class RefusedError(Exception):
@@ -163,7 +165,11 @@ class LabelStore:
         return True
 
     def undo(self, annotator: int) -> Lease | None:
-        """Take back a person's last label made here, and hand them its item again; None if there is none."""
+        """Take back a person's last label made here, and hand them its item again; None if there is none.
+
+        Raises:
+            RefusedError: the item is another's by now; the label stands.
+        """
         mine = and_(labels.c.annotator_id == annotator, items.c.mode == self.mode, labels.c.lease_id.is_not(None))
         last = select(labels.c.id.label("label_id"), labels.c.lease_id, labels.c.verdict, labels.c.shown_order, items)
         last = last.join(items, items.c.id == labels.c.item_id).where(mine).order_by(labels.c.id.desc())
@@ -175,6 +181,8 @@ class LabelStore:
             connection.execute(update(leases).where(leases.c.id == row.lease_id).values(state=CLOSED))
             if row.verdict != SKIP:
                 count_labels(connection, row.id, -1)
+            if connection.scalar(select(items.c.id).where(items.c.id == row.id, self._is_free_for(annotator))) is None:
+                raise RefusedError(_TAKEN_SKIP if row.verdict == SKIP else _TAKEN_LABEL)
             _give_back(connection, annotator)
             return self._hand_out(connection, annotator, row, row.shown_order)
 

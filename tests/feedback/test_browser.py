@@ -137,6 +137,23 @@ def test_two_people_at_once_share_the_work(
     assert sorted(row["annotator"] for row in exported(store)) == ["ann"] * 3 + ["bob"] * 3
 
 
+def test_a_skip_that_another_took_up_stands(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(2)
+    with served(store) as url:
+        page = open_page("ann", url)
+        page.keyboard.press("s")
+        said(page).to_contain_text("Saved: skipped. Item 2.")
+        open_page("bob", url)
+        page.keyboard.press("u")
+        expect(page.get_by_role("alert")).to_contain_text("You skipped it, and another has it by now.")
+        expect(page.locator("#prompt")).to_have_text("prompt 1")
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
 def test_hostile_and_huge_texts_are_text(engine: Engine, open_page: Callable[..., Page]) -> None:
     huge = "a line of an answer\n" * 5000
     prompt = [{"role": "user", "content": HOSTILE}]

@@ -137,6 +137,34 @@ def test_undo_takes_back_only_ones_own(make_store: MakeStore) -> None:
     assert store.progress(ann).num_done == 1
 
 
+@pytest.mark.parametrize("is_judged", [False, True])
+def test_a_skip_of_an_item_that_another_has_cannot_be_undone(make_store: MakeStore, is_judged: bool) -> None:
+    store = make_store(2)
+    ann, bob = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "skip")
+    held = handed(store, ann)
+    taken = handed(store, bob)
+    assert taken.prompt == "prompt 0"
+    if is_judged:
+        store.label(bob, taken.id, "0")
+    with pytest.raises(RefusedError, match="You skipped it, and another has it by now"):
+        store.undo(ann)
+    assert handed(store, ann) == held
+    assert store.progress(ann).num_mine == 1
+    assert store.label(bob, taken.id, "0") is not is_judged
+
+
+def test_a_label_of_an_item_that_has_enough_without_it_cannot_be_undone(make_store: MakeStore) -> None:
+    store = make_store(1)
+    ann, _ = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "0")
+    judged = feedback.JudgedItem(item=numbered_items(1, "pairwise")[0], verdict="1")
+    feedback.import_labels(store.engine, [judged], name="bob")
+    with pytest.raises(RefusedError, match="your label stands"):
+        store.undo(ann)
+    assert store.progress(ann).num_mine == 1
+
+
 def test_a_skipped_item_goes_to_another_and_not_back(make_store: MakeStore) -> None:
     store = make_store(1)
     ann, bob = people(store, "ann", "bob")
