@@ -23,13 +23,13 @@ def serve(
     is_ended_when_done: bool = False,
     announce: Callable[[str], None],
 ) -> None:
-    """Serve the page until Ctrl-C, or until all is labelled.
+    """Serve the page until Ctrl-C, or until nothing is left to label.
 
     Args:
         store: what is labelled; hold `lock_server` of its database meanwhile.
         listener: from `listen`.
         hosts: names besides the local ones under which browsers may reach it, such as that of an HTTPS proxy.
-        is_ended_when_done: stop once every item has its labels.
+        is_ended_when_done: stop once every item has its labels, or was skipped and nobody is at it.
         announce: called with the page's address, token and all, when it can be opened.
 
     Raises:
@@ -64,7 +64,7 @@ def listen(port: int) -> socket.socket:
 
 async def _run(server: uvicorn.Server, listener: socket.socket, watched: LabelStore | None) -> None:
     async def stop_when_done(store: LabelStore) -> None:
-        while not await asyncio.to_thread(store.is_done):
+        while not await asyncio.to_thread(store.is_over):
             await asyncio.sleep(0.5)
         server.should_exit = True
 

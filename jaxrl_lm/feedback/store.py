@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, or_, select, update
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback.database import reading
@@ -207,11 +207,16 @@ class LabelStore:
                 num_waiting=count(is_needed, ~_is_labelled_by(annotator)),
             )
 
-    def is_done(self) -> bool:
-        """Whether every item has as many labels as were asked for."""
+    def is_over(self) -> bool:
+        """Whether nothing is left to wait for: every item has its labels, or was skipped and nobody is at it."""
         is_needed = and_(items.c.mode == self.mode, items.c.num_labels < self.overlap)
+        is_skipped = exists().where(labels.c.item_id == items.c.id, labels.c.verdict == SKIP).correlate(items)
+        is_held = exists().where(
+            leases.c.item_id == items.c.id, leases.c.state == OPEN, leases.c.expires_at > self._clock()
+        )
+        is_awaited = and_(is_needed, or_(~is_skipped, is_held.correlate(items)))
         with reading(self.engine) as connection:
-            return connection.execute(select(items.c.id).where(is_needed).limit(1)).first() is None
+            return connection.execute(select(items.c.id).where(is_awaited).limit(1)).first() is None
 
     def _held_by(self, annotator: int) -> Any:
         return (

@@ -56,7 +56,7 @@ def test_a_late_label_counts_if_nobody_else_has_the_item(make_store: MakeStore, 
     lease = handed(store, ann)
     clock.now += 3600
     assert store.label(ann, lease.id, "tie")
-    assert store.is_done()
+    assert store.is_over()
 
 
 def test_a_lease_yields_one_label_and_the_first_stands(make_store: MakeStore) -> None:
@@ -170,8 +170,30 @@ def test_a_skipped_item_goes_to_another_and_not_back(make_store: MakeStore) -> N
     ann, bob = people(store, "ann", "bob")
     store.label(ann, handed(store, ann).id, "skip")
     assert store.next_lease(ann) is None
-    assert not store.is_done()
+    assert store.progress(ann).num_done == 0
     assert handed(store, bob).prompt == "prompt 0"
+
+
+def test_skipped_items_are_waited_for_only_while_somebody_is_at_them(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(2)
+    ann, bob = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "skip")
+    assert not store.is_over()  # the second item: nobody has seen it
+    store.label(ann, handed(store, ann).id, "0")
+    assert store.is_over()
+    lease = handed(store, bob)
+    assert not store.is_over()
+    store.release(bob)
+    assert store.is_over()
+    handed(store, bob)
+    clock.now += 61
+    assert store.is_over()
+    with pytest.raises(RefusedError, match="out of date"):
+        store.label(bob, lease.id, "0")
+    store.label(bob, handed(store, bob).id, "skip")
+    assert store.is_over()
+    store.undo(ann)
+    assert not store.is_over()
 
 
 def test_overlap_hands_an_item_to_so_many_and_to_nobody_twice(make_store: MakeStore) -> None:
@@ -183,7 +205,7 @@ def test_overlap_hands_an_item_to_so_many_and_to_nobody_twice(make_store: MakeSt
     assert store.next_lease(ann) is None
     assert store.next_lease(eve) is None
     store.label(bob, leases[1].id, "0")
-    assert store.is_done()
+    assert store.is_over()
 
 
 def test_who_leaves_gives_the_item_back_at_once(make_store: MakeStore) -> None:
