@@ -93,7 +93,8 @@ class _Api:
         """What the page must know before anything else."""
         session = self._find(request)
         names = await run_in_threadpool(self._store.list_names)
-        about = {"csrf": session.csrf, "name": session.name, "names": names, "mode": self._store.mode}
+        name = None if session.annotator is None else session.annotator.name
+        about = {"csrf": session.csrf, "name": name, "names": names, "mode": self._store.mode}
         return JSONResponse({**about, "overlap": self._store.overlap})
 
     async def show_statistics(self, request: Request) -> Response:
@@ -116,25 +117,25 @@ class _Api:
     def name_annotator(self, session: Session, fields: Fields) -> Answer:
         """Say who sits there."""
         annotator = self._store.find_annotator(_field(fields, "name"))
-        if session.annotator is not None and session.annotator != annotator.id:
-            self._store.release(session.annotator)
-        session.annotator, session.name = annotator.id, annotator.name
+        if session.annotator is not None and session.annotator != annotator:
+            self._store.release(session.annotator.id)
+        session.annotator = annotator
         return {"name": annotator.name}
 
     def next_item(self, session: Session, fields: Fields) -> Answer:
         """An item to judge."""
-        annotator = _annotator(session)
+        annotator = _annotator(session, fields)
         return self._shown(annotator, self._store.next_lease(annotator))
 
     def keep_label(self, session: Session, fields: Fields) -> Answer:
         """Keep a verdict; the answer says that it is on the disk."""
-        annotator = _annotator(session)
+        annotator = _annotator(session, fields)
         is_new = self._store.label(annotator, _field(fields, "lease"), _field(fields, "verdict"))
         return {"is_repeat": not is_new}
 
     def undo_label(self, session: Session, fields: Fields) -> Answer:
         """Take the last verdict back and show its item again."""
-        annotator = _annotator(session)
+        annotator = _annotator(session, fields)
         lease = self._store.undo(annotator)
         if lease is None:
             raise RefusedError("There is nothing to undo.")
@@ -142,8 +143,8 @@ class _Api:
 
     def leave(self, session: Session, fields: Fields) -> Answer:
         """Give back what is being judged, and make room for another person."""
-        self._store.release(_annotator(session))
-        session.annotator = session.name = None
+        self._store.release(_annotator(session, fields))
+        session.annotator = None
         return {}
 
     def _shown(self, annotator: int, lease: Lease | None) -> Answer:
@@ -161,10 +162,14 @@ def _page(name: str) -> Callable[[Request], Response]:
     return show
 
 
-def _annotator(session: Session) -> int:
-    if session.annotator is None:
+def _annotator(session: Session, fields: Fields) -> int:
+    """Who sits there, by the session and by the page: one of a browser's two pages may still show who was before."""
+    annotator = session.annotator
+    if annotator is None:
         raise RefusedError("Nobody is known by this page yet; say who you are.")
-    return session.annotator
+    if _field(fields, "name") != annotator.name:
+        raise RefusedError(f"{annotator.name} has signed in with this browser meanwhile; nothing was saved.")
+    return annotator.id
 
 
 async def _fields(request: Request) -> Fields:

@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxrl_lm.feedback.store import Annotator
+
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 MAX_BODY_BYTES = 16_384
 MAX_SESSIONS = 10_000
@@ -37,12 +39,10 @@ class Session:
     Attributes:
         csrf: what it must send with every change.
         annotator: who sits there, once they have said it.
-        name: of that person.
     """
 
     csrf: str
-    annotator: int | None = None
-    name: str | None = None
+    annotator: Annotator | None = None
 
 
 class Sessions:

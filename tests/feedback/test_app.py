@@ -23,14 +23,16 @@ class Browser:
     def __init__(self, client: TestClient) -> None:
         self.client = client
         self.headers = {"Origin": URL}
+        self.name = ""
 
     def post(self, path: str, **fields: Any):
-        return self.client.post(path, json=fields, headers=self.headers)
+        return self.client.post(path, json={"name": self.name, **fields}, headers=self.headers)
 
     def enter(self, name: str) -> "Browser":
         assert self.post("/api/session", token=TOKEN).status_code == 200
         self.headers["X-CSRF-Token"] = self.client.get("/api/session").json()["csrf"]
         assert self.post("/api/annotator", name=name).json() == {"name": name}
+        self.name = name
         return self
 
 
@@ -92,7 +94,8 @@ def test_a_change_needs_the_sessions_secret_and_json(ann: Browser) -> None:
     sent = {**ann.headers, "Content-Type": "text/plain"}
     assert ann.client.post("/api/next", content="{}", headers=sent).status_code == 415
     for secret in ("", "another", "ä".encode()):
-        assert ann.client.post("/api/next", json={}, headers={**ann.headers, "X-CSRF-Token": secret}).status_code == 403
+        ann.headers["X-CSRF-Token"] = secret
+        assert ann.post("/api/next").status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,18 @@ def test_undo_and_then_nothing_left_to_undo(ann: Browser) -> None:
     assert again["progress"]["num_mine"] == 0
     answer = ann.post("/api/undo")
     assert (answer.status_code, answer.json()["error"]) == (409, "There is nothing to undo.")
+
+
+def test_a_page_that_shows_who_was_there_before_changes_nothing(ann: Browser, store: LabelStore) -> None:
+    lease = ann.post("/api/next").json()["item"]["id"]
+    assert ann.post("/api/annotator", name="bob").json() == {"name": "bob"}  # in another tab of the browser
+    for path in ("/api/next", "/api/label", "/api/undo", "/api/leave"):
+        answer = ann.post(path, lease=lease, verdict="0")
+        assert (answer.status_code, answer.json()["error"].split()[0]) == (409, "bob")
+    assert ann.client.post("/api/next", json={}, headers=ann.headers).status_code == 400
+    assert store.list_names() == ["ann", "bob"]
+    ann.name = "bob"
+    assert ann.post("/api/next").status_code == 200
 
 
 def test_two_browsers_are_two_people(ann: Browser, store: LabelStore) -> None:

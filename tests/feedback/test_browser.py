@@ -196,6 +196,30 @@ def test_a_stale_tab_makes_no_second_label(
     assert len(exported(store)) == 1
 
 
+def test_a_tab_that_shows_another_name_saves_nothing_and_starts_anew(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(2)
+    with served(store) as url:
+        page = open_page("ann", url)
+        other = page.context.new_page()
+        other.goto(url)
+        expect(other.locator("#view-item")).to_be_visible()
+        other.get_by_role("button", name="change person").click()
+        other.get_by_label("Name").fill("bob")
+        other.get_by_role("button", name="Start").click()
+        expect(other.locator("#view-item")).to_be_visible()
+        page.keyboard.press("a")
+        expect(page.get_by_role("alert")).to_contain_text("bob has signed in with this browser")
+        expect(page.locator("#person-name")).to_have_text("bob")
+        assert exported(store) == []
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+        expect(page.get_by_role("alert")).to_be_hidden()
+    (row,) = exported(store)
+    assert row["annotator"] == "bob"
+
+
 def test_a_label_that_was_not_saved_is_shown_and_tried_again(
     make_store: Callable[..., LabelStore], open_page: Callable[..., Page], tmp_path: Path
 ) -> None:

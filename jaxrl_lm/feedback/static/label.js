@@ -10,6 +10,7 @@ const LOOK_AGAIN_MILLISECONDS = 5000;
 const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
 
 let mode; // of MODES
+let person = null; // the name that is shown; sent along, so that nothing is kept under another's
 let item = null; // { id, prompt, completions }: the lease that is shown
 let isBusy = false;
 let lookAgainTimer = 0;
@@ -40,9 +41,12 @@ async function onError(error, work) {
   byId("retry").hidden = !isPassing;
   byId("retry").onclick = () => attempt(error.retry ?? work);
   if (error.status === 401) show("token");
-  if (error.status === 409 && item !== null) await loadNext().catch(start); // what was shown holds no longer
-  showAlert(error.message);
+  // What was shown holds no longer: neither the item nor, perhaps, the person.
+  const failure = error.status === 409 ? await start().catch((other) => other) : undefined;
+  showAlert((failure ?? error).message);
 }
+
+const ask = (path, fields = {}) => post(path, { name: person ?? "", ...fields });
 
 async function start() {
   const session = await openSession();
@@ -59,18 +63,19 @@ async function start() {
 }
 
 function showPerson(name) {
+  person = name;
   byId("leave").hidden = name === null;
   byId("person-name").textContent = name ?? "";
   byId("avatar").textContent = name === null ? "" : Array.from(name)[0].toUpperCase();
 }
 
 async function loadNext(said = "") {
-  showItem(await post("/api/next"), said);
+  showItem(await ask("/api/next"), said);
 }
 
 async function judge(action) {
   if (item === null) return loadNext();
-  const answer = await post("/api/label", { lease: item.id, verdict: action.verdict });
+  const answer = await ask("/api/label", { lease: item.id, verdict: action.verdict });
   const said = answer.is_repeat ? "Already saved; the first verdict stands." : `Saved: ${action.said}.`;
   item = null; // saved, whatever becomes of the next
   return loadNext(said).catch((error) => {
@@ -80,7 +85,7 @@ async function judge(action) {
 }
 
 async function undo() {
-  showItem(await post("/api/undo"), "Undone: judge it again.");
+  showItem(await ask("/api/undo"), "Undone: judge it again.");
 }
 
 function showItem(answer, said) {
@@ -223,7 +228,7 @@ onSubmit("name-form", async () => {
 });
 byId("leave").addEventListener("click", () =>
   attempt(async () => {
-    await post("/api/leave");
+    await ask("/api/leave");
     item = null;
     byId("progress").hidden = true;
     await start();
