@@ -40,10 +40,10 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def served(store: LabelStore) -> Iterator[str]:
+def served(store: LabelStore, *, port: int = 0, token: str = TOKEN) -> Iterator[str]:
     """The address of a page that labels the store's items."""
-    with feedback.listen(0) as listener:
-        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, TOKEN), log_level="warning"))
+    with feedback.listen(port) as listener:
+        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, token), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -264,6 +264,43 @@ def test_without_a_token_the_page_asks_for_it(make_store: Callable[..., LabelSto
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Enter").click()
         expect(page.get_by_label("Name")).to_be_visible()
+
+
+def test_a_new_link_pasted_into_the_same_tab_is_followed(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(3)
+    with served(store) as url:
+        page = open_page("ann", url)
+        stats = page.context.new_page()
+        stats.goto(f"{url}stats")
+        expect(stats.locator("#tiles")).to_contain_text("0 / 3")
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+    with served(store, port=int(url.split(":")[2].strip("/")), token="another"):
+        page.goto(f"{url}#token=another")
+        expect(page.get_by_label("Name")).to_be_visible()
+        expect(page.locator("#progress")).to_be_hidden()
+        assert page.url == url
+        page.get_by_label("Name").fill("ann")
+        page.get_by_role("button", name="Start").click()
+        expect(page.locator("#progress-text")).to_have_text("1 of 3 done")
+        stats.goto(f"{url}stats#token=another")
+        expect(stats.locator("#tiles")).to_contain_text("1 / 3")
+        assert stats.url == f"{url}stats"
+
+
+def test_the_token_form_sends_the_token_once(make_store: Callable[..., LabelStore], browser: Browser) -> None:
+    with served(make_store(1)) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        sent = []
+        page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+        page.get_by_label("Token").fill(TOKEN)
+        page.get_by_role("button", name="Enter").click()
+        expect(page.get_by_label("Name")).to_be_visible()
+        page.wait_for_timeout(300)
+        assert sent == [f"{url}api/session"]
 
 
 def test_a_label_that_the_page_confirmed_survives_kill_9(open_page: Callable[..., Page], tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ export const post = (path, fields = {}) =>
     body: JSON.stringify(fields),
   });
 
+const tokenOfAddress = () => new URLSearchParams(location.hash.slice(1)).get("token");
+
 // The token lies behind '#', which browsers do not send; it is used once and taken off the address.
-export async function openSession() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+export async function openSession(token = tokenOfAddress()) {
   if (token) {
     history.replaceState(null, "", location.pathname);
     await post("/api/session", { token });
@@ -40,4 +41,13 @@ export async function openSession() {
   const session = await get("/api/session");
   csrf = session.csrf;
   return session;
+}
+
+export const hasNewLink = () => Boolean(tokenOfAddress());
+
+// A link pasted into a tab that shows the page changes only what lies behind '#', and loads nothing.
+export function onNewLink(work) {
+  addEventListener("hashchange", () => {
+    if (hasNewLink()) work();
+  });
 }

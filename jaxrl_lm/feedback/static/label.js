@@ -1,6 +1,6 @@
 // The page that asks: token, name, then one item after another.
 
-import { openSession, post } from "./api.js";
+import { hasNewLink, onNewLink, openSession, post } from "./api.js";
 import { announce, byId, element, showAlert } from "./dom.js";
 import { MODES, UNDO_KEYS, shownKey } from "./modes.js";
 import { showText } from "./text.js";
@@ -33,6 +33,7 @@ async function attempt(work) {
   } finally {
     isBusy = false;
     for (const button of byId("actions").querySelectorAll("button")) button.removeAttribute("aria-disabled");
+    if (hasNewLink()) attempt(start); // it came meanwhile
   }
 }
 
@@ -48,13 +49,15 @@ async function onError(error, work) {
 
 const ask = (path, fields = {}) => post(path, { name: person ?? "", ...fields });
 
-async function start() {
-  const session = await openSession();
+async function start(token) {
+  const session = await openSession(token);
+  item = null;
   mode = MODES[session.mode];
   fillHelp();
   byId("known-names").replaceChildren(...session.names.map((name) => element("option", { value: name })));
   showPerson(session.name);
   if (session.name === null) {
+    byId("progress").hidden = true;
     show("name");
     byId("name").focus();
   } else {
@@ -218,9 +221,8 @@ function onSubmit(form, work) {
 }
 
 onSubmit("token-form", async () => {
-  location.hash = `token=${encodeURIComponent(byId("token").value.trim())}`;
+  await start(byId("token").value.trim());
   byId("token").value = "";
-  await start();
 });
 onSubmit("name-form", async () => {
   showPerson((await post("/api/annotator", { name: byId("name").value })).name);
@@ -229,8 +231,6 @@ onSubmit("name-form", async () => {
 byId("leave").addEventListener("click", () =>
   attempt(async () => {
     await ask("/api/leave");
-    item = null;
-    byId("progress").hidden = true;
     await start();
   }),
 );
@@ -243,4 +243,5 @@ byId("shortcuts").addEventListener("change", (event) => {
   else localStorage.setItem(NO_SHORTCUTS, "1");
 });
 document.addEventListener("keydown", onKey);
+onNewLink(() => attempt(start));
 attempt(start);
