@@ -38,15 +38,18 @@ Fields = dict[str, str]
 Answer = dict[str, Any]
 
 
-def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = ()) -> Starlette:
+def make_app(
+    store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_ended_when_done: bool = False
+) -> Starlette:
     """The application that labels the items of a store.
 
     Args:
         store: what is labelled.
         token: what a browser must show first.
         hosts: names besides the local ones under which browsers may reach it.
+        is_ended_when_done: whether the server ends by itself, which the page then says.
     """
-    api = _Api(store, Sessions(token))
+    api = _Api(store, Sessions(token), is_ended_when_done=is_ended_when_done)
     routes = [
         Route("/", _page("index.html")),
         Route("/stats", _page("stats.html")),
@@ -77,8 +80,8 @@ def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = ()) -> Sta
 
 
 class _Api:
-    def __init__(self, store: LabelStore, sessions: Sessions) -> None:
-        self._store, self._sessions = store, sessions
+    def __init__(self, store: LabelStore, sessions: Sessions, *, is_ended_when_done: bool) -> None:
+        self._store, self._sessions, self._is_ended_when_done = store, sessions, is_ended_when_done
 
     async def enter(self, request: Request) -> Response:
         """A token for a session cookie, which scripts cannot read and other sites cannot send."""
@@ -149,7 +152,8 @@ class _Api:
 
     def _shown(self, annotator: int, lease: Lease | None) -> Answer:
         progress = asdict(self._store.progress(annotator))
-        return {"item": None if lease is None else asdict(lease), "progress": progress}
+        is_ending = lease is None and self._is_ended_when_done and self._store.is_over()
+        return {"item": None if lease is None else asdict(lease), "progress": progress, "is_ending": is_ending}
 
     def _find(self, request: Request) -> Session:
         return self._sessions.find(request.cookies.get(cookie_name(request)))

@@ -2,11 +2,13 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from jaxrl_lm import feedback
@@ -245,7 +247,43 @@ def test_the_server_ends_when_all_is_labelled_and_listens_on_this_machine_only(s
         store.label(ann, lease.id, "0")
     told: list[str] = []
     with feedback.listen(0) as listener:
-        feedback.serve(store, listener, is_ended_when_done=True, announce=told.append)
+        feedback.serve(store, listener, is_ended_when_done=True, end_seconds=0.0, announce=told.append)
     (address,) = told
     assert address.startswith("http://127.0.0.1:")
     assert len(address.split("/#token=")[1]) >= 32
+
+
+class _Watched(LabelStore):
+    """Says whether it is over by a list: None for a database that is busy. After its end it is over."""
+
+    def __init__(self, store: LabelStore, looks: list[bool | None]) -> None:
+        super().__init__(store.engine, mode="pairwise")
+        self.looks = looks
+
+    def is_over(self) -> bool:
+        look = self.looks.pop(0) if self.looks else True
+        if look is None:
+            raise OperationalError("select", {}, sqlite3.OperationalError("database is locked"))
+        return look
+
+
+@pytest.mark.parametrize("interruption", [False, None])
+def test_the_server_ends_only_after_a_while_without_a_break(store: LabelStore, interruption: bool | None) -> None:
+    watched = _Watched(store, [True, interruption, True, interruption])
+    started = time.monotonic()
+    with feedback.listen(0) as listener:
+        feedback.serve(watched, listener, is_ended_when_done=True, end_seconds=0.2, announce=lambda _: None)
+    assert watched.looks == []
+    assert time.monotonic() - started > 0.8  # four looks 0.2 apart, and as long again without a break
+
+
+@pytest.mark.parametrize("is_ended_when_done", [False, True])
+def test_the_page_is_told_that_it_ends(store: LabelStore, is_ended_when_done: bool) -> None:
+    app = feedback.make_app(store, TOKEN, is_ended_when_done=is_ended_when_done)
+    with TestClient(app, base_url=URL) as client:
+        ann = Browser(client).enter("ann")
+        while (item := (answer := ann.post("/api/next").json())["item"]) is not None:
+            assert not answer["is_ending"]
+            ann.post("/api/label", lease=item["id"], verdict="0")
+        assert answer["is_ending"] is is_ended_when_done
+        assert ann.post("/api/undo").json()["is_ending"] is False

@@ -266,6 +266,36 @@ def test_without_a_token_the_page_asks_for_it(make_store: Callable[..., LabelSto
         expect(page.get_by_label("Name")).to_be_visible()
 
 
+def test_the_last_label_can_be_undone_before_the_page_closes_by_itself(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store, told = make_store(1), []
+    with feedback.listen(0) as listener:
+        options = {"is_ended_when_done": True, "end_seconds": 2.0, "announce": told.append}
+        thread = threading.Thread(target=feedback.serve, args=(store, listener), kwargs=options)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        page = open_page("ann", url, token=_token(told))
+        page.keyboard.press("a")
+        expect(page.locator("#done-ending")).to_contain_text("closes by itself in a few seconds")
+        page.wait_for_timeout(1000)
+        page.keyboard.press("u")
+        expect(page.locator("#view-item")).to_be_visible()
+        page.wait_for_timeout(2500)
+        assert thread.is_alive()
+        page.keyboard.press("b")
+        said(page).to_contain_text("closes by itself")
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(exported(store)) == 1
+
+
+def _token(told: list[str]) -> str:
+    while not told:
+        time.sleep(0.01)
+    return told[0].split("#token=")[1]
+
+
 def test_a_new_link_pasted_into_the_same_tab_is_followed(
     make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
 ) -> None:

@@ -6,7 +6,7 @@ import { MODES, UNDO_KEYS, shownKey } from "./modes.js";
 import { showText } from "./text.js";
 
 const VIEWS = ["loading", "token", "name", "item", "done"];
-const LOOK_AGAIN_MILLISECONDS = 5000;
+const LOOK_AGAIN_MILLISECONDS = 3000; // less than END_SECONDS of server.py
 const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
 
 let mode; // of MODES
@@ -95,7 +95,7 @@ function showItem(answer, said) {
   item = answer.item;
   showProgress(answer.progress);
   if (item === null) {
-    showDone(answer.progress, said);
+    showDone(answer, said);
     return;
   }
   byId("question").textContent = mode.question;
@@ -167,7 +167,7 @@ function showProgress(progress) {
   byId("progress-text").textContent = `${progress.num_done} of ${progress.num_items} done${mine}`;
 }
 
-function showDone(progress, said) {
+function showDone({ progress, is_ending: isEnding }, said) {
   const isWaiting = progress.num_waiting > 0;
   const isLeft = progress.num_done < progress.num_items;
   const title = isWaiting ? "Nothing free just now" : isLeft ? "Nothing left for you" : "All done, thank you";
@@ -178,10 +178,11 @@ function showDone(progress, said) {
       : `Every one of the ${progress.num_items} items has been judged.`;
   byId("done-title").textContent = title;
   byId("done-text").textContent = text;
+  byId("done-ending").hidden = !isEnding;
   byId("look-again").hidden = !isWaiting;
   byId("undo-done").hidden = progress.num_mine === 0;
   show("done");
-  announce(`${said} ${title}. ${text}`.trim());
+  announce(`${said} ${title}. ${text} ${isEnding ? byId("done-ending").textContent : ""}`.trim());
   if (isWaiting) {
     clearTimeout(lookAgainTimer);
     lookAgainTimer = setTimeout(() => attempt(() => loadNext()), LOOK_AGAIN_MILLISECONDS);
