@@ -16,6 +16,7 @@ from jaxrl_lm.feedback.items import SKIP, VERDICTS, Item, Mode, Text
 from jaxrl_lm.feedback.schema import CLOSED, LABELLED, OPEN, annotators, items, labels, leases
 
 MAX_NAME_LENGTH = 40
+_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"  # letters, signs and marks by their category
 _TAKEN_SKIP = "You skipped it, and another has it by now."
 _TAKEN_LABEL = "Others have judged it as often as was asked for; your label stands."
 
@@ -282,9 +283,13 @@ def checked_name(name: str) -> str:
         raise InputError("name is empty; say who you are, by one or more letters")
     if len(shown) > MAX_NAME_LENGTH:
         raise InputError(f"name has {len(shown)} characters; give at most {MAX_NAME_LENGTH}")
-    if any(unicodedata.category(character)[0] == "C" for character in shown):
+    if any(_is_unseen(character) for character in shown):
         raise InputError(f"name={shown!r} has characters that nobody sees; leave them out")
     return shown
+
+
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character)[0] == "C" or character in _BLANK or "\U000e0100" <= character <= "\U000e01ef"
 
 
 def annotator_id(connection: Connection, name: str) -> int:

@@ -58,7 +58,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens the page as a person; fails the test if a script fails or the policy blocks something."""
     contexts, complaints = [], []
 
-    def open_as(name: str, url: str, *, token: str = TOKEN, width: int = 1400) -> Page:
+    def open_as(name: str, url: str, *, token: str = TOKEN, width: int = 1400, wait: float = 5.0) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
         page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
@@ -67,7 +67,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.goto(f"{url}#token={token}")
         page.get_by_label("Name").fill(name)
         page.get_by_role("button", name="Start").click()
-        expect(page.locator("#view-item")).to_be_visible()
+        expect(page.locator("#view-item")).to_be_visible(timeout=1000 * wait)
         return page
 
     yield open_as
@@ -178,6 +178,29 @@ def test_hostile_and_huge_texts_are_text(engine: Engine, open_page: Callable[...
         expect(page.get_by_role("heading", name="All done")).to_be_visible()
     (row,) = exported(store)
     assert {row["chosen"], row["rejected"]} == {huge, HOSTILE}
+
+
+def test_very_many_unseen_characters_are_shown_soon(engine: Engine, open_page: Callable[..., Page]) -> None:
+    many = "\x01a" * 50_000
+    prompt = [{"role": "user", "content": "\x01a" * 1500}, {"role": "assistant", "content": "\x01a" * 1500}]
+    feedback.add_items(engine, [Item(mode="pairwise", prompt=prompt, completions=(many, many + "b"))])
+    with served(LabelStore(engine, mode="pairwise")) as url:
+        page = open_page("ann", url, wait=20.0)  # a few seconds on two busy cores; a node for each run took 41
+        assert page.locator("#prompt .control").count() == 2000
+        assert page.locator(".answer .control").count() == 4000
+        for text in page.locator(".answer .text").evaluate_all("all => all.map(each => each.textContent)"):
+            assert text.startswith("SOHaSOHa")
+            assert text.rstrip("b").endswith("\ufffda" * 48_000)
+
+
+def test_lines_may_end_in_two_characters_and_blank_letters_are_named(
+    engine: Engine, open_page: Callable[..., Page]
+) -> None:
+    completions = ("one\r\ntwo\rthree", "x\u3164\u2800\u034f\u115f\uffa0\U000e0100y")
+    feedback.add_items(engine, [Item(mode="pairwise", prompt="p", completions=completions)])
+    with served(LabelStore(engine, mode="pairwise")) as url:
+        texts = open_page("ann", url).locator(".answer .text").evaluate_all("all => all.map(each => each.textContent)")
+    assert sorted(texts) == ["one\ntwoCRthree", "xU+3164 U+2800 U+034F U+115F U+FFA0 U+E0100y"]
 
 
 def test_a_stale_tab_makes_no_second_label(

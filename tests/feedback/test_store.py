@@ -244,7 +244,23 @@ def test_names_differ_by_more_than_case_and_spaces(make_store: MakeStore) -> Non
     assert store.list_names() == ["Ada", "Ada Lovelace"]
 
 
-@pytest.mark.parametrize("name", ["", "  \t", "x" * 41, "a\x00b", "a\u202eb", "\u200b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  \t",
+        "x" * 41,
+        "a\x00b",
+        "a\u202eb",
+        "\u200b",
+        "\u3164",
+        "\u2800",
+        "\u115f",
+        "\uffa0",
+        "a\u034f",
+        "a\U000e0100",
+    ],
+)
 def test_names_that_nobody_can_read_are_refused(make_store: MakeStore, name: str) -> None:
     with pytest.raises(InputError, match="name"):
         make_store().find_annotator(name)
