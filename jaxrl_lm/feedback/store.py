@@ -172,8 +172,9 @@ class LabelStore:
             RefusedError: the item is another's by now; the label stands.
         """
         mine = and_(labels.c.annotator_id == annotator, items.c.mode == self.mode, labels.c.lease_id.is_not(None))
-        last = select(labels.c.id.label("label_id"), labels.c.lease_id, labels.c.verdict, labels.c.shown_order, items)
-        last = last.join(items, items.c.id == labels.c.item_id).where(mine).order_by(labels.c.id.desc())
+        of_label = (labels.c.lease_id, labels.c.verdict, labels.c.shown_order, labels.c.seconds)
+        last = select(labels.c.id.label("label_id"), *of_label, items).where(mine).order_by(labels.c.id.desc())
+        last = last.join(items, items.c.id == labels.c.item_id)
         with self._lock, self.engine.begin() as connection:
             row = connection.execute(last).first()
             if row is None:
@@ -185,7 +186,7 @@ class LabelStore:
             if connection.scalar(select(items.c.id).where(items.c.id == row.id, self._is_free_for(annotator))) is None:
                 raise RefusedError(_TAKEN_SKIP if row.verdict == SKIP else _TAKEN_LABEL)
             _give_back(connection, annotator)
-            return self._hand_out(connection, annotator, row, row.shown_order)
+            return self._hand_out(connection, annotator, row, row.shown_order, seconds_before=row.seconds)
 
     def release(self, annotator: int) -> None:
         """Give back what a person has, for others."""
@@ -247,11 +248,14 @@ class LabelStore:
             ~_is_labelled_by(annotator),
         )
 
-    def _hand_out(self, connection: Connection, annotator: int, item: Any, order: list[int]) -> Lease:
+    def _hand_out(
+        self, connection: Connection, annotator: int, item: Any, order: list[int], *, seconds_before: float = 0.0
+    ) -> Lease:
         now = self._clock()
         lease_id = secrets.token_hex(16)
         row = {"id": lease_id, "item_id": item.id, "annotator_id": annotator, "shown_order": order, "state": OPEN}
-        connection.execute(insert(leases).values(**row, created_at=now, expires_at=now + self._lease_seconds))
+        row |= {"created_at": now, "expires_at": now + self._lease_seconds, "seconds_before": seconds_before}
+        connection.execute(insert(leases).values(**row))
         return _lease(lease_id, item, order)
 
     def _keep(self, connection: Connection, lease: Any, verdict: str) -> None:
@@ -263,7 +267,7 @@ class LabelStore:
                 annotator_id=lease.annotator_id,
                 verdict=str(lease.shown_order[int(verdict)]) if verdict.isdigit() else verdict,
                 shown_order=lease.shown_order,
-                seconds=max(now - lease.created_at, 0.0),
+                seconds=lease.seconds_before + max(now - lease.created_at, 0.0),
                 created_at=now,
             )
         )

@@ -295,6 +295,24 @@ def test_statistics_by_hand(make_store: MakeStore, clock: Clock) -> None:
     assert statistics.alpha == pytest.approx(1 - (2 / 6) / (22 / 30))
 
 
+def test_an_undone_label_took_time_too(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(2)
+    (ann,) = people(store, "ann")
+    lease = handed(store, ann)
+    for seconds in (60.0, 2.0, 1.0):
+        clock.now += seconds
+        store.label(ann, lease.id, "0")
+        again = store.undo(ann)
+        assert again is not None
+        lease = again
+    clock.now += 1
+    store.label(ann, lease.id, "1")
+    lease = handed(store, ann)
+    clock.now += 3
+    store.label(ann, lease.id, "1")
+    assert [row["seconds"] for row in feedback.export_labels(store.engine, "pairwise").rows] == [64.0, 3.0]
+
+
 def test_the_place_that_was_chosen_is_counted(make_store: MakeStore) -> None:
     store = make_store(20)
     (ann,) = people(store, "ann")
