@@ -84,10 +84,13 @@ class _Api:
         self._store, self._sessions, self._is_ended_when_done = store, sessions, is_ended_when_done
 
     async def enter(self, request: Request) -> Response:
-        """A token for a session cookie, which scripts cannot read and other sites cannot send."""
+        """A token for a session cookie, which scripts cannot read and other sites cannot send, and for its secret.
+
+        Servers on other ports of this machine are sent the cookie too: the secret is told here and nowhere else.
+        """
         check_origin(request)
         cookie = self._sessions.open(_field(await _fields(request), "token"))
-        response = JSONResponse({})
+        response = JSONResponse({"csrf": self._sessions.find(cookie).csrf})
         is_secure = request.headers.get("origin", "").startswith("https:")
         response.set_cookie(cookie_name(request), cookie, httponly=True, samesite="strict", secure=is_secure)
         return response
@@ -97,7 +100,7 @@ class _Api:
         session = self._find(request)
         names = await run_in_threadpool(self._store.list_names)
         name = None if session.annotator is None else session.annotator.name
-        about = {"csrf": session.csrf, "name": name, "names": names, "mode": self._store.mode}
+        about = {"name": name, "names": names, "mode": self._store.mode}
         return JSONResponse({**about, "overlap": self._store.overlap})
 
     async def show_statistics(self, request: Request) -> Response:

@@ -99,14 +99,14 @@ def check_origin(request: Request) -> None:
 
 
 def check_csrf(request: Request, session: Session) -> None:
-    """Let only a page ask that has read the session's secret.
+    """Let only a page ask that was told the session's secret.
 
     Raises:
         HTTPException: 403, the secret is missing or wrong.
     """
     sent = request.headers.get(CSRF_HEADER, "")
     if not secrets.compare_digest(sent.encode(), session.csrf.encode()):
-        raise HTTPException(403, "The page is out of date; load it again.")
+        raise HTTPException(403, "The page is out of date; open the link that the server printed when it started.")
 
 
 async def read_body(request: Request) -> bytes:

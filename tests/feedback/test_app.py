@@ -31,8 +31,7 @@ class Browser:
         return self.client.post(path, json={"name": self.name, **fields}, headers=self.headers)
 
     def enter(self, name: str) -> "Browser":
-        assert self.post("/api/session", token=TOKEN).status_code == 200
-        self.headers["X-CSRF-Token"] = self.client.get("/api/session").json()["csrf"]
+        self.headers["X-CSRF-Token"] = self.post("/api/session", token=TOKEN).json()["csrf"]
         assert self.post("/api/annotator", name=name).json() == {"name": name}
         self.name = name
         return self
@@ -100,6 +99,13 @@ def test_a_change_needs_the_sessions_secret_and_json(ann: Browser) -> None:
         assert ann.post("/api/next").status_code == 403
 
 
+def test_the_cookie_alone_does_not_yield_the_secret(ann: Browser) -> None:
+    for path in ("/", "/api/session", "/api/stats"):  # a server on another port is sent the cookie
+        answer = ann.client.get(path)
+        assert answer.status_code == 200
+        assert ann.headers["X-CSRF-Token"] not in answer.text + str(answer.headers)
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -158,8 +164,7 @@ def test_a_body_larger_than_anything_the_page_sends(ann: Browser) -> None:
 
 def test_who_has_not_said_a_name_gets_nothing(client: TestClient) -> None:
     browser = Browser(client)
-    browser.post("/api/session", token=TOKEN)
-    browser.headers["X-CSRF-Token"] = client.get("/api/session").json()["csrf"]
+    browser.headers["X-CSRF-Token"] = browser.post("/api/session", token=TOKEN).json()["csrf"]
     for path in ("/api/next", "/api/undo", "/api/leave"):
         assert browser.post(path).status_code == 409
     answer = browser.post("/api/annotator", name=" ")

@@ -283,10 +283,26 @@ def test_without_a_token_the_page_asks_for_it(make_store: Callable[..., LabelSto
         page = context.new_page()
         page.goto(f"{url}#token=wrong")
         expect(page.get_by_role("alert")).to_contain_text("not the token")
-        page.goto(f"{url}?")
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Enter").click()
         expect(page.get_by_label("Name")).to_be_visible()
+
+
+def test_all_tabs_of_a_browser_know_the_secret_of_its_newest_session(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    with served(make_store(2)) as url:
+        page = open_page("ann", url)
+        other = page.context.new_page()
+        other.goto(f"{url}#token={TOKEN}")
+        other.get_by_label("Name").fill("ann")
+        other.get_by_role("button", name="Start").click()
+        expect(other.locator("#view-item")).to_be_visible()
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+        page.evaluate("localStorage.clear()")
+        page.keyboard.press("a")
+        expect(page.get_by_label("Token")).to_be_visible()
 
 
 def test_the_last_label_can_be_undone_before_the_page_closes_by_itself(

@@ -1,6 +1,7 @@
 // Requests to the server, and the session that they need.
 
-let csrf = "";
+// Kept by the browser for this port alone, unlike the cookie, and for all tabs, whose cookie is one too.
+const SECRET = "jaxrl-lm-label-secret";
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -26,7 +27,7 @@ export const get = (path) => request(path, {});
 export const post = (path, fields = {}) =>
   request(path, {
     method: "POST",
-    headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf },
+    headers: { "Content-Type": "application/json", "X-CSRF-Token": localStorage.getItem(SECRET) ?? "" },
     body: JSON.stringify(fields),
   });
 
@@ -36,11 +37,9 @@ const tokenOfAddress = () => new URLSearchParams(location.hash.slice(1)).get("to
 export async function openSession(token = tokenOfAddress()) {
   if (token) {
     history.replaceState(null, "", location.pathname);
-    await post("/api/session", { token });
+    localStorage.setItem(SECRET, (await post("/api/session", { token })).csrf);
   }
-  const session = await get("/api/session");
-  csrf = session.csrf;
-  return session;
+  return get("/api/session");
 }
 
 export const hasNewLink = () => Boolean(tokenOfAddress());

@@ -41,7 +41,7 @@ async function onError(error, work) {
   const isPassing = error.status === 0 || error.status >= 500;
   byId("retry").hidden = !isPassing;
   byId("retry").onclick = () => attempt(error.retry ?? work);
-  if (error.status === 401) show("token");
+  if (error.status === 401 || error.status === 403) show("token");
   // What was shown holds no longer: neither the item nor, perhaps, the person.
   const failure = error.status === 409 ? await start().catch((other) => other) : undefined;
   showAlert((failure ?? error).message);
