@@ -137,6 +137,18 @@ def test_two_people_at_once_share_the_work(
     assert sorted(row["annotator"] for row in exported(store)) == ["ann"] * 3 + ["bob"] * 3
 
 
+def test_the_focus_stays_with_the_item(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
+    with served(make_store(2)) as url:
+        page = open_page("ann", url)
+        for ended in ("Item 2.", "All done"):
+            page.get_by_role("button", name="A is better").click()
+            said(page).to_contain_text(ended)
+            expect(page.locator("#main")).to_be_focused()
+        page.get_by_role("button", name="Undo the last label").click()
+        said(page).to_contain_text("Undone")
+        expect(page.locator("#main")).to_be_focused()
+
+
 def test_a_skip_that_another_took_up_stands(
     make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
 ) -> None:

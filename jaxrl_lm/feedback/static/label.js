@@ -17,6 +17,8 @@ let lookAgainTimer = 0;
 
 function show(view) {
   for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
+  const active = document.activeElement; // a button that is gone by now, perhaps, so that keys would start at the top
+  if (active === document.body || active.closest("[hidden]")) byId("main").focus({ preventScroll: true });
 }
 
 // Runs one request at a time; a failure is shown and can be tried again with the same lease, which counts once.
@@ -104,9 +106,7 @@ function showItem(answer, said) {
   byId("view-item").dataset.count = String(item.completions.length);
   byId("answers").replaceChildren(...item.completions.map(answerCard));
   byId("actions").replaceChildren(...mode.actions.map(actionButton), undoButton(answer.progress));
-  const isFirst = byId("view-item").hidden;
   show("item");
-  if (isFirst) byId("main").focus({ preventScroll: true });
   window.scrollTo(0, 0);
   announce(`${said} Item ${answer.progress.num_mine + 1}. ${mode.question}`.trim());
 }
