@@ -1,91 +1,22 @@
-"""The page in a real browser: keyboard, undo, two people at once, untrusted texts, faults, kill -9."""
+"""The page in a real browser: keyboard, undo, two people at once, new links, faults, kill -9."""
 
 import json
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from sqlalchemy import Engine
+from playwright.sync_api import Browser, Page, expect
 
 from jaxrl_lm import feedback
-from jaxrl_lm.feedback import Item, LabelStore
-
-TOKEN = "token-of-the-tests"
-HOSTILE = (
-    '<img src="x" onerror="document.title=1"><script>document.title=2</script>\x00\x1b[31m\u202edrow\u202c &amp; end'
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no chromium on the PATH; install Debian's package chromium")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path)
-        yield launched
-        launched.close()
-
-
-@contextmanager
-def served(store: LabelStore, *, port: int = 0, token: str = TOKEN) -> Iterator[str]:
-    """The address of a page that labels the store's items."""
-    with feedback.listen(port) as listener:
-        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, token), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens the page as a person; fails the test if a script fails or the policy blocks something."""
-    contexts, complaints = [], []
-
-    def open_as(name: str, url: str, *, token: str = TOKEN, width: int = 1400, wait: float = 5.0) -> Page:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if "Content Sec" in message.text else None)
-        page.goto(f"{url}#token={token}")
-        page.get_by_label("Name").fill(name)
-        page.get_by_role("button", name="Start").click()
-        expect(page.locator("#view-item")).to_be_visible(timeout=1000 * wait)
-        return page
-
-    yield open_as
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def said(page: Page) -> Any:
-    return expect(page.get_by_role("status"))
-
-
-def shown(page: Page) -> list[str]:
-    return page.locator(".answer .text").all_inner_texts()
-
-
-def exported(store: LabelStore) -> list[dict[str, Any]]:
-    return feedback.export_labels(store.engine, store.mode).rows
+from jaxrl_lm.feedback import LabelStore
+from tests.feedback.conftest import TOKEN, exported, said, served, shown
 
 
 def test_keys_judge_undo_and_end(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
@@ -164,55 +95,6 @@ def test_a_skip_that_another_took_up_stands(
         page.keyboard.press("a")
         said(page).to_contain_text("Saved")
         expect(page.get_by_role("alert")).to_be_hidden()
-
-
-def test_hostile_and_huge_texts_are_text(engine: Engine, open_page: Callable[..., Page]) -> None:
-    huge = "a line of an answer\n" * 5000
-    prompt = [{"role": "user", "content": HOSTILE}]
-    feedback.add_items(engine, [Item(mode="pairwise", prompt=prompt, completions=(huge, HOSTILE))])
-    store = LabelStore(engine, mode="pairwise")
-    with served(store) as url:
-        page = open_page("<b>ann</b>", url, width=400)
-        assert page.title() == "Label · jaxrl_lm"
-        assert page.locator("main img, main script, .person b").count() == 0
-        for text in (page.locator(".turn-body").inner_text(), *(each for each in shown(page) if len(each) < 1000)):
-            assert text.startswith('<img src="x" onerror=')
-            assert "NUL" in text
-            assert "ESC[31mU+202EdrowU+202C &amp; end" in text.replace(" ESC", "ESC")
-        assert any(len(text) >= 5000 * 19 for text in shown(page))
-        # The huge answer scrolls inside its card, the page does not scroll sideways, the buttons stay in sight.
-        assert page.evaluate("document.documentElement.scrollWidth") == 400
-        heights = page.locator(".answer .text").evaluate_all("all => all.map(e => [e.clientHeight, e.scrollHeight])")
-        assert max(heights, key=lambda pair: pair[1])[1] > 50_000
-        assert max(height for height, _ in heights) < 400
-        expect(page.get_by_role("button", name="Tie")).to_be_in_viewport()
-        page.get_by_role("button", name="B is better").click()
-        expect(page.get_by_role("heading", name="All done")).to_be_visible()
-    (row,) = exported(store)
-    assert {row["chosen"], row["rejected"]} == {huge, HOSTILE}
-
-
-def test_very_many_unseen_characters_are_shown_soon(engine: Engine, open_page: Callable[..., Page]) -> None:
-    many = "\x01a" * 50_000
-    prompt = [{"role": "user", "content": "\x01a" * 1500}, {"role": "assistant", "content": "\x01a" * 1500}]
-    feedback.add_items(engine, [Item(mode="pairwise", prompt=prompt, completions=(many, many + "b"))])
-    with served(LabelStore(engine, mode="pairwise")) as url:
-        page = open_page("ann", url, wait=20.0)  # a few seconds on two busy cores; a node for each run took 41
-        assert page.locator("#prompt .control").count() == 2000
-        assert page.locator(".answer .control").count() == 4000
-        for text in page.locator(".answer .text").evaluate_all("all => all.map(each => each.textContent)"):
-            assert text.startswith("SOHaSOHa")
-            assert text.rstrip("b").endswith("\ufffda" * 48_000)
-
-
-def test_lines_may_end_in_two_characters_and_blank_letters_are_named(
-    engine: Engine, open_page: Callable[..., Page]
-) -> None:
-    completions = ("one\r\ntwo\rthree", "x\u3164\u2800\u034f\u115f\uffa0\U000e0100y")
-    feedback.add_items(engine, [Item(mode="pairwise", prompt="p", completions=completions)])
-    with served(LabelStore(engine, mode="pairwise")) as url:
-        texts = open_page("ann", url).locator(".answer .text").evaluate_all("all => all.map(each => each.textContent)")
-    assert sorted(texts) == ["one\ntwoCRthree", "xU+3164 U+2800 U+034F U+115F U+FFA0 U+E0100y"]
 
 
 def test_a_stale_tab_makes_no_second_label(
