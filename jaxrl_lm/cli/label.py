@@ -44,7 +44,7 @@ class ServeConfig:
         port: of the page on 127.0.0.1; 0 for any that is free.
         hosts: names besides localhost under which browsers may reach the page, such as that of an HTTPS proxy that
             passes requests on.
-        end_when_done: stop once every item has its labels.
+        end_when_done: stop once every item has its labels, or was skipped and nobody is at it.
         answering: how the policy answers.
     """
 
@@ -150,7 +150,7 @@ def run_serve(config: ServeConfig) -> None:
 
 
 def serve_labels(config: ServeConfig) -> bool:
-    """Make or read the answers, and serve the page until Ctrl-C, or until all is labelled where that is wanted.
+    """Make or read the answers, and serve the page until Ctrl-C, or until nothing is left where that is wanted.
 
     Returns:
         whether it was Ctrl-C.

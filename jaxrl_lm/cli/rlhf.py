@@ -54,7 +54,7 @@ def _judge(config: RLHFConfig) -> Judge | None:
 
 
 def page_judge(port: int) -> Judge:
-    """A judge that serves the pairs on the page of `jaxrl-lm label` until all have been judged."""
+    """A judge that serves the pairs on the page of `jaxrl-lm label` until all have been judged or skipped."""
     with needing("label", "labels.annotator=page"):
         from jaxrl_lm.cli.label import ServeConfig, serve_labels
         from jaxrl_lm.feedback import export_labels, open_database

@@ -38,15 +38,18 @@ Fields = dict[str, str]
 Answer = dict[str, Any]
 
 
-def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = ()) -> Starlette:
+def make_app(
+    store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_ended_when_done: bool = False
+) -> Starlette:
     """The application that labels the items of a store.
 
     Args:
         store: what is labelled.
         token: what a browser must show first.
         hosts: names besides the local ones under which browsers may reach it.
+        is_ended_when_done: whether the server ends by itself, which the page then says.
     """
-    api = _Api(store, Sessions(token))
+    api = _Api(store, Sessions(token), is_ended_when_done=is_ended_when_done)
     routes = [
         Route("/", _page("index.html")),
         Route("/stats", _page("stats.html")),
@@ -77,14 +80,17 @@ def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = ()) -> Sta
 
 
 class _Api:
-    def __init__(self, store: LabelStore, sessions: Sessions) -> None:
-        self._store, self._sessions = store, sessions
+    def __init__(self, store: LabelStore, sessions: Sessions, *, is_ended_when_done: bool) -> None:
+        self._store, self._sessions, self._is_ended_when_done = store, sessions, is_ended_when_done
 
     async def enter(self, request: Request) -> Response:
-        """A token for a session cookie, which scripts cannot read and other sites cannot send."""
+        """A token for a session cookie, which scripts cannot read and other sites cannot send, and for its secret.
+
+        Servers on other ports of this machine are sent the cookie too: the secret is told here and nowhere else.
+        """
         check_origin(request)
         cookie = self._sessions.open(_field(await _fields(request), "token"))
-        response = JSONResponse({})
+        response = JSONResponse({"csrf": self._sessions.find(cookie).csrf})
         is_secure = request.headers.get("origin", "").startswith("https:")
         response.set_cookie(cookie_name(request), cookie, httponly=True, samesite="strict", secure=is_secure)
         return response
@@ -93,7 +99,8 @@ class _Api:
         """What the page must know before anything else."""
         session = self._find(request)
         names = await run_in_threadpool(self._store.list_names)
-        about = {"csrf": session.csrf, "name": session.name, "names": names, "mode": self._store.mode}
+        name = None if session.annotator is None else session.annotator.name
+        about = {"name": name, "names": names, "mode": self._store.mode}
         return JSONResponse({**about, "overlap": self._store.overlap})
 
     async def show_statistics(self, request: Request) -> Response:
@@ -116,25 +123,25 @@ class _Api:
     def name_annotator(self, session: Session, fields: Fields) -> Answer:
         """Say who sits there."""
         annotator = self._store.find_annotator(_field(fields, "name"))
-        if session.annotator is not None and session.annotator != annotator.id:
-            self._store.release(session.annotator)
-        session.annotator, session.name = annotator.id, annotator.name
+        if session.annotator is not None and session.annotator != annotator:
+            self._store.release(session.annotator.id)
+        session.annotator = annotator
         return {"name": annotator.name}
 
     def next_item(self, session: Session, fields: Fields) -> Answer:
         """An item to judge."""
-        annotator = _annotator(session)
+        annotator = _annotator(session, fields)
         return self._shown(annotator, self._store.next_lease(annotator))
 
     def keep_label(self, session: Session, fields: Fields) -> Answer:
         """Keep a verdict; the answer says that it is on the disk."""
-        annotator = _annotator(session)
+        annotator = _annotator(session, fields)
         is_new = self._store.label(annotator, _field(fields, "lease"), _field(fields, "verdict"))
         return {"is_repeat": not is_new}
 
     def undo_label(self, session: Session, fields: Fields) -> Answer:
         """Take the last verdict back and show its item again."""
-        annotator = _annotator(session)
+        annotator = _annotator(session, fields)
         lease = self._store.undo(annotator)
         if lease is None:
             raise RefusedError("There is nothing to undo.")
@@ -142,13 +149,14 @@ class _Api:
 
     def leave(self, session: Session, fields: Fields) -> Answer:
         """Give back what is being judged, and make room for another person."""
-        self._store.release(_annotator(session))
-        session.annotator = session.name = None
+        self._store.release(_annotator(session, fields))
+        session.annotator = None
         return {}
 
     def _shown(self, annotator: int, lease: Lease | None) -> Answer:
         progress = asdict(self._store.progress(annotator))
-        return {"item": None if lease is None else asdict(lease), "progress": progress}
+        is_ending = lease is None and self._is_ended_when_done and self._store.is_over()
+        return {"item": None if lease is None else asdict(lease), "progress": progress, "is_ending": is_ending}
 
     def _find(self, request: Request) -> Session:
         return self._sessions.find(request.cookies.get(cookie_name(request)))
@@ -161,10 +169,14 @@ def _page(name: str) -> Callable[[Request], Response]:
     return show
 
 
-def _annotator(session: Session) -> int:
-    if session.annotator is None:
+def _annotator(session: Session, fields: Fields) -> int:
+    """Who sits there, by the session and by the page: one of a browser's two pages may still show who was before."""
+    annotator = session.annotator
+    if annotator is None:
         raise RefusedError("Nobody is known by this page yet; say who you are.")
-    return session.annotator
+    if _field(fields, "name") != annotator.name:
+        raise RefusedError(f"{annotator.name} has signed in with this browser meanwhile; nothing was saved.")
+    return annotator.id
 
 
 async def _fields(request: Request) -> Fields:

@@ -13,7 +13,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = "1"
+VERSION = "2"
 OPEN, LABELLED, CLOSED = "open", "labelled", "closed"
 """States of a lease; a closed one was given back or undone."""
 
@@ -58,6 +58,7 @@ leases = Table(
     Column("state", String(10), nullable=False),
     Column("created_at", Double, nullable=False),  # seconds since 1970
     Column("expires_at", Double, nullable=False),
+    Column("seconds_before", Double, nullable=False, default=0.0),  # that a label took which was undone
     Index("leases_by_item", "item_id", "state"),
     Index("leases_by_annotator", "annotator_id", "state"),
 )
@@ -71,7 +72,7 @@ labels = Table(
     Column("annotator_id", ForeignKey("annotators.id"), nullable=False, index=True),
     Column("verdict", String(8), nullable=False),
     Column("shown_order", JSON),  # none for an imported label
-    Column("seconds", Double),  # from handing out to label; none for an imported label
+    Column("seconds", Double),  # from handing out to label, an undone one's included; none for an imported label
     Column("created_at", Double, nullable=False),
     UniqueConstraint("item_id", "annotator_id"),
 )

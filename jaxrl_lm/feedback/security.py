@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxrl_lm.feedback.store import Annotator
+
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 MAX_BODY_BYTES = 16_384
 MAX_SESSIONS = 10_000
@@ -37,12 +39,10 @@ class Session:
     Attributes:
         csrf: what it must send with every change.
         annotator: who sits there, once they have said it.
-        name: of that person.
     """
 
     csrf: str
-    annotator: int | None = None
-    name: str | None = None
+    annotator: Annotator | None = None
 
 
 class Sessions:
@@ -99,14 +99,14 @@ def check_origin(request: Request) -> None:
 
 
 def check_csrf(request: Request, session: Session) -> None:
-    """Let only a page ask that has read the session's secret.
+    """Let only a page ask that was told the session's secret.
 
     Raises:
         HTTPException: 403, the secret is missing or wrong.
     """
     sent = request.headers.get(CSRF_HEADER, "")
     if not secrets.compare_digest(sent.encode(), session.csrf.encode()):
-        raise HTTPException(403, "The page is out of date; load it again.")
+        raise HTTPException(403, "The page is out of date; open the link that the server printed when it started.")
 
 
 async def read_body(request: Request) -> bytes:

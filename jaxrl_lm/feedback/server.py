@@ -4,15 +4,20 @@ import asyncio
 import errno
 import secrets
 import socket
+import time
 from collections.abc import Callable, Sequence
 
 import uvicorn
+from sqlalchemy.exc import DBAPIError
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback.app import make_app
 from jaxrl_lm.feedback.store import LabelStore
 
 ADDRESS = "127.0.0.1"
+END_SECONDS = 6.0
+"""For how long nothing must be left before the server ends: to undo the last label, and for pages that look again."""
+_POLL_SECONDS = 0.5
 
 
 def serve(
@@ -21,26 +26,28 @@ def serve(
     *,
     hosts: Sequence[str] = (),
     is_ended_when_done: bool = False,
+    end_seconds: float = END_SECONDS,
     announce: Callable[[str], None],
 ) -> None:
-    """Serve the page until Ctrl-C, or until all is labelled.
+    """Serve the page until Ctrl-C, or until nothing is left to label.
 
     Args:
         store: what is labelled; hold `lock_server` of its database meanwhile.
         listener: from `listen`.
         hosts: names besides the local ones under which browsers may reach it, such as that of an HTTPS proxy.
-        is_ended_when_done: stop once every item has its labels.
+        is_ended_when_done: stop once every item has its labels, or was skipped and nobody is at it.
+        end_seconds: for how long that must have been so.
         announce: called with the page's address, token and all, when it can be opened.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after requests under way were answered.
     """
     token = secrets.token_urlsafe(32)
-    app = make_app(store, token, hosts=hosts)
+    app = make_app(store, token, hosts=hosts, is_ended_when_done=is_ended_when_done)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
     # The token is behind '#': browsers do not send it, so it stands in no log and no Referer.
     announce(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
-    asyncio.run(_run(server, listener, store if is_ended_when_done else None))
+    asyncio.run(_run(server, listener, store if is_ended_when_done else None, end_seconds))
 
 
 def listen(port: int) -> socket.socket:
@@ -62,15 +69,32 @@ def listen(port: int) -> socket.socket:
         raise InputError(f"port={port} cannot be listened on ({error}); give another --port") from error
 
 
-async def _run(server: uvicorn.Server, listener: socket.socket, watched: LabelStore | None) -> None:
-    async def stop_when_done(store: LabelStore) -> None:
-        while not await asyncio.to_thread(store.is_done):
-            await asyncio.sleep(0.5)
+async def _run(server: uvicorn.Server, listener: socket.socket, watched: LabelStore | None, end_seconds: float) -> None:
+    async def stop_when_over(store: LabelStore) -> None:
+        await _until_over(store, end_seconds)
         server.should_exit = True
 
-    watcher = None if watched is None else asyncio.create_task(stop_when_done(watched))
+    watcher = None if watched is None else asyncio.create_task(stop_when_over(watched))
     try:
         await server.serve(sockets=[listener])
     finally:
         if watcher is not None:
             watcher.cancel()
+
+
+async def _until_over(store: LabelStore, end_seconds: float) -> None:
+    """Wait until nothing has been left to label for so long without a break."""
+    since: float | None = None
+    while True:
+        now = time.monotonic()
+        since = (since or now) if await asyncio.to_thread(_is_over, store) else None
+        if since is not None and now - since >= end_seconds:
+            return
+        await asyncio.sleep(min(_POLL_SECONDS, end_seconds or _POLL_SECONDS))
+
+
+def _is_over(store: LabelStore) -> bool:
+    try:
+        return store.is_over()
+    except DBAPIError:  # busy, say; requests are told, and the next look may succeed
+        return False

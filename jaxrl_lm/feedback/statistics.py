@@ -23,7 +23,7 @@ class PersonStatistics:
         num_skips: items left to others.
         num_ties: verdicts that neither answer is better.
         num_down: thumbs down.
-        median_seconds: from handing out to verdict; None without labels made on the page.
+        median_seconds: from handing out to verdict, an undone one's included; None without labels made on the page.
         labels_per_hour: at that pace.
         num_choices: verdicts that choose one of several answers.
         num_first_chosen: those that chose the answer shown first; far from num_choices / num_completions, the place

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, or_, select, update
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback.database import reading
@@ -16,6 +16,9 @@ from jaxrl_lm.feedback.items import SKIP, VERDICTS, Item, Mode, Text
 from jaxrl_lm.feedback.schema import CLOSED, LABELLED, OPEN, annotators, items, labels, leases
 
 MAX_NAME_LENGTH = 40
+_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"  # letters, signs and marks by their category
+_TAKEN_SKIP = "You skipped it, and another has it by now."
+_TAKEN_LABEL = "Others have judged it as often as was asked for; your label stands."
 
 
 class RefusedError(Exception):
@@ -163,10 +166,15 @@ class LabelStore:
         return True
 
     def undo(self, annotator: int) -> Lease | None:
-        """Take back a person's last label made here, and hand them its item again; None if there is none."""
+        """Take back a person's last label made here, and hand them its item again; None if there is none.
+
+        Raises:
+            RefusedError: the item is another's by now; the label stands.
+        """
         mine = and_(labels.c.annotator_id == annotator, items.c.mode == self.mode, labels.c.lease_id.is_not(None))
-        last = select(labels.c.id.label("label_id"), labels.c.lease_id, labels.c.verdict, labels.c.shown_order, items)
-        last = last.join(items, items.c.id == labels.c.item_id).where(mine).order_by(labels.c.id.desc())
+        of_label = (labels.c.lease_id, labels.c.verdict, labels.c.shown_order, labels.c.seconds)
+        last = select(labels.c.id.label("label_id"), *of_label, items).where(mine).order_by(labels.c.id.desc())
+        last = last.join(items, items.c.id == labels.c.item_id)
         with self._lock, self.engine.begin() as connection:
             row = connection.execute(last).first()
             if row is None:
@@ -175,8 +183,10 @@ class LabelStore:
             connection.execute(update(leases).where(leases.c.id == row.lease_id).values(state=CLOSED))
             if row.verdict != SKIP:
                 count_labels(connection, row.id, -1)
+            if connection.scalar(select(items.c.id).where(items.c.id == row.id, self._is_free_for(annotator))) is None:
+                raise RefusedError(_TAKEN_SKIP if row.verdict == SKIP else _TAKEN_LABEL)
             _give_back(connection, annotator)
-            return self._hand_out(connection, annotator, row, row.shown_order)
+            return self._hand_out(connection, annotator, row, row.shown_order, seconds_before=row.seconds)
 
     def release(self, annotator: int) -> None:
         """Give back what a person has, for others."""
@@ -199,11 +209,16 @@ class LabelStore:
                 num_waiting=count(is_needed, ~_is_labelled_by(annotator)),
             )
 
-    def is_done(self) -> bool:
-        """Whether every item has as many labels as were asked for."""
+    def is_over(self) -> bool:
+        """Whether nothing is left to wait for: every item has its labels, or was skipped and nobody is at it."""
         is_needed = and_(items.c.mode == self.mode, items.c.num_labels < self.overlap)
+        is_skipped = exists().where(labels.c.item_id == items.c.id, labels.c.verdict == SKIP).correlate(items)
+        is_held = exists().where(
+            leases.c.item_id == items.c.id, leases.c.state == OPEN, leases.c.expires_at > self._clock()
+        )
+        is_awaited = and_(is_needed, or_(~is_skipped, is_held.correlate(items)))
         with reading(self.engine) as connection:
-            return connection.execute(select(items.c.id).where(is_needed).limit(1)).first() is None
+            return connection.execute(select(items.c.id).where(is_awaited).limit(1)).first() is None
 
     def _held_by(self, annotator: int) -> Any:
         return (
@@ -233,11 +248,14 @@ class LabelStore:
             ~_is_labelled_by(annotator),
         )
 
-    def _hand_out(self, connection: Connection, annotator: int, item: Any, order: list[int]) -> Lease:
+    def _hand_out(
+        self, connection: Connection, annotator: int, item: Any, order: list[int], *, seconds_before: float = 0.0
+    ) -> Lease:
         now = self._clock()
         lease_id = secrets.token_hex(16)
         row = {"id": lease_id, "item_id": item.id, "annotator_id": annotator, "shown_order": order, "state": OPEN}
-        connection.execute(insert(leases).values(**row, created_at=now, expires_at=now + self._lease_seconds))
+        row |= {"created_at": now, "expires_at": now + self._lease_seconds, "seconds_before": seconds_before}
+        connection.execute(insert(leases).values(**row))
         return _lease(lease_id, item, order)
 
     def _keep(self, connection: Connection, lease: Any, verdict: str) -> None:
@@ -249,7 +267,7 @@ class LabelStore:
                 annotator_id=lease.annotator_id,
                 verdict=str(lease.shown_order[int(verdict)]) if verdict.isdigit() else verdict,
                 shown_order=lease.shown_order,
-                seconds=max(now - lease.created_at, 0.0),
+                seconds=lease.seconds_before + max(now - lease.created_at, 0.0),
                 created_at=now,
             )
         )
@@ -269,9 +287,13 @@ def checked_name(name: str) -> str:
         raise InputError("name is empty; say who you are, by one or more letters")
     if len(shown) > MAX_NAME_LENGTH:
         raise InputError(f"name has {len(shown)} characters; give at most {MAX_NAME_LENGTH}")
-    if any(unicodedata.category(character)[0] == "C" for character in shown):
+    if any(_is_unseen(character) for character in shown):
         raise InputError(f"name={shown!r} has characters that nobody sees; leave them out")
     return shown
+
+
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character)[0] == "C" or character in _BLANK or "\U000e0100" <= character <= "\U000e01ef"
 
 
 def annotator_id(connection: Connection, name: str) -> int:

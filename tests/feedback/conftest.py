@@ -1,13 +1,21 @@
-"""A store on a clock that tests turn, and what fills it."""
+"""A store on a clock that tests turn, what fills it, and a browser that shows its page."""
 
+import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import Engine
 
 from jaxrl_lm import feedback
 from jaxrl_lm.feedback import Item, LabelStore, Mode
+
+TOKEN = "token-of-the-tests"
 
 
 class Clock:
@@ -55,3 +63,63 @@ def numbered_items(num_items: int, mode: Mode) -> list[Item]:
         Item(mode=mode, prompt=f"prompt {place}", completions=tuple(f"{place}.{answer}" for answer in range(num)))
         for place in range(num_items)
     ]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no chromium on the PATH; install Debian's package chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path)
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def served(store: LabelStore, *, port: int = 0, token: str = TOKEN) -> Iterator[str]:
+    """The address of a page that labels the store's items."""
+    with feedback.listen(port) as listener:
+        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, token), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page as a person; fails the test if a script fails or the policy blocks something."""
+    contexts, complaints = [], []
+
+    def open_as(name: str, url: str, *, token: str = TOKEN, width: int = 1400, wait: float = 5.0) -> Page:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if "Content Sec" in message.text else None)
+        page.goto(f"{url}#token={token}")
+        page.get_by_label("Name").fill(name)
+        page.get_by_role("button", name="Start").click()
+        expect(page.locator("#view-item")).to_be_visible(timeout=1000 * wait)
+        return page
+
+    yield open_as
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def said(page: Page) -> Any:
+    return expect(page.get_by_role("status"))
+
+
+def shown(page: Page) -> list[str]:
+    return page.locator(".answer .text").all_inner_texts()
+
+
+def exported(store: LabelStore) -> list[dict[str, Any]]:
+    return feedback.export_labels(store.engine, store.mode).rows

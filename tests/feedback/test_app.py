@@ -2,11 +2,13 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from jaxrl_lm import feedback
@@ -23,14 +25,15 @@ class Browser:
     def __init__(self, client: TestClient) -> None:
         self.client = client
         self.headers = {"Origin": URL}
+        self.name = ""
 
     def post(self, path: str, **fields: Any):
-        return self.client.post(path, json=fields, headers=self.headers)
+        return self.client.post(path, json={"name": self.name, **fields}, headers=self.headers)
 
     def enter(self, name: str) -> "Browser":
-        assert self.post("/api/session", token=TOKEN).status_code == 200
-        self.headers["X-CSRF-Token"] = self.client.get("/api/session").json()["csrf"]
+        self.headers["X-CSRF-Token"] = self.post("/api/session", token=TOKEN).json()["csrf"]
         assert self.post("/api/annotator", name=name).json() == {"name": name}
+        self.name = name
         return self
 
 
@@ -92,7 +95,15 @@ def test_a_change_needs_the_sessions_secret_and_json(ann: Browser) -> None:
     sent = {**ann.headers, "Content-Type": "text/plain"}
     assert ann.client.post("/api/next", content="{}", headers=sent).status_code == 415
     for secret in ("", "another", "ä".encode()):
-        assert ann.client.post("/api/next", json={}, headers={**ann.headers, "X-CSRF-Token": secret}).status_code == 403
+        ann.headers["X-CSRF-Token"] = secret
+        assert ann.post("/api/next").status_code == 403
+
+
+def test_the_cookie_alone_does_not_yield_the_secret(ann: Browser) -> None:
+    for path in ("/", "/api/session", "/api/stats"):  # a server on another port is sent the cookie
+        answer = ann.client.get(path)
+        assert answer.status_code == 200
+        assert ann.headers["X-CSRF-Token"] not in answer.text + str(answer.headers)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +164,7 @@ def test_a_body_larger_than_anything_the_page_sends(ann: Browser) -> None:
 
 def test_who_has_not_said_a_name_gets_nothing(client: TestClient) -> None:
     browser = Browser(client)
-    browser.post("/api/session", token=TOKEN)
-    browser.headers["X-CSRF-Token"] = client.get("/api/session").json()["csrf"]
+    browser.headers["X-CSRF-Token"] = browser.post("/api/session", token=TOKEN).json()["csrf"]
     for path in ("/api/next", "/api/undo", "/api/leave"):
         assert browser.post(path).status_code == 409
     answer = browser.post("/api/annotator", name=" ")
@@ -177,6 +187,18 @@ def test_undo_and_then_nothing_left_to_undo(ann: Browser) -> None:
     assert again["progress"]["num_mine"] == 0
     answer = ann.post("/api/undo")
     assert (answer.status_code, answer.json()["error"]) == (409, "There is nothing to undo.")
+
+
+def test_a_page_that_shows_who_was_there_before_changes_nothing(ann: Browser, store: LabelStore) -> None:
+    lease = ann.post("/api/next").json()["item"]["id"]
+    assert ann.post("/api/annotator", name="bob").json() == {"name": "bob"}  # in another tab of the browser
+    for path in ("/api/next", "/api/label", "/api/undo", "/api/leave"):
+        answer = ann.post(path, lease=lease, verdict="0")
+        assert (answer.status_code, answer.json()["error"].split()[0]) == (409, "bob")
+    assert ann.client.post("/api/next", json={}, headers=ann.headers).status_code == 400
+    assert store.list_names() == ["ann", "bob"]
+    ann.name = "bob"
+    assert ann.post("/api/next").status_code == 200
 
 
 def test_two_browsers_are_two_people(ann: Browser, store: LabelStore) -> None:
@@ -230,7 +252,43 @@ def test_the_server_ends_when_all_is_labelled_and_listens_on_this_machine_only(s
         store.label(ann, lease.id, "0")
     told: list[str] = []
     with feedback.listen(0) as listener:
-        feedback.serve(store, listener, is_ended_when_done=True, announce=told.append)
+        feedback.serve(store, listener, is_ended_when_done=True, end_seconds=0.0, announce=told.append)
     (address,) = told
     assert address.startswith("http://127.0.0.1:")
     assert len(address.split("/#token=")[1]) >= 32
+
+
+class _Watched(LabelStore):
+    """Says whether it is over by a list: None for a database that is busy. After its end it is over."""
+
+    def __init__(self, store: LabelStore, looks: list[bool | None]) -> None:
+        super().__init__(store.engine, mode="pairwise")
+        self.looks = looks
+
+    def is_over(self) -> bool:
+        look = self.looks.pop(0) if self.looks else True
+        if look is None:
+            raise OperationalError("select", {}, sqlite3.OperationalError("database is locked"))
+        return look
+
+
+@pytest.mark.parametrize("interruption", [False, None])
+def test_the_server_ends_only_after_a_while_without_a_break(store: LabelStore, interruption: bool | None) -> None:
+    watched = _Watched(store, [True, interruption, True, interruption])
+    started = time.monotonic()
+    with feedback.listen(0) as listener:
+        feedback.serve(watched, listener, is_ended_when_done=True, end_seconds=0.2, announce=lambda _: None)
+    assert watched.looks == []
+    assert time.monotonic() - started > 0.8  # four looks 0.2 apart, and as long again without a break
+
+
+@pytest.mark.parametrize("is_ended_when_done", [False, True])
+def test_the_page_is_told_that_it_ends(store: LabelStore, is_ended_when_done: bool) -> None:
+    app = feedback.make_app(store, TOKEN, is_ended_when_done=is_ended_when_done)
+    with TestClient(app, base_url=URL) as client:
+        ann = Browser(client).enter("ann")
+        while (item := (answer := ann.post("/api/next").json())["item"]) is not None:
+            assert not answer["is_ending"]
+            ann.post("/api/label", lease=item["id"], verdict="0")
+        assert answer["is_ending"] is is_ended_when_done
+        assert ann.post("/api/undo").json()["is_ending"] is False

@@ -1,91 +1,22 @@
-"""The page in a real browser: keyboard, undo, two people at once, untrusted texts, faults, kill -9."""
+"""The page in a real browser: keyboard, undo, two people at once, new links, faults, kill -9."""
 
 import json
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from sqlalchemy import Engine
+from playwright.sync_api import Browser, Page, expect
 
 from jaxrl_lm import feedback
-from jaxrl_lm.feedback import Item, LabelStore
-
-TOKEN = "token-of-the-tests"
-HOSTILE = (
-    '<img src="x" onerror="document.title=1"><script>document.title=2</script>\x00\x1b[31m\u202edrow\u202c &amp; end'
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no chromium on the PATH; install Debian's package chromium")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path)
-        yield launched
-        launched.close()
-
-
-@contextmanager
-def served(store: LabelStore) -> Iterator[str]:
-    """The address of a page that labels the store's items."""
-    with feedback.listen(0) as listener:
-        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, TOKEN), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens the page as a person; fails the test if a script fails or the policy blocks something."""
-    contexts, complaints = [], []
-
-    def open_as(name: str, url: str, *, token: str = TOKEN, width: int = 1400) -> Page:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if "Content Sec" in message.text else None)
-        page.goto(f"{url}#token={token}")
-        page.get_by_label("Name").fill(name)
-        page.get_by_role("button", name="Start").click()
-        expect(page.locator("#view-item")).to_be_visible()
-        return page
-
-    yield open_as
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def said(page: Page) -> Any:
-    return expect(page.get_by_role("status"))
-
-
-def shown(page: Page) -> list[str]:
-    return page.locator(".answer .text").all_inner_texts()
-
-
-def exported(store: LabelStore) -> list[dict[str, Any]]:
-    return feedback.export_labels(store.engine, store.mode).rows
+from jaxrl_lm.feedback import LabelStore
+from tests.feedback.conftest import TOKEN, exported, said, served, shown
 
 
 def test_keys_judge_undo_and_end(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
@@ -137,30 +68,33 @@ def test_two_people_at_once_share_the_work(
     assert sorted(row["annotator"] for row in exported(store)) == ["ann"] * 3 + ["bob"] * 3
 
 
-def test_hostile_and_huge_texts_are_text(engine: Engine, open_page: Callable[..., Page]) -> None:
-    huge = "a line of an answer\n" * 5000
-    prompt = [{"role": "user", "content": HOSTILE}]
-    feedback.add_items(engine, [Item(mode="pairwise", prompt=prompt, completions=(huge, HOSTILE))])
-    store = LabelStore(engine, mode="pairwise")
+def test_the_focus_stays_with_the_item(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
+    with served(make_store(2)) as url:
+        page = open_page("ann", url)
+        for ended in ("Item 2.", "All done"):
+            page.get_by_role("button", name="A is better").click()
+            said(page).to_contain_text(ended)
+            expect(page.locator("#main")).to_be_focused()
+        page.get_by_role("button", name="Undo the last label").click()
+        said(page).to_contain_text("Undone")
+        expect(page.locator("#main")).to_be_focused()
+
+
+def test_a_skip_that_another_took_up_stands(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(2)
     with served(store) as url:
-        page = open_page("<b>ann</b>", url, width=400)
-        assert page.title() == "Label · jaxrl_lm"
-        assert page.locator("main img, main script, .person b").count() == 0
-        for text in (page.locator(".turn-body").inner_text(), *(each for each in shown(page) if len(each) < 1000)):
-            assert text.startswith('<img src="x" onerror=')
-            assert "NUL" in text
-            assert "ESC[31mU+202EdrowU+202C &amp; end" in text.replace(" ESC", "ESC")
-        assert any(len(text) >= 5000 * 19 for text in shown(page))
-        # The huge answer scrolls inside its card, the page does not scroll sideways, the buttons stay in sight.
-        assert page.evaluate("document.documentElement.scrollWidth") == 400
-        heights = page.locator(".answer .text").evaluate_all("all => all.map(e => [e.clientHeight, e.scrollHeight])")
-        assert max(heights, key=lambda pair: pair[1])[1] > 50_000
-        assert max(height for height, _ in heights) < 400
-        expect(page.get_by_role("button", name="Tie")).to_be_in_viewport()
-        page.get_by_role("button", name="B is better").click()
-        expect(page.get_by_role("heading", name="All done")).to_be_visible()
-    (row,) = exported(store)
-    assert {row["chosen"], row["rejected"]} == {huge, HOSTILE}
+        page = open_page("ann", url)
+        page.keyboard.press("s")
+        said(page).to_contain_text("Saved: skipped. Item 2.")
+        open_page("bob", url)
+        page.keyboard.press("u")
+        expect(page.get_by_role("alert")).to_contain_text("You skipped it, and another has it by now.")
+        expect(page.locator("#prompt")).to_have_text("prompt 1")
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+        expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_a_stale_tab_makes_no_second_label(
@@ -177,6 +111,30 @@ def test_a_stale_tab_makes_no_second_label(
         stale.keyboard.press("b")
         said(stale).to_contain_text("the first verdict stands")
     assert len(exported(store)) == 1
+
+
+def test_a_tab_that_shows_another_name_saves_nothing_and_starts_anew(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(2)
+    with served(store) as url:
+        page = open_page("ann", url)
+        other = page.context.new_page()
+        other.goto(url)
+        expect(other.locator("#view-item")).to_be_visible()
+        other.get_by_role("button", name="change person").click()
+        other.get_by_label("Name").fill("bob")
+        other.get_by_role("button", name="Start").click()
+        expect(other.locator("#view-item")).to_be_visible()
+        page.keyboard.press("a")
+        expect(page.get_by_role("alert")).to_contain_text("bob has signed in with this browser")
+        expect(page.locator("#person-name")).to_have_text("bob")
+        assert exported(store) == []
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+        expect(page.get_by_role("alert")).to_be_hidden()
+    (row,) = exported(store)
+    assert row["annotator"] == "bob"
 
 
 def test_a_label_that_was_not_saved_is_shown_and_tried_again(
@@ -219,10 +177,93 @@ def test_without_a_token_the_page_asks_for_it(make_store: Callable[..., LabelSto
         page = context.new_page()
         page.goto(f"{url}#token=wrong")
         expect(page.get_by_role("alert")).to_contain_text("not the token")
-        page.goto(f"{url}?")
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Enter").click()
         expect(page.get_by_label("Name")).to_be_visible()
+
+
+def test_all_tabs_of_a_browser_know_the_secret_of_its_newest_session(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    with served(make_store(2)) as url:
+        page = open_page("ann", url)
+        other = page.context.new_page()
+        other.goto(f"{url}#token={TOKEN}")
+        other.get_by_label("Name").fill("ann")
+        other.get_by_role("button", name="Start").click()
+        expect(other.locator("#view-item")).to_be_visible()
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+        page.evaluate("localStorage.clear()")
+        page.keyboard.press("a")
+        expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_the_last_label_can_be_undone_before_the_page_closes_by_itself(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store, told = make_store(1), []
+    with feedback.listen(0) as listener:
+        options = {"is_ended_when_done": True, "end_seconds": 2.0, "announce": told.append}
+        thread = threading.Thread(target=feedback.serve, args=(store, listener), kwargs=options)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        page = open_page("ann", url, token=_token(told))
+        page.keyboard.press("a")
+        expect(page.locator("#done-ending")).to_contain_text("closes by itself in a few seconds")
+        page.wait_for_timeout(1000)
+        page.keyboard.press("u")
+        expect(page.locator("#view-item")).to_be_visible()
+        page.wait_for_timeout(2500)
+        assert thread.is_alive()
+        page.keyboard.press("b")
+        said(page).to_contain_text("closes by itself")
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(exported(store)) == 1
+
+
+def _token(told: list[str]) -> str:
+    while not told:
+        time.sleep(0.01)
+    return told[0].split("#token=")[1]
+
+
+def test_a_new_link_pasted_into_the_same_tab_is_followed(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(3)
+    with served(store) as url:
+        page = open_page("ann", url)
+        stats = page.context.new_page()
+        stats.goto(f"{url}stats")
+        expect(stats.locator("#tiles")).to_contain_text("0 / 3")
+        page.keyboard.press("a")
+        said(page).to_contain_text("Saved")
+    with served(store, port=int(url.split(":")[2].strip("/")), token="another"):
+        page.goto(f"{url}#token=another")
+        expect(page.get_by_label("Name")).to_be_visible()
+        expect(page.locator("#progress")).to_be_hidden()
+        assert page.url == url
+        page.get_by_label("Name").fill("ann")
+        page.get_by_role("button", name="Start").click()
+        expect(page.locator("#progress-text")).to_have_text("1 of 3 done")
+        stats.goto(f"{url}stats#token=another")
+        expect(stats.locator("#tiles")).to_contain_text("1 / 3")
+        assert stats.url == f"{url}stats"
+
+
+def test_the_token_form_sends_the_token_once(make_store: Callable[..., LabelStore], browser: Browser) -> None:
+    with served(make_store(1)) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        sent = []
+        page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+        page.get_by_label("Token").fill(TOKEN)
+        page.get_by_role("button", name="Enter").click()
+        expect(page.get_by_label("Name")).to_be_visible()
+        page.wait_for_timeout(300)
+        assert sent == [f"{url}api/session"]
 
 
 def test_a_label_that_the_page_confirmed_survives_kill_9(open_page: Callable[..., Page], tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_late_label_counts_if_nobody_else_has_the_item(make_store: MakeStore, 
     lease = handed(store, ann)
     clock.now += 3600
     assert store.label(ann, lease.id, "tie")
-    assert store.is_done()
+    assert store.is_over()
 
 
 def test_a_lease_yields_one_label_and_the_first_stands(make_store: MakeStore) -> None:
@@ -137,13 +137,63 @@ def test_undo_takes_back_only_ones_own(make_store: MakeStore) -> None:
     assert store.progress(ann).num_done == 1
 
 
+@pytest.mark.parametrize("is_judged", [False, True])
+def test_a_skip_of_an_item_that_another_has_cannot_be_undone(make_store: MakeStore, is_judged: bool) -> None:
+    store = make_store(2)
+    ann, bob = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "skip")
+    held = handed(store, ann)
+    taken = handed(store, bob)
+    assert taken.prompt == "prompt 0"
+    if is_judged:
+        store.label(bob, taken.id, "0")
+    with pytest.raises(RefusedError, match="You skipped it, and another has it by now"):
+        store.undo(ann)
+    assert handed(store, ann) == held
+    assert store.progress(ann).num_mine == 1
+    assert store.label(bob, taken.id, "0") is not is_judged
+
+
+def test_a_label_of_an_item_that_has_enough_without_it_cannot_be_undone(make_store: MakeStore) -> None:
+    store = make_store(1)
+    ann, _ = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "0")
+    judged = feedback.JudgedItem(item=numbered_items(1, "pairwise")[0], verdict="1")
+    feedback.import_labels(store.engine, [judged], name="bob")
+    with pytest.raises(RefusedError, match="your label stands"):
+        store.undo(ann)
+    assert store.progress(ann).num_mine == 1
+
+
 def test_a_skipped_item_goes_to_another_and_not_back(make_store: MakeStore) -> None:
     store = make_store(1)
     ann, bob = people(store, "ann", "bob")
     store.label(ann, handed(store, ann).id, "skip")
     assert store.next_lease(ann) is None
-    assert not store.is_done()
+    assert store.progress(ann).num_done == 0
     assert handed(store, bob).prompt == "prompt 0"
+
+
+def test_skipped_items_are_waited_for_only_while_somebody_is_at_them(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(2)
+    ann, bob = people(store, "ann", "bob")
+    store.label(ann, handed(store, ann).id, "skip")
+    assert not store.is_over()  # the second item: nobody has seen it
+    store.label(ann, handed(store, ann).id, "0")
+    assert store.is_over()
+    lease = handed(store, bob)
+    assert not store.is_over()
+    store.release(bob)
+    assert store.is_over()
+    handed(store, bob)
+    clock.now += 61
+    assert store.is_over()
+    with pytest.raises(RefusedError, match="out of date"):
+        store.label(bob, lease.id, "0")
+    store.label(bob, handed(store, bob).id, "skip")
+    assert store.is_over()
+    store.undo(ann)
+    assert not store.is_over()
 
 
 def test_overlap_hands_an_item_to_so_many_and_to_nobody_twice(make_store: MakeStore) -> None:
@@ -155,7 +205,7 @@ def test_overlap_hands_an_item_to_so_many_and_to_nobody_twice(make_store: MakeSt
     assert store.next_lease(ann) is None
     assert store.next_lease(eve) is None
     store.label(bob, leases[1].id, "0")
-    assert store.is_done()
+    assert store.is_over()
 
 
 def test_who_leaves_gives_the_item_back_at_once(make_store: MakeStore) -> None:
@@ -194,7 +244,23 @@ def test_names_differ_by_more_than_case_and_spaces(make_store: MakeStore) -> Non
     assert store.list_names() == ["Ada", "Ada Lovelace"]
 
 
-@pytest.mark.parametrize("name", ["", "  \t", "x" * 41, "a\x00b", "a\u202eb", "\u200b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  \t",
+        "x" * 41,
+        "a\x00b",
+        "a\u202eb",
+        "\u200b",
+        "\u3164",
+        "\u2800",
+        "\u115f",
+        "\uffa0",
+        "a\u034f",
+        "a\U000e0100",
+    ],
+)
 def test_names_that_nobody_can_read_are_refused(make_store: MakeStore, name: str) -> None:
     with pytest.raises(InputError, match="name"):
         make_store().find_annotator(name)
@@ -227,6 +293,24 @@ def test_statistics_by_hand(make_store: MakeStore, clock: Clock) -> None:
     assert pair.kappa == pytest.approx((2 / 3 - 1 / 3) / (1 - 1 / 3))
     # Six verdicts, 0 0 0 1 tie tie: of 30 ordered pairs 3 * 2 + 2 * 1 = 8 agree; 2 of 6 disagree within items.
     assert statistics.alpha == pytest.approx(1 - (2 / 6) / (22 / 30))
+
+
+def test_an_undone_label_took_time_too(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(2)
+    (ann,) = people(store, "ann")
+    lease = handed(store, ann)
+    for seconds in (60.0, 2.0, 1.0):
+        clock.now += seconds
+        store.label(ann, lease.id, "0")
+        again = store.undo(ann)
+        assert again is not None
+        lease = again
+    clock.now += 1
+    store.label(ann, lease.id, "1")
+    lease = handed(store, ann)
+    clock.now += 3
+    store.label(ann, lease.id, "1")
+    assert [row["seconds"] for row in feedback.export_labels(store.engine, "pairwise").rows] == [64.0, 3.0]
 
 
 def test_the_place_that_was_chosen_is_counted(make_store: MakeStore) -> None:

@@ -1,6 +1,7 @@
 // Requests to the server, and the session that they need.
 
-let csrf = "";
+// Kept by the browser for this port alone, unlike the cookie, and for all tabs, whose cookie is one too.
+const SECRET = "jaxrl-lm-label-secret";
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -26,18 +27,26 @@ export const get = (path) => request(path, {});
 export const post = (path, fields = {}) =>
   request(path, {
     method: "POST",
-    headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf },
+    headers: { "Content-Type": "application/json", "X-CSRF-Token": localStorage.getItem(SECRET) ?? "" },
     body: JSON.stringify(fields),
   });
 
+const tokenOfAddress = () => new URLSearchParams(location.hash.slice(1)).get("token");
+
 // The token lies behind '#', which browsers do not send; it is used once and taken off the address.
-export async function openSession() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+export async function openSession(token = tokenOfAddress()) {
   if (token) {
     history.replaceState(null, "", location.pathname);
-    await post("/api/session", { token });
+    localStorage.setItem(SECRET, (await post("/api/session", { token })).csrf);
   }
-  const session = await get("/api/session");
-  csrf = session.csrf;
-  return session;
+  return get("/api/session");
+}
+
+export const hasNewLink = () => Boolean(tokenOfAddress());
+
+// A link pasted into a tab that shows the page changes only what lies behind '#', and loads nothing.
+export function onNewLink(work) {
+  addEventListener("hashchange", () => {
+    if (hasNewLink()) work();
+  });
 }

@@ -1,21 +1,24 @@
 // The page that asks: token, name, then one item after another.
 
-import { openSession, post } from "./api.js";
+import { hasNewLink, onNewLink, openSession, post } from "./api.js";
 import { announce, byId, element, showAlert } from "./dom.js";
 import { MODES, UNDO_KEYS, shownKey } from "./modes.js";
 import { showText } from "./text.js";
 
 const VIEWS = ["loading", "token", "name", "item", "done"];
-const LOOK_AGAIN_MILLISECONDS = 5000;
+const LOOK_AGAIN_MILLISECONDS = 3000; // less than END_SECONDS of server.py
 const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
 
 let mode; // of MODES
+let person = null; // the name that is shown; sent along, so that nothing is kept under another's
 let item = null; // { id, prompt, completions }: the lease that is shown
 let isBusy = false;
 let lookAgainTimer = 0;
 
 function show(view) {
   for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
+  const active = document.activeElement; // a button that is gone by now, perhaps, so that keys would start at the top
+  if (active === document.body || active.closest("[hidden]")) byId("main").focus({ preventScroll: true });
 }
 
 // Runs one request at a time; a failure is shown and can be tried again with the same lease, which counts once.
@@ -32,6 +35,7 @@ async function attempt(work) {
   } finally {
     isBusy = false;
     for (const button of byId("actions").querySelectorAll("button")) button.removeAttribute("aria-disabled");
+    if (hasNewLink()) attempt(start); // it came meanwhile
   }
 }
 
@@ -39,18 +43,23 @@ async function onError(error, work) {
   const isPassing = error.status === 0 || error.status >= 500;
   byId("retry").hidden = !isPassing;
   byId("retry").onclick = () => attempt(error.retry ?? work);
-  if (error.status === 401) show("token");
-  if (error.status === 409 && item !== null) await loadNext().catch(start); // what was shown holds no longer
-  showAlert(error.message);
+  if (error.status === 401 || error.status === 403) show("token");
+  // What was shown holds no longer: neither the item nor, perhaps, the person.
+  const failure = error.status === 409 ? await start().catch((other) => other) : undefined;
+  showAlert((failure ?? error).message);
 }
 
-async function start() {
-  const session = await openSession();
+const ask = (path, fields = {}) => post(path, { name: person ?? "", ...fields });
+
+async function start(token) {
+  const session = await openSession(token);
+  item = null;
   mode = MODES[session.mode];
   fillHelp();
   byId("known-names").replaceChildren(...session.names.map((name) => element("option", { value: name })));
   showPerson(session.name);
   if (session.name === null) {
+    byId("progress").hidden = true;
     show("name");
     byId("name").focus();
   } else {
@@ -59,18 +68,19 @@ async function start() {
 }
 
 function showPerson(name) {
+  person = name;
   byId("leave").hidden = name === null;
   byId("person-name").textContent = name ?? "";
   byId("avatar").textContent = name === null ? "" : Array.from(name)[0].toUpperCase();
 }
 
 async function loadNext(said = "") {
-  showItem(await post("/api/next"), said);
+  showItem(await ask("/api/next"), said);
 }
 
 async function judge(action) {
   if (item === null) return loadNext();
-  const answer = await post("/api/label", { lease: item.id, verdict: action.verdict });
+  const answer = await ask("/api/label", { lease: item.id, verdict: action.verdict });
   const said = answer.is_repeat ? "Already saved; the first verdict stands." : `Saved: ${action.said}.`;
   item = null; // saved, whatever becomes of the next
   return loadNext(said).catch((error) => {
@@ -80,14 +90,14 @@ async function judge(action) {
 }
 
 async function undo() {
-  showItem(await post("/api/undo"), "Undone: judge it again.");
+  showItem(await ask("/api/undo"), "Undone: judge it again.");
 }
 
 function showItem(answer, said) {
   item = answer.item;
   showProgress(answer.progress);
   if (item === null) {
-    showDone(answer.progress, said);
+    showDone(answer, said);
     return;
   }
   byId("question").textContent = mode.question;
@@ -96,9 +106,7 @@ function showItem(answer, said) {
   byId("view-item").dataset.count = String(item.completions.length);
   byId("answers").replaceChildren(...item.completions.map(answerCard));
   byId("actions").replaceChildren(...mode.actions.map(actionButton), undoButton(answer.progress));
-  const isFirst = byId("view-item").hidden;
   show("item");
-  if (isFirst) byId("main").focus({ preventScroll: true });
   window.scrollTo(0, 0);
   announce(`${said} Item ${answer.progress.num_mine + 1}. ${mode.question}`.trim());
 }
@@ -159,7 +167,7 @@ function showProgress(progress) {
   byId("progress-text").textContent = `${progress.num_done} of ${progress.num_items} done${mine}`;
 }
 
-function showDone(progress, said) {
+function showDone({ progress, is_ending: isEnding }, said) {
   const isWaiting = progress.num_waiting > 0;
   const isLeft = progress.num_done < progress.num_items;
   const title = isWaiting ? "Nothing free just now" : isLeft ? "Nothing left for you" : "All done, thank you";
@@ -170,10 +178,11 @@ function showDone(progress, said) {
       : `Every one of the ${progress.num_items} items has been judged.`;
   byId("done-title").textContent = title;
   byId("done-text").textContent = text;
+  byId("done-ending").hidden = !isEnding;
   byId("look-again").hidden = !isWaiting;
   byId("undo-done").hidden = progress.num_mine === 0;
   show("done");
-  announce(`${said} ${title}. ${text}`.trim());
+  announce(`${said} ${title}. ${text} ${isEnding ? byId("done-ending").textContent : ""}`.trim());
   if (isWaiting) {
     clearTimeout(lookAgainTimer);
     lookAgainTimer = setTimeout(() => attempt(() => loadNext()), LOOK_AGAIN_MILLISECONDS);
@@ -213,9 +222,8 @@ function onSubmit(form, work) {
 }
 
 onSubmit("token-form", async () => {
-  location.hash = `token=${encodeURIComponent(byId("token").value.trim())}`;
+  await start(byId("token").value.trim());
   byId("token").value = "";
-  await start();
 });
 onSubmit("name-form", async () => {
   showPerson((await post("/api/annotator", { name: byId("name").value })).name);
@@ -223,9 +231,7 @@ onSubmit("name-form", async () => {
 });
 byId("leave").addEventListener("click", () =>
   attempt(async () => {
-    await post("/api/leave");
-    item = null;
-    byId("progress").hidden = true;
+    await ask("/api/leave");
     await start();
   }),
 );
@@ -238,4 +244,5 @@ byId("shortcuts").addEventListener("change", (event) => {
   else localStorage.setItem(NO_SHORTCUTS, "1");
 });
 document.addEventListener("keydown", onKey);
+onNewLink(() => attempt(start));
 attempt(start);

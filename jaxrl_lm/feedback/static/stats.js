@@ -1,6 +1,6 @@
 // The page of figures.
 
-import { get, openSession } from "./api.js";
+import { get, onNewLink, openSession } from "./api.js";
 import { announce, byId, element, showAlert } from "./dom.js";
 
 const NUM_SHOWN = { pairwise: 2, thumbs: 1, "best-of-4": 4 };
@@ -85,4 +85,6 @@ async function load() {
 }
 
 byId("refresh").addEventListener("click", load);
-openSession().then(load, (error) => showAlert(error.message));
+const start = () => openSession().then(load, (error) => showAlert(error.message));
+onNewLink(start);
+start();

@@ -1,8 +1,13 @@
 // Texts of models and strangers, shown as text: every node is made by textContent, none from markup.
 
-// Controls but for tab and line feed; signs that change the direction of text; signs without width; tags.
+// Controls but for tab and line feed; signs that change the direction of text; signs without width; blanks that count
+// as letters; tags and selectors. `_is_unseen` of store.py knows them too.
 const UNSEEN =
-  /[\u0000-\u0008\u000B-\u001F\u007F-\u009F\u00AD\u061C\u180E\u200B\u200E\u200F\u2028-\u202E\u2060-\u206F\uFEFF\uFFF9-\uFFFB\u{E0000}-\u{E007F}]+/gu;
+  /[\u0000-\u0008\u000B-\u001F\u007F-\u009F\u00AD\u034F\u061C\u115F\u1160\u180E\u200B\u200E\u200F\u2028-\u202E\u2060-\u206F\u2800\u3164\uFEFF\uFFA0\uFFF9-\uFFFB\u{E0000}-\u{E007F}\u{E0100}-\u{E01EF}]/u;
+const RUNS = new RegExp(`${UNSEEN.source}+`, "gu");
+const ONES = new RegExp(UNSEEN.source, "gu");
+
+const MAX_NAMED = 2000; // runs of unseen characters in a text that are named; browsers choke on very many nodes
 
 const CONTROLS = [
   "NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "TAB", "LF", "VT", "FF", "CR", "SO", "SI",
@@ -25,22 +30,29 @@ function control(characters) {
   return span;
 }
 
-export function appendText(parent, text) {
+// Appends a text; returns how many more runs may be named.
+function appendText(parent, text, numNamed) {
+  const shown = text.replaceAll("\r\n", "\n");
   let end = 0;
-  for (const match of text.matchAll(UNSEEN)) {
-    parent.append(text.slice(end, match.index), control(match[0]));
+  let numLeft = numNamed;
+  for (const match of shown.matchAll(RUNS)) {
+    if (numLeft === 0) break;
+    parent.append(shown.slice(end, match.index), control(match[0]));
     end = match.index + match[0].length;
+    numLeft -= 1;
   }
-  parent.append(text.slice(end));
+  parent.append(shown.slice(end).replace(ONES, "\uFFFD"));
+  return numLeft;
 }
 
 // A text, or a conversation as turns with their roles.
 export function showText(parent, content) {
   parent.replaceChildren();
   if (typeof content === "string") {
-    appendText(parent, content);
+    appendText(parent, content, MAX_NAMED);
     return;
   }
+  let numNamed = MAX_NAMED;
   for (const message of content) {
     const turn = document.createElement("div");
     const role = document.createElement("span");
@@ -49,8 +61,8 @@ export function showText(parent, content) {
     role.className = "role";
     body.className = "turn-body";
     body.dir = "auto";
-    appendText(role, message.role);
-    appendText(body, message.content);
+    numNamed = appendText(role, message.role, numNamed);
+    numNamed = appendText(body, message.content, numNamed);
     turn.append(role, body);
     parent.append(turn);
   }
