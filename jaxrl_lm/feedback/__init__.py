@@ -3,7 +3,7 @@
 Needs the packages of the extra `label`; imports no JAX.
 """
 
-from jaxrl_lm.feedback.agreement import cohen_kappa, krippendorff_alpha
+from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa, krippendorff_alpha
 from jaxrl_lm.feedback.app import make_app
 from jaxrl_lm.feedback.database import describe_error, lock_server, open_database
 from jaxrl_lm.feedback.exchange import (
@@ -36,6 +36,8 @@ __all__ = [
     "Progress",
     "RefusedError",
     "add_items",
+    "choice_alpha",
+    "choice_kappa",
     "cohen_kappa",
     "compute_statistics",
     "describe_error",
