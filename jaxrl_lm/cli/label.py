@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from jaxrl_lm import data, feedback, storage
+from jaxrl_lm import feedback, storage
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all, read_answers
+from jaxrl_lm.cli.label_import import read_judged
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode, Pairs
@@ -91,6 +92,8 @@ class ExportConfig:
         out: a .jsonl file, which must not exist.
         mode: whose labels, where there are items of several.
         annotators: names of the people whose labels are wanted; none for all.
+        all_verdicts: in place of a data set, write every verdict a row with its item, ties and skips too, and who said
+            it when, in how many seconds, of answers in which order; `label import` reads it back.
     """
 
     out: str
@@ -98,22 +101,24 @@ class ExportConfig:
     database: str | None = None
     mode: Mode | None = None
     annotators: tuple[str, ...] = ()
+    all_verdicts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Add labels of a data set: preferences, thumbs or best of four.
+    """Add labels of a data set (preferences, thumbs or best of four) or of `label export --all-verdicts`.
 
     Attributes:
         labels: the folder of the labels, made if it is not there.
         database: SQLAlchemy URL for the labels, in place of labels.sqlite in --labels.
-        source: a file in the form of the mode: preference, unpaired preference, or best of four.
-        mode: how its items were judged.
-        annotator: the name under which the labels are kept.
+        source: a file in the form of the mode: preference, unpaired preference, or best of four; or one of
+            `label export --all-verdicts`.
+        mode: how its items were judged; rows of --all-verdicts say it themselves.
+        annotator: the name under which the labels are kept, in place of each row's `annotator`.
     """
 
     source: str
-    annotator: str
+    annotator: str | None = None
     labels: str | None = None
     database: str | None = None
     mode: Mode = "pairwise"
@@ -192,21 +197,27 @@ def run_export(config: ExportConfig) -> None:
     modes: list[Mode] = [config.mode] if config.mode else feedback.list_modes(engine)
     if len(modes) != 1:
         raise InputError(f"mode: the labels are of {' and '.join(modes) or 'no mode'}; name one by --mode")
-    exported = feedback.export_labels(engine, modes[0], names=config.annotators)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows]
-    storage.write_atomically(out, "".join(lines))
-    left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
-    Console().print(f"{len(lines)} labels in {config.out}; {left_out}", soft_wrap=True, markup=False)
+    if config.all_verdicts:
+        rows = feedback.export_verdicts(engine, modes[0], names=config.annotators)
+        text = f"{len(rows)} verdicts in {config.out}"
+    else:
+        exported = feedback.export_labels(engine, modes[0], names=config.annotators)
+        rows = exported.rows
+        left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
+        text = f"{len(rows)} labels in {config.out}; {left_out} (--all-verdicts writes them too)"
+    storage.write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    Console().print(text, soft_wrap=True, markup=False)
 
 
 def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and say how many were new."""
-    judged = list(_JUDGED[config.mode](config.source))
+    judged = read_judged(config.source, config.mode, annotator=config.annotator)
     engine = _open(config.labels, config.database, is_new_allowed=True)
-    counts = feedback.import_labels(engine, judged, name=config.annotator)
+    counts = feedback.import_labels(engine, judged)
     text = f"{counts.num_added} labels added, {counts.num_repeated} were there already"
     if counts.num_contradicting:
-        text += f", {counts.num_contradicting} contradict what {config.annotator} had said and were left out"
+        who = config.annotator or "the same person"
+        text += f", {counts.num_contradicting} contradict what {who} had said and were left out"
     Console().print(text, soft_wrap=True, markup=False)
 
 
@@ -269,28 +280,3 @@ def _say_what_is_new(console: Console, found: feedback.ItemList, num_new: int) -
 def _announce(address: str) -> None:
     sys.stdout.write(f"Open this link to judge; Ctrl-C ends it:\n  {address}\n")
     sys.stdout.flush()
-
-
-def _judged_pairs(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_preferences(source):
-        item = feedback.Item(mode="pairwise", prompt=row.prompt, completions=(row.chosen, row.rejected))
-        yield feedback.JudgedItem(item=item, verdict="0")
-
-
-def _judged_answers(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_unpaired_preferences(source):
-        item = feedback.Item(mode="thumbs", prompt=row.prompt, completions=(row.completion,))
-        yield feedback.JudgedItem(item=item, verdict="up" if row.label else "down")
-
-
-def _judged_fours(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_best_of_k(source):
-        item = feedback.Item(mode="best-of-4", prompt=row.prompt, completions=row.completions)
-        yield feedback.JudgedItem(item=item, verdict=str(row.best))
-
-
-_JUDGED: dict[Mode, Callable[[str], Iterable[feedback.JudgedItem]]] = {
-    "pairwise": _judged_pairs,
-    "thumbs": _judged_answers,
-    "best-of-4": _judged_fours,
-}

@@ -11,6 +11,7 @@ from jaxrl_lm.feedback.exchange import (
     ImportedLabels,
     JudgedItem,
     export_labels,
+    export_verdicts,
     import_labels,
 )
 from jaxrl_lm.feedback.items import MODES, NUM_COMPLETIONS, Answers, Item, ItemList, Mode, Pairs, make_items
@@ -42,6 +43,7 @@ __all__ = [
     "compute_statistics",
     "describe_error",
     "export_labels",
+    "export_verdicts",
     "import_labels",
     "krippendorff_alpha",
     "list_modes",
