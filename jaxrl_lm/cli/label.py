@@ -165,7 +165,7 @@ def serve_labels(config: ServeConfig) -> bool:
     found = None if rows is None else feedback.make_items(rows, config.mode, pairs=config.pairs)
     with feedback.listen(config.port) as listener:
         engine = _open(config.out, config.database, is_new_allowed=bool(config.policy or config.answers))
-        with feedback.lock_server(engine):
+        with feedback.lock_server(engine) as check_lock:
             if config.policy is not None:
                 found = feedback.make_items(_answer(config, config.policy), config.mode, pairs=config.pairs)
             if found is not None:
@@ -177,7 +177,12 @@ def serve_labels(config: ServeConfig) -> bool:
             is_stopped = False
             try:
                 feedback.serve(
-                    store, listener, hosts=config.hosts, is_ended_when_done=config.end_when_done, announce=_announce
+                    store,
+                    listener,
+                    hosts=config.hosts,
+                    is_ended_when_done=config.end_when_done,
+                    check_lock=check_lock,
+                    announce=_announce,
                 )
             except KeyboardInterrupt:
                 is_stopped = True

@@ -1,6 +1,6 @@
 """The database of labels: opening it, one server at a time, and its errors in words."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,22 @@ _DATABASE_LOCKS = {
     "mariadb": text(f"select get_lock('{_LOCK_NAME}', 0)"),
 }
 """Locks that a database holds for a connection and gives up when it ends, however it ends."""
+_HOLDS_LOCK = {
+    "postgresql": text(
+        "select exists (select 1 from pg_locks where locktype = 'advisory' and granted and pid = pg_backend_pid() "
+        f"and classid = {_LOCK_NUMBER >> 32} and objid = {_LOCK_NUMBER & 0xFFFFFFFF} and objsubid = 1)"
+    ),
+    "mysql": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
+    "mariadb": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
+}
+"""Whether the connection still holds it; behind a pooler of connections the next statement may be another's."""
 
 
 def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) -> Engine:
     """Open a database of labels, and make its tables where they are missing.
 
-    SQLite keeps a write-ahead log and syncs it at every commit: what was committed survives a kill.
+    SQLite keeps a write-ahead log and syncs it at every commit, and so does PostgreSQL even where its settings let
+    commits return earlier: what was committed survives a kill.
 
     Args:
         url: any SQLAlchemy URL of SQLite, PostgreSQL, MySQL or MariaDB.
@@ -44,6 +54,8 @@ def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) 
             _prepare_sqlite(engine)
         else:
             engine = create_engine(parsed, pool_pre_ping=True)
+            if parsed.get_backend_name() == "postgresql":
+                _prepare_postgresql(engine)
     except (ImportError, exc.SQLAlchemyError) as error:
         raise InputError(f"database={_shown(parsed)!r} needs a driver that is missing ({error}); install it") from error
     try:
@@ -64,8 +76,12 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def lock_server(engine: Engine) -> AbstractContextManager[None]:
+def lock_server(engine: Engine) -> AbstractContextManager[Callable[[], None]]:
     """Hold the database for one server; a process that ends, even killed, gives it up.
+
+    Returns:
+        a context that gives a check, for `serve`: it raises InputError once the lock is lost, as on PostgreSQL and
+        MySQL with the connection that holds it; asking keeps that connection from being closed as idle.
 
     Raises:
         InputError: another server holds it.
@@ -126,6 +142,17 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
 
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, record: Any) -> None:
+        # "off" would confirm labels that a crash then loses; the other values wait for the disk, or for more.
+        name = "'synchronous_commit'"
+        cursor = connection.cursor()
+        cursor.execute(f"select set_config({name}, 'on', false) where current_setting({name}) = 'off'")
+        cursor.close()
+        connection.commit()  # or the next rollback takes it back
+
+
 def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
     names = inspect(engine).get_table_names()
     if settings.name not in names:
@@ -147,22 +174,35 @@ def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
 
 
 @contextmanager
-def _file_lock(url: URL) -> Iterator[None]:
+def _file_lock(url: URL) -> Iterator[Callable[[], None]]:
     path = f"{url.database}.lock"
     try:
         with FileLock(path, blocking=False):
-            yield
+            yield lambda: None  # lives as long as the process
     except Timeout as error:
         raise InputError(f"database={_shown(url)!r}: another label server uses it; stop that one first") from error
 
 
 @contextmanager
-def _connection_lock(engine: Engine) -> Iterator[None]:
+def _connection_lock(engine: Engine) -> Iterator[Callable[[], None]]:
+    shown, dialect = _shown(engine.url), engine.dialect.name
+
+    def check() -> None:
+        try:
+            is_held = bool(connection.scalar(_HOLDS_LOCK[dialect]))
+        except exc.DBAPIError:
+            is_held = False
+        if not is_held:
+            raise InputError(
+                f"database={shown!r}: the connection that held it for this server has ended, and another server may "
+                "have it by now; the labels are kept, and the same command goes on"
+            )
+
     # Closed and not pooled again, because the lock lives as long as the connection.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        if not connection.scalar(_DATABASE_LOCKS[engine.dialect.name]):
-            raise InputError(f"database={_shown(engine.url)!r}: another label server uses it; stop that one first")
+        if not connection.scalar(_DATABASE_LOCKS[dialect]):
+            raise InputError(f"database={shown!r}: another label server uses it; stop that one first")
         try:
-            yield
+            yield check
         finally:
-            connection.detach()
+            connection.invalidate()

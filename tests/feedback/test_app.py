@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 
 from jaxrl_lm import feedback
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import LabelStore
+from jaxrl_lm.feedback import LabelStore, server
 
 URL = "http://127.0.0.1:8642"
 TOKEN = "the token"
@@ -234,3 +235,16 @@ def test_the_server_ends_when_all_is_labelled_and_listens_on_this_machine_only(s
     (address,) = told
     assert address.startswith("http://127.0.0.1:")
     assert len(address.split("/#token=")[1]) >= 32
+
+
+def test_the_server_ends_when_its_lock_is_lost(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LOCK_CHECK_SECONDS", 0.05)
+    num_checks = count()
+
+    def check() -> None:
+        if next(num_checks) == 3:
+            raise InputError("the lock is lost")
+
+    with feedback.listen(0) as listener, pytest.raises(InputError, match="the lock is lost"):
+        feedback.serve(store, listener, check_lock=check, announce=str)
+    assert next(num_checks) == 4
