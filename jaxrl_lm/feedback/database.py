@@ -1,5 +1,7 @@
 """The database of labels: opening it, one server at a time, and its errors in words."""
 
+import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -31,6 +33,22 @@ _HOLDS_LOCK = {
     "mariadb": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
 }
 """Whether the connection still holds it; behind a pooler of connections the next statement may be another's."""
+
+_CODES: dict[str, set[int | str]] = {
+    "locked": {
+        *(f"sqlite {code}" for code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)),
+        *("55P03", "40P01", "40001"),  # lock not available, deadlock, serialization
+        *(1205, 1213),  # lock wait timeout, deadlock
+    },
+    "full": {f"sqlite {sqlite3.SQLITE_FULL}", "53100", 1021, 1114},
+    "closed": {
+        *(f"sqlite {code}" for code in (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)),
+        *("25006", "42501"),  # read-only transaction, insufficient privilege
+        *(1044, 1142, 1290, 1836),  # access to database or table denied, read-only server
+    },
+    "broken": {f"sqlite {code}" for code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)},
+}
+"""What the codes of SQLite, SQLSTATE (texts) and MySQL (numbers) mean."""
 
 
 def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) -> Engine:
@@ -90,18 +108,30 @@ def lock_server(engine: Engine) -> AbstractContextManager[Callable[[], None]]:
 
 
 def describe_error(error: exc.DBAPIError) -> str:
-    """Say what a database error means and what to do."""
+    """Say what a database error means and what to do, by its code: the driver's words may quote a URL or a path."""
     cause = str(error.orig)
-    lower = cause.lower()
-    if "locked" in lower or "busy" in lower:
+    kind = next((kind for kind, codes in _CODES.items() if _code_of(error.orig) in codes), None)
+    if kind == "locked":
         return "the database is locked by another program; close that program, then try again"
-    if "full" in lower or "no space" in lower:
+    if kind == "full":
         return "the database or its disk is full; make room, then try again"
-    if "readonly" in lower or "read-only" in lower or "permission" in lower or "unable to open" in lower:
+    if kind == "closed":
         return f"the database cannot be opened for writing ({cause}); check the path and its permissions"
-    if "not a database" in lower or "malformed" in lower:
+    if kind == "broken":
         return f"the file is no intact SQLite database ({cause}); name another file, or restore it from a copy"
     return f"the database refuses ({cause}); check that it runs and that its URL is right"
+
+
+def _code_of(error: BaseException | None) -> int | str | None:
+    """SQLite's primary result code, the SQLSTATE of PostgreSQL, or MySQL's number; None where there is none."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        return None if code is None else f"sqlite {code & 0xFF}"
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if state is None and error is not None and error.args:
+        first = error.args[0]
+        state = first.get("C") if isinstance(first, dict) else first  # of pg8000; of MySQL's drivers
+    return state if isinstance(state, int | str) else None
 
 
 def _parse(url: str, *, is_new_allowed: bool) -> URL:
@@ -154,7 +184,8 @@ def _prepare_postgresql(engine: Engine) -> None:
 
 
 def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
-    names = inspect(engine).get_table_names()
+    with reading(engine) as connection:
+        names = inspect(connection).get_table_names()
     if settings.name not in names:
         if not is_new_allowed:
             raise InputError(f"database={_shown(engine.url)!r} holds no labels; `jaxrl-lm label` makes its tables")
@@ -175,7 +206,7 @@ def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
 
 @contextmanager
 def _file_lock(url: URL) -> Iterator[Callable[[], None]]:
-    path = f"{url.database}.lock"
+    path = os.path.realpath(str(url.database)) + ".lock"  # through a symbolic link too, the file is the same
     try:
         with FileLock(path, blocking=False):
             yield lambda: None  # lives as long as the process
