@@ -1,6 +1,7 @@
 """`jaxrl-lm label`: people judge answers on a web page; `label export`, `import` and `stats` go with it."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from jaxrl_lm.feedback import Mode, Pairs
 
 _SERVE = "serve"
 _NUM_SHOWN = 5
+_HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+"""What browsers send as a host's name, less its port; a star stands for all names, or all in front of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,12 @@ class ServeConfig:
             raise InputError(f"overlap={self.overlap} must be at least 1, the people who judge each item")
         if not self.lease_minutes > 0:
             raise InputError(f"lease_minutes={self.lease_minutes} must be above 0")
+        wrong = [host for host in self.hosts if not _HOST.fullmatch(host)]
+        if wrong:
+            raise InputError(
+                f"hosts={wrong[0]!r} matches no browser's request; write a name in small letters without https://, "
+                "port or path, such as label.example.org (*.example.org for all in front of it)"
+            )
         num = self.answering.num_completions
         if self.policy is not None and num is not None and num < feedback.NUM_COMPLETIONS[self.mode]:
             raise InputError(f"answering.num_completions={num} is too few for mode {self.mode}; leave it out")

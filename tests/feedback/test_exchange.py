@@ -220,6 +220,12 @@ def test_rows_that_cannot_be_imported_name_their_line(
         (("--out=o", "--lease-minutes=0"), "lease_minutes=0.0"),
         (("--out=o", "--answers=none.jsonl"), "none.jsonl"),
         (("--out=o", "--port=70000"), "port=70000"),
+        (("--out=o", "--hosts", "a*b"), "hosts='a*b' matches no browser's request"),
+        (("--out=o", "--hosts", "good.example", "https://x"), "hosts='https://x'"),
+        (("--out=o", "--hosts", "x:443"), "hosts='x:443'"),
+        (("--out=o", "--hosts", "Label.Example"), "hosts='Label.Example'"),
+        (("--out=o", "--hosts", "x/label"), "hosts='x/label'"),
+        (("--out=o", "--hosts", ""), "hosts=''"),
         (("export", "--out=x.jsonl"), "labels: none given"),
         (("export", "--out=x.jsonl", "--labels=none"), "there is no file"),
         (("stats", "--labels=none"), "there is no file"),
@@ -233,6 +239,13 @@ def test_mistakes_are_named_and_nothing_is_written(
     assert label_command(*args) == 2
     assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_browsers_send_are_hosts() -> None:
+    from jaxrl_lm.cli.label import ServeConfig
+
+    names = ("label.example.org", "box", "xn--bcher-kva.example", "*.example.org", "10.0.0.7", "*")
+    assert ServeConfig(out="o", hosts=names).hosts == names
 
 
 @pytest.mark.parametrize(
