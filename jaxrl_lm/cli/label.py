@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,15 @@ def parse_label(args: list[str]) -> Callable[[], None]:
     return lambda: _call(LABEL_COMMANDS[name][1], config)
 
 
+@contextmanager
+def database_errors_in_words() -> Iterator[None]:
+    """Make errors of the labels' database, such as a full disk, InputErrors that say what to do."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise InputError(f"labels: {feedback.describe_error(error)}") from error
+
+
 def run_serve(config: ServeConfig) -> None:
     """Make or read the answers, and serve the page until Ctrl-C."""
     serve_labels(config)
@@ -251,10 +261,8 @@ LABEL_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def _call(command: Callable[[Any], None], config: Any) -> None:
-    try:
+    with database_errors_in_words():
         command(config)
-    except DBAPIError as error:
-        raise InputError(f"labels: {feedback.describe_error(error)}") from error
 
 
 def _open(folder: str | None, database: str | None, *, is_new_allowed: bool) -> Engine:
