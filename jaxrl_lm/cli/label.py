@@ -206,7 +206,7 @@ def serve_labels(config: ServeConfig) -> bool:
             except KeyboardInterrupt:
                 is_stopped = True
                 console.print("Stopped.")
-            print_statistics(feedback.compute_statistics(engine, config.mode))
+            print_statistics(feedback.compute_statistics(engine, config.mode), overlap=config.overlap)
     return is_stopped
 
 

@@ -1,6 +1,6 @@
 """Who did how much, how fast, and how far they agree."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
@@ -66,6 +66,7 @@ class LabelStatistics:
         mode: how items are judged.
         num_items: all items.
         num_labelled: items with one label or more.
+        num_items_by_labels: items with no label, with one, with two and so on.
         num_labels: skips not counted.
         num_shared: items that several people judged.
         alpha: Krippendorff's, over these; None where it is not defined.
@@ -76,11 +77,16 @@ class LabelStatistics:
     mode: Mode
     num_items: int
     num_labelled: int
+    num_items_by_labels: list[int]
     num_labels: int
     num_shared: int
     alpha: float | None
     people: list[PersonStatistics]
     pairs: list[PairStatistics]
+
+    def num_finished(self, overlap: int) -> int:
+        """Items with as many labels as are asked for, as the label page counts them."""
+        return sum(self.num_items_by_labels[overlap:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +128,14 @@ def compute_statistics(engine: Engine, mode: Mode) -> LabelStatistics:
         by_person[row.name].append(row)
         if row.verdict != SKIP:
             verdicts[row.item][row.name] = row.meaning
+    by_labels = Counter(map(len, verdicts.values()))
+    by_labels[0] = num_items - len(verdicts)
     people = [_person(name, person_rows) for name, person_rows in by_person.items()]
     return LabelStatistics(
         mode=mode,
         num_items=num_items,
         num_labelled=len(verdicts),
+        num_items_by_labels=[by_labels[num] for num in range(max(by_labels) + 1)],
         num_labels=sum(map(len, verdicts.values())),
         num_shared=sum(len(item) > 1 for item in verdicts.values()),
         alpha=_alpha(list(verdicts.values()), mode),
