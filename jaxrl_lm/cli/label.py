@@ -1,8 +1,10 @@
 """`jaxrl-lm label`: people judge answers on a web page; `label export`, `import` and `stats` go with it."""
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,18 @@ from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from jaxrl_lm import data, feedback, storage
+from jaxrl_lm import feedback, storage
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all, read_answers
+from jaxrl_lm.cli.label_import import read_judged
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode, Pairs
 
 _SERVE = "serve"
 _NUM_SHOWN = 5
+_HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+"""What browsers send as a host's name, less its port; a star stands for all names, or all in front of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,12 @@ class ServeConfig:
             raise InputError(f"overlap={self.overlap} must be at least 1, the people who judge each item")
         if not self.lease_minutes > 0:
             raise InputError(f"lease_minutes={self.lease_minutes} must be above 0")
+        wrong = [host for host in self.hosts if not _HOST.fullmatch(host)]
+        if wrong:
+            raise InputError(
+                f"hosts={wrong[0]!r} matches no browser's request; write a name in small letters without https://, "
+                "port or path, such as label.example.org (*.example.org for all in front of it)"
+            )
         num = self.answering.num_completions
         if self.policy is not None and num is not None and num < feedback.NUM_COMPLETIONS[self.mode]:
             raise InputError(f"answering.num_completions={num} is too few for mode {self.mode}; leave it out")
@@ -91,6 +102,8 @@ class ExportConfig:
         out: a .jsonl file, which must not exist.
         mode: whose labels, where there are items of several.
         annotators: names of the people whose labels are wanted; none for all.
+        all_verdicts: in place of a data set, write every verdict a row with its item, ties and skips too, and who said
+            it when, in how many seconds, of answers in which order; `label import` reads it back.
     """
 
     out: str
@@ -98,22 +111,24 @@ class ExportConfig:
     database: str | None = None
     mode: Mode | None = None
     annotators: tuple[str, ...] = ()
+    all_verdicts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Add labels of a data set: preferences, thumbs or best of four.
+    """Add labels of a data set (preferences, thumbs or best of four) or of `label export --all-verdicts`.
 
     Attributes:
         labels: the folder of the labels, made if it is not there.
         database: SQLAlchemy URL for the labels, in place of labels.sqlite in --labels.
-        source: a file in the form of the mode: preference, unpaired preference, or best of four.
-        mode: how its items were judged.
-        annotator: the name under which the labels are kept.
+        source: a file in the form of the mode: preference, unpaired preference, or best of four; or one of
+            `label export --all-verdicts`.
+        mode: how its items were judged; rows of --all-verdicts say it themselves.
+        annotator: the name under which the labels are kept, in place of each row's `annotator`.
     """
 
     source: str
-    annotator: str
+    annotator: str | None = None
     labels: str | None = None
     database: str | None = None
     mode: Mode = "pairwise"
@@ -144,6 +159,15 @@ def parse_label(args: list[str]) -> Callable[[], None]:
     return lambda: _call(LABEL_COMMANDS[name][1], config)
 
 
+@contextmanager
+def database_errors_in_words() -> Iterator[None]:
+    """Make errors of the labels' database, such as a full disk, InputErrors that say what to do."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise InputError(f"labels: {feedback.describe_error(error)}") from error
+
+
 def run_serve(config: ServeConfig) -> None:
     """Make or read the answers, and serve the page until Ctrl-C."""
     serve_labels(config)
@@ -160,7 +184,7 @@ def serve_labels(config: ServeConfig) -> bool:
     found = None if rows is None else feedback.make_items(rows, config.mode, pairs=config.pairs)
     with feedback.listen(config.port) as listener:
         engine = _open(config.out, config.database, is_new_allowed=bool(config.policy or config.answers))
-        with feedback.lock_server(engine):
+        with feedback.lock_server(engine) as check_lock:
             if config.policy is not None:
                 found = feedback.make_items(_answer(config, config.policy), config.mode, pairs=config.pairs)
             if found is not None:
@@ -172,12 +196,17 @@ def serve_labels(config: ServeConfig) -> bool:
             is_stopped = False
             try:
                 feedback.serve(
-                    store, listener, hosts=config.hosts, is_ended_when_done=config.end_when_done, announce=_announce
+                    store,
+                    listener,
+                    hosts=config.hosts,
+                    is_ended_when_done=config.end_when_done,
+                    check_lock=check_lock,
+                    announce=_announce,
                 )
             except KeyboardInterrupt:
                 is_stopped = True
                 console.print("Stopped.")
-            print_statistics(feedback.compute_statistics(engine, config.mode))
+            print_statistics(feedback.compute_statistics(engine, config.mode), overlap=config.overlap)
     return is_stopped
 
 
@@ -192,21 +221,27 @@ def run_export(config: ExportConfig) -> None:
     modes: list[Mode] = [config.mode] if config.mode else feedback.list_modes(engine)
     if len(modes) != 1:
         raise InputError(f"mode: the labels are of {' and '.join(modes) or 'no mode'}; name one by --mode")
-    exported = feedback.export_labels(engine, modes[0], names=config.annotators)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows]
-    storage.write_atomically(out, "".join(lines))
-    left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
-    Console().print(f"{len(lines)} labels in {config.out}; {left_out}", soft_wrap=True, markup=False)
+    if config.all_verdicts:
+        rows = feedback.export_verdicts(engine, modes[0], names=config.annotators)
+        text = f"{len(rows)} verdicts in {config.out}"
+    else:
+        exported = feedback.export_labels(engine, modes[0], names=config.annotators)
+        rows = exported.rows
+        left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
+        text = f"{len(rows)} labels in {config.out}; {left_out} (--all-verdicts writes them too)"
+    storage.write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    Console().print(text, soft_wrap=True, markup=False)
 
 
 def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and say how many were new."""
-    judged = list(_JUDGED[config.mode](config.source))
+    judged = read_judged(config.source, config.mode, annotator=config.annotator)
     engine = _open(config.labels, config.database, is_new_allowed=True)
-    counts = feedback.import_labels(engine, judged, name=config.annotator)
+    counts = feedback.import_labels(engine, judged)
     text = f"{counts.num_added} labels added, {counts.num_repeated} were there already"
     if counts.num_contradicting:
-        text += f", {counts.num_contradicting} contradict what {config.annotator} had said and were left out"
+        who = config.annotator or "the same person"
+        text += f", {counts.num_contradicting} contradict what {who} had said and were left out"
     Console().print(text, soft_wrap=True, markup=False)
 
 
@@ -226,10 +261,8 @@ LABEL_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 
 def _call(command: Callable[[Any], None], config: Any) -> None:
-    try:
+    with database_errors_in_words():
         command(config)
-    except DBAPIError as error:
-        raise InputError(f"labels: {feedback.describe_error(error)}") from error
 
 
 def _open(folder: str | None, database: str | None, *, is_new_allowed: bool) -> Engine:
@@ -269,28 +302,3 @@ def _say_what_is_new(console: Console, found: feedback.ItemList, num_new: int) -
 def _announce(address: str) -> None:
     sys.stdout.write(f"Open this link to judge; Ctrl-C ends it:\n  {address}\n")
     sys.stdout.flush()
-
-
-def _judged_pairs(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_preferences(source):
-        item = feedback.Item(mode="pairwise", prompt=row.prompt, completions=(row.chosen, row.rejected))
-        yield feedback.JudgedItem(item=item, verdict="0")
-
-
-def _judged_answers(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_unpaired_preferences(source):
-        item = feedback.Item(mode="thumbs", prompt=row.prompt, completions=(row.completion,))
-        yield feedback.JudgedItem(item=item, verdict="up" if row.label else "down")
-
-
-def _judged_fours(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_best_of_k(source):
-        item = feedback.Item(mode="best-of-4", prompt=row.prompt, completions=row.completions)
-        yield feedback.JudgedItem(item=item, verdict=str(row.best))
-
-
-_JUDGED: dict[Mode, Callable[[str], Iterable[feedback.JudgedItem]]] = {
-    "pairwise": _judged_pairs,
-    "thumbs": _judged_answers,
-    "best-of-4": _judged_fours,
-}

@@ -9,11 +9,16 @@ from jaxrl_lm.feedback import LabelStatistics
 _NONE = "-"
 
 
-def print_statistics(statistics: LabelStatistics) -> None:
-    """Who did how much, how fast, and how far they agree."""
+def print_statistics(statistics: LabelStatistics, *, overlap: int = 1) -> None:
+    """Who did how much, how fast, and how far they agree.
+
+    Args:
+        statistics: of the labels of a mode.
+        overlap: labels that an item needs to count as judged.
+    """
     console = Console()
     console.print(
-        f"{statistics.mode}: {statistics.num_labelled} of {statistics.num_items} items judged, "
+        f"{statistics.mode}: {statistics.num_finished(overlap)} of {statistics.num_items} items judged, "
         f"{statistics.num_labels} labels, {statistics.num_shared} items judged by several; "
         f"Krippendorff's alpha {_fixed(statistics.alpha, 3)}",
         soft_wrap=True,

@@ -56,7 +56,7 @@ def _judge(config: RLHFConfig) -> Judge | None:
 def page_judge(port: int) -> Judge:
     """A judge that serves the pairs on the page of `jaxrl-lm label` until all have been judged or skipped."""
     with needing("label", "labels.annotator=page"):
-        from jaxrl_lm.cli.label import ServeConfig, serve_labels
+        from jaxrl_lm.cli.label import ServeConfig, database_errors_in_words, serve_labels
         from jaxrl_lm.feedback import export_labels, open_database
 
     def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
@@ -66,13 +66,15 @@ def page_judge(port: int) -> Judge:
         rows = [{"prompt": pair.prompt.prompt, "completions": [pair.first, pair.second]} for pair in pairs]
         storage.write_atomically(answers, "")
         storage.append_jsonl(answers, rows)
-        if serve_labels(ServeConfig(out=str(room), answers=str(answers), port=port, end_when_done=True)):
+        with database_errors_in_words():
+            is_stopped = serve_labels(ServeConfig(out=str(room), answers=str(answers), port=port, end_when_done=True))
+            engine = open_database(f"sqlite:///{room / 'labels.sqlite'}", is_new_allowed=False)
+            found = export_labels(engine, "pairwise").rows
+        if is_stopped:
             raise Interrupted(
                 f"stopped while round {number} was being labelled; the labels are kept, and the same command goes on",
                 signal.SIGINT,
             )
-        engine = open_database(f"sqlite:///{room / 'labels.sqlite'}", is_new_allowed=False)
-        found = export_labels(engine, "pairwise").rows
         return [Preference(prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]) for row in found]
 
     return judge

@@ -10,6 +10,7 @@ from jaxrl_lm.data.readers import (
     read_preferences,
     read_prompt_completions,
     read_ratings,
+    read_records,
     read_unpaired_preferences,
 )
 from jaxrl_lm.data.records import (
@@ -55,6 +56,7 @@ __all__ = [
     "read_prompt_completions",
     "read_prompts",
     "read_ratings",
+    "read_records",
     "read_unpaired_preferences",
     "stop_token_ids",
     "take_rows",

@@ -149,6 +149,22 @@ def read_ratings(
     return _read(source, parse, limit=limit)
 
 
+def read_records(source: str | Path, parse: Callable[[dict[str, Any], str], Iterable[_Record]]) -> list[_Record]:
+    """Read rows of a form of one's own.
+
+    Args:
+        source: a file or data set as for `read_prompt_completions`.
+        parse: makes records of a row; its second argument says where the row stands, for `InputError`.
+
+    Returns:
+        The records in the order of the source, at least one.
+
+    Raises:
+        InputError: as `read_language_modeling`.
+    """
+    return _read(source, parse, limit=None)
+
+
 def _one(parse: Callable[[dict[str, Any], str], _Record]) -> Callable[[dict[str, Any], str], list[_Record]]:
     return lambda row, where: [parse(row, where)]
 

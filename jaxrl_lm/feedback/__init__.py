@@ -3,7 +3,7 @@
 Needs the packages of the extra `label`; imports no JAX.
 """
 
-from jaxrl_lm.feedback.agreement import cohen_kappa, krippendorff_alpha
+from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa, krippendorff_alpha
 from jaxrl_lm.feedback.app import make_app
 from jaxrl_lm.feedback.database import describe_error, lock_server, open_database
 from jaxrl_lm.feedback.exchange import (
@@ -11,6 +11,7 @@ from jaxrl_lm.feedback.exchange import (
     ImportedLabels,
     JudgedItem,
     export_labels,
+    export_verdicts,
     import_labels,
 )
 from jaxrl_lm.feedback.items import MODES, NUM_COMPLETIONS, Answers, Item, ItemList, Mode, Pairs, make_items
@@ -36,10 +37,13 @@ __all__ = [
     "Progress",
     "RefusedError",
     "add_items",
+    "choice_alpha",
+    "choice_kappa",
     "cohen_kappa",
     "compute_statistics",
     "describe_error",
     "export_labels",
+    "export_verdicts",
     "import_labels",
     "krippendorff_alpha",
     "list_modes",

@@ -1,6 +1,8 @@
 """The database of labels: opening it, one server at a time, and its errors in words."""
 
-from collections.abc import Iterator
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,38 @@ _DATABASE_LOCKS = {
     "mariadb": text(f"select get_lock('{_LOCK_NAME}', 0)"),
 }
 """Locks that a database holds for a connection and gives up when it ends, however it ends."""
+_HOLDS_LOCK = {
+    "postgresql": text(
+        "select exists (select 1 from pg_locks where locktype = 'advisory' and granted and pid = pg_backend_pid() "
+        f"and classid = {_LOCK_NUMBER >> 32} and objid = {_LOCK_NUMBER & 0xFFFFFFFF} and objsubid = 1)"
+    ),
+    "mysql": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
+    "mariadb": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
+}
+"""Whether the connection still holds it; behind a pooler of connections the next statement may be another's."""
+
+_CODES: dict[str, set[int | str]] = {
+    "locked": {
+        *(f"sqlite {code}" for code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)),
+        *("55P03", "40P01", "40001"),  # lock not available, deadlock, serialization
+        *(1205, 1213),  # lock wait timeout, deadlock
+    },
+    "full": {f"sqlite {sqlite3.SQLITE_FULL}", "53100", 1021, 1114},
+    "closed": {
+        *(f"sqlite {code}" for code in (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)),
+        *("25006", "42501"),  # read-only transaction, insufficient privilege
+        *(1044, 1142, 1290, 1836),  # access to database or table denied, read-only server
+    },
+    "broken": {f"sqlite {code}" for code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)},
+}
+"""What the codes of SQLite, SQLSTATE (texts) and MySQL (numbers) mean."""
 
 
 def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) -> Engine:
     """Open a database of labels, and make its tables where they are missing.
 
-    SQLite keeps a write-ahead log and syncs it at every commit: what was committed survives a kill.
+    SQLite keeps a write-ahead log and syncs it at every commit, and so does PostgreSQL even where its settings let
+    commits return earlier: what was committed survives a kill.
 
     Args:
         url: any SQLAlchemy URL of SQLite, PostgreSQL, MySQL or MariaDB.
@@ -44,6 +72,8 @@ def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) 
             _prepare_sqlite(engine)
         else:
             engine = create_engine(parsed, pool_pre_ping=True)
+            if parsed.get_backend_name() == "postgresql":
+                _prepare_postgresql(engine)
     except (ImportError, exc.SQLAlchemyError) as error:
         raise InputError(f"database={_shown(parsed)!r} needs a driver that is missing ({error}); install it") from error
     try:
@@ -64,8 +94,12 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def lock_server(engine: Engine) -> AbstractContextManager[None]:
+def lock_server(engine: Engine) -> AbstractContextManager[Callable[[], None]]:
     """Hold the database for one server; a process that ends, even killed, gives it up.
+
+    Returns:
+        a context that gives a check, for `serve`: it raises InputError once the lock is lost, as on PostgreSQL and
+        MySQL with the connection that holds it; asking keeps that connection from being closed as idle.
 
     Raises:
         InputError: another server holds it.
@@ -74,18 +108,30 @@ def lock_server(engine: Engine) -> AbstractContextManager[None]:
 
 
 def describe_error(error: exc.DBAPIError) -> str:
-    """Say what a database error means and what to do."""
+    """Say what a database error means and what to do, by its code: the driver's words may quote a URL or a path."""
     cause = str(error.orig)
-    lower = cause.lower()
-    if "locked" in lower or "busy" in lower:
+    kind = next((kind for kind, codes in _CODES.items() if _code_of(error.orig) in codes), None)
+    if kind == "locked":
         return "the database is locked by another program; close that program, then try again"
-    if "full" in lower or "no space" in lower:
+    if kind == "full":
         return "the database or its disk is full; make room, then try again"
-    if "readonly" in lower or "read-only" in lower or "permission" in lower or "unable to open" in lower:
+    if kind == "closed":
         return f"the database cannot be opened for writing ({cause}); check the path and its permissions"
-    if "not a database" in lower or "malformed" in lower:
+    if kind == "broken":
         return f"the file is no intact SQLite database ({cause}); name another file, or restore it from a copy"
     return f"the database refuses ({cause}); check that it runs and that its URL is right"
+
+
+def _code_of(error: BaseException | None) -> int | str | None:
+    """SQLite's primary result code, the SQLSTATE of PostgreSQL, or MySQL's number; None where there is none."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        return None if code is None else f"sqlite {code & 0xFF}"
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if state is None and error is not None and error.args:
+        first = error.args[0]
+        state = first.get("C") if isinstance(first, dict) else first  # of pg8000; of MySQL's drivers
+    return state if isinstance(state, int | str) else None
 
 
 def _parse(url: str, *, is_new_allowed: bool) -> URL:
@@ -126,8 +172,20 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
 
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, record: Any) -> None:
+        # "off" would confirm labels that a crash then loses; the other values wait for the disk, or for more.
+        name = "'synchronous_commit'"
+        cursor = connection.cursor()
+        cursor.execute(f"select set_config({name}, 'on', false) where current_setting({name}) = 'off'")
+        cursor.close()
+        connection.commit()  # or the next rollback takes it back
+
+
 def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
-    names = inspect(engine).get_table_names()
+    with reading(engine) as connection:
+        names = inspect(connection).get_table_names()
     if settings.name not in names:
         if not is_new_allowed:
             raise InputError(f"database={_shown(engine.url)!r} holds no labels; `jaxrl-lm label` makes its tables")
@@ -147,22 +205,35 @@ def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
 
 
 @contextmanager
-def _file_lock(url: URL) -> Iterator[None]:
-    path = f"{url.database}.lock"
+def _file_lock(url: URL) -> Iterator[Callable[[], None]]:
+    path = os.path.realpath(str(url.database)) + ".lock"  # through a symbolic link too, the file is the same
     try:
         with FileLock(path, blocking=False):
-            yield
+            yield lambda: None  # lives as long as the process
     except Timeout as error:
         raise InputError(f"database={_shown(url)!r}: another label server uses it; stop that one first") from error
 
 
 @contextmanager
-def _connection_lock(engine: Engine) -> Iterator[None]:
+def _connection_lock(engine: Engine) -> Iterator[Callable[[], None]]:
+    shown, dialect = _shown(engine.url), engine.dialect.name
+
+    def check() -> None:
+        try:
+            is_held = bool(connection.scalar(_HOLDS_LOCK[dialect]))
+        except exc.DBAPIError:
+            is_held = False
+        if not is_held:
+            raise InputError(
+                f"database={shown!r}: the connection that held it for this server has ended, and another server may "
+                "have it by now; the labels are kept, and the same command goes on"
+            )
+
     # Closed and not pooled again, because the lock lives as long as the connection.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        if not connection.scalar(_DATABASE_LOCKS[engine.dialect.name]):
-            raise InputError(f"database={_shown(engine.url)!r}: another label server uses it; stop that one first")
+        if not connection.scalar(_DATABASE_LOCKS[dialect]):
+            raise InputError(f"database={shown!r}: another label server uses it; stop that one first")
         try:
-            yield
+            yield check
         finally:
-            connection.detach()
+            connection.invalidate()

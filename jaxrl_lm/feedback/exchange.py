@@ -22,14 +22,27 @@ class JudgedItem:
     Attributes:
         item: the item.
         verdict: one of its mode's; a number is a place in `item.completions`.
+        annotator: who said it, where `import_labels` is not told.
+        seconds: from handing out to verdict, where it is known.
+        shown_order: places in `item.completions` as they were shown, where it is known.
+        created_at: seconds since 1970; None for now.
     """
 
     item: Item
     verdict: str
+    annotator: str | None = None
+    seconds: float | None = None
+    shown_order: tuple[int, ...] | None = None
+    created_at: float | None = None
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS[self.item.mode]:
             raise InputError(f"verdict={self.verdict!r} is none of {', '.join(VERDICTS[self.item.mode])}")
+        if self.seconds is not None and not self.seconds >= 0:
+            raise InputError(f"seconds={self.seconds} must be 0 or more; leave it out if it is not known")
+        places = list(range(len(self.item.completions)))
+        if self.shown_order is not None and sorted(self.shown_order) != places:
+            raise InputError(f"shown_order={list(self.shown_order)} must hold each of {places} once, or be left out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +89,68 @@ def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> E
     Raises:
         InputError: there is nobody of a name.
     """
+    given = _given(engine, mode, names)
+    rows = [_row(mode, label) for label in given if label.verdict not in (TIE, SKIP)]
+    verdicts = Counter(label.verdict for label in given)
+    return ExportedLabels(rows=rows, num_ties=verdicts[TIE], num_skips=verdicts[SKIP])
+
+
+def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """All that was said of a mode's items, ties and skips too, a row each: what `JudgedItem` holds.
+
+    Args:
+        engine: from `open_database`.
+        mode: whose labels.
+        names: of the people whose verdicts are wanted; none for all.
+
+    Returns:
+        rows in the order in which the verdicts were given: mode, prompt, completions, verdict (a number is a place in
+        completions), annotator, seconds, shown_order, created_at (seconds since 1970).
+
+    Raises:
+        InputError: there is nobody of a name.
+    """
+    return [
+        {
+            "mode": mode,
+            "prompt": label.prompt,
+            "completions": label.completions,
+            "verdict": label.verdict,
+            "annotator": label.name,
+            "seconds": label.seconds,
+            "shown_order": label.shown_order,
+            "created_at": label.created_at,
+        }
+        for label in _given(engine, mode, names)
+    ]
+
+
+def import_labels(engine: Engine, judged: Iterable[JudgedItem], *, name: str | None = None) -> ImportedLabels:
+    """Add labels that were given elsewhere, with their items where these are new; all of them or, if one fails, none.
+
+    Args:
+        engine: from `open_database`.
+        judged: items with verdicts.
+        name: whose labels they are; None for each one's `annotator`.
+
+    Raises:
+        InputError: a name is not what it must be, or there is none.
+    """
+    counts, known = Counter[str](), dict[str, int]()
+    with engine.begin() as connection:
+        for each in judged:
+            said_by = each.annotator if name is None else name
+            if said_by is None:
+                raise InputError("annotator: none given; say whose labels they are")
+            if said_by not in known:
+                known[said_by] = annotator_id(connection, checked_name(said_by))
+            counts[_import_one(connection, each, known[said_by])] += 1
+    return ImportedLabels(
+        num_added=counts["added"], num_repeated=counts["repeated"], num_contradicting=counts["contradicting"]
+    )
+
+
+def _given(engine: Engine, mode: Mode, names: Sequence[str]) -> Sequence[Any]:
     query = (
         select(labels, annotators.c.name, items.c.prompt, items.c.completions)
         .join(annotators, annotators.c.id == labels.c.annotator_id)
@@ -86,31 +161,7 @@ def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> E
     with reading(engine) as connection:
         if names:
             query = query.where(labels.c.annotator_id.in_(_known(connection, names)))
-        given = connection.execute(query).all()
-    rows = [_row(mode, label) for label in given if label.verdict not in (TIE, SKIP)]
-    verdicts = Counter(label.verdict for label in given)
-    return ExportedLabels(rows=rows, num_ties=verdicts[TIE], num_skips=verdicts[SKIP])
-
-
-def import_labels(engine: Engine, judged: Iterable[JudgedItem], *, name: str) -> ImportedLabels:
-    """Add labels that were given elsewhere, with their items where these are new; all of them or, if one fails, none.
-
-    Args:
-        engine: from `open_database`.
-        judged: items with verdicts.
-        name: whose labels they are.
-
-    Raises:
-        InputError: the name is not what it must be.
-    """
-    shown, counts = checked_name(name), Counter[str]()
-    with engine.begin() as connection:
-        annotator = annotator_id(connection, shown)
-        for each in judged:
-            counts[_import_one(connection, each, annotator)] += 1
-    return ImportedLabels(
-        num_added=counts["added"], num_repeated=counts["repeated"], num_contradicting=counts["contradicting"]
-    )
+        return connection.execute(query).all()
 
 
 def _known(connection: Connection, names: Sequence[str]) -> list[int]:
@@ -143,19 +194,26 @@ def _import_one(connection: Connection, judged: JudgedItem, annotator: int) -> s
         item_id, completions = insert_item(connection, judged.item, content_hash), judged.item.completions
     else:
         item_id, completions = row.id, tuple(row.completions)
-    verdict = _place_in(completions, judged)
+    places = _places_in(completions, judged.item.completions)
+    verdict = str(places[int(judged.verdict)]) if judged.verdict.isdigit() else judged.verdict
     given = select(labels.c.verdict).where(labels.c.item_id == item_id, labels.c.annotator_id == annotator)
     earlier = connection.scalar(given)
     if earlier is not None:
         return "repeated" if earlier == verdict else "contradicting"
-    label = {"item_id": item_id, "annotator_id": annotator, "verdict": verdict, "created_at": time()}
-    connection.execute(insert(labels).values(**label))
+    order = None if judged.shown_order is None else [places[place] for place in judged.shown_order]
+    label = {"item_id": item_id, "annotator_id": annotator, "verdict": verdict, "seconds": judged.seconds}
+    created_at = time() if judged.created_at is None else judged.created_at
+    connection.execute(insert(labels).values(**label, shown_order=order, created_at=created_at))
     if verdict != SKIP:
         count_labels(connection, item_id, 1)
     return "added"
 
 
-def _place_in(completions: tuple[Any, ...], judged: JudgedItem) -> str:
-    if not judged.verdict.isdigit():
-        return judged.verdict
-    return str(completions.index(judged.item.completions[int(judged.verdict)]))
+def _places_in(completions: Sequence[Any], others: Sequence[Any]) -> list[int]:
+    """Where each of the other answers stands among the completions; equal ones keep their order."""
+    free = list(range(len(completions)))
+    places = []
+    for other in others:
+        places.append(next(place for place in free if completions[place] == other))
+        free.remove(places[-1])
+    return places

@@ -71,8 +71,9 @@ labels = Table(
     Column("item_id", ForeignKey("items.id"), nullable=False),
     Column("annotator_id", ForeignKey("annotators.id"), nullable=False, index=True),
     Column("verdict", String(8), nullable=False),
-    Column("shown_order", JSON),  # none for an imported label
-    Column("seconds", Double),  # from handing out to label, an undone one's included; none for an imported label
+    Column("shown_order", JSON),  # none for a label of which it is not known
+    # From handing out to label, an undone one's included; none for a label of which it is not known.
+    Column("seconds", Double),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("item_id", "annotator_id"),
 )

@@ -4,8 +4,10 @@ import asyncio
 import errno
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import uvicorn
 from sqlalchemy.exc import DBAPIError
@@ -18,6 +20,7 @@ ADDRESS = "127.0.0.1"
 END_SECONDS = 6.0
 """For how long nothing must be left before the server ends: to undo the last label, and for pages that look again."""
 _POLL_SECONDS = 0.5
+LOCK_CHECK_SECONDS = 3.0
 
 
 def serve(
@@ -27,9 +30,10 @@ def serve(
     hosts: Sequence[str] = (),
     is_ended_when_done: bool = False,
     end_seconds: float = END_SECONDS,
+    check_lock: Callable[[], None] = lambda: None,
     announce: Callable[[str], None],
 ) -> None:
-    """Serve the page until Ctrl-C, or until nothing is left to label.
+    """Serve the page until Ctrl-C, until nothing is left to label, or until the lock of the database is lost.
 
     Args:
         store: what is labelled; hold `lock_server` of its database meanwhile.
@@ -37,17 +41,20 @@ def serve(
         hosts: names besides the local ones under which browsers may reach it, such as that of an HTTPS proxy.
         is_ended_when_done: stop once every item has its labels, or was skipped and nobody is at it.
         end_seconds: for how long that must have been so.
+        check_lock: what `lock_server` gave; asked every few seconds.
         announce: called with the page's address, token and all, when it can be opened.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after requests under way were answered.
+        InputError: the lock was lost.
     """
     token = secrets.token_urlsafe(32)
     app = make_app(store, token, hosts=hosts, is_ended_when_done=is_ended_when_done)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
     # The token is behind '#': browsers do not send it, so it stands in no log and no Referer.
     announce(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
-    asyncio.run(_run(server, listener, store if is_ended_when_done else None, end_seconds))
+    with _stopping_when_lost(server, check_lock):
+        asyncio.run(_run(server, listener, store if is_ended_when_done else None, end_seconds))
 
 
 def listen(port: int) -> socket.socket:
@@ -67,6 +74,32 @@ def listen(port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"port={port} is in use; give another --port, or 0 for any that is free") from error
         raise InputError(f"port={port} cannot be listened on ({error}); give another --port") from error
+
+
+@contextmanager
+def _stopping_when_lost(server: uvicorn.Server, check_lock: Callable[[], None]) -> Iterator[None]:
+    """Ask every few seconds whether the database is still this server's; if not, stop it and say why."""
+    is_over, lost = threading.Event(), list[InputError]()
+
+    def watch() -> None:
+        while not lost:
+            try:
+                check_lock()
+            except InputError as error:
+                lost.append(error)
+                server.should_exit = True
+            if is_over.wait(LOCK_CHECK_SECONDS):
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join(LOCK_CHECK_SECONDS)
+    if lost:
+        raise lost[0]
 
 
 async def _run(server: uvicorn.Server, listener: socket.socket, watched: LabelStore | None, end_seconds: float) -> None:

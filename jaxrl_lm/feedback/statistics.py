@@ -1,15 +1,15 @@
 """Who did how much, how fast, and how far they agree."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
 from sqlalchemy import Engine, func, select
 
-from jaxrl_lm.feedback.agreement import cohen_kappa, krippendorff_alpha
+from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa, krippendorff_alpha
 from jaxrl_lm.feedback.database import reading
-from jaxrl_lm.feedback.items import DOWN, SKIP, TIE, Mode, Text, text_hash
+from jaxrl_lm.feedback.items import DOWN, NUM_COMPLETIONS, SKIP, TIE, Mode, Text
 from jaxrl_lm.feedback.schema import annotators, items, labels
 
 
@@ -66,6 +66,7 @@ class LabelStatistics:
         mode: how items are judged.
         num_items: all items.
         num_labelled: items with one label or more.
+        num_items_by_labels: items with no label, with one, with two and so on.
         num_labels: skips not counted.
         num_shared: items that several people judged.
         alpha: Krippendorff's, over these; None where it is not defined.
@@ -76,11 +77,16 @@ class LabelStatistics:
     mode: Mode
     num_items: int
     num_labelled: int
+    num_items_by_labels: list[int]
     num_labels: int
     num_shared: int
     alpha: float | None
     people: list[PersonStatistics]
     pairs: list[PairStatistics]
+
+    def num_finished(self, overlap: int) -> int:
+        """Items with as many labels as are asked for, as the label page counts them."""
+        return sum(self.num_items_by_labels[overlap:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +128,19 @@ def compute_statistics(engine: Engine, mode: Mode) -> LabelStatistics:
         by_person[row.name].append(row)
         if row.verdict != SKIP:
             verdicts[row.item][row.name] = row.meaning
+    by_labels = Counter(map(len, verdicts.values()))
+    by_labels[0] = num_items - len(verdicts)
     people = [_person(name, person_rows) for name, person_rows in by_person.items()]
     return LabelStatistics(
         mode=mode,
         num_items=num_items,
         num_labelled=len(verdicts),
+        num_items_by_labels=[by_labels[num] for num in range(max(by_labels) + 1)],
         num_labels=sum(map(len, verdicts.values())),
         num_shared=sum(len(item) > 1 for item in verdicts.values()),
-        alpha=krippendorff_alpha(list(verdicts.values())),
+        alpha=_alpha(list(verdicts.values()), mode),
         people=sorted(people, key=lambda person: (-person.num_labels, person.name.casefold())),
-        pairs=_pairs(verdicts),
+        pairs=_pairs(verdicts, mode),
     )
 
 
@@ -142,15 +151,22 @@ def list_modes(engine: Engine) -> list[Mode]:
 
 
 def _meaning(verdict: str, completions: list[Text]) -> str:
-    """A verdict in words for comparing people: that of a choice does not depend on where the answer stands.
+    """A verdict for comparing people: of answers that are equal, choosing either is the same."""
+    return str(completions.index(completions[int(verdict)])) if verdict.isdigit() else verdict
 
-    If the file has the better answers first, people who agree nearly always say "the first", and chance alone would
-    seem to explain it. Places by the texts' hashes are as good as drawn by lot, and the same for all people.
-    """
-    if not verdict.isdigit():
-        return verdict
-    hashes = [text_hash(completion) for completion in completions]
-    return str(sorted(hashes).index(hashes[int(verdict)]))
+
+def _alpha(verdicts: list[dict[str, str]], mode: Mode) -> float | None:
+    """Krippendorff's; thumbs mean the same in every item, the places of answers do not."""
+    if mode == "thumbs":
+        return krippendorff_alpha(verdicts)
+    return choice_alpha(verdicts, num_answers=NUM_COMPLETIONS[mode])
+
+
+def _kappa(first: list[str], second: list[str], mode: Mode) -> float | None:
+    """Cohen's; thumbs mean the same in every item, the places of answers do not."""
+    if mode == "thumbs":
+        return cohen_kappa(first, second)
+    return choice_kappa(first, second, num_answers=NUM_COMPLETIONS[mode])
 
 
 def _person(name: str, rows: list[_Row]) -> PersonStatistics:
@@ -171,7 +187,7 @@ def _person(name: str, rows: list[_Row]) -> PersonStatistics:
     )
 
 
-def _pairs(verdicts: dict[int, dict[str, str]]) -> list[PairStatistics]:
+def _pairs(verdicts: dict[int, dict[str, str]], mode: Mode) -> list[PairStatistics]:
     shared: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for item in verdicts.values():
         for one, other in combinations(sorted(item, key=str.casefold), 2):
@@ -181,7 +197,7 @@ def _pairs(verdicts: dict[int, dict[str, str]]) -> list[PairStatistics]:
             names=names,
             num_shared=len(both),
             agreement=sum(one == other for one, other in both) / len(both),
-            kappa=cohen_kappa([one for one, _ in both], [other for _, other in both]),
+            kappa=_kappa([one for one, _ in both], [other for _, other in both], mode),
         )
         for names, both in sorted(shared.items())
     ]

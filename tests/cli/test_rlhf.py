@@ -1,6 +1,8 @@
 """People as judges of a chain: what they say on the page becomes the labels, and Ctrl-C stops the chain."""
 
+import sqlite3
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,22 @@ def test_peoples_choices_become_preferences_and_ctrl_c_stops_the_chain(
     labels = judge(PAIRS, tmp_path, 1)
     expected = [Preference(prompt=pair.prompt.prompt, chosen=pair.second, rejected=pair.first) for pair in PAIRS]
     assert sorted(labels, key=lambda label: str(label.prompt)) == expected
+
+
+def test_a_locked_database_stops_the_chain_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(store: LabelStore, *args: object, **options: object) -> None:
+        other = sqlite3.connect(tmp_path / "people" / "labels.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            store.find_annotator("ann")
+        finally:
+            other.execute("ROLLBACK")
+
+    opened = partial(feedback.open_database, busy_seconds=0.1)
+    monkeypatch.setattr(feedback, "open_database", opened)
+    monkeypatch.setattr(feedback, "serve", locked)
+    with pytest.raises(InputError, match="labels: the database is locked by another program; close that program"):
+        page_judge(port=0)(PAIRS, tmp_path, 1)
 
 
 def test_the_page_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.testclient import TestClient
 
 from jaxrl_lm import feedback
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import LabelStore
+from jaxrl_lm.feedback import LabelStore, server
 
 URL = "http://127.0.0.1:8642"
 TOKEN = "the token"
@@ -292,3 +293,16 @@ def test_the_page_is_told_that_it_ends(store: LabelStore, is_ended_when_done: bo
             ann.post("/api/label", lease=item["id"], verdict="0")
         assert answer["is_ending"] is is_ended_when_done
         assert ann.post("/api/undo").json()["is_ending"] is False
+
+
+def test_the_server_ends_when_its_lock_is_lost(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LOCK_CHECK_SECONDS", 0.05)
+    num_checks = count()
+
+    def check() -> None:
+        if next(num_checks) == 3:
+            raise InputError("the lock is lost")
+
+    with feedback.listen(0) as listener, pytest.raises(InputError, match="the lock is lost"):
+        feedback.serve(store, listener, check_lock=check, announce=str)
+    assert next(num_checks) == 4

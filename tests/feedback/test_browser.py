@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from jaxrl_lm import feedback
 from jaxrl_lm.feedback import LabelStore
-from tests.feedback.conftest import TOKEN, exported, said, served, shown
+from tests.feedback.conftest import TOKEN, Clock, exported, said, served, shown
 
 
 def test_keys_judge_undo_and_end(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
@@ -66,6 +66,41 @@ def test_two_people_at_once_share_the_work(
         expect(pages["bob"].locator("#people")).to_contain_text("ann")
         expect(pages["bob"].locator("#tiles")).to_contain_text("6 / 6")
     assert sorted(row["annotator"] for row in exported(store)) == ["ann"] * 3 + ["bob"] * 3
+
+
+def test_the_stats_page_shows_what_was_worked_out_by_hand(
+    make_store: Callable[..., LabelStore], clock: Clock, open_page: Callable[..., Page]
+) -> None:
+    store = make_store(11, overlap=2)
+    said_of_items = {
+        "ann": (["0"] * 4 + ["1"] * 4 + ["tie"] * 2 + ["0"], 6.0),
+        "bob": (["0"] * 4 + ["1"] * 3 + ["0"] + ["tie", "0"] + ["skip"], 24.0),
+    }
+    for name, (verdicts, seconds) in said_of_items.items():
+        annotator = store.find_annotator(name).id
+        for verdict in verdicts:
+            lease = store.next_lease(annotator)
+            assert lease is not None
+            clock.now += seconds
+            ranked = [completion.split(".")[1] for completion in map(str, lease.completions)]
+            store.label(annotator, lease.id, str(ranked.index(verdict)) if verdict.isdigit() else verdict)
+    with served(store) as url:
+        page = open_page("cyd", url)
+        expect(page.locator("#progress-text")).to_contain_text("10 of 11 done")
+        page.get_by_role("link", name="Stats").click()
+        # Finished as on the label page: the eleventh item has ann's label only.
+        expect(page.locator(".tile .figure").first).to_have_text("10 / 11")
+        # Of 20 verdicts 3 are ties, 17 choices; 2 of 10 items differ. D_e = 1 - (3 * 2 + 17 * 16 / 2) / (20 * 19).
+        alpha = 1 - 0.2 / (1 - (6 + 136) / 380)  # 0.681
+        expect(page.locator(".tile", has_text="Krippendorff").locator(".figure")).to_have_text(f"{alpha:.2f}")
+        # p_o = 8 / 10, p_c = 0.2 * 0.1 + 0.8 * 0.9 / 2 = 0.38
+        kappa = (0.8 - 0.38) / (1 - 0.38)  # 0.677
+        expect(page.locator("#pairs td")).to_have_text(["10", "80 %", f"{kappa:.2f}"])
+        heads = page.locator("#people-head th").all_inner_texts()
+        for name, labels, speed in (("ann", "11", ["6.0 s", "600"]), ("bob", "10", ["24.0 s", "150"])):
+            cells = page.locator("#people tr", has_text=name).locator("th, td").all_inner_texts()
+            shown_of = dict(zip(heads, cells, strict=True))
+            assert [shown_of["Labels"], shown_of["Median time"], shown_of["Labels an hour"]] == [labels, *speed]
 
 
 def test_the_focus_stays_with_the_item(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:

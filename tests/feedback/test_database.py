@@ -75,6 +75,16 @@ def test_a_second_server_is_refused_until_the_first_ends(engine: Engine) -> None
         pass
 
 
+def test_a_second_server_through_a_symbolic_link_is_refused(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.sqlite").symlink_to(tmp_path / "labels.sqlite")
+    linked = feedback.open_database(f"sqlite:///{tmp_path / 'elsewhere' / 'link.sqlite'}", is_new_allowed=False)
+    refused = pytest.raises(InputError, match="another label server uses it")
+    with feedback.lock_server(engine), refused, feedback.lock_server(linked):
+        pass
+    linked.dispose()
+
+
 def test_a_server_that_was_killed_holds_no_lock(engine: Engine, database: str) -> None:
     held = (
         "import sys, time; from jaxrl_lm import feedback as f\n"
@@ -119,6 +129,47 @@ def test_a_full_database_says_so_and_takes_nothing_by_halves(engine: Engine) -> 
     assert "full" in feedback.describe_error(caught.value)
     event.remove(engine, "begin", allow_no_new_page)
     assert feedback.list_modes(engine) == []
+
+
+def test_labels_can_be_read_while_another_program_writes(engine: Engine, database: str, tmp_path: Path) -> None:
+    feedback.add_items(engine, numbered_items(1, "pairwise"))
+    other = sqlite3.connect(tmp_path / "labels.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    reader = feedback.open_database(database, is_new_allowed=False, busy_seconds=0.1)
+    assert feedback.compute_statistics(reader, "pairwise").num_items == 1
+    reader.dispose()
+    other.execute("ROLLBACK")
+
+
+class StateError(Exception):
+    """As psycopg's."""
+
+    sqlstate: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("state", "arguments", "words"),
+    [
+        (None, ("failed to resolve host 'busyhost.full': locked, malformed",), "check that it runs"),
+        ("53100", ("no room",), "is full"),
+        ("55P03", ("wait",), "locked by another program"),
+        ("25006", ("a replica",), "opened for writing"),
+        (None, (1205, "wait"), "locked by another program"),  # MySQL
+        (None, ({"C": "53100"},), "is full"),  # pg8000
+    ],
+)
+def test_errors_are_told_apart_by_their_codes(state: str | None, arguments: tuple, words: str) -> None:
+    cause = StateError(*arguments)
+    cause.sqlstate = state
+    assert words in feedback.describe_error(DBAPIError("select", None, cause))
+
+
+def test_a_path_is_no_reason(tmp_path: Path) -> None:
+    (tmp_path / "busy full").mkdir()
+    connection = sqlite3.connect(tmp_path / "busy full" / "labels.sqlite")
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        connection.execute("select * from [busy full]")
+    assert "check that it runs" in feedback.describe_error(DBAPIError("select", None, caught.value))
 
 
 def test_the_room_needs_no_jax() -> None:

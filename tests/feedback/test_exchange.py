@@ -1,8 +1,10 @@
 """Labels out and in: forms, round trips through the data readers, contradictions."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +14,9 @@ from sqlalchemy import Engine
 from jaxrl_lm import data, feedback
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import Item, JudgedItem, LabelStore, export_labels, import_labels
+from jaxrl_lm.feedback import MODES, Item, JudgedItem, LabelStore, Mode, export_labels, import_labels
+from jaxrl_lm.feedback.items import VERDICTS
+from tests.feedback.conftest import Clock, numbered_items
 
 PAIR = Item(mode="pairwise", prompt="p", completions=("good", "bad"))
 
@@ -128,6 +132,82 @@ def test_commands_import_and_export_what_the_readers_read(
     assert after == before
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_every_verdict_survives_export_and_import(mode: Mode, tmp_path: Path, clock: Clock, engine: Engine) -> None:
+    feedback.add_items(engine, numbered_items(12, mode))
+    store = LabelStore(engine, mode=mode, overlap=2, clock=clock)
+    lot = random.Random(0)
+    for name in ("ann", "Bob \u00e9"):
+        annotator = store.find_annotator(name).id
+        while (lease := store.next_lease(annotator)) is not None:
+            clock.now += lot.randint(1, 30)
+            store.label(annotator, lease.id, lot.choice(VERDICTS[mode]))
+    out = tmp_path / "verdicts.jsonl"
+    assert label_command("export", "--labels", tmp_path, "--out", out, "--all-verdicts") == 0
+    assert label_command("import", "--labels", tmp_path / "new", "--source", out) == 0
+    copy = feedback.open_database(f"sqlite:///{tmp_path / 'new' / 'labels.sqlite'}", is_new_allowed=False)
+    before = feedback.compute_statistics(engine, mode)
+    assert {person.num_labels + person.num_skips for person in before.people} == {12}
+    assert feedback.compute_statistics(copy, mode) == before
+    assert feedback.export_verdicts(copy, mode) == feedback.export_verdicts(engine, mode)
+    copy.dispose()
+
+
+def test_places_follow_the_answers_when_the_database_has_them_in_another_order(engine: Engine) -> None:
+    fours = [tuple("abcd"), tuple("dbca")]
+    feedback.add_items(engine, [Item(mode="best-of-4", prompt="p", completions=fours[0])])
+    item = Item(mode="best-of-4", prompt="p", completions=fours[1])
+    judged = JudgedItem(item=item, verdict="0", annotator="ann", seconds=2.5, shown_order=(2, 0, 1, 3))
+    import_labels(engine, [judged])
+    (row,) = feedback.export_verdicts(engine, "best-of-4")
+    assert [row["completions"][place] for place in row["shown_order"]] == list("cdba")
+    assert (row["completions"][int(row["verdict"])], row["seconds"]) == ("d", 2.5)
+
+
+@pytest.mark.parametrize("mode", ROWS)
+def test_an_exported_data_set_says_whose_its_labels_are(mode: str, tmp_path: Path) -> None:
+    source, folder, out = tmp_path / "in.jsonl", tmp_path / "labels", tmp_path / "out.jsonl"
+    told = {"annotator": "ann", "seconds": 3.5}
+    source.write_text(json.dumps({**ROWS[mode], **told}) + "\n")
+    assert label_command("import", "--labels", folder, "--mode", mode, "--source", source) == 0
+    assert label_command("export", "--labels", folder, "--out", out) == 0
+    assert told.items() <= json.loads(out.read_text()).items()
+    assert label_command("import", "--labels", folder, "--mode", mode, "--source", source, "--annotator", "bob") == 0
+    engine = feedback.open_database(f"sqlite:///{folder / 'labels.sqlite'}", is_new_allowed=False)
+    assert [person.name for person in feedback.compute_statistics(engine, cast(Mode, mode)).people] == ["ann", "bob"]
+    engine.dispose()
+
+
+VERDICT = {"mode": "pairwise", "prompt": "p", "completions": ["a", "b"], "verdict": "tie", "annotator": "ann"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ROWS["pairwise"], "the row has no annotator; say whose labels they are by --annotator NAME"),
+        ({**ROWS["pairwise"], "annotator": "ann", "seconds": "soon"}, "'soon' is not a finite number"),
+        ({**VERDICT, "annotator": None}, "the row has no annotator"),
+        ({**VERDICT, "mode": "best"}, "mode='best' is none of pairwise"),
+        ({**VERDICT, "verdict": "2"}, "verdict='2' is none of 0, 1, tie, skip"),
+        ({**VERDICT, "completions": "ab"}, "completions='ab' is no list"),
+        ({**VERDICT, "completions": ["a"]}, "needs 2 answers, but has 1"),
+        ({**VERDICT, "completions": ["a", 3]}, "3 is not text"),
+        ({**VERDICT, "seconds": -1}, "seconds=-1.0 must be 0 or more"),
+        ({**VERDICT, "shown_order": [0, 0]}, "must hold each of [0, 1] once"),
+        ({**VERDICT, "shown_order": "01"}, "is no list of places"),
+    ],
+)
+def test_rows_that_cannot_be_imported_name_their_line(
+    row: dict, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    assert label_command("import", "--labels", tmp_path / "l", "--source", tmp_path / "in.jsonl") == 2
+    error = " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert message in error
+    assert "line 1" in error.replace("jsonl, line", "line")
+    assert not (tmp_path / "l").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -140,6 +220,12 @@ def test_commands_import_and_export_what_the_readers_read(
         (("--out=o", "--lease-minutes=0"), "lease_minutes=0.0"),
         (("--out=o", "--answers=none.jsonl"), "none.jsonl"),
         (("--out=o", "--port=70000"), "port=70000"),
+        (("--out=o", "--hosts", "a*b"), "hosts='a*b' matches no browser's request"),
+        (("--out=o", "--hosts", "good.example", "https://x"), "hosts='https://x'"),
+        (("--out=o", "--hosts", "x:443"), "hosts='x:443'"),
+        (("--out=o", "--hosts", "Label.Example"), "hosts='Label.Example'"),
+        (("--out=o", "--hosts", "x/label"), "hosts='x/label'"),
+        (("--out=o", "--hosts", ""), "hosts=''"),
         (("export", "--out=x.jsonl"), "labels: none given"),
         (("export", "--out=x.jsonl", "--labels=none"), "there is no file"),
         (("stats", "--labels=none"), "there is no file"),
@@ -153,6 +239,13 @@ def test_mistakes_are_named_and_nothing_is_written(
     assert label_command(*args) == 2
     assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_browsers_send_are_hosts() -> None:
+    from jaxrl_lm.cli.label import ServeConfig
+
+    names = ("label.example.org", "box", "xn--bcher-kva.example", "*.example.org", "10.0.0.7", "*")
+    assert ServeConfig(out="o", hosts=names).hosts == names
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_statistics_by_hand(make_store: MakeStore, clock: Clock) -> None:
         for seconds, what in ((2.0, "agree"), (4.0, "differ"), (60.0, "tie"), (1.0, "skip")):
             lease = handed(store, annotator)
             clock.now += seconds
-            ranked = sorted(lease.completions, key=text_hash)  # agreement names answers by this order
+            ranked = sorted(lease.completions, key=text_hash)
             place = lease.completions.index(ranked[1 if what == "differ" and is_other else 0])
             store.label(annotator, lease.id, what if what in ("tie", "skip") else str(place))
     statistics = feedback.compute_statistics(store.engine, "pairwise")
@@ -289,9 +289,9 @@ def test_statistics_by_hand(make_store: MakeStore, clock: Clock) -> None:
         assert person.labels_per_hour == 900.0
     (pair,) = statistics.pairs
     assert (pair.names, pair.num_shared, pair.agreement) == (("ann", "bob"), 3, pytest.approx(2 / 3))
-    # ann: 0 0 tie, bob: 0 1 tie; chance agrees in (2 * 1 + 0 * 1 + 1 * 1) / 9.
+    # ann: 0 0 tie, bob: 0 1 tie; chance agrees in 1 / 3 * 1 / 3 of ties and half of 2 / 3 * 2 / 3 of choices.
     assert pair.kappa == pytest.approx((2 / 3 - 1 / 3) / (1 - 1 / 3))
-    # Six verdicts, 0 0 0 1 tie tie: of 30 ordered pairs 3 * 2 + 2 * 1 = 8 agree; 2 of 6 disagree within items.
+    # Six verdicts, two of them ties: of 30 ordered pairs 2 * 1 + 4 * 3 / 2 = 8 agree; 2 of 6 disagree within items.
     assert statistics.alpha == pytest.approx(1 - (2 / 6) / (22 / 30))
 
 

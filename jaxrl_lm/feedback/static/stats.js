@@ -55,9 +55,10 @@ const COLUMNS = [
 
 function show(stats) {
   const columns = COLUMNS.filter(([, , ...modes]) => modes.length === 0 || modes.includes(stats.mode));
-  const left = stats.num_items - stats.num_labelled;
+  const finished = stats.num_items_by_labels.slice(stats.overlap).reduce((sum, num) => sum + num, 0);
+  const left = stats.num_items - finished;
   byId("tiles").replaceChildren(
-    tile("Items judged", `${stats.num_labelled} / ${stats.num_items}`, left ? `${left} left` : "all of them"),
+    tile("Items judged", `${finished} / ${stats.num_items}`, left ? `${left} left` : "all of them"),
     tile("Labels", fixed(stats.num_labels, 0), `${stats.mode}, ${stats.overlap} ${stats.overlap === 1 ? "person" : "people"} an item`),
     tile("People", String(stats.people.length), stats.num_shared ? `${stats.num_shared} items judged by several` : "no item judged by several"),
     tile("Krippendorff’s α", fixed(stats.alpha, 2), strength(stats.alpha)),

@@ -1,0 +1,91 @@
+"""Files of labels for `jaxrl-lm label import`: data sets, and what `label export --all-verdicts` writes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxrl_lm import data
+from jaxrl_lm.data import fields, forms
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback import MODES, Item, JudgedItem, Mode
+
+
+def read_judged(source: str, mode: Mode, *, annotator: str | None) -> list[JudgedItem]:
+    """Read who said what of which item, in how many seconds.
+
+    Args:
+        source: a file; a row with `verdict` and `completions` is one of `label export --all-verdicts` and says its mode
+            itself, any other is of the mode's data set.
+        mode: how the items of a data set were judged.
+        annotator: whose labels they are; None for each row's `annotator`.
+
+    Raises:
+        InputError: the source or a row is not what it must be.
+    """
+
+    def parse(row: dict[str, Any], where: str) -> list[JudgedItem]:
+        name = row.get("annotator") if annotator is None else annotator
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{where}: the row has no annotator; say whose labels they are by --annotator NAME")
+        if row.get("verdict") is not None and row.get("completions") is not None:
+            return [_verdict(row, name, where)]
+        judged = _JUDGED[mode](row, where)
+        seconds = _optional_number(row, "seconds", where) if len(judged) == 1 else None
+        return [JudgedItem(item=item, verdict=verdict, annotator=name, seconds=seconds) for item, verdict in judged]
+
+    return data.read_records(source, parse)
+
+
+def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
+    mode, completions, order = fields.required(row, "mode", where), row["completions"], row.get("shown_order")
+    if mode not in MODES:
+        raise InputError(f"{where}: mode={mode!r} is none of {', '.join(MODES)}")
+    if not isinstance(completions, list):
+        raise InputError(f"{where}: completions={completions!r:.60} is no list; give the answers to the prompt")
+    if order is not None and not (isinstance(order, list) and all(type(place) is int for place in order)):
+        raise InputError(f"{where}: shown_order={order!r:.60} is no list of places; leave it out if it is not known")
+    answers = {str(place): completion for place, completion in enumerate(completions)}
+    try:
+        return JudgedItem(
+            item=Item(
+                mode=mode,
+                prompt=fields.text_field(row, "prompt", where),
+                completions=tuple(fields.answer_field(answers, place, f"{where}, completions") for place in answers),
+            ),
+            verdict=str(row["verdict"]),
+            annotator=name,
+            seconds=_optional_number(row, "seconds", where),
+            shown_order=None if order is None else tuple(order),
+            created_at=_optional_number(row, "created_at", where),
+        )
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(where) else f"{where}: {text}") from error
+
+
+def _optional_number(row: dict[str, Any], name: str, where: str) -> float | None:
+    return None if row.get(name) in (None, "") else fields.number_field(row, name, where)
+
+
+def _judged_pairs(row: dict[str, Any], where: str) -> list[tuple[Item, str]]:
+    pairs = forms.to_preferences(row, where, None)
+    return [
+        (Item(mode="pairwise", prompt=pair.prompt, completions=(pair.chosen, pair.rejected)), "0") for pair in pairs
+    ]
+
+
+def _judged_answers(row: dict[str, Any], where: str) -> list[tuple[Item, str]]:
+    answer = forms.to_unpaired_preference(row, where)
+    item = Item(mode="thumbs", prompt=answer.prompt, completions=(answer.completion,))
+    return [(item, "up" if answer.label else "down")]
+
+
+def _judged_fours(row: dict[str, Any], where: str) -> list[tuple[Item, str]]:
+    four = forms.to_best_of_k(row, where, None)
+    return [(Item(mode="best-of-4", prompt=four.prompt, completions=four.completions), str(four.best))]
+
+
+_JUDGED: dict[Mode, Callable[[dict[str, Any], str], list[tuple[Item, str]]]] = {
+    "pairwise": _judged_pairs,
+    "thumbs": _judged_answers,
+    "best-of-4": _judged_fours,
+}
