@@ -172,16 +172,16 @@ def normalise(task: RewardTask, params: PyTree) -> tuple[PyTree, RewardScale]:
     """Bring the scores of the reference samples to mean 0 and standard deviation 1.
 
     Returns:
-        parameters and the scale; as they were where there are no samples.
+        parameters and the scale; gain 1 and bias 0 where there are no samples.
 
     Raises:
         InputError: the samples' scores do not differ.
     """
     if not task.references:
-        return params, RewardScale()
+        return params, RewardScale(max_tokens=task.config.max_tokens)
     gain, bias = reward_heads.measure_scale(task.scores(params, task.references))
     params, offset = reward_heads.scale_head(task.model, params, gain, bias)
-    return params, RewardScale(gain=gain, bias=bias, offset=offset)
+    return params, RewardScale(gain=gain, bias=bias, offset=offset, max_tokens=task.config.max_tokens)
 
 
 def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:

@@ -107,6 +107,16 @@ def test_max_tokens_limits_the_row(folder):
             load_reward(folder, max_tokens=wrong)
 
 
+def test_a_folder_that_others_made_is_read_in_its_whole_context(reward):
+    assert reward.reader.max_tokens == CONTEXT
+
+
+def test_the_limit_of_training_must_fit_the_model(tmp_path):
+    write_decoder(tmp_path / "scaled", scale=RewardScale(max_tokens=CONTEXT + 1))
+    with pytest.raises(InputError, match=f"max_tokens={CONTEXT + 1}"):
+        load_reward(tmp_path / "scaled")
+
+
 def test_widths_are_few_and_hold_the_tokens(reward):
     widths = {n: reward.reader.width(n) for n in range(1, CONTEXT + 1)}
     assert all(width >= n for n, width in widths.items())

@@ -208,6 +208,17 @@ def test_new_head_is_normalised_before_training_and_one_that_exists_is_kept(make
     np.testing.assert_array_equal(drawn["score"]["kernel"], 0.0)
 
 
+@pytest.mark.parametrize("num_samples", [0, 20])
+def test_texts_are_scored_as_long_as_training_saw_them(make_config, num_samples):
+    normalisation = NormalisationConfig(num_samples=num_samples)
+    config = make_config(f"short{num_samples}", max_tokens=12, normalisation=normalisation, num_updates=1)
+    folder = train_reward_model(config)
+    learned = load_reward(folder.model_folder)
+    assert learned.reader.max_tokens == 12
+    assert learned(["a b c d e a b c"], ["good d"]) == learned(["d e a b c"], ["good d"])
+    assert load_reward(folder.model_folder, max_tokens=20).reader.max_tokens == 20
+
+
 def test_no_normalisation_leaves_a_scale_of_one(make_config):
     off = NormalisationConfig(num_samples=0)
     folder = train_reward_model(make_config("raw", normalisation=off, num_updates=1))
