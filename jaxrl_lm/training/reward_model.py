@@ -165,7 +165,9 @@ def held_out_scores(task: RewardTask, params: PyTree) -> np.ndarray:
 
 def evaluate(task: RewardTask, scores: np.ndarray) -> Verdict:
     """How well these scores agree with people on the held-out judgements."""
-    return judge(task.config.objective, scores, task.held.targets, reward_report.lengths_of(task.held))
+    return judge(
+        task.config.objective, scores, task.held.targets, reward_report.lengths_of(task.held), task.held.groups
+    )
 
 
 def normalise(task: RewardTask, params: PyTree) -> tuple[PyTree, RewardScale]:
@@ -231,6 +233,7 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
     facts: dict[str, Any] = {
         "training_judgements": len(task.training.rows),
         "held_out_judgements": len(task.held.rows),
+        "held_out_prompts": task.held.num_prompts,
         "answers_too_long": task.training.num_cut + task.held.num_cut,
         "reference_samples": len(task.references),
         "gain": scale.gain,

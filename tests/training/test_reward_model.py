@@ -100,15 +100,18 @@ def test_a_run_leaves_the_whole_run_folder(finished):
 
 
 def test_report_and_evaluation_hold_the_baseline_beside_the_model(finished):
-    _, folder = finished
+    config, folder = finished
     record = json.loads((folder.path / "evaluation.json").read_text())
     assert record["bag_of_words"]["accuracy"]["estimate"] == 1.0  # one word tells good from bad
     assert record["reward_model"]["accuracy"]["low"] < record["reward_model"]["accuracy"]["high"]
     assert record["training_judgements"] + record["held_out_judgements"] == 60
+    task, _ = load_task(config)
+    assert record["held_out_prompts"] == len({row.prompt for row in task.held.rows})
     page = folder.report_file.read_text()
     assert "bag of words" in page
     assert "Reliability" in page
     comparison = read_sections(folder)[0]
+    assert f"of {record['held_out_prompts']} prompts" in comparison.note
     assert comparison.heads == ("", "reward model", "bag of words")
     assert comparison.rows[0][2].startswith("1.000 [")
 
