@@ -57,7 +57,7 @@ def make_reward_model(
 
     Returns:
         the algorithm. Beside the loss, in nats, `update` returns the share of the batch that was judged rightly before
-        the step, and the scores' mean and mean square.
+        the step (a tie of n best answers counts 1/n), and the scores' mean and mean square.
 
     Raises:
         InputError: by `update`: the batch does not fit the objective.
@@ -79,9 +79,8 @@ def sum_preference_losses(objective: Objective, score: Score, params: PyTree, ba
     check_num_answers(objective, num_answers)
     rows = jax.tree.map(lambda x: x.reshape(size * num_answers, *x.shape[2:]), batch.inputs)
     scores = score(params, rows).reshape(size, num_answers)
-    guesses = scores[:, 0] > 0 if objective == "binary" else jnp.argmax(scores, axis=-1)
     metrics = {
-        "accuracy/batch": jnp.sum(guesses.astype(jnp.int32) == batch.targets, dtype=jnp.float32),
+        "accuracy/batch": jnp.sum(_correctness(objective, scores, batch.targets)),
         "score/mean": jnp.sum(jnp.mean(scores, axis=-1)),
         "score/mean_square": jnp.sum(jnp.mean(jnp.square(scores), axis=-1)),
     }
@@ -100,6 +99,17 @@ def preference_loss(objective: Objective, scores: jax.Array, targets: jax.Array)
         chosen, rejected = (jnp.take_along_axis(scores, each[:, None], 1)[:, 0] for each in (targets, 1 - targets))
         return preference_losses.bradley_terry_loss(chosen, rejected)
     return preference_losses.best_of_k_loss(scores, targets)
+
+
+def _correctness(objective: Objective, scores: jax.Array, targets: jax.Array) -> jax.Array:
+    """1 for right, 0 for wrong, 1/n where the preferred answer is among n best (thumbs: 1/2 at 0), `[B]`.
+
+    Pairs name the chosen answer first, so that an argmax would count every tie as right.
+    """
+    if objective == "binary":
+        return (1 + jnp.sign(scores[:, 0]) * (2 * targets - 1)) / 2
+    is_best = scores == jnp.max(scores, axis=-1, keepdims=True)
+    return jnp.take_along_axis(is_best, targets[:, None], 1)[:, 0] / jnp.sum(is_best, axis=-1)
 
 
 def check_num_answers(objective: Objective, num_answers: int) -> None:

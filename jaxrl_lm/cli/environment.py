@@ -16,6 +16,7 @@ from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
 from jaxrl_lm.algorithms.pqn import make_pqn
 from jaxrl_lm.algorithms.tabular import make_tabular
 from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.environment import MakeLearner, train_environment
 from jaxrl_lm.training.environment_config import (
@@ -96,7 +97,7 @@ def run_report(config: ReportConfig) -> None:
     folder = storage.RunFolder(Path(config.run))
     folder.read_config()
     storage.write_report(folder, title=folder.path.name)
-    Console().print(f"report: {folder.report_file}", soft_wrap=True)
+    print_text(f"report: {folder.report_file}", soft_wrap=True)
 
 
 def _started_with(run: str) -> tuple[Any, MakeLearner]:
@@ -138,4 +139,4 @@ def print_result(folder: storage.RunFolder) -> None:
                 table.add_row(name, f"{curve.values[0]:.4g}", f"{curve.values[-1]:.4g}")
     console = Console()
     console.print(table)
-    console.print(f"metrics, plots and report: {folder.path}", soft_wrap=True)
+    print_text(f"metrics, plots and report: {folder.path}", console=console, soft_wrap=True)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jaxrl_lm import feedback, storage
 from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all, read_answers
 from jaxrl_lm.cli.label_import import read_judged
 from jaxrl_lm.cli.label_tables import print_statistics
@@ -230,7 +231,7 @@ def run_export(config: ExportConfig) -> None:
         left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
         text = f"{len(rows)} labels in {config.out}; {left_out} (--all-verdicts writes them too)"
     storage.write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    Console().print(text, soft_wrap=True, markup=False)
+    print_text(text, soft_wrap=True)
 
 
 def run_import(config: ImportConfig) -> None:
@@ -242,7 +243,7 @@ def run_import(config: ImportConfig) -> None:
     if counts.num_contradicting:
         who = config.annotator or "the same person"
         text += f", {counts.num_contradicting} contradict what {who} had said and were left out"
-    Console().print(text, soft_wrap=True, markup=False)
+    print_text(text, soft_wrap=True)
 
 
 def run_stats(config: StatsConfig) -> None:
@@ -294,7 +295,7 @@ def _say_what_is_new(console: Console, found: feedback.ItemList, num_new: int) -
     num_known = len(found.items) - num_new
     console.print(f"{num_new} new items" + (f", {num_known} were there already" if num_known else ""))
     for reason in found.left_out[:_NUM_SHOWN]:
-        console.print(f"left out: {reason}", markup=False, soft_wrap=True)
+        print_text(f"left out: {reason}", console=console, soft_wrap=True)
     if len(found.left_out) > _NUM_SHOWN:
         console.print(f"left out: {len(found.left_out) - _NUM_SHOWN} more")
 

@@ -2,8 +2,8 @@
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from jaxrl_lm.cli.console import text_cell
 from jaxrl_lm.feedback import LabelStatistics
 
 _NONE = "-"
@@ -33,7 +33,7 @@ def _people(statistics: LabelStatistics) -> Table:
     table = Table("name", "labels", "skips", "ties", "median seconds", "labels an hour", "first shown chosen")
     for person in statistics.people:
         table.add_row(
-            Text(person.name),  # a name is no markup
+            text_cell(person.name),
             str(person.num_labels),
             str(person.num_skips),
             str(person.num_ties),
@@ -47,7 +47,7 @@ def _people(statistics: LabelStatistics) -> Table:
 def _pairs(statistics: LabelStatistics) -> Table:
     table = Table("two people", "items of both", "same verdict", "Cohen's kappa")
     for pair in statistics.pairs:
-        names = Text(" & ".join(pair.names))
+        names = text_cell(" & ".join(pair.names))
         table.add_row(names, str(pair.num_shared), f"{pair.agreement:.0%}", _fixed(pair.kappa, 3))
     return table
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import data, storage
+from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
@@ -54,7 +55,7 @@ def print_result(folder: storage.RunFolder, shown: tuple[str, ...] = _SHOWN) -> 
         rewards = [sample["reward"] for sample in samples if sample["phase"] == phase and "reward" in sample]
         if rewards:
             console.print(f"samples {phase}: mean reward {sum(rewards) / len(rewards):.4g} over {len(rewards)}")
-    console.print(f"report: {folder.report_file}\nmodel:  {folder.model_folder}", soft_wrap=True)
+    print_text(f"report: {folder.report_file}\nmodel:  {folder.model_folder}", console=console, soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,8 @@ class GenerateConfig(AnsweringConfig):
         prompt: prompts, as text.
         prompts: a file of prompts, in any form that `ppo` reads.
         prompt_column: column of the file that holds the prompt.
-        out: write answers as JSON lines to this file, which must not exist, instead of printing them.
+        out: write answers as JSON lines to this file, which must not exist, instead of printing them; printed ones
+            have their control characters spelled out.
     """
 
     model: str
@@ -92,7 +94,7 @@ def run_generate(config: GenerateConfig) -> None:
     pairs = list(zip(prompts, answers, strict=True))
     if config.out is None:
         for prompt, answer in pairs:
-            sys.stdout.write(f"> {prompt.text()}\n{answer}\n\n")
+            sys.stdout.write(storage.visible_text(f"> {prompt.text()}\n{answer}\n\n"))
         return
     lines = [
         json.dumps({"prompt": prompt.prompt, "completion": answer}, ensure_ascii=False) for prompt, answer in pairs

@@ -20,6 +20,7 @@ from jaxrl_lm.cli.reward import run_reward_model
 from jaxrl_lm.cli.rlhf import run_chain
 from jaxrl_lm.cli.sft import run_dpo, run_sft
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.storage import visible_text
 from jaxrl_lm.training.group_config import GRPOConfig, RLOOConfig
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import LanguagePPOConfig
@@ -96,7 +97,7 @@ def parse(args: list[str]) -> Any:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"jaxrl-lm: {error}", file=sys.stderr)
+    print(f"jaxrl-lm: {visible_text(str(error))}", file=sys.stderr)
     return code
 
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import storage
+from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.training.reward_config import RewardTrainingConfig
 from jaxrl_lm.training.reward_model import train_reward_model
 
@@ -17,10 +18,10 @@ def run_reward_model(config: RewardTrainingConfig) -> None:
     for row in comparison.rows:
         table.add_row(*row)
     console.print(table)
-    console.print(comparison.note)
-    console.print(
+    print_text(comparison.note, console=console)
+    print_text(
         f"report: {folder.report_file}\nmodel:  {folder.model_folder}\n"
         f"use it: jaxrl-lm ppo --reward model:{folder.model_folder} ...",
+        console=console,
         soft_wrap=True,
-        markup=False,
     )

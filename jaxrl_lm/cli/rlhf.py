@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import rewards, storage
+from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
 from jaxrl_lm.training.chain_report import table_of
@@ -23,10 +24,8 @@ def run_chain(config: RLHFConfig) -> None:
 def print_chain(result: ChainResult) -> None:
     """The table of policies, one prompt's answers, and where the rest is."""
     if not result.policies:
-        Console().print(
-            f"stopped where stop_after says: {result.folder.path}; without it the same command goes on",
-            soft_wrap=True,
-            markup=False,
+        print_text(
+            f"stopped where stop_after says: {result.folder.path}; without it the same command goes on", soft_wrap=True
         )
         return
     heads, rows = table_of(result.policies)
@@ -35,10 +34,10 @@ def print_chain(result: ChainResult) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    console.print(result.policies[0].prompts[0], markup=False, style="dim")
+    print_text(result.policies[0].prompts[0], console=console, style="dim")
     for policy in result.policies:
-        console.print(f"{policy.name}: {policy.answers[0].strip()}", markup=False)
-    console.print(f"report: {result.folder.report_file}", soft_wrap=True, markup=False)
+        print_text(f"{policy.name}: {policy.answers[0].strip()}", console=console)
+    print_text(f"report: {result.folder.report_file}", console=console, soft_wrap=True)
 
 
 def _judge(config: RLHFConfig) -> Judge | None:

@@ -52,7 +52,7 @@ class LengthBias(NamedTuple):
     longer_preferred: float
 
 
-def wilson_interval(num_successes: int | float, num_trials: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(num_successes: int | float, num_trials: int | float, confidence: float = 0.95) -> Interval:
     """Wilson's interval of a share; it stays in [0, 1] and is right for few examples too.
 
     With p = successes / n and z the normal quantile of the confidence:
@@ -61,7 +61,7 @@ def wilson_interval(num_successes: int | float, num_trials: int, confidence: flo
 
     Args:
         num_successes: successes; a tie may count half.
-        num_trials: n; 0 gives an estimate of NaN and the interval [0, 1].
+        num_trials: n, an effective number where it is not whole; 0 gives an estimate of NaN and the interval [0, 1].
         confidence: in (0, 1).
 
     Returns:
@@ -79,6 +79,58 @@ def wilson_interval(num_successes: int | float, num_trials: int, confidence: flo
     return Interval(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
 
 
+def clustered_interval(
+    correct: Float[np.ndarray, " N"], groups: Int[np.ndarray, " N"], confidence: float = 0.95
+) -> Interval:
+    """Wilson's interval of a share whose examples come in groups that may be alike: pairs of one prompt.
+
+    It is Wilson's of `effective_number` examples in place of N; where no two examples share a group, the very same.
+
+    Args:
+        correct: 1, 0, or a share between for a tie.
+        groups: which group each example belongs to.
+        confidence: in (0, 1).
+
+    Returns:
+        The share and its interval; NaN and [0, 1] of no examples.
+
+    Reference: Franco, Little, Louis and Slud, 2019, Comparative Study of Confidence Intervals for Proportions in
+    Complex Sample Surveys.
+    """
+    if len(correct) == 0:
+        return wilson_interval(0, 0, confidence)
+    total, number = float(correct.sum()), effective_number(correct, groups)
+    found = wilson_interval(total * number / len(correct), number, confidence)
+    return found._replace(estimate=total / len(correct))
+
+
+def effective_number(correct: Float[np.ndarray, " N"], groups: Int[np.ndarray, " N"]) -> float:
+    """How many independent examples say as much of the mean as these, which come in G groups.
+
+    `N / max(1, deff)`, where the design effect is the mean's variance by groups over that of independent examples:
+
+        deff = [G / (G - 1) sum_g (sum_{i in g} (x_i - p))^2 / N^2] / [p (1 - p) / N]
+
+    Where all x are alike or there is one group, nothing can be told of the variance, and it is G. Where every example
+    is a group of its own it is N.
+
+    Args:
+        correct: x; 1, 0, or a share between for a tie.
+        groups: which group each example belongs to.
+
+    Reference: Kish, 1965, Survey Sampling.
+    """
+    number = len(correct)
+    _, places = np.unique(groups, return_inverse=True)
+    num_groups = int(places.max(initial=-1)) + 1
+    if num_groups in (number, 1) or np.all(correct == correct[0]):
+        return float(num_groups)
+    share = float(correct.mean())
+    sums = np.bincount(places, weights=correct - share)
+    by_group = num_groups / (num_groups - 1) * float(np.sum(sums**2)) / number**2
+    return number / max(1.0, by_group / (share * (1 - share) / number))
+
+
 def correctness(differences: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     """1 where the chosen answer scores higher, 0 where lower, 1/2 for a tie.
 
@@ -89,7 +141,10 @@ def correctness(differences: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]
 
 
 def accuracy_by_margin(
-    correct: Float[np.ndarray, " N"], margins: Float[np.ndarray, " N"], num_bins: int = 5
+    correct: Float[np.ndarray, " N"],
+    margins: Float[np.ndarray, " N"],
+    groups: Int[np.ndarray, " N"],
+    num_bins: int = 5,
 ) -> list[MarginBin]:
     """Accuracy in bins of about equally many examples, from the smallest margins to the largest.
 
@@ -97,6 +152,7 @@ def accuracy_by_margin(
         correct: 1, 0, or 1/2 for a tie.
         margins: how clear the case is: by the model (|difference in score|) or by people (a rating's difference).
             Examples of one margin stay in one bin.
+        groups: which group each example belongs to, for the intervals.
         num_bins: at most so many.
 
     Returns:
@@ -111,7 +167,7 @@ def accuracy_by_margin(
         inside = places == place
         low, high = float(margins[inside].min()), float(margins[inside].max())
         count = int(inside.sum())
-        bins.append(MarginBin(low, high, count, wilson_interval(float(correct[inside].sum()), count)))
+        bins.append(MarginBin(low, high, count, clustered_interval(correct[inside], groups[inside])))
     return bins
 
 

@@ -65,6 +65,20 @@ def encode_text(text: Text, tokenizer: Any) -> EncodedText:
     return EncodedText(ids=_end_turn(ids, 0, tokenizer), num_prompt_tokens=0)
 
 
+def encode_conversation(messages: list[dict[str, str]], tokenizer: Any, *, at: str) -> list[int]:
+    """Token ids of a whole conversation, just as the chat template renders it: nothing is added, nothing cut.
+
+    Args:
+        messages: of the conversation, its answer among them.
+        tokenizer: a Hugging Face tokenizer.
+        at: which conversation this is, for errors.
+
+    Raises:
+        InputError: the tokenizer cannot render it.
+    """
+    return _tokens(_render(messages, tokenizer, at, is_open=False), tokenizer)
+
+
 def encode_completion(prompt: Text, completion: Text, tokenizer: Any, *, is_ended: bool = True) -> EncodedText:
     """Turn a prompt and its answer into token ids: the prompt's, the answer's, the end-of-text token.
 

@@ -2,7 +2,7 @@
 
 The gain lies in the saved head's weights. So does the bias of an encoder, whose head has one, and torch's class then
 gives the normalised score. The head of a decoder has no bias in torch's class: there the score is short of a constant,
-the offset, which `reward_scale.json` holds and a learned reward adds.
+the offset, which `reward_scale.json` holds and a learned reward adds. It also holds the longest text of training.
 """
 
 import json
@@ -23,17 +23,19 @@ from jaxrl_lm.types import PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class RewardScale:
-    """How scores were normalised: `normalised = gain * logit + bias`.
+    """How scores were normalised, `normalised = gain * logit + bias`, and over how long texts.
 
     Attributes:
         gain: lies in the head's weights already. `(score - bias) / gain` is the logit that the model was trained on.
         bias: mean of the samples, negative and scaled.
         offset: what is still to be added to the saved model's score: the bias where the head has none, else 0.
+        max_tokens: longest text that the model was trained and normalised on, tokens; None for what it holds.
     """
 
     gain: float = 1.0
     bias: float = 0.0
     offset: float = 0.0
+    max_tokens: int | None = None
 
 
 def measure_scale(scores: Float[np.ndarray, " N"]) -> tuple[float, float]:
@@ -109,7 +111,7 @@ def write_scale(folder: Path, scale: RewardScale) -> None:
 
 
 def read_scale(folder: Path) -> RewardScale:
-    """The scale of a reward model's folder; one that was never normalised has gain 1 and bias 0.
+    """The scale of a reward model's folder; one that was never normalised has gain 1, bias 0 and no limit.
 
     Raises:
         InputError: the file is no scale.
@@ -118,9 +120,13 @@ def read_scale(folder: Path) -> RewardScale:
     if not path.is_file():
         return RewardScale()
     try:
-        scale = RewardScale(**{name: float(value) for name, value in json.loads(path.read_text()).items()})
+        found = json.loads(path.read_text())
+        max_tokens = found.pop("max_tokens", None)
+        if max_tokens is not None and not (type(max_tokens) is int and max_tokens > 0):
+            raise ValueError(f"max_tokens={max_tokens!r} is no whole number above 0")
+        scale = RewardScale(**{name: float(value) for name, value in found.items()}, max_tokens=max_tokens)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{path}: no scale of a reward ({error}); save the reward model again") from error
-    if not all(math.isfinite(value) for value in asdict(scale).values()) or not scale.gain > 0:
+    if not all(map(math.isfinite, (scale.gain, scale.bias, scale.offset))) or not scale.gain > 0:
         raise InputError(f"{path}: {scale} must be finite with a gain above 0; save the reward model again")
     return scale

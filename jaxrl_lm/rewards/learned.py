@@ -64,7 +64,8 @@ def load_reward(
         folder_or_hub_id: a folder with config.json, weights with a score head of one output, and a tokenizer.
         batch_size: texts scored at a time.
         dtype: of the activations.
-        max_tokens: longest text, tokens; None for what the model holds.
+        max_tokens: longest text, tokens; None for that of the model's training, or for what the model holds where the
+            folder does not say.
 
     Raises:
         InputError: the folder is no reward model, or its tokenizer is missing.
@@ -74,10 +75,11 @@ def load_reward(
     folder = resolve_folder(folder_or_hub_id)
     model, params = models.from_pretrained(folder, "reward", dtype=dtype)
     tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
+    scale = read_scale(folder)
     return LearnedReward(
         model=model,
         params=params,
-        reader=make_reader(model, tokenizer, max_tokens),
-        scale=read_scale(folder),
+        reader=make_reader(model, tokenizer, scale.max_tokens if max_tokens is None else max_tokens),
+        scale=scale,
         batch_size=batch_size,
     )

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from jaxrl_lm import data
-from jaxrl_lm.data.encoding import encode_completion, encode_prompt
+from jaxrl_lm.data.encoding import encode_completion, encode_conversation, encode_prompt
 from jaxrl_lm.data.records import Text
+from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import RewardModel
 from jaxrl_lm.types import PyTree
@@ -39,15 +40,18 @@ class ScoreTokens:
 class TextReader:
     """Turns texts into what a reward model reads.
 
-    A decoder reads the prompt and the answer behind it, and no end-of-text token: where that is also the pad token,
-    as in many models, torch's classes would take the token before it for the last one. An encoder reads
+    A decoder reads a plain prompt and the answer behind it, and no end-of-text token. It reads a conversation as the
+    chat template renders it whole, the end of the answer's turn included, whether or not a policy's answer has come to
+    its end. It is scored where torch's `AutoModelForSequenceClassification` scores the same tokens: at the last one
+    that is not the configuration's pad token, which in many models is the end-of-text token. An encoder reads
     `[CLS] prompt [SEP] answer [SEP]`, or `[CLS] answer [SEP]` where the prompt is empty.
 
     Attributes:
         tokenizer: of the reward model.
-        pad_token: stands in padding; a row that ends with it is cut before it.
+        pad_token: stands in padding.
         max_tokens: longest row, tokens.
         is_causal: whether the model is a decoder.
+        cut_token: rows of a decoder are cut before those of it that they end with; None cuts nothing.
         num_token_types: segments that the model tells apart; 1 gives every token segment 0.
     """
 
@@ -55,6 +59,7 @@ class TextReader:
     pad_token: int
     max_tokens: int
     is_causal: bool
+    cut_token: int | None = None
     num_token_types: int = 1
 
     def encode(self, prompt: Text, completion: Text) -> ScoreTokens:
@@ -83,11 +88,15 @@ class TextReader:
         return min(width, self.max_tokens)
 
     def _encode_causal(self, prompt: Text, completion: Text) -> ScoreTokens:
-        if plain_text(completion).strip():
+        if not isinstance(prompt, str):
+            turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+            at = f"completion {excerpt(completion)} of the prompt {excerpt(prompt)}"
+            ids = encode_conversation([*prompt, *turns], self.tokenizer, at=at)
+        elif plain_text(completion).strip():
             ids = encode_completion(prompt, completion, self.tokenizer, is_ended=False).ids
         else:
             ids = encode_prompt(prompt, self.tokenizer, at="a prompt with an empty answer") if prompt else []
-        while ids and ids[-1] == self.pad_token:
+        while ids and ids[-1] == self.cut_token:
             ids = ids[:-1]
         kept = ids[-self.max_tokens :] or [0]
         return ScoreTokens(ids=kept, token_types=[0] * len(kept), is_cut=len(kept) < len(ids))
@@ -132,6 +141,7 @@ def make_reader(model: RewardModel, tokenizer: Any, max_tokens: int | None = Non
         pad_token=data.padding_token(tokenizer) if pad_token is None else pad_token,
         max_tokens=longest if max_tokens is None else max_tokens,
         is_causal=is_causal,
+        cut_token=pad_token,
         num_token_types=getattr(model.config, "num_token_types", 1),
     )
 

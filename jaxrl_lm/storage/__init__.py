@@ -21,6 +21,7 @@ from jaxrl_lm.storage.seeds import (
     read_seeds,
     write_seed_plots,
 )
+from jaxrl_lm.storage.visible import visible_text
 
 __all__ = [
     "Checkpoints",
@@ -41,6 +42,7 @@ __all__ = [
     "read_sections",
     "read_seeds",
     "truncate_jsonl",
+    "visible_text",
     "write_atomically",
     "write_plots",
     "write_report",

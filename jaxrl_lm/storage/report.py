@@ -3,7 +3,6 @@
 import base64
 import html
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from jaxrl_lm.storage.run_folder import (
 )
 from jaxrl_lm.storage.sections import Section, Strip, read_sections
 from jaxrl_lm.storage.seeds import write_seed_plots
+from jaxrl_lm.storage.visible import is_visible, spell_out
 
 _MAX_PROMPTS = 100
 _PHASES = ("before", "during", "after")
@@ -278,9 +278,9 @@ def _visible(text: str) -> str:
 
 
 def _visible_character(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+    if is_visible(character):
         return html.escape(character)
-    return f'<span class="control">[U+{ord(character):04X}]</span>'
+    return f'<span class="control">{spell_out(character)}</span>'
 
 
 def _escape(text: str) -> str:

@@ -54,6 +54,18 @@ class Judgements:
         return np.array([row.target for row in self.rows], np.int32)
 
     @property
+    def groups(self) -> Int[np.ndarray, " N"]:
+        """Which prompt each row belongs to, from 0; a row without a prompt is a group of its own."""
+        names = [json.dumps(row.prompt) if row.prompt else f"row {index}" for index, row in enumerate(self.rows)]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return np.array([numbers[name] for name in names])
+
+    @property
+    def num_prompts(self) -> int:
+        """Different prompts; each row without one counts as one."""
+        return int(self.groups.max()) + 1
+
+    @property
     def num_answers(self) -> int:
         """K."""
         return len(self.rows[0].completions)

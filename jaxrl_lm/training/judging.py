@@ -17,7 +17,8 @@ class Verdict:
     """What the scores of held-out answers are worth.
 
     Attributes:
-        accuracy: share of the rows in which the model's choice (or sign) is people's, with Wilson's 95 % interval.
+        accuracy: share of the rows in which the model's choice (or sign) is people's, with Wilson's 95 % interval,
+            widened by what the judgements of one prompt share.
         loss: mean loss, nats.
         by_margin: accuracy by how far the model's choice is ahead.
         reliability: predicted and observed frequency of being right (thumbs: of a thumb up).
@@ -52,6 +53,7 @@ def judge(
     scores: Float[np.ndarray, "N K"],
     targets: Int[np.ndarray, " N"],
     lengths: Int[np.ndarray, "N K"],
+    groups: Int[np.ndarray, " N"],
 ) -> Verdict:
     """Compare scores with people's judgements.
 
@@ -60,19 +62,20 @@ def judge(
         scores: of each answer, logits.
         targets: index of the preferred answer; for thumbs 1 for up.
         lengths: of each answer, in any unit.
+        groups: which prompt each row belongs to, as a number.
     """
     scores = np.asarray(scores, np.float64)
     if objective == "binary":
-        return _judge_thumbs(scores[:, 0], targets, lengths[:, 0])
+        return _judge_thumbs(scores[:, 0], targets, lengths[:, 0], groups)
     probabilities, correct = calibration.choice_confidence(scores, targets)
     curve = calibration.reliability_curve(probabilities, correct)
     ordered = np.sort(scores, axis=-1)
     log_probs = special.log_softmax(scores, axis=-1)
     bias = calibration.length_bias(_against_others(scores, targets), _against_others(lengths, targets))
     return Verdict(
-        accuracy=calibration.wilson_interval(float(correct.sum()), len(correct)),
+        accuracy=calibration.clustered_interval(correct, groups),
         loss=float(-np.mean(np.take_along_axis(log_probs, targets[:, None], axis=-1))),
-        by_margin=calibration.accuracy_by_margin(correct, ordered[:, -1] - ordered[:, -2]),
+        by_margin=calibration.accuracy_by_margin(correct, ordered[:, -1] - ordered[:, -2], groups),
         reliability=curve,
         calibration_error=calibration.expected_calibration_error(curve),
         length_correlation=bias.correlation,
@@ -80,14 +83,14 @@ def judge(
     )
 
 
-def _judge_thumbs(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> Verdict:
+def _judge_thumbs(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, groups: np.ndarray) -> Verdict:
     signs = 2.0 * labels - 1
     correct = calibration.correctness(scores * signs)
     curve = calibration.reliability_curve(special.expit(scores), labels)
     return Verdict(
-        accuracy=calibration.wilson_interval(float(correct.sum()), len(correct)),
+        accuracy=calibration.clustered_interval(correct, groups),
         loss=float(np.mean(np.logaddexp(0, -scores * signs))),
-        by_margin=calibration.accuracy_by_margin(correct, np.abs(scores)),
+        by_margin=calibration.accuracy_by_margin(correct, np.abs(scores), groups),
         reliability=curve,
         calibration_error=calibration.expected_calibration_error(curve),
         length_correlation=calibration.pearson(scores, lengths),

@@ -165,23 +165,25 @@ def held_out_scores(task: RewardTask, params: PyTree) -> np.ndarray:
 
 def evaluate(task: RewardTask, scores: np.ndarray) -> Verdict:
     """How well these scores agree with people on the held-out judgements."""
-    return judge(task.config.objective, scores, task.held.targets, reward_report.lengths_of(task.held))
+    return judge(
+        task.config.objective, scores, task.held.targets, reward_report.lengths_of(task.held), task.held.groups
+    )
 
 
 def normalise(task: RewardTask, params: PyTree) -> tuple[PyTree, RewardScale]:
     """Bring the scores of the reference samples to mean 0 and standard deviation 1.
 
     Returns:
-        parameters and the scale; as they were where there are no samples.
+        parameters and the scale; gain 1 and bias 0 where there are no samples.
 
     Raises:
         InputError: the samples' scores do not differ.
     """
     if not task.references:
-        return params, RewardScale()
+        return params, RewardScale(max_tokens=task.config.max_tokens)
     gain, bias = reward_heads.measure_scale(task.scores(params, task.references))
     params, offset = reward_heads.scale_head(task.model, params, gain, bias)
-    return params, RewardScale(gain=gain, bias=bias, offset=offset)
+    return params, RewardScale(gain=gain, bias=bias, offset=offset, max_tokens=task.config.max_tokens)
 
 
 def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
@@ -231,6 +233,7 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
     facts: dict[str, Any] = {
         "training_judgements": len(task.training.rows),
         "held_out_judgements": len(task.held.rows),
+        "held_out_prompts": task.held.num_prompts,
         "answers_too_long": task.training.num_cut + task.held.num_cut,
         "reference_samples": len(task.references),
         "gain": scale.gain,

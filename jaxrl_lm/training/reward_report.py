@@ -37,7 +37,7 @@ def judge_baseline(objective: Objective, baseline: BagOfWords, held: Judgements)
     """How well the bag of words does on the held-out rows."""
     texts = [text for row in held.rows for text in row.texts()]
     scores = baseline.score(texts).reshape(-1, held.num_answers)
-    return judge(objective, scores, held.targets, lengths_of(held))
+    return judge(objective, scores, held.targets, lengths_of(held), held.groups)
 
 
 def lengths_of(judgements: Judgements) -> np.ndarray:
@@ -69,7 +69,7 @@ def write_evaluation(
     storage.write_atomically(folder.path / "evaluation.json", json.dumps(record, indent=2) + "\n")
     _draw(folder.path / PICTURE, neural, words)
     sections = [
-        _comparison(neural, words, len(held.rows)),
+        _comparison(neural, words, held),
         Section(
             title="Reliability",
             note="Points on the dotted line are calibrated: what is held likely comes true as often. "
@@ -93,14 +93,17 @@ def show_interval(share: Interval) -> str:
     return f"{share.estimate:.3f} [{share.low:.3f}, {share.high:.3f}]"
 
 
-def _comparison(neural: Verdict, words: Verdict, num_rows: int) -> Section:
+def _comparison(neural: Verdict, words: Verdict, held: Judgements) -> Section:
     rows = [
         ("accuracy [95 % interval]", *(show_interval(each.accuracy) for each in (neural, words))),
         ("loss, nats", *(f"{each.loss:.4f}" for each in (neural, words))),
         ("expected calibration error", *(f"{each.calibration_error:.4f}" for each in (neural, words))),
         ("correlation of score and length", *(f"{each.length_correlation:+.3f}" for each in (neural, words))),
     ]
-    note = f"{num_rows} held-out judgements; Wilson's intervals."
+    note = (
+        f"{len(held.rows)} held-out judgements of {held.num_prompts} prompts; Wilson's intervals for as many "
+        "independent judgements as these are worth, for those of one prompt are alike."
+    )
     if neural.length_bias is not None and words.length_bias is not None:
         rows.append(
             (

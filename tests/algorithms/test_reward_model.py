@@ -9,6 +9,7 @@ import pytest
 
 from jaxrl_lm.algorithms import AdamWConfig, PreferenceBatch, make_reward_model
 from jaxrl_lm.algorithms.reward_model import sum_preference_losses
+from jaxrl_lm.core import calibration
 from jaxrl_lm.errors import InputError
 
 CONFIG = AdamWConfig(learning_rate=0.05, schedule="constant", warmup_fraction=0.0, weight_decay=0.0)
@@ -59,6 +60,22 @@ def test_loss_equals_a_loop(objective):
     assert float(sums.metrics["accuracy/batch"]) == sum(right)
     assert float(sums.metrics["score/mean"]) / len(losses) == pytest.approx(np.mean(scores), abs=1e-6)
     assert float(sums.metrics["score/mean_square"]) / len(losses) == pytest.approx(np.mean(scores**2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "scores", "targets", "right"),
+    [
+        ("pairwise", [[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]], [0, 0, 1], 2.0),
+        ("best_of_k", [[3.0, 3.0, 3.0, 3.0], [1.0, 2.0, 2.0, 0.0], [1.0, 2.0, 2.0, 0.0]], [0, 2, 0], 0.75),
+        ("binary", [[0.0], [0.0], [-1.0]], [0, 0, 0], 2.0),
+    ],
+)
+def test_a_tie_among_n_best_answers_counts_one_nth(objective, scores, targets, right):
+    batch = PreferenceBatch(inputs=jnp.array(scores), targets=jnp.array(targets, jnp.int32))
+    sums = sum_preference_losses(objective, lambda _, inputs: inputs, None, batch)
+    assert float(sums.metrics["accuracy/batch"]) == right
+    if objective != "binary":
+        assert calibration.choice_confidence(np.array(scores), np.array(targets))[1].sum() == right
 
 
 def test_pairwise_is_best_of_two():

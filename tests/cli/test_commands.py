@@ -15,7 +15,7 @@ from jaxrl_lm import data
 from jaxrl_lm.cli import demo
 from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.doctor import advice
-from jaxrl_lm.cli.main import COMMANDS, parse, run
+from jaxrl_lm.cli.main import COMMANDS, _fail, parse, run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.training.language_config import LanguagePPOConfig
@@ -115,6 +115,15 @@ def test_generate_prints_an_answer_to_each_prompt(model: Path, capfd: pytest.Cap
     out = capfd.readouterr().out
     assert "> ab\n" in out
     assert "> cde\n" in out
+
+
+def test_generate_and_errors_send_the_terminal_no_commands(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", f"--model={model}", "--prompt", "a\x1b[2J :smile:", "--max-new-tokens=2"]) == 0
+    out = capfd.readouterr().out
+    assert "> a[U+001B][2J :smile:\n" in out
+    assert "\x1b" not in out
+    assert _fail(InputError("reward raised \x1b[2J"), 2) == 2
+    assert capfd.readouterr().err == "jaxrl-lm: reward raised [U+001B][2J\n"
 
 
 def test_generate_answers_do_not_depend_on_the_batch_size(model: Path, tmp_path: Path) -> None:

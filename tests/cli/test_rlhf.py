@@ -1,19 +1,22 @@
-"""People as judges of a chain: what they say on the page becomes the labels, and Ctrl-C stops the chain."""
+"""People as judges of a chain: what they say on the page becomes the labels, Ctrl-C stops it; what is printed."""
 
 import sqlite3
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxrl_lm import feedback
-from jaxrl_lm.cli.rlhf import page_judge
+from jaxrl_lm.cli.rlhf import page_judge, print_chain
 from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
+from jaxrl_lm.storage import RunFolder
+from jaxrl_lm.training.comparison import PolicyAnswers
 from jaxrl_lm.training.interrupts import Interrupted
-from jaxrl_lm.training.rlhf import Pair
+from jaxrl_lm.training.rlhf import ChainResult, Pair
 
 PAIRS = [
     Pair(Prompt(prompt=f"p{number}", columns={}), f"short {number}", f"a longer one {number}") for number in range(3)
@@ -66,6 +69,16 @@ def test_a_locked_database_stops_the_chain_with_words(tmp_path: Path, monkeypatc
     monkeypatch.setattr(feedback, "serve", locked)
     with pytest.raises(InputError, match="labels: the database is locked by another program; close that program"):
         page_judge(port=0)(PAIRS, tmp_path, 1)
+
+
+def test_what_models_write_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\x1b[31m:smile: [bold]red[/bold]\r\nnext\u202e \ud83d"
+    policy = PolicyAnswers(name="p", prompts=[text], answers=[text], scores={}, kl=np.zeros(1), strips=[])
+    print_chain(ChainResult(folder=RunFolder(Path(":smile:")), policies=[policy]))
+    shown = capsys.readouterr().out
+    spelled = "[U+001B][31m:smile: [bold]red[/bold][U+000D]\nnext[U+202E] [U+D83D]"
+    assert f"\n{spelled}\np: {spelled}\nreport: :smile:/" in shown
+    assert not set(shown) & {"\x1b", "\r", "\u202e"}
 
 
 def test_the_page_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,60 @@ def test_wilson_interval_of_nothing_is_everything():
     assert (low, high) == (0.0, 1.0)
 
 
+def test_effective_number_worked_by_hand():
+    # p = 1/2; sums of the groups 1, 0, -1: variance 3/2 * 2 / 36 = 1/12, of independent examples 1/24.
+    correct, groups = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]), np.array([7, 9, 7, 3, 3, 9])
+    assert cal.effective_number(correct, groups) == pytest.approx(6 / 2)
+    assert cal.clustered_interval(correct, groups) == pytest.approx(cal.wilson_interval(1.5, 3))
+    # p = 5/8; sums 3/2 and -3/2: variance 2 * 9/2 / 64 = 9/64, of independent examples 15/512; 8 / (24/5).
+    correct = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    assert cal.effective_number(correct, np.repeat([0, 1], 4)) == pytest.approx(5 / 3)
+    # Groups more alike than chance has them are worth no more than their examples.
+    assert cal.effective_number(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0, 0, 1, 1])) == 4
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_examples_that_are_all_alike_are_worth_their_groups(value):
+    assert cal.effective_number(np.full(9, value), np.repeat([0, 1, 2], 3)) == 3
+    interval = cal.clustered_interval(np.full(9, value), np.repeat([0, 1, 2], 3))
+    assert interval == pytest.approx(cal.wilson_interval(3 * value, 3))
+    assert interval.estimate == value
+
+
+def test_one_group_is_one_example_and_none_tell_nothing():
+    assert cal.effective_number(np.array([1.0, 0.0, 1.0]), np.zeros(3, int)) == 1
+    estimate, low, high = cal.clustered_interval(np.zeros(0), np.zeros(0, int))
+    assert math.isnan(estimate)
+    assert (low, high) == (0.0, 1.0)
+
+
+@given(halves=st.lists(st.integers(0, 2), min_size=1, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_where_no_two_share_a_group_the_interval_is_exactly_wilsons(halves):
+    correct = np.array(halves) / 2
+    groups = np.random.default_rng(0).permutation(len(halves))
+    assert cal.clustered_interval(correct, groups) == cal.wilson_interval(float(correct.sum()), len(halves))
+
+
+@pytest.mark.parametrize("num_groups", [10, 40])
+def test_clustered_interval_covers_the_true_share_where_wilsons_does_not(num_groups):
+    rng = np.random.default_rng(0)
+    groups, share, trials = np.repeat(np.arange(num_groups), 15), 0.7, 600
+    held = np.zeros(2)
+    for _ in range(trials):
+        # Right with a chance that differs from prompt to prompt: correlation in a group 1 / (1 + 4) = 0.2.
+        chances = rng.beta(4 * share, 4 * (1 - share), num_groups)
+        correct = (rng.random(len(groups)) < chances[groups]).astype(np.float64)
+        intervals = (
+            cal.clustered_interval(correct, groups),
+            cal.wilson_interval(float(correct.sum()), len(correct)),
+        )
+        held += [each.low <= share <= each.high for each in intervals]
+    clustered, plain = held / trials
+    assert plain < 0.75
+    assert clustered > (0.88 if num_groups == 10 else 0.92)
+
+
 def test_a_tie_counts_half():
     np.testing.assert_array_equal(cal.correctness(np.array([2.0, 0.0, -0.1])), [1.0, 0.5, 0.0])
 
@@ -43,22 +97,23 @@ def test_a_tie_counts_half():
 def test_accuracy_by_margin_worked_by_hand():
     margins = np.array([5.0, 1.0, 3.0, 2.0, 4.0, 6.0])
     correct = np.array([1.0, 0.0, 0.5, 0.0, 1.0, 1.0])
-    bins = cal.accuracy_by_margin(correct, margins, num_bins=3)
+    bins = cal.accuracy_by_margin(correct, margins, np.arange(6), num_bins=3)
     assert [(each.low, each.high, each.count) for each in bins] == [(1.0, 2.0, 2), (3.0, 4.0, 2), (5.0, 6.0, 2)]
     assert [each.accuracy.estimate for each in bins] == [0.0, 0.75, 1.0]
 
 
 def test_examples_of_one_margin_stay_together():
-    bins = cal.accuracy_by_margin(np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, 2.0]), num_bins=4)
+    correct, margins = np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, 2.0])
+    bins = cal.accuracy_by_margin(correct, margins, np.arange(4), num_bins=4)
     assert [(each.low, each.high, each.count) for each in bins] == [(1.0, 1.0, 3), (2.0, 2.0, 1)]
-    assert cal.accuracy_by_margin(np.zeros(0), np.zeros(0)) == []
+    assert cal.accuracy_by_margin(np.zeros(0), np.zeros(0), np.zeros(0, int)) == []
 
 
 @given(margins=NUMBERS, num_bins=st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
 def test_bins_of_margins_hold_every_example_once(margins, num_bins):
     correct = (margins > 0).astype(np.float64)
-    bins = cal.accuracy_by_margin(correct, margins, num_bins)
+    bins = cal.accuracy_by_margin(correct, margins, np.arange(len(margins)), num_bins)
     assert sum(each.count for each in bins) == len(margins)
     assert len(bins) <= num_bins
     total = sum(each.count * each.accuracy.estimate for each in bins)

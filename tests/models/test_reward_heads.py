@@ -83,7 +83,7 @@ def test_scale_comes_back_and_saving_a_model_over_it_takes_it_away(reward_model,
     folder = tmp_path / "m"
     save_pretrained(folder, *reward_model)
     assert reward_heads.read_scale(folder) == RewardScale()
-    scale = RewardScale(gain=0.1, bias=-3.0, offset=-3.0)
+    scale = RewardScale(gain=0.1, bias=-3.0, offset=-3.0, max_tokens=8)
     reward_heads.write_scale(folder, scale)
     assert reward_heads.read_scale(folder) == scale
     save_pretrained(folder, *reward_model)
@@ -92,7 +92,10 @@ def test_scale_comes_back_and_saving_a_model_over_it_takes_it_away(reward_model,
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"gain": "x"}', '{"gain": NaN}', '{"gain": 0}', '{"gain": 1, "shift": 2}', '{"gain": null}'],
+    [
+        *("", "[]", "{", '{"gain": "x"}', '{"gain": NaN}', '{"gain": 0}', '{"gain": 1, "shift": 2}', '{"gain": null}'),
+        *('{"max_tokens": 0}', '{"max_tokens": 8.0}', '{"max_tokens": true}', '{"max_tokens": "8"}'),
+    ],
 )
 def test_damaged_scale_is_refused(tmp_path, text):
     (tmp_path / "reward_scale.json").write_text(text)

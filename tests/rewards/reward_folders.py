@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import jax
+import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import models as tokenizer_models
-from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from jaxrl_lm.models import Encoder, from_pretrained, reward_heads, save_pretrained
 from jaxrl_lm.models.families import family_of
@@ -24,6 +31,29 @@ def write_decoder(folder: Path, *, scale: reward_heads.RewardScale | None = None
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     if scale is not None:
         reward_heads.write_scale(folder, scale)
+
+
+def write_chat_decoder(folder: Path, *, template: str, is_pad_in_config: bool = True) -> None:
+    """A Llama of torch's with random weights and a score head, over bytes, with a chat template."""
+    base = folder.with_name(folder.name + "-base")
+    write_byte_model(base, num_layers=1, model_size=16, num_heads=2, context=16)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        num_labels=1,
+        initializer_range=0.5,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id if is_pad_in_config else None,
+    )
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
 
 
 def write_encoder(folder: Path) -> None:

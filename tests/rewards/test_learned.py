@@ -1,5 +1,7 @@
 """A reward model as a reward function: torch's scores for the same texts, whatever the batch, the length, the scale."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards import load_reward as load_by_name
 from jaxrl_lm.rewards import score_completions
 from jaxrl_lm.rewards.learned import load_reward
+from jaxrl_lm.training.judgements import Judgement, tokenise
 from tests.byte_model import write_byte_model
-from tests.rewards.reward_folders import CONTEXT, write_decoder, write_encoder
+from tests.rewards.reward_folders import CONTEXT, write_chat_decoder, write_decoder, write_encoder
 
 PROMPTS = ["a b", "the c", "d", "a b c d e"]
 COMPLETIONS = ["good end", "bad", "long long long the end", "a"]
@@ -107,6 +110,16 @@ def test_max_tokens_limits_the_row(folder):
             load_reward(folder, max_tokens=wrong)
 
 
+def test_a_folder_that_others_made_is_read_in_its_whole_context(reward):
+    assert reward.reader.max_tokens == CONTEXT
+
+
+def test_the_limit_of_training_must_fit_the_model(tmp_path):
+    write_decoder(tmp_path / "scaled", scale=RewardScale(max_tokens=CONTEXT + 1))
+    with pytest.raises(InputError, match=f"max_tokens={CONTEXT + 1}"):
+        load_reward(tmp_path / "scaled")
+
+
 def test_widths_are_few_and_hold_the_tokens(reward):
     widths = {n: reward.reader.width(n) for n in range(1, CONTEXT + 1)}
     assert all(width >= n for n, width in widths.items())
@@ -118,6 +131,33 @@ def test_conversations_are_scored_by_the_encoder_as_their_text(folders):
     plain = reward(["a b"], ["good"])
     turns = reward([[{"role": "user", "content": "a b"}]], [[{"role": "assistant", "content": "good"}]])
     assert turns == plain
+
+
+@pytest.mark.parametrize("is_pad_in_config", [True, False])
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|endoftext|>\n", "[/turn]\n"])
+def test_conversations_are_scored_as_torch_scores_the_rendered_template(tmp_path, end, is_pad_in_config):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content + " + json.dumps(end) + " }}{% endfor %}"
+    write_chat_decoder(tmp_path / "llama", template=template, is_pad_in_config=is_pad_in_config)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "llama", attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
+    prompts = [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "a longer one"}]] * 2
+    answers = [[{"role": "assistant", "content": text}] for text in ("ok", "no", "yes indeed", "")]
+    expected = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert tokenizer.apply_chat_template(prompt + answer, tokenize=False).endswith(end)
+        ids = tokenizer.apply_chat_template(prompt + answer, return_dict=False)
+        with torch.no_grad():
+            expected.append(float(model(torch.tensor([ids])).logits[0, 0]))
+    assert np.std(expected) > 0.02
+    reward = load_reward(tmp_path / "llama", batch_size=3)
+    np.testing.assert_allclose(reward(prompts, answers), expected, rtol=0, atol=1e-5)
+    # As the rows of training, and a policy's answers.
+    rows = [Judgement(prompt=each[0], completions=(each[1],), target=1) for each in zip(prompts, answers, strict=True)]
+    tokens = [row[0] for row in tokenise(rows, reward.reader).tokens]
+    assert tokens == [reward.reader.encode(*each) for each in zip(prompts, answers, strict=True)]
+    asked = [Prompt(prompt=prompt, columns={}) for prompt in prompts]
+    scores = score_completions(reward, asked, [answer[0]["content"] for answer in answers])
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
 
 
 def test_conversation_without_a_chat_template_is_refused_by_the_decoder(folders):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrl_lm.core.calibration import wilson_interval
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training import judgements
-from jaxrl_lm.training.judgements import Judgement, read_judgements, split_by_prompt
+from jaxrl_lm.training.judgements import Judgement, Judgements, read_judgements, split_by_prompt
 from jaxrl_lm.training.judging import judge
 
 
@@ -81,7 +82,7 @@ def test_rows_of_different_numbers_of_answers_are_refused(tmp_path):
 
 def test_verdict_on_pairs_worked_by_hand():
     scores = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    verdict = judge("pairwise", scores, np.zeros(3, int), np.array([[5, 3], [1, 1], [2, 6]]))
+    verdict = judge("pairwise", scores, np.zeros(3, int), np.array([[5, 3], [1, 1], [2, 6]]), np.arange(3))
     assert verdict.accuracy.estimate == pytest.approx(2 / 3)
     expected = np.mean(np.log1p(np.exp([-2.0, 1.0, -3.0])))
     assert verdict.loss == pytest.approx(expected)
@@ -93,7 +94,7 @@ def test_verdict_on_pairs_worked_by_hand():
 
 def test_verdict_on_the_best_of_three_counts_the_top_answer():
     scores = np.array([[1.0, 2.0, 0.0], [5.0, 1.0, 1.0]])
-    verdict = judge("best_of_k", scores, np.array([1, 2]), np.ones((2, 3), int))
+    verdict = judge("best_of_k", scores, np.array([1, 2]), np.ones((2, 3), int), np.arange(2))
     assert verdict.accuracy.estimate == 0.5
     assert verdict.length_correlation == 0.0
     assert [each.low for each in verdict.by_margin] == [1.0, 4.0]
@@ -101,13 +102,32 @@ def test_verdict_on_the_best_of_three_counts_the_top_answer():
 
 def test_verdict_on_thumbs_worked_by_hand():
     scores, labels = np.array([[2.0], [-1.0], [1.0], [0.0]]), np.array([1, 0, 0, 1])
-    verdict = judge("binary", scores, labels, np.array([[4], [1], [3], [2]]))
+    verdict = judge("binary", scores, labels, np.array([[4], [1], [3], [2]]), np.arange(4))
     assert verdict.accuracy.estimate == pytest.approx((1 + 1 + 0 + 0.5) / 4)
     assert verdict.loss == pytest.approx(np.mean(np.log1p(np.exp([-2.0, -1.0, 1.0, 0.0]))))
     assert verdict.length_bias is None
     assert verdict.length_correlation == pytest.approx(np.corrcoef(scores[:, 0], [4, 1, 3, 2])[0, 1])
 
 
+@pytest.mark.parametrize("objective", ["pairwise", "binary"])
+def test_intervals_know_which_judgements_are_of_one_prompt(objective):
+    # Right, wrong, right, ...; of three prompts one is always right and one always wrong: worth 3 of 6, and a half.
+    scores, groups = np.array([[1.0], [-1.0]] * 3), np.array([0, 1, 0, 2, 2, 1])
+    if objective == "pairwise":
+        scores = np.hstack([scores, np.zeros((6, 1))])
+    targets = np.full(6, int(objective == "binary"))
+    verdict = judge(objective, scores, targets, np.ones(scores.shape, int), groups)
+    assert verdict.accuracy == pytest.approx(wilson_interval(1.5, 3))
+    assert [each.accuracy for each in verdict.by_margin] == [verdict.accuracy]
+
+
+def test_rows_without_a_prompt_share_none():
+    rows = [pair(prompt, "c", "r") for prompt in ("b", "", "a", "b", "", [{"role": "user", "content": "b"}])]
+    held = Judgements(rows=rows, tokens=[])
+    assert held.groups.tolist() == [0, 1, 2, 0, 3, 4]
+    assert held.num_prompts == 5
+
+
 def test_verdict_is_plain_json():
-    verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 1]]))
+    verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 1]]), np.zeros(1, int))
     assert json.loads(json.dumps(verdict.as_record()))["accuracy"]["estimate"] == 1.0

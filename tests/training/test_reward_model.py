@@ -100,15 +100,18 @@ def test_a_run_leaves_the_whole_run_folder(finished):
 
 
 def test_report_and_evaluation_hold_the_baseline_beside_the_model(finished):
-    _, folder = finished
+    config, folder = finished
     record = json.loads((folder.path / "evaluation.json").read_text())
     assert record["bag_of_words"]["accuracy"]["estimate"] == 1.0  # one word tells good from bad
     assert record["reward_model"]["accuracy"]["low"] < record["reward_model"]["accuracy"]["high"]
     assert record["training_judgements"] + record["held_out_judgements"] == 60
+    task, _ = load_task(config)
+    assert record["held_out_prompts"] == len({row.prompt for row in task.held.rows})
     page = folder.report_file.read_text()
     assert "bag of words" in page
     assert "Reliability" in page
     comparison = read_sections(folder)[0]
+    assert f"of {record['held_out_prompts']} prompts" in comparison.note
     assert comparison.heads == ("", "reward model", "bag of words")
     assert comparison.rows[0][2].startswith("1.000 [")
 
@@ -206,6 +209,17 @@ def test_new_head_is_normalised_before_training_and_one_that_exists_is_kept(make
     jax.tree.map(np.testing.assert_array_equal, kept, saved)
     _, drawn = load_task(replace(again, new_head=True, head_std=0.0))
     np.testing.assert_array_equal(drawn["score"]["kernel"], 0.0)
+
+
+@pytest.mark.parametrize("num_samples", [0, 20])
+def test_texts_are_scored_as_long_as_training_saw_them(make_config, num_samples):
+    normalisation = NormalisationConfig(num_samples=num_samples)
+    config = make_config(f"short{num_samples}", max_tokens=12, normalisation=normalisation, num_updates=1)
+    folder = train_reward_model(config)
+    learned = load_reward(folder.model_folder)
+    assert learned.reader.max_tokens == 12
+    assert learned(["a b c d e a b c"], ["good d"]) == learned(["d e a b c"], ["good d"])
+    assert load_reward(folder.model_folder, max_tokens=20).reader.max_tokens == 20
 
 
 def test_no_normalisation_leaves_a_scale_of_one(make_config):
