@@ -23,7 +23,8 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
     """Read texts to imitate: rows with `text`, or with `messages`.
 
     As in all readers here, a row that does not fit (a broken line, a field missing or of the wrong kind, an empty
-    text) is left out and listed in a warning with its line; more than 1 % of such rows are an error.
+    text) is left out and listed in a warning with its line; more than 1 % of such rows are an error, unless the read
+    ended at `limit`, before the source did.
 
     Args:
         source: `.jsonl`, `.json` (a list of objects, or one object a line), `.csv`, `.tsv` or `.parquet`; any other
@@ -175,21 +176,21 @@ def _read(
             misfits.append(str(error))
         if limit is not None and len(records) >= limit:
             break
-    _report(str(source), misfits, num_rows)
+    _report(str(source), misfits, num_rows, is_whole=limit is None or len(records) < limit)
     if not records:
         raise InputError(f"{source}: holds no rows; give a source with one or more")
     return records[:limit]
 
 
-def _report(source: str, misfits: list[str], num_rows: int) -> None:
-    """Say which rows do not fit; refuse the source if they are too many."""
+def _report(source: str, misfits: list[str], num_rows: int, *, is_whole: bool) -> None:
+    """Say which rows do not fit; refuse a source that was read to its end if they are too many."""
     if not misfits:
         return
     listed = "".join(f"\n  {misfit}" for misfit in misfits[:NUM_LISTED_MISFITS])
     if len(misfits) > NUM_LISTED_MISFITS:
         listed += f"\n  and {len(misfits) - NUM_LISTED_MISFITS} more"
     share = f"{source}: {len(misfits)} of {num_rows} rows do not fit"
-    if len(misfits) > MAX_MISFIT_SHARE * num_rows:
+    if is_whole and len(misfits) > MAX_MISFIT_SHARE * num_rows:
         raise InputError(f"{share}, more than {MAX_MISFIT_SHARE:.0%}; mend or remove them:{listed}")
     _LOGGER.warning("%s and are left out:%s", share, listed)
 

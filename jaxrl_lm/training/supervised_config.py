@@ -81,7 +81,7 @@ class SFTConfig(SupervisedConfig):
     Attributes:
         data: rows with `prompt` and `completion`, or with `text` or `messages`: .jsonl, .json, .csv, .tsv, .parquet,
             each also .gz, or hub:NAME[:SPLIT].
-        form: which of the two it is; "auto" looks at the first row.
+        form: which of the two it is; "auto" takes that of the first row that has the columns of either.
         loss_on: learn the tokens of the "completion" only, or "all"; a text is learned whole in either case.
         batch_size: rows a batch.
         row_length: tokens a row; several sequences share one, longer ones are split (texts) or cut (completions).

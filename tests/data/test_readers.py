@@ -228,6 +228,14 @@ def test_limit_reads_no_further(tmp_path):
         read_prompt_completions(source, limit=3)
 
 
+def test_a_limit_that_ends_the_read_leaves_the_share_of_misfits_open(tmp_path, caplog):
+    source = write(tmp_path, "rows.jsonl", '{"prompt": "Q"}\n' + GOOD_LINE * 999)
+    assert len(read_prompt_completions(source, limit=1)) == 1
+    assert "1 of 2 rows do not fit and are left out:" in caplog.text
+    assert "line 1: there is no 'completion'" in caplog.text
+    refused(read_prompt_completions, tmp_path, {"prompt": "Q"}, limit=1)
+
+
 def test_a_text_of_100_kilobytes_is_read_whole(tmp_path):
     long = "word " * 20_000
     row = {"prompt": "Q", "chosen": long, "rejected": long + "!"}
