@@ -13,7 +13,7 @@ from jaxrl_lm.data.rows import try_rows
 from jaxrl_lm.errors import InputError
 
 MAX_MISFIT_SHARE = 0.01
-NUM_LISTED_MISFITS = 10
+NUM_EXPLAINED_MISFITS = 10
 
 _LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
@@ -23,8 +23,8 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
     """Read texts to imitate: rows with `text`, or with `messages`.
 
     As in all readers here, a row that does not fit (a broken line, a field missing or of the wrong kind, an empty
-    text) is left out and listed in a warning with its line; more than 1 % of such rows are an error, unless the read
-    ended at `limit`, before the source did.
+    text) is left out and listed in a warning with its line, the first ten with their reason; more than 1 % of such
+    rows are an error, unless the read ended at `limit`, before the source did.
 
     Args:
         source: `.jsonl`, `.json` (a list of objects, or one object a line), `.csv`, `.tsv` or `.parquet`; any other
@@ -164,7 +164,7 @@ def _read(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all")
     records: list[_Record] = []
-    misfits: list[str] = []
+    misfits: dict[str, str] = {}
     num_rows = 0
     for where, row in try_rows(str(source), line_column=line_column):
         num_rows += 1
@@ -173,7 +173,7 @@ def _read(
                 raise row
             records.extend(parse(row, where))
         except InputError as error:
-            misfits.append(str(error))
+            misfits[where] = str(error)
         if limit is not None and len(records) >= limit:
             break
     _report(str(source), misfits, num_rows, is_whole=limit is None or len(records) < limit)
@@ -182,17 +182,28 @@ def _read(
     return records[:limit]
 
 
-def _report(source: str, misfits: list[str], num_rows: int, *, is_whole: bool) -> None:
-    """Say which rows do not fit; refuse a source that was read to its end if they are too many."""
+def _report(source: str, misfits: dict[str, str], num_rows: int, *, is_whole: bool) -> None:
+    """Say which rows do not fit, by place; refuse a source that was read to its end if they are too many."""
     if not misfits:
         return
-    listed = "".join(f"\n  {misfit}" for misfit in misfits[:NUM_LISTED_MISFITS])
-    if len(misfits) > NUM_LISTED_MISFITS:
-        listed += f"\n  and {len(misfits) - NUM_LISTED_MISFITS} more"
+    listed = "".join(f"\n  {reason}" for reason in list(misfits.values())[:NUM_EXPLAINED_MISFITS])
+    if len(misfits) > NUM_EXPLAINED_MISFITS:
+        listed += f"\n  and {_shorten(list(misfits)[NUM_EXPLAINED_MISFITS:])}"
     share = f"{source}: {len(misfits)} of {num_rows} rows do not fit"
     if is_whole and len(misfits) > MAX_MISFIT_SHARE * num_rows:
         raise InputError(f"{share}, more than {MAX_MISFIT_SHARE:.0%}; mend or remove them:{listed}")
     _LOGGER.warning("%s and are left out:%s", share, listed)
+
+
+def _shorten(places: list[str]) -> str:
+    """`lines 17, 21, 40 to 52` for places in one source, each of which ends in `line 17` or the like."""
+    kind = places[0].split(" ")[-2]
+    spans: list[tuple[int, int]] = []
+    for number in (int(place.rpartition(" ")[2]) for place in places):
+        first = spans.pop()[0] if spans and spans[-1][1] == number - 1 else number
+        spans.append((first, number))
+    shown = (str(first) if first == last else f"{first} to {last}" for first, last in spans)
+    return f"{kind}{'s' if len(places) > 1 else ''} {', '.join(shown)}"
 
 
 def _decoder(tokenizer: Any) -> forms.Decode | None:
