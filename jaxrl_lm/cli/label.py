@@ -18,6 +18,7 @@ from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all, read_an
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode, Pairs
+from jaxrl_lm.training.judgements import load_named_tokenizer
 
 _SERVE = "serve"
 _NUM_SHOWN = 5
@@ -108,6 +109,8 @@ class ImportConfig:
         labels: the folder of the labels, made if it is not there.
         database: SQLAlchemy URL for the labels, in place of labels.sqlite in --labels.
         source: a file in the form of the mode: preference, unpaired preference, or best of four.
+        tokenizer: folder or hub id of the tokenizer whose ids the file holds, as OpenAI's labels hold GPT-2's; None
+            where it holds texts.
         mode: how its items were judged.
         annotator: the name under which the labels are kept.
     """
@@ -116,6 +119,7 @@ class ImportConfig:
     annotator: str
     labels: str | None = None
     database: str | None = None
+    tokenizer: str | None = None
     mode: Mode = "pairwise"
 
 
@@ -201,7 +205,8 @@ def run_export(config: ExportConfig) -> None:
 
 def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and say how many were new."""
-    judged = list(_JUDGED[config.mode](config.source))
+    tokenizer = None if config.tokenizer is None else load_named_tokenizer("tokenizer", config.tokenizer)
+    judged = list(_JUDGED[config.mode](config.source, tokenizer))
     engine = _open(config.labels, config.database, is_new_allowed=True)
     counts = feedback.import_labels(engine, judged, name=config.annotator)
     text = f"{counts.num_added} labels added, {counts.num_repeated} were there already"
@@ -271,25 +276,25 @@ def _announce(address: str) -> None:
     sys.stdout.flush()
 
 
-def _judged_pairs(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_preferences(source):
+def _judged_pairs(source: str, tokenizer: Any) -> Iterable[feedback.JudgedItem]:
+    for row in data.read_preferences(source, tokenizer=tokenizer):
         item = feedback.Item(mode="pairwise", prompt=row.prompt, completions=(row.chosen, row.rejected))
         yield feedback.JudgedItem(item=item, verdict="0")
 
 
-def _judged_answers(source: str) -> Iterable[feedback.JudgedItem]:
+def _judged_answers(source: str, _: Any) -> Iterable[feedback.JudgedItem]:
     for row in data.read_unpaired_preferences(source):
         item = feedback.Item(mode="thumbs", prompt=row.prompt, completions=(row.completion,))
         yield feedback.JudgedItem(item=item, verdict="up" if row.label else "down")
 
 
-def _judged_fours(source: str) -> Iterable[feedback.JudgedItem]:
-    for row in data.read_best_of_k(source):
+def _judged_fours(source: str, tokenizer: Any) -> Iterable[feedback.JudgedItem]:
+    for row in data.read_best_of_k(source, tokenizer=tokenizer):
         item = feedback.Item(mode="best-of-4", prompt=row.prompt, completions=row.completions)
         yield feedback.JudgedItem(item=item, verdict=str(row.best))
 
 
-_JUDGED: dict[Mode, Callable[[str], Iterable[feedback.JudgedItem]]] = {
+_JUDGED: dict[Mode, Callable[[str, Any], Iterable[feedback.JudgedItem]]] = {
     "pairwise": _judged_pairs,
     "thumbs": _judged_answers,
     "best-of-4": _judged_fours,

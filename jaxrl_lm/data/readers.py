@@ -1,5 +1,6 @@
 """Data sets of the ecosystem's forms: read, checked row by row, and made records."""
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxrl_lm.data.misfits import collect_records
 from jaxrl_lm.data.records import BestOfK, LanguageModeling, Preference, PromptCompletion, Rating, UnpairedPreference
 from jaxrl_lm.data.rows import try_rows
 
+_LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
 
 
@@ -75,7 +77,7 @@ def read_preferences(source: str | Path, *, limit: int | None = None, tokenizer:
 
     Reference: Bai et al. 2022, "Training a Helpful and Harmless Assistant with RLHF".
     """
-    return _read(source, partial(forms.to_preferences, decode=_decoder(tokenizer)), limit=limit)
+    return _read(source, partial(forms.to_preferences, decode=_decoder(source, tokenizer)), limit=limit)
 
 
 def read_unpaired_preferences(source: str | Path, *, limit: int | None = None) -> list[UnpairedPreference]:
@@ -106,7 +108,8 @@ def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: A
         source: a file or data set as for `read_prompt_completions`.
         limit: read no further than this many records; None reads all.
         tokenizer: turns token ids into text where query and samples are such, as in OpenAI's own files of
-            lm-human-preferences (GPT-2's; ids past its vocabulary are padding). Without it such rows do not fit.
+            lm-human-preferences (GPT-2's; ids past its vocabulary are padding); a warning says so. Without it such
+            rows do not fit.
 
     Returns:
         The records in the order of the source, at least one; a row whose answers are all equal does not fit.
@@ -117,7 +120,7 @@ def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: A
     Reference: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Stiennon et al. 2020,
     "Learning to summarize from human feedback".
     """
-    return _read(source, _one(partial(forms.to_best_of_k, decode=_decoder(tokenizer))), limit=limit)
+    return _read(source, _one(partial(forms.to_best_of_k, decode=_decoder(source, tokenizer))), limit=limit)
 
 
 def read_ratings(
@@ -160,12 +163,18 @@ def _read(
     return collect_records(str(source), rows, parse, limit=limit)
 
 
-def _decoder(tokenizer: Any) -> forms.Decode | None:
+def _decoder(source: str | Path, tokenizer: Any) -> forms.Decode | None:
     if tokenizer is None:
         return None
     vocab_size = len(tokenizer)
+    is_said = False
 
     def decode(ids: list[int]) -> str:
+        nonlocal is_said
+        if not is_said:
+            name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
+            _LOGGER.warning("%s: holds token ids, which are read as those of the tokenizer %s", source, name)
+            is_said = True
         known = [token for token in ids if 0 <= token < vocab_size]
         return tokenizer.decode(known, clean_up_tokenization_spaces=False)
 

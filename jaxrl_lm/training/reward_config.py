@@ -48,6 +48,8 @@ class RewardTrainingConfig:
             label (binary).
         out: folder of the run; must not exist yet, unless resuming.
         objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
+        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
+            `model`.
         evaluation: held-out judgements of the same form. None holds out some of `preferences`, by prompt.
         evaluation_fraction: share of the prompts that are held out.
         limit: read no further than so many rows; None reads all.
@@ -77,6 +79,7 @@ class RewardTrainingConfig:
     preferences: str
     out: str
     objective: Objective = "pairwise"
+    labels_tokenizer: str | None = None
     evaluation: str | None = None
     evaluation_fraction: float = 0.1
     limit: int | None = None

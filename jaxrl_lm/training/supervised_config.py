@@ -112,6 +112,8 @@ class DPOConfig(SupervisedConfig):
     Attributes:
         preferences: rows with `prompt`, `chosen` and `rejected`, or of another form that holds pairs: .jsonl, .json,
             .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT].
+        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
+            `model`.
         batch_size: pairs a batch.
         max_tokens: longest prompt with its answer; longer answers lose their end. None takes the model's context, at
             most 1,024.
@@ -120,6 +122,7 @@ class DPOConfig(SupervisedConfig):
     """
 
     preferences: str
+    labels_tokenizer: str | None = None
     batch_size: int = 8
     max_tokens: int | None = None
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=1e-6))
