@@ -80,20 +80,19 @@ def write_stand_in(path: Path, num_rows: int, seed: int) -> None:
     path.write_text(json.dumps(rows))
 
 
-def write_texts(experiment: Experiment, labels: Path) -> None:
-    """The labels as text, and their queries as prompts."""
+def write_queries(experiment: Experiment, labels: Path) -> None:
+    """The labels' queries as prompts."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_folder(experiment.policy))
     rows = data.read_best_of_k(labels, tokenizer=tokenizer)
-    data.write_jsonl(experiment.out / "labels.jsonl", rows)
     queries = dict.fromkeys(row.prompt for row in rows if isinstance(row.prompt, str))
     data.write_jsonl(experiment.out / "queries.jsonl", [Prompt(prompt=query, columns={}) for query in queries])
 
 
-def reward_settings(experiment: Experiment) -> RewardTrainingConfig:
+def reward_settings(experiment: Experiment, labels: Path) -> RewardTrainingConfig:
     """One epoch, best of four, learning rate 5e-5 to 0, normalised over 256 answers of the policy."""
     return RewardTrainingConfig(
         model=experiment.policy,
-        preferences=str(experiment.out / "labels.jsonl"),
+        preferences=str(labels),
         out=str(experiment.out / "reward-model"),
         objective="best_of_k",
         batch_size=8 if experiment.debug else 32,
@@ -175,8 +174,8 @@ def main(experiment: Experiment) -> None:
         write_stand_in(labels, 20, experiment.seed)
     if labels is None:
         sys.exit("--labels FILE names the labels; see README.md of this experiment")
-    write_texts(experiment, labels)
-    reward_model = run_stage(train_reward_model, reward_settings(experiment))
+    write_queries(experiment, labels)
+    reward_model = run_stage(train_reward_model, reward_settings(experiment, labels))
     ppo = run_stage(train_language_ppo, ppo_settings(experiment, reward_model.model_folder))
     results = summarize(reward_model, ppo)
     (experiment.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -22,6 +22,7 @@ from jaxrl_lm.cli.label_import import read_judged
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode, Pairs
+from jaxrl_lm.training.judgements import load_named_tokenizer
 
 _SERVE = "serve"
 _NUM_SHOWN = 5
@@ -124,6 +125,8 @@ class ImportConfig:
         database: SQLAlchemy URL for the labels, in place of labels.sqlite in --labels.
         source: a file in the form of the mode: preference, unpaired preference, or best of four; or one of
             `label export --all-verdicts`.
+        tokenizer: folder or hub id of the tokenizer whose ids the file holds, as OpenAI's labels hold GPT-2's; None
+            where it holds texts.
         mode: how its items were judged; rows of --all-verdicts say it themselves.
         annotator: the name under which the labels are kept, in place of each row's `annotator`.
     """
@@ -132,6 +135,7 @@ class ImportConfig:
     annotator: str | None = None
     labels: str | None = None
     database: str | None = None
+    tokenizer: str | None = None
     mode: Mode = "pairwise"
 
 
@@ -236,7 +240,8 @@ def run_export(config: ExportConfig) -> None:
 
 def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and say how many were new."""
-    judged = read_judged(config.source, config.mode, annotator=config.annotator)
+    tokenizer = None if config.tokenizer is None else load_named_tokenizer("tokenizer", config.tokenizer)
+    judged = read_judged(config.source, config.mode, annotator=config.annotator, tokenizer=tokenizer)
     engine = _open(config.labels, config.database, is_new_allowed=True)
     counts = feedback.import_labels(engine, judged)
     text = f"{counts.num_added} labels added, {counts.num_repeated} were there already"

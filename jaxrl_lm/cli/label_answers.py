@@ -72,7 +72,7 @@ def read_answers(source: str, prompt_column: str) -> list[Answers]:
     """
     rows = []
     for number, prompt in enumerate(data.read_prompts(source, column=prompt_column), 1):
-        where = f"{source}, row {number}"
+        where = f"{source}, row {number} of those with a prompt"
         completions = prompt.columns.get("completions")
         if not isinstance(completions, list) or not completions:
             raise InputError(f"{where}: completions={completions!r:.60} is no list; give the answers to the prompt")

@@ -5,11 +5,12 @@ from typing import Any
 
 from jaxrl_lm import data
 from jaxrl_lm.data import fields, forms
+from jaxrl_lm.data.forms import Decode
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import MODES, Item, JudgedItem, Mode
 
 
-def read_judged(source: str, mode: Mode, *, annotator: str | None) -> list[JudgedItem]:
+def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: Any) -> list[JudgedItem]:
     """Read who said what of which item, in how many seconds.
 
     Args:
@@ -17,10 +18,13 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None) -> list[Judge
             itself, any other is of the mode's data set.
         mode: how the items of a data set were judged.
         annotator: whose labels they are; None for each row's `annotator`.
+        tokenizer: as for `data.read_best_of_k`.
 
     Raises:
         InputError: the source or a row is not what it must be.
     """
+
+    decode = data.make_decoder(source, tokenizer)
 
     def parse(row: dict[str, Any], where: str) -> list[JudgedItem]:
         name = row.get("annotator") if annotator is None else annotator
@@ -28,7 +32,7 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None) -> list[Judge
             raise InputError(f"{where}: the row has no annotator; say whose labels they are by --annotator NAME")
         if row.get("verdict") is not None and row.get("completions") is not None:
             return [_verdict(row, name, where)]
-        judged = _JUDGED[mode](row, where)
+        judged = _JUDGED[mode](row, where, decode)
         seconds = _optional_number(row, "seconds", where) if len(judged) == 1 else None
         return [JudgedItem(item=item, verdict=verdict, annotator=name, seconds=seconds) for item, verdict in judged]
 
@@ -66,25 +70,25 @@ def _optional_number(row: dict[str, Any], name: str, where: str) -> float | None
     return None if row.get(name) in (None, "") else fields.number_field(row, name, where)
 
 
-def _judged_pairs(row: dict[str, Any], where: str) -> list[tuple[Item, str]]:
-    pairs = forms.to_preferences(row, where, None)
+def _judged_pairs(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
+    pairs = forms.to_preferences(row, where, decode)
     return [
         (Item(mode="pairwise", prompt=pair.prompt, completions=(pair.chosen, pair.rejected)), "0") for pair in pairs
     ]
 
 
-def _judged_answers(row: dict[str, Any], where: str) -> list[tuple[Item, str]]:
+def _judged_answers(row: dict[str, Any], where: str, _: Decode | None) -> list[tuple[Item, str]]:
     answer = forms.to_unpaired_preference(row, where)
     item = Item(mode="thumbs", prompt=answer.prompt, completions=(answer.completion,))
     return [(item, "up" if answer.label else "down")]
 
 
-def _judged_fours(row: dict[str, Any], where: str) -> list[tuple[Item, str]]:
-    four = forms.to_best_of_k(row, where, None)
+def _judged_fours(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
+    four = forms.to_best_of_k(row, where, decode)
     return [(Item(mode="best-of-4", prompt=four.prompt, completions=four.completions), str(four.best))]
 
 
-_JUDGED: dict[Mode, Callable[[dict[str, Any], str], list[tuple[Item, str]]]] = {
+_JUDGED: dict[Mode, Callable[[dict[str, Any], str, Decode | None], list[tuple[Item, str]]]] = {
     "pairwise": _judged_pairs,
     "thumbs": _judged_answers,
     "best-of-4": _judged_fours,

@@ -1,6 +1,7 @@
 """`jaxrl-lm rlhf`: the whole chain, with labels from a simulated annotator, a file, or people on a web page."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
 from jaxrl_lm.training.chain_report import table_of
 from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.judgements import labels_tokenizer
 from jaxrl_lm.training.rlhf import ChainResult, Judge, Pair, file_judge, run_rlhf, simulated_judge
 from jaxrl_lm.training.rlhf_config import RLHFConfig
 
@@ -45,7 +47,7 @@ def _judge(config: RLHFConfig) -> Judge | None:
     if config.reward is not None:
         return None
     if labels.file is not None:
-        return file_judge(labels.file)
+        return file_judge(labels.file, labels_tokenizer(replace(config.reward_model, model=config.model)))
     if labels.annotator == "page":
         return page_judge(labels.port)
     assert labels.gold is not None

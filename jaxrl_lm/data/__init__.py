@@ -5,6 +5,7 @@ from jaxrl_lm.data.packing import PackedRows, fit_sequences, pack_sequences, pla
 from jaxrl_lm.data.prompts import Prompt, encode_prompts, left_pad, prompt_order, read_prompts
 from jaxrl_lm.data.ratings import labels_from_ratings, pairs_from_ratings
 from jaxrl_lm.data.readers import (
+    make_decoder,
     read_best_of_k,
     read_language_modeling,
     read_preferences,
@@ -45,6 +46,7 @@ __all__ = [
     "labels_from_ratings",
     "left_pad",
     "load_tokenizer",
+    "make_decoder",
     "pack_sequences",
     "padding_token",
     "pairs_from_ratings",

@@ -165,7 +165,8 @@ def _maybe_tokens(row: dict[str, Any], name: str, where: str, decode: Decode | N
         return text_field(row, name, where)
     if decode is None:
         raise InputError(
-            f"{where}, {name!r}: token ids; give the tokenizer they are of (GPT-2's for OpenAI's lm-human-preferences)"
+            f"{where}, {name!r}: token ids; give the tokenizer they are of (GPT-2's for OpenAI's "
+            "lm-human-preferences), as by `label import --tokenizer`"
         )
     return decode(value)
 

@@ -1,7 +1,6 @@
 """Prompts from files or the hub: read, tokenised, padded and dealt out in batches."""
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,9 @@ from jaxtyping import Int32, Int64
 from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.data.encoding import encode_prompt
 from jaxrl_lm.data.fields import check_encodable, check_messages
+from jaxrl_lm.data.misfits import collect_records
 from jaxrl_lm.data.records import Text
-from jaxrl_lm.data.rows import excerpt, read_rows
+from jaxrl_lm.data.rows import check_column, excerpt, try_rows
 from jaxrl_lm.errors import InputError
 
 
@@ -37,6 +37,9 @@ class Prompt:
 def read_prompts(source: str, *, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
     """Read prompts from a file or from a data set of the hub.
 
+    A row that does not fit is left out and listed in a warning with its line; more than 1 % of such rows are an error,
+    unless the read ended at `limit`, before the source did.
+
     Args:
         source: `.jsonl`, `.json` (a list of objects), `.csv`, `.tsv` or `.parquet`; any other file is plain
             text with one prompt a line; each may end in `.gz`. Or `hub:NAME[:SPLIT]`, by default the split
@@ -48,15 +51,16 @@ def read_prompts(source: str, *, column: str = "prompt", limit: int | None = Non
         The prompts in the order of the source, at least one.
 
     Raises:
-        InputError: the source, its form, its column or a prompt is not what it must be.
+        InputError: the source cannot be read, its table lacks the column, over 1 % of its rows do not fit, or none is
+            left.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all prompts")
-    rows = islice(read_rows(source, column), limit)
-    prompts = [_to_prompt(row, column, where) for where, row in rows]
-    if not prompts:
-        raise InputError(f"{source}: holds no prompts; give a source with one or more")
-    return prompts
+
+    def parse(row: dict[str, Any], where: str) -> list[Prompt]:
+        check_column(column, list(row), where)
+        return [_to_prompt(row, column, where)]
+
+    rows = try_rows(source, line_column=column, required=column)
+    return collect_records(source, rows, parse, limit=limit)
 
 
 def encode_prompts(prompts: list[Prompt], tokenizer: Any, *, max_tokens: int) -> list[list[int]]:

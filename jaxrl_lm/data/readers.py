@@ -8,12 +8,9 @@ from typing import Any, TypeVar
 
 from jaxrl_lm.data import forms
 from jaxrl_lm.data.fields import answer_field, check_text, number_field
+from jaxrl_lm.data.misfits import collect_records
 from jaxrl_lm.data.records import BestOfK, LanguageModeling, Preference, PromptCompletion, Rating, UnpairedPreference
 from jaxrl_lm.data.rows import try_rows
-from jaxrl_lm.errors import InputError
-
-MAX_MISFIT_SHARE = 0.01
-NUM_LISTED_MISFITS = 10
 
 _LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
@@ -23,7 +20,8 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
     """Read texts to imitate: rows with `text`, or with `messages`.
 
     As in all readers here, a row that does not fit (a broken line, a field missing or of the wrong kind, an empty
-    text) is left out and listed in a warning with its line; more than 1 % of such rows are an error.
+    text) is left out and listed in a warning with its line, the first ten with their reason; more than 1 % of such
+    rows are an error, unless the read ended at `limit`, before the source did.
 
     Args:
         source: `.jsonl`, `.json` (a list of objects, or one object a line), `.csv`, `.tsv` or `.parquet`; any other
@@ -79,7 +77,7 @@ def read_preferences(source: str | Path, *, limit: int | None = None, tokenizer:
 
     Reference: Bai et al. 2022, "Training a Helpful and Harmless Assistant with RLHF".
     """
-    return _read(source, partial(forms.to_preferences, decode=_decoder(tokenizer)), limit=limit)
+    return _read(source, partial(forms.to_preferences, decode=make_decoder(source, tokenizer)), limit=limit)
 
 
 def read_unpaired_preferences(source: str | Path, *, limit: int | None = None) -> list[UnpairedPreference]:
@@ -110,7 +108,8 @@ def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: A
         source: a file or data set as for `read_prompt_completions`.
         limit: read no further than this many records; None reads all.
         tokenizer: turns token ids into text where query and samples are such, as in OpenAI's own files of
-            lm-human-preferences (GPT-2's; ids past its vocabulary are padding). Without it such rows do not fit.
+            lm-human-preferences (GPT-2's; ids past its vocabulary are padding); a warning says so. Without it such
+            rows do not fit.
 
     Returns:
         The records in the order of the source, at least one; a row whose answers are all equal does not fit.
@@ -121,7 +120,7 @@ def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: A
     Reference: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Stiennon et al. 2020,
     "Learning to summarize from human feedback".
     """
-    return _read(source, _one(partial(forms.to_best_of_k, decode=_decoder(tokenizer))), limit=limit)
+    return _read(source, _one(partial(forms.to_best_of_k, decode=make_decoder(source, tokenizer))), limit=limit)
 
 
 def read_ratings(
@@ -176,46 +175,23 @@ def _read(
     limit: int | None,
     line_column: str | None = None,
 ) -> list[_Record]:
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all")
-    records: list[_Record] = []
-    misfits: list[str] = []
-    num_rows = 0
-    for where, row in try_rows(str(source), line_column=line_column):
-        num_rows += 1
-        try:
-            if isinstance(row, InputError):
-                raise row
-            records.extend(parse(row, where))
-        except InputError as error:
-            misfits.append(str(error))
-        if limit is not None and len(records) >= limit:
-            break
-    _report(str(source), misfits, num_rows)
-    if not records:
-        raise InputError(f"{source}: holds no rows; give a source with one or more")
-    return records[:limit]
+    rows = try_rows(str(source), line_column=line_column)
+    return collect_records(str(source), rows, parse, limit=limit)
 
 
-def _report(source: str, misfits: list[str], num_rows: int) -> None:
-    """Say which rows do not fit; refuse the source if they are too many."""
-    if not misfits:
-        return
-    listed = "".join(f"\n  {misfit}" for misfit in misfits[:NUM_LISTED_MISFITS])
-    if len(misfits) > NUM_LISTED_MISFITS:
-        listed += f"\n  and {len(misfits) - NUM_LISTED_MISFITS} more"
-    share = f"{source}: {len(misfits)} of {num_rows} rows do not fit"
-    if len(misfits) > MAX_MISFIT_SHARE * num_rows:
-        raise InputError(f"{share}, more than {MAX_MISFIT_SHARE:.0%}; mend or remove them:{listed}")
-    _LOGGER.warning("%s and are left out:%s", share, listed)
-
-
-def _decoder(tokenizer: Any) -> forms.Decode | None:
+def make_decoder(source: str | Path, tokenizer: Any) -> forms.Decode | None:
+    """What turns the token ids of a source into text, with one warning that it does; None without a tokenizer."""
     if tokenizer is None:
         return None
     vocab_size = len(tokenizer)
+    is_said = False
 
     def decode(ids: list[int]) -> str:
+        nonlocal is_said
+        if not is_said:
+            name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
+            _LOGGER.warning("%s: holds token ids, which are read as those of the tokenizer %s", source, name)
+            is_said = True
         known = [token for token in ids if 0 <= token < vocab_size]
         return tokenizer.decode(known, clean_up_tokenization_spaces=False)
 

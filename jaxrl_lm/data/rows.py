@@ -16,39 +16,17 @@ HUB_PREFIX = "hub:"
 MAX_CSV_CELL_CHARACTERS = 2**24
 DATA_EXTRA = "install it with: pip install 'jaxrl-lm[data]'"
 
-Row = tuple[str, dict[str, Any]]
-"""Where the row stands, for errors, and its columns."""
-
 RowOrError = tuple[str, dict[str, Any] | InputError]
-"""Where the row stands, and its columns, or what is wrong with it while those behind it can still be read."""
+"""Where the row stands, for errors, and its columns, or what is wrong with it while others can still be read."""
 
 
-def read_rows(source: str, column: str) -> Iterator[Row]:
-    """Read rows lazily and stop at the first that is broken; `read_prompts` says which sources there are.
-
-    Args:
-        source: a file, or `hub:NAME[:SPLIT]`.
-        column: a column that every row must have; the one that a line of plain text becomes.
-
-    Yields:
-        Where the row stands, and its columns by name.
-
-    Raises:
-        InputError: the source is not there, is not of its form, or a row lacks the column.
-    """
-    for where, row in _rows(source, column, line_column=column):
-        if isinstance(row, InputError):
-            raise row
-        _check_column(column, list(row), where)
-        yield where, row
-
-
-def try_rows(source: str, *, line_column: str | None) -> Iterator[RowOrError]:
+def try_rows(source: str, *, line_column: str | None, required: str | None = None) -> Iterator[RowOrError]:
     """Read rows lazily, past those that are broken; the source and its form must still be right.
 
     Args:
         source: a file, or `hub:NAME[:SPLIT]`.
         line_column: the column that a line of plain text becomes; None refuses plain text.
+        required: a column that the header of a table must name; rows of files without one are not looked at.
 
     Yields:
         Where the row stands, and its columns by name or what is wrong with it.
@@ -56,7 +34,9 @@ def try_rows(source: str, *, line_column: str | None) -> Iterator[RowOrError]:
     Raises:
         InputError: the source is not there or is not of its form.
     """
-    return _rows(source, None, line_column=line_column)
+    if source.startswith(HUB_PREFIX):
+        return _hub_rows(source)
+    return _file_rows(source, required, line_column)
 
 
 def excerpt(value: Any) -> str:
@@ -65,7 +45,12 @@ def excerpt(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def _check_column(column: str | None, present: list[str], where: str) -> None:
+def check_column(column: str | None, present: list[str], where: str) -> None:
+    """Refuse what lacks a column of the prompt.
+
+    Raises:
+        InputError: the column is not among those present.
+    """
     if column is None or column in present:
         return
     near = difflib.get_close_matches(column, present, n=1)
@@ -75,12 +60,6 @@ def _check_column(column: str | None, present: list[str], where: str) -> None:
         f"{where}: there is no column {column!r}{guess} The columns are: {columns}. "
         "Set `column` to the one that holds the prompt"
     )
-
-
-def _rows(source: str, required: str | None, *, line_column: str | None) -> Iterator[RowOrError]:
-    if source.startswith(HUB_PREFIX):
-        return _hub_rows(source)
-    return _file_rows(source, required, line_column)
 
 
 def _hub_rows(source: str) -> Iterator[RowOrError]:
@@ -204,7 +183,7 @@ def _tsv_rows(file: io.BufferedIOBase, source: str, required: str | None) -> Ite
 
 
 def _csv_header(cells: list[str], required: str | None, where: str) -> list[str]:
-    _check_column(required, cells, where)
+    check_column(required, cells, where)
     twice = [cell for cell in cells if cells.count(cell) > 1]
     if twice:
         raise InputError(f"{where}: the column {twice[0]!r} stands there twice; rename one")
@@ -232,7 +211,7 @@ def _parquet_rows(file: io.BufferedIOBase, source: str, required: str | None) ->
     index = 0
     try:
         table = parquet.ParquetFile(pyarrow.BufferReader(content))
-        _check_column(required, table.schema_arrow.names, source)
+        check_column(required, table.schema_arrow.names, source)
         for batch in table.iter_batches():
             for row in batch.to_pylist():
                 index += 1

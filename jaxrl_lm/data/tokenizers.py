@@ -11,12 +11,12 @@ from jaxrl_lm.errors import InputError
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
-def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
+def load_tokenizer(folder: Path, *, vocab_size: int | None) -> Any:
     """The folder's Hugging Face tokenizer, checked against the model's embedding.
 
     Args:
         folder: a model folder with tokenizer files.
-        vocab_size: rows of the model's embedding.
+        vocab_size: rows of the model's embedding; None where no model is to read the tokens.
 
     Raises:
         InputError: there is no readable tokenizer, or it has tokens that the embedding has no row for.
@@ -33,7 +33,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
             f"{folder}: no tokenizer could be read ({type(error).__name__}: {error}); "
             "put tokenizer.json and tokenizer_config.json beside the weights"
         ) from error
-    if len(tokenizer) > vocab_size:
+    if vocab_size is not None and len(tokenizer) > vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the embedding (vocab_size) has {vocab_size} rows; "
             "the tokenizer belongs to another model"

@@ -13,6 +13,7 @@ from jaxrl_lm.algorithms import PairRows, make_dpo, make_pair_loss, sequence_log
 from jaxrl_lm.data import EncodedText, PackedRows, Preference
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
+from jaxrl_lm.training.judgements import labels_tokenizer
 from jaxrl_lm.training.supervised import (
     SupervisedTask,
     checksum,
@@ -87,11 +88,12 @@ def read_pairs(config: DPOConfig) -> tuple[list[Preference], list[Preference]]:
     """Training and held-out pairs.
 
     Raises:
-        InputError: a file is not what it must be.
+        InputError: a file or the labels' tokenizer is not what it must be.
     """
-    pairs = data.read_preferences(config.preferences)
+    tokenizer = labels_tokenizer(config)
+    pairs = data.read_preferences(config.preferences, tokenizer=tokenizer)
     if config.evaluation is not None:
-        return pairs, data.read_preferences(config.evaluation)
+        return pairs, data.read_preferences(config.evaluation, tokenizer=tokenizer)
     groups = [repr(pair.prompt or pair) for pair in pairs]
     return data.hold_out(pairs, groups, fraction=config.evaluation_fraction, seed=config.seed)
 

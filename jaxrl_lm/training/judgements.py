@@ -14,7 +14,10 @@ from jaxrl_lm.algorithms.reward_model import Objective, check_num_answers
 from jaxrl_lm.data.readers import read_best_of_k, read_preferences, read_unpaired_preferences
 from jaxrl_lm.data.records import BestOfK, Preference, Text, UnpairedPreference
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, plain_text
+from jaxrl_lm.training.reward_config import RewardTrainingConfig
+from jaxrl_lm.training.supervised_config import DPOConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +79,45 @@ class Judgements:
         return sum(tokens.is_cut for row in self.tokens for tokens in row)
 
 
-def read_judgements(source: str, objective: Objective, *, limit: int | None = None) -> list[Judgement]:
+def labels_tokenizer(config: RewardTrainingConfig | DPOConfig) -> Any:
+    """The tokenizer whose ids the labels may hold: the one named, else the model's.
+
+    Raises:
+        InputError: there is none.
+    """
+    if config.labels_tokenizer is None:
+        return load_named_tokenizer("model", config.model)
+    return load_named_tokenizer("labels_tokenizer", config.labels_tokenizer)
+
+
+def load_named_tokenizer(option: str, folder_or_hub_id: str) -> Any:
+    """`data.load_tokenizer` for token ids that no model is to read; errors name the option that asked for it.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return data.load_tokenizer(resolve_folder(folder_or_hub_id), vocab_size=None)
+    except InputError as error:
+        raise InputError(f"{option}={folder_or_hub_id!r}: {error}") from error
+
+
+def read_judgements(
+    source: str, objective: Objective, *, limit: int | None = None, tokenizer: Any = None
+) -> list[Judgement]:
     """Read the rows that an objective learns from.
+
+    Args:
+        source: a file or data set.
+        objective: says which form the rows have.
+        limit: read no further than this many records; None reads all.
+        tokenizer: turns token ids into text where the labels hold such; None refuses them.
 
     Raises:
         InputError: the source or a row is not what it must be, or rows differ in their number of answers.
     """
-    rows = [_from_record(record) for record in _READERS[objective](source, limit=limit)]
+    options = {} if objective == "binary" else {"tokenizer": tokenizer}
+    rows = [_from_record(record) for record in _READERS[objective](source, limit=limit, **options)]
     sizes = sorted({len(row.completions) for row in rows})
     if len(sizes) > 1:
         raise InputError(

@@ -44,10 +44,12 @@ class RewardTrainingConfig:
         model: what to start from, a folder or a Hugging Face hub id: a language model of any family, a BERT, or a
             reward model.
         preferences: the judgements: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT]. Rows of
-            prompt, chosen, rejected (pairwise), of prompt, completions, best (best_of_k), or of prompt, completion,
-            label (binary).
+            prompt, chosen, rejected (pairwise), of query, sample0, sample1, ..., best (best_of_k), or of prompt,
+            completion, label (binary).
         out: folder of the run; must not exist yet, unless resuming.
         objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
+        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
+            `model`.
         evaluation: held-out judgements of the same form. None holds out some of `preferences`, by prompt.
         evaluation_fraction: share of the prompts that are held out.
         limit: read no further than so many rows; None reads all.
@@ -77,6 +79,7 @@ class RewardTrainingConfig:
     preferences: str
     out: str
     objective: Objective = "pairwise"
+    labels_tokenizer: str | None = None
     evaluation: str | None = None
     evaluation_fraction: float = 0.1
     limit: int | None = None

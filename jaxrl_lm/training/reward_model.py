@@ -198,10 +198,11 @@ def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
 
 def _read(config: RewardTrainingConfig) -> tuple[list[Judgement], list[Judgement]]:
     """Training and held-out rows."""
-    rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit)
+    tokenizer = judgements.labels_tokenizer(config)
+    rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit, tokenizer=tokenizer)
     if config.evaluation is None:
         return judgements.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)
-    held = judgements.read_judgements(config.evaluation, config.objective)
+    held = judgements.read_judgements(config.evaluation, config.objective, tokenizer=tokenizer)
     judgements.check_held_out(rows, held, config.evaluation)
     return rows, held
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxrl_lm import data, storage
 from jaxrl_lm.algorithms import LossSums, make_sft, sum_token_losses
 from jaxrl_lm.data import EncodedText, LanguageModeling, PackedRows, PromptCompletion
+from jaxrl_lm.data.rows import try_rows
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.supervised import (
     SupervisedTask,
@@ -123,16 +124,22 @@ def pack_rows(config: SFTConfig, sequences: list[EncodedText], row_length: int, 
 
 
 def _form_of(source: str) -> str:
-    """Prompts with completions if the first row can be read so, else texts."""
-    try:
-        data.read_prompt_completions(source, limit=1)
-    except InputError as no_completion:
-        try:
-            data.read_language_modeling(source, limit=1)
-        except InputError as no_text:
-            raise InputError(f"{no_completion}; nor is it a text: {no_text}") from no_text
-        return "language-modeling"
-    return "prompt-completion"
+    """Prompts with completions, or texts: the first row that has the columns of either says which.
+
+    Raises:
+        InputError: the source cannot be read, or no row has them.
+    """
+    first = ""
+    for where, row in try_rows(source, line_column="text"):
+        columns = [] if isinstance(row, InputError) else [name for name, value in row.items() if value is not None]
+        if {"prompt", "completion"}.issubset(columns):
+            return "prompt-completion"
+        if "text" in columns or "messages" in columns:
+            return "language-modeling"
+        has = f"{where} has: {', '.join(map(repr, columns)) or 'nothing'}"
+        first = first or (str(row) if isinstance(row, InputError) else has)
+    told = first or "it holds no rows"
+    raise InputError(f"{source}: no row has 'prompt' and 'completion', nor 'text' or 'messages'; {told}")
 
 
 def _group(example: Example) -> str:

@@ -81,7 +81,7 @@ class SFTConfig(SupervisedConfig):
     Attributes:
         data: rows with `prompt` and `completion`, or with `text` or `messages`: .jsonl, .json, .csv, .tsv, .parquet,
             each also .gz, or hub:NAME[:SPLIT].
-        form: which of the two it is; "auto" looks at the first row.
+        form: which of the two it is; "auto" takes that of the first row that has the columns of either.
         loss_on: learn the tokens of the "completion" only, or "all"; a text is learned whole in either case.
         batch_size: rows a batch.
         row_length: tokens a row; several sequences share one, longer ones are split (texts) or cut (completions).
@@ -112,6 +112,8 @@ class DPOConfig(SupervisedConfig):
     Attributes:
         preferences: rows with `prompt`, `chosen` and `rejected`, or of another form that holds pairs: .jsonl, .json,
             .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT].
+        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
+            `model`.
         batch_size: pairs a batch.
         max_tokens: longest prompt with its answer; longer answers lose their end. None takes the model's context, at
             most 1,024.
@@ -120,6 +122,7 @@ class DPOConfig(SupervisedConfig):
     """
 
     preferences: str
+    labels_tokenizer: str | None = None
     batch_size: int = 8
     max_tokens: int | None = None
     optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=1e-6))

@@ -90,6 +90,24 @@ def test_limit_reads_no_further(tmp_path):
         read_prompts(source, limit=0)
 
 
+def test_one_percent_of_prompts_that_do_not_fit_are_left_out_and_listed(tmp_path, caplog):
+    lines = [json.dumps({"prompt": f"number {number}"}) + "\n" for number in range(300)]
+    lines[4], lines[70], lines[99] = '{"prompt": " "}\n', "not JSON\n", '{"promt": "a"}\n'
+    source = write(tmp_path, "a.jsonl", "".join(lines))
+    kept = [Prompt(prompt=f"number {number}", columns={}) for number in range(300) if number not in (4, 70, 99)]
+    assert read_prompts(source) == kept
+    assert f"{source}: 3 of 300 rows do not fit and are left out:" in caplog.text
+    for said in (
+        "line 5, column 'prompt': the prompt is blank",
+        "line 71: not valid JSON",
+        "line 100: there is no column",
+    ):
+        assert said in caplog.text
+    assert read_prompts(source, limit=6) == kept[:6]
+    write(tmp_path, "a.jsonl", "".join([*lines, "[]\n"]))
+    refused(source, "4 of 301 rows do not fit, more than 1%", "line 301: [] is not an object")
+
+
 def test_another_column_can_hold_the_prompt(tmp_path):
     source = write(tmp_path, "a.csv", "question,prompt\nwhy?,unused\n")
     assert read_prompts(source, column="question") == [Prompt(prompt="why?", columns={"prompt": "unused"})]
@@ -153,10 +171,10 @@ def test_a_prompt_that_is_no_prompt_is_named_with_line_and_column(tmp_path, prom
         ("a.txt.gz", gzip.compress(b"cut short" * 99, mtime=0)[:-12], ["gzip"]),
         ("a.parquet", b"PAR1 and then noise PAR1", ["not a whole parquet file"]),
         ("a.parquet", as_parquet(ROWS)[:-9], ["not a whole parquet file"]),
-        *[(f"a.{suffix}", b"", ["no prompts"]) for suffix in (*WRITERS, "txt", "txt.gz")],
-        ("a.json", "[]", ["no prompts"]),
-        ("a.csv", "prompt\n", ["no prompts"]),
-        ("a.txt", "\n \n", ["no prompts"]),
+        *[(f"a.{suffix}", b"", ["no rows"]) for suffix in (*WRITERS, "txt", "txt.gz")],
+        ("a.json", "[]", ["no rows"]),
+        ("a.csv", "prompt\n", ["no rows"]),
+        ("a.txt", "\n \n", ["no rows"]),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_named_with_place_and_remedy(tmp_path, name, content, parts):

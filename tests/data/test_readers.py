@@ -175,7 +175,7 @@ def test_one_percent_of_misfits_are_left_out_and_listed_with_their_lines(tmp_pat
     assert re.search(r"line 5: not valid JSON.*\n.*line 100: there is no 'completion'", said)
 
 
-def test_more_than_one_percent_of_misfits_is_an_error_that_lists_the_first_ten(tmp_path):
+def test_more_than_one_percent_of_misfits_is_an_error_that_explains_the_first_ten(tmp_path):
     lines = [GOOD_LINE] * 1100
     for index in range(50, 1150, 100):
         lines[index] = "[]\n"
@@ -188,7 +188,23 @@ def test_more_than_one_percent_of_misfits_is_an_error_that_lists_the_first_ten(t
     assert "12 of 1100 rows do not fit, more than 1%; mend or remove them:" in said
     assert said.count("is not an object") == 10
     assert "line 2: [] is not" in said
-    assert said.endswith("and 2 more")
+    assert said.endswith("and lines 951, 1051")
+
+
+@pytest.mark.parametrize(("form", "kind"), [("jsonl", "line"), ("json", "item"), ("parquet", "row")])
+def test_all_misfits_are_listed_and_those_behind_one_another_as_a_range(tmp_path, caplog, form, kind):
+    good = json.loads(GOOD_LINE)
+    rows = [good] * 2500
+    for number in [*range(1, 11), 17, 21, *range(40, 53)]:
+        rows[number - 1] = {**good, "completion": ""}
+    assert len(read_prompt_completions(write(tmp_path, f"rows.{form}", WRITERS[form](rows)))) == 2475
+    assert caplog.text.count("the answer is empty") == 10
+    assert caplog.text.rstrip().endswith(f"\n  and {kind}s 17, 21, 40 to 52")
+    rows[2:] = rows[2:52]
+    with pytest.raises(InputError, match=rf"and {kind}s 17, 21, 40 to 52$"):
+        read_prompt_completions(write(tmp_path, f"rows.{form}", WRITERS[form](rows)))
+    with pytest.raises(InputError, match=rf"and {kind} 11$"):
+        read_prompt_completions(write(tmp_path, f"rows.{form}", WRITERS[form]([rows[0]] * 11)))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +242,14 @@ def test_limit_reads_no_further(tmp_path):
     assert len(read_prompt_completions(source, limit=2)) == 2
     with pytest.raises(InputError, match="line 3"):
         read_prompt_completions(source, limit=3)
+
+
+def test_a_limit_that_ends_the_read_leaves_the_share_of_misfits_open(tmp_path, caplog):
+    source = write(tmp_path, "rows.jsonl", '{"prompt": "Q"}\n' + GOOD_LINE * 999)
+    assert len(read_prompt_completions(source, limit=1)) == 1
+    assert "1 of 2 rows do not fit and are left out:" in caplog.text
+    assert "line 1: there is no 'completion'" in caplog.text
+    refused(read_prompt_completions, tmp_path, {"prompt": "Q"}, limit=1)
 
 
 def test_a_text_of_100_kilobytes_is_read_whole(tmp_path):

@@ -16,6 +16,7 @@ from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import MODES, Item, JudgedItem, LabelStore, Mode, export_labels, import_labels
 from jaxrl_lm.feedback.items import VERDICTS
+from tests.byte_model import write_byte_model
 from tests.feedback.conftest import Clock, numbered_items
 
 PAIR = Item(mode="pairwise", prompt="p", completions=("good", "bad"))
@@ -206,6 +207,24 @@ def test_rows_that_cannot_be_imported_name_their_line(
     assert message in error
     assert "line 1" in error.replace("jsonl, line", "line")
     assert not (tmp_path / "l").exists()
+
+
+def test_openais_token_ids_are_imported_as_the_text_of_a_named_tokenizer(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_byte_model(tmp_path / "model", num_layers=1, model_size=16, num_heads=2, context=32)
+    encode = data.load_tokenizer(tmp_path / "model", vocab_size=None).encode
+    row = {name: encode(text) if isinstance(text, str) else text for name, text in ROWS["best-of-4"].items()}
+    source, labels, out = tmp_path / "offline.json", tmp_path / "labels", tmp_path / "out.jsonl"
+    source.write_text(json.dumps([row, row]))
+    options = ("import", "--labels", labels, "--mode=best-of-4", "--source", source, "--annotator", "ann")
+    assert label_command(*options) == 2
+    assert "by `label import --tokenizer`" in " ".join(capfd.readouterr().err.split())
+    assert label_command(*options, "--tokenizer", tmp_path / "none") == 2
+    assert "tokenizer=" in capfd.readouterr().err
+    assert label_command(*options, "--tokenizer", tmp_path / "model") == 0
+    assert label_command("export", "--labels", labels, "--out", out) == 0
+    assert json.loads(out.read_text()).items() >= ROWS["best-of-4"].items()
 
 
 @pytest.mark.parametrize(

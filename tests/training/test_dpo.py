@@ -11,12 +11,13 @@ import chex
 import numpy as np
 import pytest
 
+from jaxrl_lm import data
 from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training import supervised
-from jaxrl_lm.training.dpo import load_dpo_task, train_dpo
+from jaxrl_lm.training.dpo import load_dpo_task, read_pairs, train_dpo
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.supervised_config import DPOConfig
 
@@ -96,6 +97,22 @@ def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(
     chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
     with pytest.raises(InputError, match=r"dpo\.beta: 0\.1 in the run, 0\.2 now"):
         train_dpo(replace(config, resume=True, dpo=DPOLossConfig(beta=0.2)))
+
+
+def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
+    make_dpo_config: MakeConfig, byte_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode = data.load_tokenizer(byte_model, vocab_size=None).encode
+    row = {"query": encode("a?"), "sample0": encode("no"), "sample1": encode("yes"), "best": 1}
+    (tmp_path / "labels.json").write_text(json.dumps([row]))
+    pair = data.Preference(prompt="a?", chosen="yes", rejected="no")
+    labels = {"preferences": str(tmp_path / "labels.json"), "evaluation": str(tmp_path / "labels.json")}
+    assert read_pairs(make_dpo_config(**labels)) == ([pair], [pair])
+    assert f"holds token ids, which are read as those of the tokenizer {byte_model}" in caplog.text
+    named = make_dpo_config(model=str(tmp_path / "none"), labels_tokenizer=str(byte_model), **labels)
+    assert read_pairs(named) == ([pair], [pair])
+    with pytest.raises(InputError, match="labels_tokenizer="):
+        read_pairs(make_dpo_config(labels_tokenizer=str(tmp_path), **labels))
 
 
 def test_the_stored_reference_is_that_of_each_pair_in_any_batch(make_dpo_config: MakeConfig) -> None:

@@ -1,17 +1,21 @@
 """Judged answers: the split by prompt, batches, and what is measured on the held-out ones."""
 
 import json
+import re
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrl_lm.algorithms.reward_model import Objective
 from jaxrl_lm.core.calibration import wilson_interval
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training import judgements
 from jaxrl_lm.training.judgements import Judgement, Judgements, read_judgements, split_by_prompt
 from jaxrl_lm.training.judging import judge
+from jaxrl_lm.training.reward_config import RewardTrainingConfig
 
 
 def pair(prompt, chosen, rejected):
@@ -69,6 +73,15 @@ def test_each_objective_reads_its_form(tmp_path):
     assert read_judgements(pairs, "pairwise") == [pair("q", "c", "r")]
     assert read_judgements(thumbs, "binary") == [Judgement(prompt="q", completions=("c",), target=0)]
     assert read_judgements(best, "best_of_k") == [Judgement(prompt="q", completions=("a", "b", "c"), target=2)]
+
+
+def test_rows_of_the_columns_that_the_help_names_are_read(tmp_path):
+    said = " ".join((RewardTrainingConfig.__doc__ or "").split())
+    forms = re.findall(r"of ((?:[a-z0-9.]+, )+[a-z0-9]+) \((\w+)\)", said)
+    assert {objective for _, objective in forms} == set(get_args(Objective))
+    for columns, objective in forms:
+        row = {name: 1 if name in ("best", "label") else name for name in columns.split(", ") if name != "..."}
+        assert len(read_judgements(write(tmp_path / "rows.jsonl", [row]), objective)) == 1
 
 
 def test_rows_of_different_numbers_of_answers_are_refused(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from jaxrl_lm import data
 from jaxrl_lm.algorithms import AdamWConfig
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
@@ -234,6 +235,19 @@ def test_given_evaluation_file_is_used_whole(make_config, tmp_path):
     (tmp_path / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task, _ = load_task(make_config("given", evaluation=str(tmp_path / "e.jsonl")))
     assert (len(task.training.rows), len(task.held.rows)) == (60, 7)
+
+
+def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(make_config, byte_model, tmp_path):
+    encode = data.load_tokenizer(byte_model, vocab_size=None).encode
+    row = {"query": encode("a?"), "sample0": encode("no"), "sample1": encode("yes"), "best": 1}
+    (tmp_path / "labels.json").write_text(json.dumps([row, {**row, "query": encode("b?")}]))
+    for name, objective, answers in (("ids", "best_of_k", ("no", "yes")), ("pairs", "pairwise", ("yes", "no"))):
+        changes = {"objective": objective, "preferences": str(tmp_path / "labels.json"), "evaluation_fraction": 0.5}
+        for labels_tokenizer in (None, str(byte_model)):
+            task, _ = load_task(make_config(name, labels_tokenizer=labels_tokenizer, **changes))
+            rows = task.training.rows + task.held.rows
+            assert {row.prompt for row in rows} == {"a?", "b?"}
+            assert {row.completions for row in rows} == {answers}
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,32 @@ def test_prompts_of_one_group_stay_on_one_side(make_sft_config: MakeConfig, tmp_
 
 
 @pytest.mark.parametrize(
+    ("first", "row"),
+    [
+        ({"prompt": "p", "completion": ""}, {"prompt": "p", "completion": "c"}),
+        ({"prompt": "p"}, {"prompt": "p", "completion": "c"}),
+        ([], {"text": "t"}),
+        ({"text": "", "prompt": None, "completion": None}, {"text": "t"}),
+    ],
+)
+def test_a_first_row_that_does_not_fit_leaves_the_form_to_the_columns(
+    make_sft_config: MakeConfig, tmp_path: Path, first: Any, row: dict[str, str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in [first, *[row] * 999]))
+    train, _ = read_examples(make_sft_config(data=str(file), evaluation_fraction=0.0))
+    assert len(train) == 999
+
+
+def test_rows_of_neither_form_are_refused_with_what_the_first_has(make_sft_config: MakeConfig, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for content, part in (('{"txt": "a"}\n', "line 1 has: 'txt'"), ("{\n", "line 1: not valid JSON"), ("", "no rows")):
+        file.write_text(content)
+        with pytest.raises(InputError, match=f"nor 'text' or 'messages'.*{part}"):
+            read_examples(make_sft_config(data=str(file)))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"row_length": 33}, "row_length=33"),
