@@ -1,7 +1,6 @@
 """Prompts answered and scored on the way to learning: what PPO, RLOO and GRPO on a language model share."""
 
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from jaxrl_lm.rollouts import Generation, SamplingConfig
 from jaxrl_lm.training.language_config import AnswerTrainingConfig
 from jaxrl_lm.training.loop import LoopConfig, run_updates
 from jaxrl_lm.training.run_files import check_out, open_run, write_samples_after
+from jaxrl_lm.training.supervised import checksum
 from jaxrl_lm.types import Metrics, PyTree
 
 SHOWN = ("reward/mean", "kl/answer")
@@ -141,7 +141,7 @@ def run_answer_training(
         shown=SHOWN,
         wandb_project=config.wandb_project,
     )
-    state = run_updates(folder, state, update, loop, fingerprints=fingerprints(task), resume=config.resume)
+    state = run_updates(folder, state, update, loop, fingerprints=fingerprints(task, params), resume=config.resume)
     return folder, task, state
 
 
@@ -259,12 +259,15 @@ def ended_by_stop(task: AnswerTask, generation: Generation) -> np.ndarray:
     return np.isin(last, task.sampling.stop_tokens) & (length > task.sampling.ignore_stops_before)
 
 
-def fingerprints(task: AnswerTask) -> dict[str, int]:
-    """Checksums of what a run reads and its configuration only names."""
-    reference = 0
-    for leaf in jax.tree.leaves(task.reference_params):
-        reference = zlib.crc32(np.asarray(leaf).tobytes(), reference)
-    return {"prompts": zlib.crc32(repr(task.prompt_ids).encode()), "model": reference}
+def fingerprints(task: AnswerTask, params: PyTree) -> dict[str, int]:
+    """Checksums of what a run reads and its configuration only names; `params` are those that training starts from."""
+    columns = [prompt.columns for prompt in task.prompts]
+    judged_by = {"reward": task.reward} | {f"judge {name}": judge for name, judge in task.judges.items()}
+    return {
+        "prompts": checksum([task.prompt_ids, columns]),
+        "model": checksum(params),
+        **{name: rewards.reward_fingerprint(reward) for name, reward in judged_by.items()},
+    }
 
 
 def finish_answer_training(task: AnswerTask, params: PyTree, folder: storage.RunFolder, *, title: str) -> None:

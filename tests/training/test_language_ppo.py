@@ -272,13 +272,15 @@ def test_config_yaml_holds_every_setting(straight: RunFolder) -> None:
     assert json.dumps(saved)
 
 
-def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_other_prompts(
+def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_other_prompts_or_rewards(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("ab\nabcde\n")
     ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
-    config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts))
+    judge = tmp_path / "judge.py"
+    judge.write_text("def zero(prompts, completions, **columns):\n    return [0.0] * len(completions)\n")
+    config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts), judges=(f"zero={judge}:zero",))
     train_language_ppo(config)
     with pytest.raises(InputError, match="num_updates=1: the run has made 2 already"):
         train_language_ppo(replace(config, num_updates=1, resume=True))
@@ -287,6 +289,11 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
     with pytest.raises(InputError, match="prompts changed since the run was started"):
         train_language_ppo(longer)
     prompts.write_text("ab\nabcde\n")
+    written = judge.read_text()
+    judge.write_text(written.replace("0.0", "1.0"))
+    with pytest.raises(InputError, match="judge zero changed since the run was started"):
+        train_language_ppo(longer)
+    judge.write_text(written)
     folder = train_language_ppo(longer)
     assert [record["step"] for record in numbers(folder)] == [1, 2, 3]
     assert [sample["step"] for sample in read_jsonl(folder.samples_file)] == [0, 0, 3, 3]
