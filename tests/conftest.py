@@ -11,8 +11,13 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import hypothesis
 import numpy as np
 import pytest
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("jaxrl_lm", deadline=None)
+hypothesis.settings.load_profile("jaxrl_lm")
 
 # While jaxtyping's hook loads a module of the package, what that imports for the first time is compiled from source.
 for name in (
