@@ -63,7 +63,7 @@ class Experiment:
     num_pairs: int = 1600
     num_judge_pairs: int = 6000
     num_held_out: int = 1000
-    num_updates: int = 40
+    num_updates: int = 60
     num_prompts: int = 256
     seed: int = 0
     debug: bool = False
@@ -77,7 +77,10 @@ def debug_version(experiment: Experiment) -> Experiment:
 
 
 def write_data(experiment: Experiment) -> list[Prompt]:
-    """Pairs of held-out sentences, of the policy's and of the judge's, no sentence in two of them; held-out prompts."""
+    """Pairs of held-out sentences, of the policy's and of the judge's, no row in two of them; held-out prompts.
+
+    A few sentences stand in the table twice.
+    """
     ratings = data.read_ratings(experiment.ratings, text_column="text", rating_column="rating")
     order = np.random.default_rng(experiment.seed).permutation(len(ratings))
     num_held = len(ratings) // 5
@@ -126,7 +129,7 @@ def reward_settings(experiment: Experiment, name: str, model: str, part: str, ra
 
 
 def ppo_settings(experiment: Experiment, reward_model: Path) -> LanguagePPOConfig:
-    """As experiment 001, but for the reward."""
+    """As experiment 001, but for the reward and a rate of 7e-5 for 5e-5."""
     return LanguagePPOConfig(
         model=experiment.smollm2,
         prompts=str(experiment.out / "prompts.jsonl"),
@@ -136,7 +139,7 @@ def ppo_settings(experiment: Experiment, reward_model: Path) -> LanguagePPOConfi
         batch_size=4 if experiment.debug else 48,
         answers=ANSWER,
         kl=KLConfig(coefficient=0.05, target=8.0, horizon=500),
-        ppo=PPOConfig(learning_rate=5e-5, num_epochs=2, num_minibatches=2, adam="tensorflow"),
+        ppo=PPOConfig(learning_rate=7e-5, num_epochs=2, num_minibatches=2, adam="tensorflow"),
         seed=experiment.seed,
         save_every=10,
         keep_checkpoints=1,
