@@ -147,7 +147,7 @@ def main(experiment: Experiment) -> None:
     if not experiment.ratings.is_file():
         sys.exit(f"skipped: {experiment.ratings} is not there; --ratings names the movie-review table")
     if experiment.debug:
-        experiment = replace(experiment, out=experiment.out / "debug")
+        experiment = replace(experiment, out=experiment.out.with_name(f"{experiment.out.name}-debug"))
     experiment.out.mkdir(parents=True, exist_ok=True)
     prompts = experiment.out / "prompts.jsonl"
     write_prompts(experiment, prompts)

@@ -283,7 +283,13 @@ def main(experiment: Experiment) -> None:
     """Train everything, then write figures and curves."""
     if experiment.debug:
         seeds = experiment.seeds[:2]
-        experiment = replace(experiment, out=experiment.out / "debug", seeds=seeds, num_episodes=50, num_steps=2_000)
+        experiment = replace(
+            experiment,
+            out=experiment.out.with_name(f"{experiment.out.name}-debug"),
+            seeds=seeds,
+            num_episodes=50,
+            num_steps=2_000,
+        )
     experiment.out.mkdir(parents=True, exist_ok=True)
     env, num_steps = ChainMaze(), experiment.num_steps
     params = env.default_params

@@ -215,7 +215,8 @@ def walk(bank: Any, level: int, actions: np.ndarray, width: int) -> list[int]:
 
 def main(experiment: Experiment) -> None:
     """Train, evaluate, draw, write."""
-    folder = experiment.out / "debug" if experiment.debug else experiment.out / f"size-{experiment.size}"
+    out = experiment.out
+    folder = out.with_name(f"{out.name}-debug") if experiment.debug else out / f"size-{experiment.size}"
     config = settings(experiment, folder / "run")
     if storage.RunFolder(folder / "run").config_file.exists():
         config = replace(config, resume=True)

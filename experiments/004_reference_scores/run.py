@@ -242,7 +242,7 @@ def plot(finished: list[Case], folder: Path, path: Path) -> None:
 
 def main(experiment: Experiment) -> None:
     """Run what has not run, then tell of all that has."""
-    folder = experiment.out / "debug" if experiment.debug else experiment.out
+    folder = experiment.out.with_name(f"{experiment.out.name}-debug") if experiment.debug else experiment.out
     for case in cases(experiment):
         run(case, folder)
     everything = cases(experiment if experiment.debug else replace(experiment, only=("",)))

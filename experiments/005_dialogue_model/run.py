@@ -139,7 +139,7 @@ def install(run: storage.RunFolder, experiment: Experiment) -> None:
 
 def main(experiment: Experiment) -> None:
     """Write the text, learn it, judge, install."""
-    folder = experiment.out / "debug" if experiment.debug else experiment.out
+    folder = experiment.out.with_name(f"{experiment.out.name}-debug") if experiment.debug else experiment.out
     count = 64 if experiment.debug else experiment.num_exchanges
     texts = [each.prompt + each.reply for each in corpus.exchanges(count, experiment.seed, ALIKE)]
     config = settings(experiment, folder)

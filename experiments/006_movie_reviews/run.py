@@ -73,7 +73,8 @@ def debug_version(experiment: Experiment) -> Experiment:
     """The same with the demo's small model in both places."""
     tiny = str(DIALOGUE / "model")
     sizes = {"num_pairs": 32, "num_judge_pairs": 32, "num_held_out": 16, "num_updates": 2, "num_prompts": 8}
-    return replace(experiment, out=experiment.out / "debug", smollm2=tiny, minilm=tiny, **sizes)
+    out = experiment.out.with_name(f"{experiment.out.name}-debug")
+    return replace(experiment, out=out, smollm2=tiny, minilm=tiny, **sizes)
 
 
 def write_data(experiment: Experiment) -> list[Prompt]:
@@ -129,7 +130,7 @@ def reward_settings(experiment: Experiment, name: str, model: str, part: str, ra
 
 
 def ppo_settings(experiment: Experiment, reward_model: Path) -> LanguagePPOConfig:
-    """As experiment 001, but for the reward and a rate of 7e-5 for 5e-5."""
+    """60 updates at 7e-5 falling to 0; the penalty aims at 8 nats an answer."""
     return LanguagePPOConfig(
         model=experiment.smollm2,
         prompts=str(experiment.out / "prompts.jsonl"),

@@ -71,7 +71,7 @@ class Experiment:
 def debug_version(experiment: Experiment) -> Experiment:
     """Everything once, small."""
     small = {"seeds": (0,), "proxy_pairs": (16,), "num_held_out": 4, "num_updates": 2, "num_answers": 4}
-    return replace(experiment, out=experiment.out / "debug", **small)
+    return replace(experiment, out=experiment.out.with_name(f"{experiment.out.name}-debug"), **small)
 
 
 def fine_tune(experiment: Experiment) -> Path:

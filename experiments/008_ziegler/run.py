@@ -165,15 +165,14 @@ def main(experiment: Experiment) -> None:
     """Train what is not there yet, then write figures."""
     if experiment.debug:
         small = {"policy": str(DIALOGUE / "model"), "num_updates": 2, "batch_size": 8}
-        experiment = replace(experiment, out=experiment.out / "debug", **small)
-    # The same settings go on; others need another folder.
-    storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
-    labels = experiment.labels
-    if experiment.debug and labels is None:
-        labels = experiment.out / "stand-in.json"
-        write_stand_in(labels, 20, experiment.seed)
+        experiment = replace(experiment, out=experiment.out.with_name(f"{experiment.out.name}-debug"), **small)
+    labels = experiment.out / "stand-in.json" if experiment.debug else experiment.labels
     if labels is None:
         sys.exit("--labels FILE names the labels; see README.md of this experiment")
+    # The same settings go on; others need another folder.
+    storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
+    if experiment.debug:
+        write_stand_in(labels, 20, experiment.seed)
     write_queries(experiment, labels)
     reward_model = run_stage(train_reward_model, reward_settings(experiment, labels))
     ppo = run_stage(train_language_ppo, ppo_settings(experiment, reward_model.model_folder))

@@ -57,7 +57,7 @@ def run_seed(experiment: Experiment, seed: int) -> tuple[dict[str, Any], storage
 def main(experiment: Experiment) -> None:
     """Run what is not there yet, then write figures."""
     if experiment.debug:
-        experiment = replace(experiment, out=experiment.out / "debug", seeds=(0,))
+        experiment = replace(experiment, out=experiment.out.with_name(f"{experiment.out.name}-debug"), seeds=(0,))
     found = {seed: run_seed(experiment, seed) for seed in experiment.seeds}
     tables = [table for table, _ in found.values()]
     runs = [run for _, run in found.values()]

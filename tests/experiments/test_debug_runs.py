@@ -36,23 +36,23 @@ def run_here(script: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> No
 def test_experiment_runs_with_debug(
     script: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_here(script, monkeypatch, "--debug", f"--out={tmp_path}")
-    results = json.loads((tmp_path / "debug" / "results.json").read_text())
+    run_here(script, monkeypatch, "--debug", f"--out={tmp_path / 'run'}")
+    results = json.loads((tmp_path / "run-debug" / "results.json").read_text())
     errors = [row[RATIO_ERROR] for row in results.values() if isinstance(row, dict) and RATIO_ERROR in row]
     assert bool(errors) == (script.parent.name not in WITHOUT_PPO)
     assert max(errors, default=0.0) < 1e-4
-    assert (tmp_path / "debug" / "curves.png").is_file()
+    assert (tmp_path / "run-debug" / "curves.png").is_file()
     assert (script.parent / "README.md").is_file()
 
 
 def test_mazes_are_learned_through_a_window_and_a_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = CHECKOUT / "experiments/003_maze_ppo/run.py"
     sizes = ["--size=5", "--observation=window", "--memory-size=8", "--hidden-sizes=8"]
-    run_here(script, monkeypatch, "--debug", f"--out={tmp_path}", *sizes)
-    results = json.loads((tmp_path / "debug" / "results.json").read_text())
+    run_here(script, monkeypatch, "--debug", f"--out={tmp_path / 'run'}", *sizes)
+    results = json.loads((tmp_path / "run-debug" / "results.json").read_text())
     assert results["settings"]["memory_size"] == 8
     assert results["seed-0"][RATIO_ERROR] < 1e-4
-    assert (tmp_path / "debug" / "episode.gif").is_file()
+    assert (tmp_path / "run-debug" / "episode.gif").is_file()
 
 
 def test_language_model_benchmark_writes_its_figures(tmp_path: Path) -> None:
