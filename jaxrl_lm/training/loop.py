@@ -93,10 +93,9 @@ def run_updates(
                 _check_finite(metrics, num_done, folder, checkpoints)
                 writer.write(num_done, metrics)
                 display.advance(num_done, metrics)
-                is_last = num_done == config.num_updates
-                if is_last or signals.received or num_done % config.save_every == 0:
+                if num_done == config.num_updates or signals.received or num_done % config.save_every == 0:
                     _save(checkpoints, num_done, state, fingerprints)
-                if signals.received and not is_last:
+                if signals.received:
                     raise Interrupted(
                         f"stopped after update {num_done} of {config.num_updates}, which is saved; "
                         f"the same command with --resume goes on",
