@@ -4,9 +4,7 @@ import inspect
 import zlib
 from pathlib import Path
 
-import jax
-import numpy as np
-
+from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.rewards.builtin import REWARDS, RewardFunction
 from jaxrl_lm.rewards.learned import LearnedReward
 
@@ -15,14 +13,11 @@ def reward_fingerprint(reward: RewardFunction) -> int:
     """A checksum that changes with what a reward says, as far as can be seen from outside.
 
     Returns:
-        CRC32 of a learned reward's parameters and scale, or of the file that a function stands in; 0 for built-in
+        CRC32 of a learned reward's scale and parameters, or of the file that a function stands in; 0 for built-in
         rewards, which their name tells, and where there is no file.
     """
     if isinstance(reward, LearnedReward):
-        found = zlib.crc32(repr(reward.scale).encode())
-        for leaf in jax.tree.leaves(reward.params):
-            found = zlib.crc32(np.asarray(leaf).tobytes(), found)
-        return found
+        return checksum_value((reward.scale, checksum_arrays(reward.params)))
     if reward in REWARDS.values():
         return 0
     try:

@@ -178,3 +178,17 @@ def decode(tokenizer: Any, generation: Generation) -> list[str]:
     tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
     rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def ended_by_stop(generation: Generation, config: SamplingConfig) -> np.ndarray:
+    """Whether each answer ended by a stop token rather than by its length, bool `[B]`.
+
+    Args:
+        generation: the answers.
+        config: how they were drawn.
+    """
+    mask = np.asarray(generation.response_mask)
+    tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
+    length = mask.sum(axis=-1)
+    last = np.take_along_axis(tokens, length[:, None] - 1, axis=-1)[:, 0]
+    return np.isin(last, config.stop_tokens) & (length > config.ignore_stops_before)

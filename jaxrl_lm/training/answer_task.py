@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxrl_lm import data, models, rewards, rollouts, storage
+from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
@@ -19,7 +20,6 @@ from jaxrl_lm.rollouts import Generation, SamplingConfig
 from jaxrl_lm.training.language_config import AnswerTrainingConfig
 from jaxrl_lm.training.loop import LoopConfig, run_updates
 from jaxrl_lm.training.run_files import check_out, open_run, write_samples_after
-from jaxrl_lm.training.supervised import checksum
 from jaxrl_lm.types import Metrics, PyTree
 
 SHOWN = ("reward/mean", "kl/answer")
@@ -203,10 +203,8 @@ def score(task: AnswerTask, chosen: np.ndarray, generation: Generation) -> tuple
         f"judge/{name}": float(np.mean(rewards.score_completions(judge, prompts, answers)))
         for name, judge in task.judges.items()
     }
-    is_stopped = ended_by_stop(task, generation)
-    scores = raw
-    if task.config.answers.missing_stop_score is not None:
-        scores = np.where(is_stopped, raw, task.config.answers.missing_stop_score).astype(np.float32)
+    is_stopped = rollouts.ended_by_stop(generation, task.sampling)
+    scores = task.config.answers.paid_scores(raw, is_stopped)
     return scores, judged | {
         "reward/mean": float(np.mean(raw)),
         "reward/std": float(np.std(raw)),
@@ -250,22 +248,13 @@ def with_heads(reference_params: PyTree, policy_params: PyTree) -> PyTree:
     return {**policy_params, **reference_params}
 
 
-def ended_by_stop(task: AnswerTask, generation: Generation) -> np.ndarray:
-    """Whether each answer ended by a stop token rather than by its length, bool `[B]`."""
-    mask = np.asarray(generation.response_mask)
-    tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
-    length = mask.sum(axis=-1)
-    last = np.take_along_axis(tokens, length[:, None] - 1, axis=-1)[:, 0]
-    return np.isin(last, task.sampling.stop_tokens) & (length > task.sampling.ignore_stops_before)
-
-
 def fingerprints(task: AnswerTask, params: PyTree) -> dict[str, int]:
     """Checksums of what a run reads and its configuration only names; `params` are those that training starts from."""
     columns = [prompt.columns for prompt in task.prompts]
     judged_by = {"reward": task.reward} | {f"judge {name}": judge for name, judge in task.judges.items()}
     return {
-        "prompts": checksum([task.prompt_ids, columns]),
-        "model": checksum(params),
+        "prompts": checksum_value([task.prompt_ids, columns]),
+        "model": checksum_arrays(params),
         **{name: rewards.reward_fingerprint(reward) for name, reward in judged_by.items()},
     }
 

@@ -43,7 +43,8 @@ def _columns(policy: PolicyAnswers) -> dict[str, np.ndarray]:
 
 def _cell(values: np.ndarray) -> str:
     # Adding 0 to a rounded number makes 0.00 of what would be -0.00.
-    return f"{round(float(np.mean(values)), 2) + 0:.2f} ± {_half_width(values) or 0:.2f}"
+    mean, half_width = f"{round(float(np.mean(values)), 2) + 0:.2f}", _half_width(values)
+    return mean if half_width is None else f"{mean} ± {half_width:.2f}"
 
 
 def _half_width(values: np.ndarray) -> float | None:
@@ -70,7 +71,8 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
         f"Means over {num_prompts} prompts, the same for all, with 95 % intervals. 'proxy' is what PPO followed last."
     )
     yield Section(title="Policies", note=note, heads=heads, rows=rows)
-    for picture in sorted(folder.path.glob("round-*/*/plots/*.png")):
+    pictures = folder.path.glob("round-*/*/plots/*.png")
+    for picture in sorted(pictures, key=lambda each: (len(each.parents[2].name), each)):  # round 10 behind round 9
         stage = picture.relative_to(folder.path)
         if picture.stem in ("reward", "judge", "kl", "evaluation"):
             title = f"{stage.parts[0].replace('-', ' ')}, {stage.parts[1]}: {picture.stem}"
@@ -85,9 +87,9 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     last = policies[-1]
     yield Section(
         title=f"Token by token: {last.name}",
-        note="What each token earns (the penalty at the coefficient that PPO begins with, and the proxy's score at the "
-        "end), how far its log-probability has moved from the reference's, and its advantage by the values of the "
-        "policy's own head (0 where it has none). Orange is above 0, blue below.",
+        note="What each token earns (the penalty at the coefficient that PPO begins with, and at the last token the "
+        "proxy's score, not whitened), how far its log-probability has moved from the reference's, and its advantage "
+        "by the values of the policy's own head (0 where it has none). Orange is above 0, blue below.",
         strips=tuple(_strips(last)),
     )
 

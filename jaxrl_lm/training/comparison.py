@@ -23,7 +23,8 @@ class TokenStrip:
 
     Attributes:
         tokens: their texts, T.
-        rewards: the penalty of each token, at the coefficient that training begins with, and the score at the last, T.
+        rewards: the penalty of each token, at the coefficient that training begins with, and the score at the last
+            (that of an answer without a stop, where the settings name one), T.
         kl: log pi - log pi_ref of each token, nats, T.
         advantages: by GAE with the values of the policy's own head, which are 0 where it has none, T.
     """
@@ -103,59 +104,55 @@ def compare_policies(
         reference_log_probs = rollouts.answer_log_probs(
             reference_model, reference_params, generation, sampling.temperature
         )
-        token_kl = np.asarray((evaluation.log_probs - reference_log_probs) * generation.response_mask)
-        strips = _strips(
-            tokenizer, generation, token_kl, scores[proxy], np.asarray(evaluation.values), config, num_strips
+        paid = config.answers.paid_scores(scores[proxy], rollouts.ended_by_stop(generation, sampling))
+        answered = generation.response_mask
+        token_rewards, token_kl = rewards.token_rewards(
+            jnp.asarray(paid, jnp.float32),
+            evaluation.log_probs,
+            reference_log_probs,
+            answered,
+            answered,
+            jnp.float32(config.kl.coefficient),
         )
+        advantages = _advantages(token_rewards, evaluation.values, answered, config)
+        strips = _strips(tokenizer, generation, (token_rewards, token_kl, advantages), num_strips)
         found.append(
             PolicyAnswers(
                 name=name,
                 prompts=[prompt.text() for prompt in prompts],
                 answers=answers,
                 scores=scores,
-                kl=token_kl.sum(axis=-1),
+                kl=np.asarray(token_kl).sum(axis=-1),
                 strips=strips,
             )
         )
     return found
 
 
-def _strips(
-    tokenizer: Any,
-    generation: Generation,
-    token_kl: np.ndarray,
-    scores: np.ndarray,
-    values: np.ndarray,
-    config: LanguagePPOConfig,
-    count: int,
-) -> list[TokenStrip]:
-    """The first answers token by token, with the rewards and advantages that PPO would have seen."""
-    mask = np.asarray(generation.response_mask)[:count]
-    count = len(mask)
-    is_last = mask * np.pad(mask[:, 1:] == 0, ((0, 0), (0, 1)), constant_values=True)
-    paid = is_last * scores[:count, None] - config.kl.coefficient * token_kl[:count]
-    following = np.pad(values[:count, 1:], ((0, 0), (0, 1)))
-    continues = jnp.asarray(1.0 - is_last, jnp.float32)
-    advantages = np.asarray(
-        returns.generalized_advantages(
-            jnp.asarray(paid, jnp.float32),
-            jnp.asarray(values[:count]),
-            jnp.asarray(following),
-            config.discount * continues,
-            config.trace_decay * continues,
-            jnp.asarray(mask, jnp.float32),
-        )
+def _advantages(token_rewards: jax.Array, values: jax.Array, mask: jax.Array, config: LanguagePPOConfig) -> jax.Array:
+    """GAE `[B, T]` over answers that end with their last token."""
+    following = jnp.pad(values[:, 1:] * mask[:, 1:], ((0, 0), (0, 1)))
+    continues = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))).astype(jnp.float32)
+    return returns.generalized_advantages(
+        token_rewards,
+        values,
+        following,
+        config.discount * continues,
+        config.trace_decay * continues,
+        mask.astype(jnp.float32),
     )
-    tokens = np.asarray(generation.sequences)[:count, -mask.shape[1] :]
+
+
+def _strips(
+    tokenizer: Any, generation: Generation, columns: tuple[jax.Array, jax.Array, jax.Array], count: int
+) -> list[TokenStrip]:
+    """The first answers token by token; columns are rewards, KL and advantages `[B, T]`."""
+    lengths = np.asarray(generation.response_mask).sum(axis=-1)
+    tokens = np.asarray(generation.sequences)[:, -generation.response_mask.shape[1] :]
+    numbers = [np.asarray(column) for column in columns]
     strips = []
-    for row in range(count):
-        length = int(mask[row].sum())
-        strips.append(
-            TokenStrip(
-                tokens=[tokenizer.decode([int(token)]) for token in tokens[row, :length]],
-                rewards=paid[row, :length].tolist(),
-                kl=token_kl[row, :length].tolist(),
-                advantages=advantages[row, :length].tolist(),
-            )
-        )
+    for row, length in enumerate(lengths[:count]):
+        paid, kl, advantages = (column[row, :length].tolist() for column in numbers)
+        texts = [tokenizer.decode([int(token)]) for token in tokens[row, :length]]
+        strips.append(TokenStrip(tokens=texts, rewards=paid, kl=kl, advantages=advantages))
     return strips

@@ -10,13 +10,13 @@ from jaxtyping import Float
 
 from jaxrl_lm import data, storage
 from jaxrl_lm.algorithms import PairRows, make_dpo, make_pair_loss, sequence_log_probs
+from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import EncodedText, PackedRows, Preference
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.training.judgements import labels_tokenizer
 from jaxrl_lm.training.supervised import (
     SupervisedTask,
-    checksum,
     fitting_prompts,
     load_model,
     report_title,
@@ -79,7 +79,7 @@ def load_dpo_task(config: DPOConfig) -> tuple[SupervisedTask, PyTree]:
         evaluation_batches=_in_batches(held_out_pairs, config.batch_size),
         summarize=dict,
         sample_prompts=fitting_prompts([(tokenizer.decode(ids), ids) for ids in prompts], model, config),
-        fingerprints={"preferences": checksum([train_ids, held_out_ids]), "model": checksum(params)},
+        fingerprints={"preferences": checksum_value([train_ids, held_out_ids]), "model": checksum_arrays(params)},
     )
     return task, params
 

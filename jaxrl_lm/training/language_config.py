@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxrl_lm import data
 from jaxrl_lm.algorithms import PPOConfig
 from jaxrl_lm.errors import InputError
@@ -46,6 +48,12 @@ class AnswerConfig:
             raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         if not self.temperature > 0:
             raise InputError(f"temperature={self.temperature} must be above 0: PPO learns from drawn answers")
+
+    def paid_scores(self, scores: np.ndarray, is_stopped: np.ndarray) -> np.ndarray:
+        """What training pays for answers with these scores, `[B]`: see `missing_stop_score`."""
+        if self.missing_stop_score is None:
+            return scores
+        return np.where(is_stopped, scores, self.missing_stop_score).astype(np.float32)
 
     def sampling(self, tokenizer: Any) -> SamplingConfig:
         """How a model with this tokenizer draws its answers.

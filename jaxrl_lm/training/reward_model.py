@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrl_lm import data, models, storage
 from jaxrl_lm.algorithms import SupervisedAlgorithm, SupervisedState, make_reward_model
+from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.models import RewardModel, reward_heads
 from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
@@ -26,7 +27,6 @@ from jaxrl_lm.training.judging import Verdict, judge
 from jaxrl_lm.training.loop import LoopConfig, run_updates
 from jaxrl_lm.training.reward_config import RewardTrainingConfig
 from jaxrl_lm.training.run_files import check_out, open_run
-from jaxrl_lm.training.supervised import checksum
 from jaxrl_lm.types import PyTree
 
 SHOWN = ("loss/total", "accuracy/batch", "evaluation/accuracy")
@@ -191,8 +191,8 @@ def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
     parts = (task.training, task.held)
     rows = [[[tokens.ids for tokens in row] for row in part.tokens] for part in parts]
     return {
-        "preferences": checksum([rows, [part.targets.tolist() for part in parts]]),
-        "model": checksum(params),
+        "preferences": checksum_value([rows, [part.targets.tolist() for part in parts]]),
+        "model": checksum_arrays(params),
     }
 
 

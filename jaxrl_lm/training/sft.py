@@ -9,12 +9,12 @@ import numpy as np
 
 from jaxrl_lm import data, storage
 from jaxrl_lm.algorithms import LossSums, make_sft, sum_token_losses
+from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import EncodedText, LanguageModeling, PackedRows, PromptCompletion
 from jaxrl_lm.data.rows import try_rows
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.supervised import (
     SupervisedTask,
-    checksum,
     fitting_prompts,
     load_model,
     report_title,
@@ -78,7 +78,7 @@ def load_sft_task(config: SFTConfig) -> tuple[SupervisedTask, PyTree]:
         evaluation_batches=[] if held_out_rows is None else _in_batches(held_out_rows, config.batch_size),
         summarize=_with_perplexity,
         sample_prompts=fitting_prompts(samples, model, config),
-        fingerprints={"data": checksum([train_ids, held_out_ids]), "model": checksum(params)},
+        fingerprints={"data": checksum_value([train_ids, held_out_ids]), "model": checksum_arrays(params)},
     )
     return task, params
 

@@ -2,7 +2,6 @@
 
 import math
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrl_lm import data, models, rollouts, storage
 from jaxrl_lm.algorithms import LossFunction, LossSums, SupervisedAlgorithm, SupervisedState
@@ -177,16 +175,6 @@ def fitting_prompts(
     """The first `num_samples` prompts that leave room for an answer; those of no token are left out."""
     longest = model.config.max_positions - config.max_new_tokens
     return [prompt for prompt in prompts if 0 < len(prompt[1]) <= longest][: config.num_samples]
-
-
-def checksum(tree: Any) -> int:
-    """CRC32 of arrays, or of anything else by its text."""
-    if not isinstance(tree, dict):
-        return zlib.crc32(repr(tree).encode())
-    found = 0
-    for leaf in jax.tree.leaves(tree):
-        found = zlib.crc32(np.asarray(leaf).tobytes(), found)
-    return found
 
 
 def report_title(kind: str, config: SupervisedConfig) -> str:
