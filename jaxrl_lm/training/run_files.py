@@ -71,13 +71,25 @@ def run_stage(train: Callable[[Any], storage.RunFolder], config: Any) -> storage
         storage.RunFolder.open(folder.path, _settings(config), ignore=EXEMPT)
         if folder.ended_file.exists():
             return folder
-        if not folder.holds_checkpoint():
-            # Stopped before its first checkpoint: nothing is there to go on with.
-            shutil.rmtree(folder.path)
-            is_begun = False
+    if not folder.holds_checkpoint():
+        # Stopped before its first checkpoint, or while its folder was made or taken away: nothing to go on with.
+        is_begun = False
+        _take_away(folder)
     train(replace(config, resume=is_begun))
     storage.write_atomically(folder.ended_file, "")
     return folder
+
+
+def _take_away(folder: storage.RunFolder) -> None:
+    """Delete what a run left that was stopped before its first checkpoint; a kill on the way leaves no half of it."""
+    for part in folder.path.parent.glob(f".{folder.path.name}.stopped"):
+        shutil.rmtree(part)
+    for part in folder.path.glob(f".{folder.config_file.name}.*.tmp"):
+        part.unlink()
+    if folder.config_file.exists():
+        aside = folder.path.with_name(f".{folder.path.name}.stopped")
+        folder.path.rename(aside)
+        shutil.rmtree(aside)
 
 
 def write_samples_after(folder: storage.RunFolder, after: Samples) -> None:

@@ -68,3 +68,14 @@ def test_a_stage_of_other_settings_is_refused_and_left_alone(config):
     with pytest.raises(InputError, match="size: 1 in the run, 2 now"):
         run_stage(train_noting([]), replace(config, size=2))
     assert folder.config_file.exists()
+
+
+def test_a_stage_that_was_killed_while_its_folder_was_made_or_taken_away_begins_anew(config):
+    folder = storage.RunFolder(Path(config.out))
+    folder.path.mkdir()
+    (folder.path / ".config.yaml.17.tmp").write_text("half")
+    (folder.path.parent / ".stage.stopped" / "checkpoints").mkdir(parents=True)
+    resumed: list[bool] = []
+    run_stage(train_noting(resumed), config)
+    assert resumed == [False]
+    assert [each.name for each in folder.path.parent.iterdir()] == ["stage"]
