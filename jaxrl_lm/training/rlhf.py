@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl_lm import data, rewards, storage
+from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards.annotator import prefers_first
@@ -21,10 +22,15 @@ from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_model import train_reward_model
 from jaxrl_lm.training.rlhf_config import RLHFConfig
-from jaxrl_lm.training.run_files import EXEMPT, run_stage
+from jaxrl_lm.training.run_files import run_stage
 from jaxrl_lm.training.sft import train_sft
 
 _NUM_STRIPS = 8
+
+# What may differ between two starts of a chain; a stage that has begun refuses other settings of its own.
+_MENDABLE = frozenset(
+    {"sft", "reward_model", "ppo", "labels.port", "labels.file", "num_judged", "rounds", "stop_after"}
+)
 
 
 class Pair(NamedTuple):
@@ -73,9 +79,11 @@ def run_rlhf(config: RLHFConfig, judge: Judge | None) -> ChainResult:
 
 
 def _run_stages(config: RLHFConfig, judge: Judge | None) -> ChainResult:
-    _check_rewards(config)
-    folder = _open(config)
     prompts = data.read_prompts(config.prompts, column=config.prompt_column)
+    fingerprints = {"prompts": checksum_value([(each.prompt, each.columns) for each in prompts])}
+    fingerprints |= {name: rewards.reward_fingerprint(reward) for name, reward in _load_rewards(config).items()}
+    _check_first_labels(config, judge)
+    folder = _open(config, fingerprints)
     start = _fine_tune(config, folder)
     policies: dict[str, str | Path] = {"base": config.model}
     if config.sft_data is not None:
@@ -86,7 +94,7 @@ def _run_stages(config: RLHFConfig, judge: Judge | None) -> ChainResult:
     preferences: list[Preference] = []
     for number in range(1, config.rounds + 1):
         ends = config.stop_after if number == config.rounds else "ppo"
-        room = folder.path / f"round-{number}"
+        room = _round_folder(folder.path, number)
         room.mkdir(exist_ok=True)
         if config.reward is None:
             assert judge is not None
@@ -103,25 +111,48 @@ def _run_stages(config: RLHFConfig, judge: Judge | None) -> ChainResult:
     return _compare(config, folder, policies, start, prompts, reward)
 
 
-def _open(config: RLHFConfig) -> storage.RunFolder:
-    """The chain's folder: a new one, or that of a chain whose stages have the same settings."""
-    ignore = {"labels.port", "rounds", "stop_after"}
-    ignore |= {f"{stage}.{name}" for stage in ("sft", "reward_model", "ppo") for name in EXEMPT}
-    folder = storage.RunFolder.open_or_create(Path(config.out), asdict(config), ignore=frozenset(ignore))
-    later = folder.path / f"round-{config.rounds + 1}"
-    if later.exists():
-        raise InputError(f"rounds={config.rounds}: the chain has begun more; give as many, or another --out")
+def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder:
+    """The chain's folder: a new one, or that of a chain that the settings and what they name still fit.
+
+    Every stage compares its own settings once it has begun (`run_stage`): until then they may be mended.
+    """
+    path = Path(config.out)
+    if _labels_file(_round_folder(path, config.rounds + 1)).exists():
+        raise InputError(f"rounds={config.rounds}: the chain has labels of more; give as many, or another --out")
+    folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_MENDABLE)
+    file = path / "inputs.json"
+    began_with = json.loads(file.read_text()) if file.exists() else {}
+    changed = [name for name, value in fingerprints.items() if began_with.get(name, value) != value]
+    if changed:
+        raise InputError(
+            f"out={config.out!r}: {', '.join(changed)} changed since the chain was started; restore what it read, or "
+            "give another --out"
+        )
+    storage.write_atomically(file, json.dumps(began_with | fingerprints))
     return folder
 
 
-def _check_rewards(config: RLHFConfig) -> None:
-    """Find every reward function before hours are spent on what comes before its first call."""
-    if config.reward is not None:
-        load_named_reward("reward", config.reward)
-    if config.labels.gold is not None:
-        load_named_reward("labels.gold", config.labels.gold)
-    for judge, reward in zip(config.ppo.judges, config.ppo.judge_rewards, strict=True):
-        load_named_reward(f"ppo.judges={judge!r}", reward)
+def _round_folder(chain: Path, number: int) -> Path:
+    return chain / f"round-{number}"
+
+
+def _labels_file(room: Path) -> Path:
+    return room / "labels.jsonl"
+
+
+def _load_rewards(config: RLHFConfig) -> dict[str, rewards.RewardFunction]:
+    """Every reward function by its option, before hours are spent on what comes before its first call."""
+    ppo = config.ppo
+    named = {"reward": config.reward, "labels.gold": config.labels.gold}
+    named |= {f"ppo.judges={judge!r}": name for judge, name in zip(ppo.judges, ppo.judge_rewards, strict=True)}
+    return {option: load_named_reward(option, name) for option, name in named.items() if name is not None}
+
+
+def _check_first_labels(config: RLHFConfig, judge: Judge | None) -> None:
+    """Read a file's labels before hours are spent on fine-tuning."""
+    room = _round_folder(Path(config.out), 1)
+    if judge is not None and config.labels.annotator == "file" and not _labels_file(room).exists():
+        judge([], room, 1)
 
 
 def simulated_judge(gold: rewards.RewardFunction, *, noise: float, seed: int) -> Judge:
@@ -172,7 +203,7 @@ def _label(
     config: RLHFConfig, policy: str | Path, prompts: list[Prompt], judge: Judge, room: Path, number: int
 ) -> list[Preference]:
     """Judgements of pairs of the policy's answers; those of an earlier start, if they are there."""
-    file = room / "labels.jsonl"
+    file = _labels_file(room)
     if not file.exists():
         labels = judge(_make_pairs(config, policy, prompts, room, number), room, number)
         if not labels:
@@ -213,6 +244,11 @@ def _make_pairs(config: RLHFConfig, policy: str | Path, prompts: list[Prompt], r
         for prompt, first, second in zip(asked, texts[::2], texts[1::2], strict=True)
         if first != second and first.strip() and second.strip()
     ]
+    if not pairs:
+        raise InputError(
+            f"round {number}: all {len(asked)} pairs are of equal or empty answers, and there is nothing to label; the "
+            "policy has collapsed: raise ppo.kl.coefficient or lower ppo.ppo.learning_rate with another --out"
+        )
     lines = [
         json.dumps({"prompt": pair.prompt.prompt, "columns": pair.prompt.columns, "completions": [*pair[1:]]}) + "\n"
         for pair in pairs

@@ -59,8 +59,8 @@ class RLHFConfig:
 
     Every round judges answers of the newest policy, trains a reward model on all labels so far, and PPO anew from the
     fine-tuned model, which is the reference of every round. A stage that has ended is not run again; one that was
-    interrupted goes on. Stages are left out by what is given instead: no `sft_data`, labels in a file, a ready
-    `reward`; `stop_after` leaves out what follows.
+    interrupted goes on; settings of stages that have not begun may still be changed. Stages are left out by what is
+    given instead: no `sft_data`, labels in a file, a ready `reward`; `stop_after` leaves out what follows.
 
     Attributes:
         model: the base model: a folder or a Hugging Face hub id.
@@ -119,6 +119,11 @@ class RLHFConfig:
                 "labels.gold: the simulated annotator needs a reward to judge by, such as good_manners; or ask people "
                 "by --labels.annotator page"
             )
+        if self.reward_model.objective != "pairwise":
+            raise InputError(
+                f"reward_model.objective={self.reward_model.objective!r}: the labels of a chain are pairs; leave it at "
+                "pairwise, or train the reward model by jaxrl-lm reward-model and give it as reward"
+            )
         if labels.gold is not None and "gold" in self.ppo.judge_names:
             raise InputError("ppo.judges: the name gold is taken by labels.gold; name the judge otherwise")
         if labels.file is not None and self.rounds > 1 and "{round}" not in labels.file:
@@ -139,6 +144,11 @@ class RLHFConfig:
         if self.stop_after in ("labels", "reward_model"):
             raise InputError(
                 f"stop_after={self.stop_after}: reward={self.reward!r} takes that stage's place; leave one out"
+            )
+        if self.labels.annotator != "simulated":
+            raise InputError(
+                f"labels.annotator={self.labels.annotator}: reward={self.reward!r} takes the labels' place; leave "
+                "one out"
             )
         if self.rounds > 1:
             raise InputError(f"rounds={self.rounds}: reward={self.reward!r} is the same in all of them; leave one out")

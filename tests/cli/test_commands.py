@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -106,8 +106,10 @@ def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[s
 
 
 def _dataclasses(kind: type) -> list[type]:
-    nested = [field.default_factory for field in kind.__dataclass_fields__.values()]  # pyright: ignore
-    return [kind, *(each for each in nested if isinstance(each, type) and is_dataclass(each))]
+    """A configuration's class, and those of the parts that it holds by default, at any depth."""
+    factories = [field.default_factory for field in fields(kind)]  # pyright: ignore
+    parts = [type(factory()) for factory in factories if factory is not MISSING]  # pyright: ignore
+    return [kind, *(inner for part in parts if is_dataclass(part) for inner in _dataclasses(part))]
 
 
 def test_generate_prints_an_answer_to_each_prompt(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

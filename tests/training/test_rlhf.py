@@ -55,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
             num_updates=1,
             batch_size=4,
             num_samples=2,
-            answers=AnswerConfig(max_new_tokens=6),
+            answers=AnswerConfig(max_new_tokens=6, missing_stop_score=-1.0),
             ppo=PPOConfig(num_epochs=1),
         ),
     )
@@ -95,9 +95,10 @@ def test_strips_hold_the_answer_and_its_score(result):
     for strip, answer, score, kl in zip(policy.strips, policy.answers, policy.scores["proxy"], policy.kl, strict=True):
         assert len(strip.tokens) == len(strip.rewards) == len(strip.kl) == len(strip.advantages)
         assert sum(strip.kl) == pytest.approx(kl, abs=1e-4)
-        # beta = 0.15 by default
-        assert sum(strip.rewards) == pytest.approx(score - 0.15 * kl, abs=1e-4)
-        assert answer.isascii() is False or answer in "".join(strip.tokens)
+        # An answer of 6 tokens ended by its length, and is paid -1; beta = 0.15 by default.
+        paid = -1.0 if len(strip.tokens) == 6 else score
+        assert sum(strip.rewards) == pytest.approx(paid - 0.15 * kl, abs=1e-4)
+        assert len(answer) <= len("".join(strip.tokens)), "bytes that are no text alone are shown as such"
 
 
 def test_a_chain_that_has_ended_is_not_run_again(result, config):
@@ -113,8 +114,37 @@ def test_a_chain_that_has_ended_is_not_run_again(result, config):
 
 
 def test_another_configuration_is_refused(result, config):
-    with pytest.raises(InputError, match="num_judged"):
-        rlhf.run_rlhf(replace(config, num_judged=3), rlhf.file_judge("nowhere"))
+    with pytest.raises(InputError, match="sft_data"):
+        rlhf.run_rlhf(replace(config, sft_data="others.jsonl"), nobody_judges())
+    # A stage that has begun knows its settings.
+    with pytest.raises(InputError, match="num_updates: 2 in the run, 3 now"):
+        rlhf.run_rlhf(replace(config, sft=replace(config.sft, num_updates=3)), nobody_judges())
+
+
+def test_prompts_that_changed_are_refused(result, config):
+    file, before = Path(config.prompts), Path(config.prompts).read_text()
+    file.write_text(before + "ij\n")
+    try:
+        with pytest.raises(InputError, match="prompts changed since the chain was started"):
+            rlhf.run_rlhf(config, nobody_judges())
+    finally:
+        file.write_text(before)
+
+
+def test_a_files_labels_are_looked_for_before_fine_tuning(config, tmp_path):
+    missing = str(tmp_path / "lables.jsonl")
+    labels = LabelingConfig(annotator="file", file=missing)
+    chain = replace(config, out=str(tmp_path / "chain"), rounds=1, labels=labels)
+    with pytest.raises(InputError, match="lables"):
+        rlhf.run_rlhf(chain, rlhf.file_judge(missing))
+    assert not (tmp_path / "chain").exists()
+
+
+def test_a_policy_that_says_one_thing_only_has_nothing_to_label(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(rlhf, "answer_prompts", lambda policy, prompts, settings: ["same"] * len(prompts))
+    chain = replace(config, out=str(tmp_path / "chain"), sft_data=None, rounds=1)
+    with pytest.raises(InputError, match="round 1: all 12 pairs are of equal or empty answers"):
+        rlhf.run_rlhf(chain, nobody_judges())
 
 
 def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
@@ -134,6 +164,14 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
         ({"stop_after": "sft", "sft_data": None}, "stop_after=sft: without sft_data"),
         ({"reward": "vowels"}, "rounds=2: reward='vowels' is the same in all"),
         ({"reward": "vowels", "rounds": 1, "stop_after": "labels"}, "stop_after=labels: reward='vowels'"),
+        (
+            {"reward": "vowels", "rounds": 1, "labels": LabelingConfig(annotator="page")},
+            "labels.annotator=page: reward='vowels' takes the labels' place",
+        ),
+        (
+            {"reward_model": RewardTrainingConfig(model="", preferences="", out="", objective="binary")},
+            "reward_model.objective='binary': the labels of a chain are pairs",
+        ),
         (
             {"ppo": LanguagePPOConfig(model="", prompts="", reward="", out="", judges=("gold=vowels",))},
             "ppo.judges: the name gold is taken",
@@ -200,8 +238,9 @@ def test_a_chain_stops_after_a_stage_goes_on_and_grows(config, tmp_path, monkeyp
     port = replace(short.labels, port=1)
     grown = rlhf.run_rlhf(replace(short, labels=port, rounds=2), judge_by_vowels())
     assert [policy.name for policy in grown.policies] == ["base", "PPO round 1", "PPO round 2"]
-    with pytest.raises(InputError, match="rounds=1: the chain has begun more"):
+    with pytest.raises(InputError, match="rounds=1: the chain has labels of more"):
         rlhf.run_rlhf(short, judge_by_vowels())
+    assert storage.RunFolder(tmp_path / "chain").read_config()["rounds"] == 2, "what is refused changes nothing"
 
 
 def nobody_judges() -> rlhf.Judge:
