@@ -180,7 +180,8 @@ class LabelStore:
             if row is None:
                 return None
             connection.execute(delete(labels).where(labels.c.id == row.label_id))
-            connection.execute(update(leases).where(leases.c.id == row.lease_id).values(state=CLOSED))
+            theirs = and_(leases.c.item_id == row.id, leases.c.annotator_id == annotator)
+            connection.execute(update(leases).where(theirs).values(state=CLOSED))
             if row.verdict != SKIP:
                 count_labels(connection, row.id, -1)
             if connection.scalar(select(items.c.id).where(items.c.id == row.id, self._is_free_for(annotator))) is None:
@@ -271,7 +272,9 @@ class LabelStore:
                 created_at=now,
             )
         )
-        connection.execute(update(leases).where(leases.c.id == lease.id).values(state=LABELLED))
+        # Not this lease alone: one of another tab's would count as a label still to come, and keep others out.
+        theirs = and_(leases.c.item_id == lease.item_id, leases.c.annotator_id == lease.annotator_id)
+        connection.execute(update(leases).where(theirs, leases.c.state == OPEN).values(state=LABELLED))
         if verdict != SKIP:
             count_labels(connection, lease.item_id, 1)
 

@@ -208,6 +208,22 @@ def test_overlap_hands_an_item_to_so_many_and_to_nobody_twice(make_store: MakeSt
     assert store.is_over()
 
 
+def test_a_label_ends_the_persons_other_leases_of_the_item(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(1, overlap=2)
+    ann, bob = people(store, "ann", "bob")
+    first_tab = handed(store, ann)
+    clock.now += 61
+    second_tab = handed(store, ann)
+    assert second_tab.id != first_tab.id
+    of_bob = handed(store, bob)
+    assert store.label(ann, first_tab.id, "0")
+    assert not store.label(ann, second_tab.id, "1")  # a repeat: the first stands
+    assert store.label(bob, of_bob.id, "0")
+    store.undo(ann)
+    with pytest.raises(RefusedError, match="out of date"):
+        store.label(ann, second_tab.id, "1")
+
+
 def test_who_leaves_gives_the_item_back_at_once(make_store: MakeStore) -> None:
     store = make_store(1)
     ann, bob = people(store, "ann", "bob")
