@@ -14,7 +14,7 @@ from jaxrl_lm.feedback.exchange import (
     export_verdicts,
     import_labels,
 )
-from jaxrl_lm.feedback.items import MODES, NUM_COMPLETIONS, Answers, Item, ItemList, Mode, Pairs, make_items
+from jaxrl_lm.feedback.items import MODES, NUM_COMPLETIONS, Answers, Item, ItemList, Mode, Pairs, is_blank, make_items
 from jaxrl_lm.feedback.server import listen, serve
 from jaxrl_lm.feedback.statistics import LabelStatistics, compute_statistics, list_modes
 from jaxrl_lm.feedback.store import Annotator, LabelStore, Lease, Progress, RefusedError, add_items
@@ -45,6 +45,7 @@ __all__ = [
     "export_labels",
     "export_verdicts",
     "import_labels",
+    "is_blank",
     "krippendorff_alpha",
     "list_modes",
     "listen",

@@ -90,10 +90,9 @@ def text_hash(text: Text) -> str:
 
 
 def is_blank(text: Text) -> bool:
-    """Whether there is nothing to read."""
-    if isinstance(text, str):
-        return not text.strip()
-    return not any(message["content"].strip() for message in text)
+    """Whether an answer says nothing: of messages, the last says it, as for the readers of data sets."""
+    said = text if isinstance(text, str) else text[-1]["content"] if text else ""
+    return not said.strip()
 
 
 def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint") -> ItemList:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from jaxrl_lm import data, feedback
+from jaxrl_lm.cli.label_answers import read_answers
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import MODES, Item, JudgedItem, LabelStore, Mode, export_labels, import_labels
@@ -267,13 +268,20 @@ def test_names_that_browsers_send_are_hosts() -> None:
     assert ServeConfig(out="o", hosts=names).hosts == names
 
 
+USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": "p"}, "completions=None is no list"),
         ({"prompt": "p", "completions": "ab"}, "is no list"),
-        ({"prompt": "p", "completions": ["a", 3]}, "3 is no answer"),
-        ({"prompt": "p", "completions": ["a", [{"role": "user"}]]}, "is no answer"),
+        ({"prompt": "p", "completions": ["a", 3]}, "'completions[1]': 3 is not text"),
+        ({"prompt": "p", "completions": ["a", None]}, "there is no 'completions[1]'"),
+        ({"prompt": "p", "completions": ["a", [{"role": "user"}]]}, "its 'content' is missing or not text"),
+        ({"prompt": "p", "completions": ["a", [ASSISTANT]]}, "messages, but the prompt is text"),
+        ({"prompt": [USER], "completions": ["a", [{**USER, "content": "no"}]]}, "not begin with a message of the role"),
+        ({"prompt": [USER], "completions": ["a", [{**ASSISTANT, "id": 3}]]}, "its 'id' is missing or not text"),
         ({"prompt": "p", "completions": ["a", "\ud800"]}, "half of a surrogate pair"),
         ({"prompt": "p", "completions": ["a", "a"]}, "nothing to ask in mode pairwise"),
     ],
@@ -287,6 +295,33 @@ def test_answers_that_cannot_be_asked_name_their_row(
     assert message in error
     assert "row 1" in error
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "read"),
+    [
+        ("pairwise", data.read_preferences),
+        ("thumbs", data.read_unpaired_preferences),
+        ("best-of-4", data.read_best_of_k),
+    ],
+)
+def test_labels_of_answers_that_are_messages_can_be_read_back(
+    mode: Mode, read: Callable[[str], Sequence], engine: Engine, tmp_path: Path
+) -> None:
+    said = [[{**ASSISTANT, "content": f"answer {place}"}] for place in range(4)]
+    blank = [ASSISTANT, {**ASSISTANT, "content": " "}]
+    row = {"prompt": [USER], "completions": [*said[:3], blank, [USER, *said[3]]]}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
+    made = feedback.make_items(read_answers(str(tmp_path / "answers.jsonl"), "prompt"), mode)
+    assert [reason.split(": ")[1] for reason in made.left_out] == ["1 blank of 5 answers"]
+    feedback.add_items(engine, made.items)
+    store = LabelStore(engine, mode=mode)
+    ann = store.find_annotator("ann").id
+    while (lease := store.next_lease(ann)) is not None:
+        store.label(ann, lease.id, VERDICTS[mode][0])
+    rows = feedback.export_labels(engine, mode).rows
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(read(str(tmp_path / "out.jsonl"))) == len(made.items) > 0
 
 
 @pytest.mark.parametrize("command", ["serve", "export", "import", "stats"])
