@@ -140,12 +140,9 @@ class _Api:
         return {"is_repeat": not is_new}
 
     def undo_label(self, session: Session, fields: Fields) -> Answer:
-        """Take the last verdict back and show its item again."""
+        """Take the verdict of a lease back and show its item again; sent twice, it takes back no other."""
         annotator = _annotator(session, fields)
-        lease = self._store.undo(annotator)
-        if lease is None:
-            raise RefusedError("There is nothing to undo.")
-        return self._shown(annotator, lease)
+        return self._shown(annotator, self._store.undo(annotator, _field(fields, "lease")))
 
     def leave(self, session: Session, fields: Fields) -> Answer:
         """Give back what is being judged, and make room for another person."""
@@ -156,7 +153,8 @@ class _Api:
     def _shown(self, annotator: int, lease: Lease | None) -> Answer:
         progress = asdict(self._store.progress(annotator))
         is_ending = lease is None and self._is_ended_when_done and self._store.is_over()
-        return {"item": None if lease is None else asdict(lease), "progress": progress, "is_ending": is_ending}
+        shown = {"item": None if lease is None else asdict(lease), "progress": progress, "is_ending": is_ending}
+        return {**shown, "undoable": self._store.last_labelled(annotator)}
 
     def _find(self, request: Request) -> Session:
         return self._sessions.find(request.cookies.get(cookie_name(request)))

@@ -180,14 +180,18 @@ def test_a_stale_page_that_sends_twice_makes_one_label(ann: Browser, store: Labe
     assert len(feedback.export_labels(store.engine, "pairwise").rows) == 1
 
 
-def test_undo_and_then_nothing_left_to_undo(ann: Browser) -> None:
-    first = ann.post("/api/next").json()["item"]
+def test_undo_names_the_label_and_can_be_sent_twice(ann: Browser) -> None:
+    answer = ann.post("/api/next").json()
+    first = answer["item"]
+    assert answer["undoable"] is None
     ann.post("/api/label", lease=first["id"], verdict="skip")
-    again = ann.post("/api/undo").json()
+    assert ann.post("/api/next").json()["undoable"] == first["id"]
+    again = ann.post("/api/undo", lease=first["id"]).json()
     assert again["item"]["completions"] == first["completions"]
-    assert again["progress"]["num_mine"] == 0
-    answer = ann.post("/api/undo")
-    assert (answer.status_code, answer.json()["error"]) == (409, "There is nothing to undo.")
+    assert (again["progress"]["num_mine"], again["undoable"]) == (0, None)
+    assert ann.post("/api/undo", lease=first["id"]).json() == again
+    assert ann.post("/api/undo", lease=again["item"]["id"]).status_code == 409
+    assert ann.post("/api/undo").status_code == 400
 
 
 def test_a_page_that_shows_who_was_there_before_changes_nothing(ann: Browser, store: LabelStore) -> None:
@@ -292,7 +296,7 @@ def test_the_page_is_told_that_it_ends(store: LabelStore, is_ended_when_done: bo
             assert not answer["is_ending"]
             ann.post("/api/label", lease=item["id"], verdict="0")
         assert answer["is_ending"] is is_ended_when_done
-        assert ann.post("/api/undo").json()["is_ending"] is False
+        assert ann.post("/api/undo", lease=answer["undoable"]).json()["is_ending"] is False
 
 
 def test_the_server_ends_when_its_lock_is_lost(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
 let mode; // of MODES
 let person = null; // the name that is shown; sent along, so that nothing is kept under another's
 let item = null; // { id, prompt, completions }: the lease that is shown
+let undoable = null; // the lease of the last label, which Undo names: asked again, it takes back no other
 let isBusy = false;
 let lookAgainTimer = 0;
 
@@ -82,6 +83,7 @@ async function judge(action) {
   if (item === null) return loadNext();
   const answer = await ask("/api/label", { lease: item.id, verdict: action.verdict });
   const said = answer.is_repeat ? "Already saved; the first verdict stands." : `Saved: ${action.said}.`;
+  undoable = item.id;
   item = null; // saved, whatever becomes of the next
   return loadNext(said).catch((error) => {
     error.retry = () => loadNext(said);
@@ -90,11 +92,13 @@ async function judge(action) {
 }
 
 async function undo() {
-  showItem(await ask("/api/undo"), "Undone: judge it again.");
+  if (undoable === null) return;
+  showItem(await ask("/api/undo", { lease: undoable }), "Undone: judge it again.");
 }
 
 function showItem(answer, said) {
   item = answer.item;
+  undoable = answer.undoable;
   showProgress(answer.progress);
   if (item === null) {
     showDone(answer, said);
@@ -105,7 +109,7 @@ function showItem(answer, said) {
   byId("prompt").scrollTop = 0;
   byId("view-item").dataset.count = String(item.completions.length);
   byId("answers").replaceChildren(...item.completions.map(answerCard));
-  byId("actions").replaceChildren(...mode.actions.map(actionButton), undoButton(answer.progress));
+  byId("actions").replaceChildren(...mode.actions.map(actionButton), undoButton());
   show("item");
   window.scrollTo(0, 0);
   announce(`${said} Item ${answer.progress.num_mine + 1}. ${mode.question}`.trim());
@@ -142,10 +146,10 @@ function actionButton(action) {
   return button;
 }
 
-function undoButton(progress) {
+function undoButton() {
   const button = element(
     "button",
-    { type: "button", id: "undo", className: "quiet", onclick: () => attempt(undo), disabled: progress.num_mine === 0 },
+    { type: "button", id: "undo", className: "quiet", onclick: () => attempt(undo), disabled: undoable === null },
     element("span", { textContent: "Undo" }),
     hint(UNDO_KEYS[0]),
   );
@@ -180,7 +184,7 @@ function showDone({ progress, is_ending: isEnding }, said) {
   byId("done-text").textContent = text;
   byId("done-ending").hidden = !isEnding;
   byId("look-again").hidden = !isWaiting;
-  byId("undo-done").hidden = progress.num_mine === 0;
+  byId("undo-done").hidden = undoable === null;
   show("done");
   announce(`${said} ${title}. ${text} ${isEnding ? byId("done-ending").textContent : ""}`.trim());
   if (isWaiting) {
