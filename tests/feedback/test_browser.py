@@ -145,7 +145,12 @@ def test_a_stale_tab_makes_no_second_label(
         said(page).to_contain_text("Saved")
         stale.keyboard.press("b")
         said(stale).to_contain_text("the first verdict stands")
-    assert len(exported(store)) == 1
+        notice = stale.get_by_text("Already saved; the first verdict stands.", exact=True)
+        expect(notice).to_be_visible()
+        assert len(exported(store)) == 1
+        stale.keyboard.press("a")
+        said(stale).to_contain_text("All done")
+        expect(notice).to_be_hidden()
 
 
 def test_a_tab_that_shows_another_name_saves_nothing_and_starts_anew(

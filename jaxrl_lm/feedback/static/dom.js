@@ -16,3 +16,9 @@ export function showAlert(text) {
   byId("alert").hidden = !text;
   byId("alert-text").textContent = text;
 }
+
+// Stays until the person goes on; the status says it to screen readers.
+export function showNotice(text) {
+  byId("notice").hidden = !text;
+  byId("notice").textContent = text;
+}

@@ -1,12 +1,13 @@
 // The page that asks: token, name, then one item after another.
 
 import { hasNewLink, onNewLink, openSession, post } from "./api.js";
-import { announce, byId, element, showAlert } from "./dom.js";
+import { announce, byId, element, showAlert, showNotice } from "./dom.js";
 import { MODES, UNDO_KEYS, shownKey } from "./modes.js";
 import { showText } from "./text.js";
 
 const VIEWS = ["loading", "token", "name", "item", "done"];
 const LOOK_AGAIN_MILLISECONDS = 3000; // less than END_SECONDS of server.py
+const REPEATED = "Already saved; the first verdict stands.";
 const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
 
 let mode; // of MODES
@@ -55,6 +56,7 @@ const ask = (path, fields = {}) => post(path, { name: person ?? "", ...fields })
 async function start(token) {
   const session = await openSession(token);
   item = null;
+  showNotice("");
   mode = MODES[session.mode];
   fillHelp();
   byId("known-names").replaceChildren(...session.names.map((name) => element("option", { value: name })));
@@ -82,7 +84,8 @@ async function loadNext(said = "") {
 async function judge(action) {
   if (item === null) return loadNext();
   const answer = await ask("/api/label", { lease: item.id, verdict: action.verdict });
-  const said = answer.is_repeat ? "Already saved; the first verdict stands." : `Saved: ${action.said}.`;
+  const said = answer.is_repeat ? REPEATED : `Saved: ${action.said}.`;
+  showNotice(answer.is_repeat ? REPEATED : "");
   undoable = item.id;
   item = null; // saved, whatever becomes of the next
   return loadNext(said).catch((error) => {
@@ -93,6 +96,7 @@ async function judge(action) {
 
 async function undo() {
   if (undoable === null) return;
+  showNotice("");
   showItem(await ask("/api/undo", { lease: undoable }), "Undone: judge it again.");
 }
 
