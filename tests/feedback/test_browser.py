@@ -153,6 +153,24 @@ def test_a_stale_tab_makes_no_second_label(
         expect(notice).to_be_hidden()
 
 
+def test_the_page_that_waits_looks_again_after_a_failed_look(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(2)
+    ann, bob = (store.find_annotator(name).id for name in ("ann", "bob"))
+    assert store.next_lease(bob) is not None
+    with served(store) as url:
+        page = open_page("ann", url)
+        page.keyboard.press("a")
+        said(page).to_contain_text("Nothing free just now")
+        page.route("**/api/next", lambda route: route.abort(), times=1)
+        expect(page.get_by_role("alert")).to_contain_text("cannot be reached", timeout=10_000)
+        store.release(bob)
+        expect(page.locator("#view-item")).to_be_visible(timeout=10_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+    assert store.progress(ann).num_mine == 1
+
+
 def test_a_tab_that_shows_another_name_saves_nothing_and_starts_anew(
     make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
 ) -> None:

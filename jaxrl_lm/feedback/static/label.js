@@ -46,6 +46,7 @@ async function onError(error, work) {
   byId("retry").hidden = !isPassing;
   byId("retry").onclick = () => attempt(error.retry ?? work);
   if (error.status === 401 || error.status === 403) show("token");
+  if (isPassing) lookAgainLater(); // or one failed look would be the last
   // What was shown holds no longer: neither the item nor, perhaps, the person.
   const failure = error.status === 409 ? await start().catch((other) => other) : undefined;
   showAlert((failure ?? error).message);
@@ -191,10 +192,14 @@ function showDone({ progress, is_ending: isEnding }, said) {
   byId("undo-done").hidden = undoable === null;
   show("done");
   announce(`${said} ${title}. ${text} ${isEnding ? byId("done-ending").textContent : ""}`.trim());
-  if (isWaiting) {
-    clearTimeout(lookAgainTimer);
-    lookAgainTimer = setTimeout(() => attempt(() => loadNext()), LOOK_AGAIN_MILLISECONDS);
-  }
+  lookAgainLater();
+}
+
+// While the page waits for what others have.
+function lookAgainLater() {
+  clearTimeout(lookAgainTimer);
+  if (byId("view-done").hidden || byId("look-again").hidden) return;
+  lookAgainTimer = setTimeout(() => attempt(() => loadNext()), LOOK_AGAIN_MILLISECONDS);
 }
 
 function fillHelp() {
