@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback.database import describe_error
@@ -38,9 +39,7 @@ Fields = dict[str, str]
 Answer = dict[str, Any]
 
 
-def make_app(
-    store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_ended_when_done: bool = False
-) -> Starlette:
+def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_ended_when_done: bool = False) -> ASGIApp:
     """The application that labels the items of a store.
 
     Args:
@@ -63,10 +62,9 @@ def make_app(
         Route("/api/stats", api.show_statistics),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(SecurityHeaders),
             # Keeps out pages of other sites whose name was made to point here (DNS rebinding).
             Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_HOSTS, *hosts], www_redirect=False),
         ],
@@ -77,6 +75,7 @@ def make_app(
             DBAPIError: _on_database_error,
         },
     )
+    return SecurityHeaders(app)
 
 
 class _Api:

@@ -81,7 +81,7 @@ def test_the_cookie_is_for_https_only_behind_an_https_proxy(store: LabelStore) -
 
 
 @pytest.mark.parametrize(
-    "origin", [None, "null", "http://evil.example", "http://127.0.0.1:1", "https://localhost:8642"]
+    "origin", [None, "null", "http://evil.example", "http://127.0.0.1:1", "https://localhost:8642", "http://["]
 )
 def test_other_sites_cannot_change_anything(ann: Browser, store: LabelStore, origin: str | None) -> None:
     lease = ann.post("/api/next").json()["item"]["id"]
@@ -134,6 +134,16 @@ def test_every_response_forbids_foreign_and_inline_code(client: TestClient, path
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["x-frame-options"] == "DENY"
+
+
+def test_a_failure_of_the_server_has_the_headers_too(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "list_names", lambda: 1 / 0)
+    with TestClient(feedback.make_app(store, TOKEN), base_url=URL, raise_server_exceptions=False) as client:
+        Browser(client).post("/api/session", token=TOKEN)
+        answer = client.get("/api/session")
+    assert answer.status_code == 500
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize("page", ["index.html", "stats.html"])
