@@ -207,11 +207,20 @@ def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
 @contextmanager
 def _file_lock(url: URL) -> Iterator[Callable[[], None]]:
     path = os.path.realpath(str(url.database)) + ".lock"  # through a symbolic link too, the file is the same
+    lock = FileLock(path, blocking=False)
     try:
-        with FileLock(path, blocking=False):
-            yield lambda: None  # lives as long as the process
+        lock.acquire()
     except Timeout as error:
         raise InputError(f"database={_shown(url)!r}: another label server uses it; stop that one first") from error
+    except OSError as error:
+        raise InputError(
+            f"database={_shown(url)!r}: its lock file {path!r} cannot be opened ({error.strerror}); give yourself the "
+            "permission to write it, or remove it while no label server runs"
+        ) from error
+    try:
+        yield lambda: None  # lives as long as the process
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -85,6 +85,20 @@ def test_a_second_server_through_a_symbolic_link_is_refused(engine: Engine, tmp_
     linked.dispose()
 
 
+def test_a_lock_file_that_cannot_be_written_is_named(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "labels.sqlite.lock").mkdir()  # what fails for root too; a file of another's fails alike
+    with pytest.raises(InputError, match="permission") as caught, feedback.lock_server(engine):
+        pass
+    assert str(tmp_path / "labels.sqlite.lock") in str(caught.value)
+
+
+def test_an_error_while_the_lock_is_held_is_not_one_of_the_lock(engine: Engine) -> None:
+    with pytest.raises(PermissionError, match="another file"), feedback.lock_server(engine):
+        raise PermissionError("another file")
+    with feedback.lock_server(engine):
+        pass
+
+
 def test_a_server_that_was_killed_holds_no_lock(engine: Engine, database: str) -> None:
     held = (
         "import sys, time; from jaxrl_lm import feedback as f\n"
