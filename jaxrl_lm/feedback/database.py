@@ -137,25 +137,46 @@ def _code_of(error: BaseException | None) -> int | str | None:
 def _parse(url: str, *, is_new_allowed: bool) -> URL:
     try:
         parsed = make_url(url)
-    except exc.ArgumentError as error:
-        raise InputError(f"database={url!r} is no SQLAlchemy URL; write one such as sqlite:///labels.sqlite") from error
+    except (exc.ArgumentError, ValueError):  # ValueError of a port that is no number
+        raise InputError(
+            f"database={_shown_beginning(url)!r} is no SQLAlchemy URL; write one such as sqlite:///labels.sqlite, or "
+            "postgresql+psycopg://user@host:5432/name"
+        ) from None  # which may quote a password
     kind = parsed.get_backend_name()
-    if kind != "sqlite":
-        if kind not in _DATABASE_LOCKS:
-            raise InputError(f"database={_shown(parsed)!r}: {kind} is not known; use SQLite, PostgreSQL or MySQL")
-        return parsed
-    if not parsed.database or parsed.database == ":memory:" or parsed.query:
-        raise InputError(f"database={url!r} names no file; labels in memory would be lost: sqlite:///labels.sqlite")
-    file = Path(parsed.database)
-    if not is_new_allowed and not file.is_file():
-        raise InputError(f"database={url!r}: there is no file {str(file)!r}; `jaxrl-lm label` makes it")
-    if not file.parent.is_dir():
-        raise InputError(f"database={url!r}: there is no folder {str(file.parent)!r}; make it first")
+    if kind == "sqlite":
+        _check_file(parsed, is_new_allowed=is_new_allowed)
+    elif kind not in _DATABASE_LOCKS:
+        raise InputError(f"database={_shown(parsed)!r}: {kind} is not known; use SQLite, PostgreSQL or MySQL")
     return parsed
 
 
+def _check_file(url: URL, *, is_new_allowed: bool) -> None:
+    shown = _shown(url)
+    if url.host or url.username or url.password:
+        raise InputError(f"database={shown!r} names a host, and SQLite has none; write three slashes before the file")
+    if not url.database or url.database == ":memory:":
+        raise InputError(f"database={shown!r} names no file; labels in memory would be lost: sqlite:///labels.sqlite")
+    if url.query:
+        options = ", ".join(url.query)
+        raise InputError(f"database={shown!r} has options of SQLite, {options}; leave out the '?' and what follows it")
+    file = Path(url.database)
+    if not is_new_allowed and not file.is_file():
+        raise InputError(f"database={shown!r}: there is no file {str(file)!r}; `jaxrl-lm label` makes it")
+    if not file.parent.is_dir():
+        raise InputError(f"database={shown!r}: there is no folder {str(file.parent)!r}; make it first")
+
+
 def _shown(url: URL) -> str:
-    return url.render_as_string(hide_password=True)
+    """The URL without its password, which may stand among the options too."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _shown_beginning(url: str) -> str:
+    """The part of an unreadable URL that holds no password, wherever it is meant to stand."""
+    if not set(url) & set(":@?"):
+        return url
+    kind, colon, _ = url.partition(":")
+    return f"{kind}:..." if colon and not set(kind) & set("@?") else "..."
 
 
 def _prepare_sqlite(engine: Engine) -> None:
