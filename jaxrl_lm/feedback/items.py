@@ -63,7 +63,10 @@ class Item:
             raise InputError(f"mode={self.mode!r} is none of {', '.join(MODES)}")
         num = NUM_COMPLETIONS[self.mode]
         if len(self.completions) != num:
-            raise InputError(f"an item of mode {self.mode} needs {num} answers, but has {len(self.completions)}")
+            raise InputError(
+                f"an item of mode {self.mode} needs {num} answers, but has {len(self.completions)}; "
+                "give as many, or leave the row out"
+            )
 
     def content_hash(self) -> str:
         """A name for the content, the same in whichever order the answers stand."""

@@ -180,6 +180,7 @@ def test_an_exported_data_set_says_whose_its_labels_are(mode: str, tmp_path: Pat
     engine.dispose()
 
 
+FIVE = {**ROWS["best-of-4"], "sample4": "e", "annotator": "ann"}
 VERDICT = {"mode": "pairwise", "prompt": "p", "completions": ["a", "b"], "verdict": "tie", "annotator": "ann"}
 
 
@@ -188,6 +189,10 @@ VERDICT = {"mode": "pairwise", "prompt": "p", "completions": ["a", "b"], "verdic
     [
         (ROWS["pairwise"], "the row has no annotator; say whose labels they are by --annotator NAME"),
         ({**ROWS["pairwise"], "annotator": "ann", "seconds": "soon"}, "'soon' is not a finite number"),
+        ({**ROWS["pairwise"], "annotator": "ann", "seconds": -1}, "seconds=-1.0 must be 0 or more; leave it out"),
+        ({**ROWS["pairwise"], "annotator": "a" * 41}, "name has 41 characters; give at most 40"),
+        ({**VERDICT, "annotator": "a" * 41}, "name has 41 characters; give at most 40"),
+        (FIVE, "needs 4 answers, but has 5; give as many, or leave the row out"),
         ({**VERDICT, "annotator": None}, "the row has no annotator"),
         ({**VERDICT, "mode": "best"}, "mode='best' is none of pairwise"),
         ({**VERDICT, "verdict": "2"}, "verdict='2' is none of 0, 1, tie, skip"),
@@ -203,7 +208,8 @@ def test_rows_that_cannot_be_imported_name_their_line(
     row: dict, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
-    assert label_command("import", "--labels", tmp_path / "l", "--source", tmp_path / "in.jsonl") == 2
+    mode = "best-of-4" if row is FIVE else "pairwise"
+    assert label_command("import", "--labels", tmp_path / "l", "--mode", mode, "--source", tmp_path / "in.jsonl") == 2
     error = " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert message in error
     assert "line 1" in error.replace("jsonl, line", "line")
@@ -250,6 +256,7 @@ def test_openais_token_ids_are_imported_as_the_text_of_a_named_tokenizer(
         (("export", "--out=x.jsonl", "--labels=none"), "there is no file"),
         (("stats", "--labels=none"), "there is no file"),
         (("import", "--labels=l", "--source=none.jsonl", "--annotator=a"), "none.jsonl"),
+        (("import", "--labels=l", "--source=none.jsonl", f"--annotator={'a' * 41}"), "name has 41 characters"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(
