@@ -16,12 +16,13 @@ from jaxrl_lm.feedback.schema import VERSION, metadata, settings
 
 _VERSION_NAME = "version"
 _READING = "is_reading"
-_LOCK_NAME = "jaxrl_lm_label"
+_MYSQL_LOCK = "concat('jaxrl_lm_label_', left(sha2(database(), 256), 40))"
+"""The locks of MySQL are the server's, not the database's, and their names have at most 64 characters."""
 _LOCK_NUMBER = 0x6A61785F6C6D
 _DATABASE_LOCKS = {
     "postgresql": text(f"select pg_try_advisory_lock({_LOCK_NUMBER})"),
-    "mysql": text(f"select get_lock('{_LOCK_NAME}', 0)"),
-    "mariadb": text(f"select get_lock('{_LOCK_NAME}', 0)"),
+    "mysql": text(f"select get_lock({_MYSQL_LOCK}, 0)"),
+    "mariadb": text(f"select get_lock({_MYSQL_LOCK}, 0)"),
 }
 """Locks that a database holds for a connection and gives up when it ends, however it ends."""
 _HOLDS_LOCK = {
@@ -29,8 +30,8 @@ _HOLDS_LOCK = {
         "select exists (select 1 from pg_locks where locktype = 'advisory' and granted and pid = pg_backend_pid() "
         f"and classid = {_LOCK_NUMBER >> 32} and objid = {_LOCK_NUMBER & 0xFFFFFFFF} and objsubid = 1)"
     ),
-    "mysql": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
-    "mariadb": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
+    "mysql": text(f"select is_used_lock({_MYSQL_LOCK}) = connection_id()"),
+    "mariadb": text(f"select is_used_lock({_MYSQL_LOCK}) = connection_id()"),
 }
 """Whether the connection still holds it; behind a pooler of connections the next statement may be another's."""
 

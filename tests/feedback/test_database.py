@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from jaxrl_lm import feedback
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
+from jaxrl_lm.feedback import database as database_module
 from tests.feedback.conftest import numbered_items
 
 
@@ -162,6 +163,12 @@ def test_labels_can_be_read_while_another_program_writes(engine: Engine, databas
     assert feedback.compute_statistics(reader, "pairwise").num_items == 1
     reader.dispose()
     other.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("kind", ["mysql", "mariadb"])
+def test_the_servers_lock_of_mysql_is_of_one_database(kind: str) -> None:
+    for statement in (database_module._DATABASE_LOCKS[kind], database_module._HOLDS_LOCK[kind]):
+        assert "left(sha2(database(), 256), 40)" in str(statement)
 
 
 class StateError(Exception):
