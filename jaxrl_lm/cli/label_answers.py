@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl_lm import data, feedback, storage
+from jaxrl_lm.data import Text, fields, forms
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Answers, Mode
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
@@ -76,20 +77,16 @@ def read_answers(source: str, prompt_column: str) -> list[Answers]:
         completions = prompt.columns.get("completions")
         if not isinstance(completions, list) or not completions:
             raise InputError(f"{where}: completions={completions!r:.60} is no list; give the answers to the prompt")
-        for completion in completions:
-            _check_text(completion, where)
-        rows.append(Answers(prompt=prompt.prompt, completions=tuple(completions), where=where))
+        answers = {f"completions[{place}]": completion for place, completion in enumerate(completions)}
+        checked = tuple(_checked(answers, name, prompt.prompt, where) for name in answers)
+        rows.append(Answers(prompt=prompt.prompt, completions=checked, where=where))
     return rows
 
 
-def _check_text(text: Any, where: str) -> None:
-    is_message = isinstance(text, list) and all(
-        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in text
-    )
-    if not isinstance(text, str) and not is_message:
-        raise InputError(f"{where}: {text!r:.60} is no answer; give a text, or messages with role and content")
-    try:
-        json.dumps(text, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: an answer holds half of a surrogate pair; write the pair whole") from error
+def _checked(answers: dict[str, Any], name: str, prompt: Text, where: str) -> Text:
+    """An answer as the readers of data sets take it, so that its exported labels can be read back."""
+    answer = fields.text_field(answers, name, where)
+    if feedback.is_blank(answer):
+        return answer  # nobody is asked about it; what is left out is listed
+    row = {"prompt": prompt, "completion": answer}
+    return forms.to_prompt_completion(row, f"{where}, {name!r}").completion

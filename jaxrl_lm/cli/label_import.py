@@ -1,9 +1,10 @@
 """Files of labels for `jaxrl-lm label import`: data sets, and what `label export --all-verdicts` writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from jaxrl_lm import data
+from jaxrl_lm import data, feedback
 from jaxrl_lm.data import fields, forms
 from jaxrl_lm.data.forms import Decode
 from jaxrl_lm.errors import InputError
@@ -24,17 +25,21 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: An
         InputError: the source or a row is not what it must be.
     """
 
+    if annotator is not None:
+        feedback.checked_name(annotator)
     decode = data.make_decoder(source, tokenizer)
 
     def parse(row: dict[str, Any], where: str) -> list[JudgedItem]:
         name = row.get("annotator") if annotator is None else annotator
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{where}: the row has no annotator; say whose labels they are by --annotator NAME")
-        if row.get("verdict") is not None and row.get("completions") is not None:
-            return [_verdict(row, name, where)]
-        judged = _JUDGED[mode](row, where, decode)
-        seconds = _optional_number(row, "seconds", where) if len(judged) == 1 else None
-        return [JudgedItem(item=item, verdict=verdict, annotator=name, seconds=seconds) for item, verdict in judged]
+        with _named(where):
+            feedback.checked_name(name)
+            if row.get("verdict") is not None and row.get("completions") is not None:
+                return [_verdict(row, name, where)]
+            judged = _JUDGED[mode](row, where, decode)
+            seconds = _optional_number(row, "seconds", where) if len(judged) == 1 else None
+            return [JudgedItem(item=item, verdict=verdict, annotator=name, seconds=seconds) for item, verdict in judged]
 
     return data.read_records(source, parse)
 
@@ -48,19 +53,25 @@ def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
     if order is not None and not (isinstance(order, list) and all(type(place) is int for place in order)):
         raise InputError(f"{where}: shown_order={order!r:.60} is no list of places; leave it out if it is not known")
     answers = {str(place): completion for place, completion in enumerate(completions)}
+    return JudgedItem(
+        item=Item(
+            mode=mode,
+            prompt=fields.text_field(row, "prompt", where),
+            completions=tuple(fields.answer_field(answers, place, f"{where}, completions") for place in answers),
+        ),
+        verdict=str(row["verdict"]),
+        annotator=name,
+        seconds=_optional_number(row, "seconds", where),
+        shown_order=None if order is None else tuple(order),
+        created_at=_optional_number(row, "created_at", where),
+    )
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the row's place in front of errors that do not name it."""
     try:
-        return JudgedItem(
-            item=Item(
-                mode=mode,
-                prompt=fields.text_field(row, "prompt", where),
-                completions=tuple(fields.answer_field(answers, place, f"{where}, completions") for place in answers),
-            ),
-            verdict=str(row["verdict"]),
-            annotator=name,
-            seconds=_optional_number(row, "seconds", where),
-            shown_order=None if order is None else tuple(order),
-            created_at=_optional_number(row, "created_at", where),
-        )
+        yield
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(where) else f"{where}: {text}") from error

@@ -14,10 +14,10 @@ from jaxrl_lm.feedback.exchange import (
     export_verdicts,
     import_labels,
 )
-from jaxrl_lm.feedback.items import MODES, NUM_COMPLETIONS, Answers, Item, ItemList, Mode, Pairs, make_items
+from jaxrl_lm.feedback.items import MODES, NUM_COMPLETIONS, Answers, Item, ItemList, Mode, Pairs, is_blank, make_items
 from jaxrl_lm.feedback.server import listen, serve
 from jaxrl_lm.feedback.statistics import LabelStatistics, compute_statistics, list_modes
-from jaxrl_lm.feedback.store import Annotator, LabelStore, Lease, Progress, RefusedError, add_items
+from jaxrl_lm.feedback.store import Annotator, LabelStore, Lease, Progress, RefusedError, add_items, checked_name
 
 __all__ = [
     "MODES",
@@ -37,6 +37,7 @@ __all__ = [
     "Progress",
     "RefusedError",
     "add_items",
+    "checked_name",
     "choice_alpha",
     "choice_kappa",
     "cohen_kappa",
@@ -45,6 +46,7 @@ __all__ = [
     "export_labels",
     "export_verdicts",
     "import_labels",
+    "is_blank",
     "krippendorff_alpha",
     "list_modes",
     "listen",

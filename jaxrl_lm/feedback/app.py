@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback.database import describe_error
@@ -38,9 +39,7 @@ Fields = dict[str, str]
 Answer = dict[str, Any]
 
 
-def make_app(
-    store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_ended_when_done: bool = False
-) -> Starlette:
+def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_ended_when_done: bool = False) -> ASGIApp:
     """The application that labels the items of a store.
 
     Args:
@@ -63,10 +62,9 @@ def make_app(
         Route("/api/stats", api.show_statistics),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(SecurityHeaders),
             # Keeps out pages of other sites whose name was made to point here (DNS rebinding).
             Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_HOSTS, *hosts], www_redirect=False),
         ],
@@ -77,6 +75,7 @@ def make_app(
             DBAPIError: _on_database_error,
         },
     )
+    return SecurityHeaders(app)
 
 
 class _Api:
@@ -140,12 +139,9 @@ class _Api:
         return {"is_repeat": not is_new}
 
     def undo_label(self, session: Session, fields: Fields) -> Answer:
-        """Take the last verdict back and show its item again."""
+        """Take the verdict of a lease back and show its item again; sent twice, it takes back no other."""
         annotator = _annotator(session, fields)
-        lease = self._store.undo(annotator)
-        if lease is None:
-            raise RefusedError("There is nothing to undo.")
-        return self._shown(annotator, lease)
+        return self._shown(annotator, self._store.undo(annotator, _field(fields, "lease")))
 
     def leave(self, session: Session, fields: Fields) -> Answer:
         """Give back what is being judged, and make room for another person."""
@@ -156,7 +152,8 @@ class _Api:
     def _shown(self, annotator: int, lease: Lease | None) -> Answer:
         progress = asdict(self._store.progress(annotator))
         is_ending = lease is None and self._is_ended_when_done and self._store.is_over()
-        return {"item": None if lease is None else asdict(lease), "progress": progress, "is_ending": is_ending}
+        shown = {"item": None if lease is None else asdict(lease), "progress": progress, "is_ending": is_ending}
+        return {**shown, "undoable": self._store.last_labelled(annotator)}
 
     def _find(self, request: Request) -> Session:
         return self._sessions.find(request.cookies.get(cookie_name(request)))

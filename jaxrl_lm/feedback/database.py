@@ -16,12 +16,13 @@ from jaxrl_lm.feedback.schema import VERSION, metadata, settings
 
 _VERSION_NAME = "version"
 _READING = "is_reading"
-_LOCK_NAME = "jaxrl_lm_label"
+_MYSQL_LOCK = "concat('jaxrl_lm_label_', left(sha2(database(), 256), 40))"
+"""The locks of MySQL are the server's, not the database's, and their names have at most 64 characters."""
 _LOCK_NUMBER = 0x6A61785F6C6D
 _DATABASE_LOCKS = {
     "postgresql": text(f"select pg_try_advisory_lock({_LOCK_NUMBER})"),
-    "mysql": text(f"select get_lock('{_LOCK_NAME}', 0)"),
-    "mariadb": text(f"select get_lock('{_LOCK_NAME}', 0)"),
+    "mysql": text(f"select get_lock({_MYSQL_LOCK}, 0)"),
+    "mariadb": text(f"select get_lock({_MYSQL_LOCK}, 0)"),
 }
 """Locks that a database holds for a connection and gives up when it ends, however it ends."""
 _HOLDS_LOCK = {
@@ -29,8 +30,8 @@ _HOLDS_LOCK = {
         "select exists (select 1 from pg_locks where locktype = 'advisory' and granted and pid = pg_backend_pid() "
         f"and classid = {_LOCK_NUMBER >> 32} and objid = {_LOCK_NUMBER & 0xFFFFFFFF} and objsubid = 1)"
     ),
-    "mysql": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
-    "mariadb": text(f"select is_used_lock('{_LOCK_NAME}') = connection_id()"),
+    "mysql": text(f"select is_used_lock({_MYSQL_LOCK}) = connection_id()"),
+    "mariadb": text(f"select is_used_lock({_MYSQL_LOCK}) = connection_id()"),
 }
 """Whether the connection still holds it; behind a pooler of connections the next statement may be another's."""
 
@@ -137,25 +138,46 @@ def _code_of(error: BaseException | None) -> int | str | None:
 def _parse(url: str, *, is_new_allowed: bool) -> URL:
     try:
         parsed = make_url(url)
-    except exc.ArgumentError as error:
-        raise InputError(f"database={url!r} is no SQLAlchemy URL; write one such as sqlite:///labels.sqlite") from error
+    except (exc.ArgumentError, ValueError):  # ValueError of a port that is no number
+        raise InputError(
+            f"database={_shown_beginning(url)!r} is no SQLAlchemy URL; write one such as sqlite:///labels.sqlite, or "
+            "postgresql+psycopg://user@host:5432/name"
+        ) from None  # which may quote a password
     kind = parsed.get_backend_name()
-    if kind != "sqlite":
-        if kind not in _DATABASE_LOCKS:
-            raise InputError(f"database={_shown(parsed)!r}: {kind} is not known; use SQLite, PostgreSQL or MySQL")
-        return parsed
-    if not parsed.database or parsed.database == ":memory:" or parsed.query:
-        raise InputError(f"database={url!r} names no file; labels in memory would be lost: sqlite:///labels.sqlite")
-    file = Path(parsed.database)
-    if not is_new_allowed and not file.is_file():
-        raise InputError(f"database={url!r}: there is no file {str(file)!r}; `jaxrl-lm label` makes it")
-    if not file.parent.is_dir():
-        raise InputError(f"database={url!r}: there is no folder {str(file.parent)!r}; make it first")
+    if kind == "sqlite":
+        _check_file(parsed, is_new_allowed=is_new_allowed)
+    elif kind not in _DATABASE_LOCKS:
+        raise InputError(f"database={_shown(parsed)!r}: {kind} is not known; use SQLite, PostgreSQL or MySQL")
     return parsed
 
 
+def _check_file(url: URL, *, is_new_allowed: bool) -> None:
+    shown = _shown(url)
+    if url.host or url.username or url.password:
+        raise InputError(f"database={shown!r} names a host, and SQLite has none; write three slashes before the file")
+    if not url.database or url.database == ":memory:":
+        raise InputError(f"database={shown!r} names no file; labels in memory would be lost: sqlite:///labels.sqlite")
+    if url.query:
+        options = ", ".join(url.query)
+        raise InputError(f"database={shown!r} has options of SQLite, {options}; leave out the '?' and what follows it")
+    file = Path(url.database)
+    if not is_new_allowed and not file.is_file():
+        raise InputError(f"database={shown!r}: there is no file {str(file)!r}; `jaxrl-lm label` makes it")
+    if not file.parent.is_dir():
+        raise InputError(f"database={shown!r}: there is no folder {str(file.parent)!r}; make it first")
+
+
 def _shown(url: URL) -> str:
-    return url.render_as_string(hide_password=True)
+    """The URL without its password, which may stand among the options too."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _shown_beginning(url: str) -> str:
+    """The part of an unreadable URL that holds no password, wherever it is meant to stand."""
+    if not set(url) & set(":@?"):
+        return url
+    kind, colon, _ = url.partition(":")
+    return f"{kind}:..." if colon and not set(kind) & set("@?") else "..."
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -207,11 +229,20 @@ def _prepare_tables(engine: Engine, *, is_new_allowed: bool) -> None:
 @contextmanager
 def _file_lock(url: URL) -> Iterator[Callable[[], None]]:
     path = os.path.realpath(str(url.database)) + ".lock"  # through a symbolic link too, the file is the same
+    lock = FileLock(path, blocking=False)
     try:
-        with FileLock(path, blocking=False):
-            yield lambda: None  # lives as long as the process
+        lock.acquire()
     except Timeout as error:
         raise InputError(f"database={_shown(url)!r}: another label server uses it; stop that one first") from error
+    except OSError as error:
+        raise InputError(
+            f"database={_shown(url)!r}: its lock file {path!r} cannot be opened ({error.strerror}); give yourself the "
+            "permission to write it, or remove it while no label server runs"
+        ) from error
+    try:
+        yield lambda: None  # lives as long as the process
+    finally:
+        lock.release()
 
 
 @contextmanager

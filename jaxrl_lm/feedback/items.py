@@ -63,7 +63,10 @@ class Item:
             raise InputError(f"mode={self.mode!r} is none of {', '.join(MODES)}")
         num = NUM_COMPLETIONS[self.mode]
         if len(self.completions) != num:
-            raise InputError(f"an item of mode {self.mode} needs {num} answers, but has {len(self.completions)}")
+            raise InputError(
+                f"an item of mode {self.mode} needs {num} answers, but has {len(self.completions)}; "
+                "give as many, or leave the row out"
+            )
 
     def content_hash(self) -> str:
         """A name for the content, the same in whichever order the answers stand."""
@@ -90,10 +93,9 @@ def text_hash(text: Text) -> str:
 
 
 def is_blank(text: Text) -> bool:
-    """Whether there is nothing to read."""
-    if isinstance(text, str):
-        return not text.strip()
-    return not any(message["content"].strip() for message in text)
+    """Whether an answer says nothing: of messages, the last says it, as for the readers of data sets."""
+    said = text if isinstance(text, str) else text[-1]["content"] if text else ""
+    return not said.strip()
 
 
 def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint") -> ItemList:

@@ -91,11 +91,18 @@ def check_origin(request: Request) -> None:
     Raises:
         HTTPException: 403, another site asks, or a browser that does not say who does.
     """
-    origin = urlsplit(request.headers.get("origin", ""))
-    if origin.scheme not in ("http", "https") or origin.netloc != request.headers.get("host"):
+    if not _is_from(request.headers.get("host"), request.headers.get("origin", "")):
         raise HTTPException(403, "Only the page itself may ask for this.")
     if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
         raise HTTPException(415, "Send JSON.")
+
+
+def _is_from(host: str | None, origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # http://[
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc == host
 
 
 def check_csrf(request: Request, session: Session) -> None:
@@ -124,7 +131,7 @@ async def read_body(request: Request) -> bytes:
 
 
 class SecurityHeaders:
-    """Middleware that puts the headers on every response."""
+    """Puts the headers on every response; around the whole application, so on those of its failures too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

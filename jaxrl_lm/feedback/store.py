@@ -165,28 +165,30 @@ class LabelStore:
             self._keep(connection, lease, verdict)
         return True
 
-    def undo(self, annotator: int) -> Lease | None:
-        """Take back a person's last label made here, and hand them its item again; None if there is none.
+    def last_labelled(self, annotator: int) -> str | None:
+        """The lease of a person's last label made here, which `undo` takes; None if there is none."""
+        mine = and_(labels.c.annotator_id == annotator, items.c.mode == self.mode, labels.c.lease_id.is_not(None))
+        last = select(labels.c.lease_id).join(items, items.c.id == labels.c.item_id).where(mine)
+        with reading(self.engine) as connection:
+            return connection.scalar(last.order_by(labels.c.id.desc()).limit(1))
+
+    def undo(self, annotator: int, lease_id: str) -> Lease:
+        """Take back the label of a lease, and hand the person its item again; asked again, the same lease.
+
+        Args:
+            annotator: whose label it is.
+            lease_id: with which it was made, as from `last_labelled`.
 
         Raises:
-            RefusedError: the item is another's by now; the label stands.
+            RefusedError: the item is another's by now, and the label stands; or the lease has no label of theirs.
         """
-        mine = and_(labels.c.annotator_id == annotator, items.c.mode == self.mode, labels.c.lease_id.is_not(None))
-        of_label = (labels.c.lease_id, labels.c.verdict, labels.c.shown_order, labels.c.seconds)
-        last = select(labels.c.id.label("label_id"), *of_label, items).where(mine).order_by(labels.c.id.desc())
-        last = last.join(items, items.c.id == labels.c.item_id)
         with self._lock, self.engine.begin() as connection:
-            row = connection.execute(last).first()
-            if row is None:
-                return None
-            connection.execute(delete(labels).where(labels.c.id == row.label_id))
-            connection.execute(update(leases).where(leases.c.id == row.lease_id).values(state=CLOSED))
-            if row.verdict != SKIP:
-                count_labels(connection, row.id, -1)
-            if connection.scalar(select(items.c.id).where(items.c.id == row.id, self._is_free_for(annotator))) is None:
-                raise RefusedError(_TAKEN_SKIP if row.verdict == SKIP else _TAKEN_LABEL)
-            _give_back(connection, annotator)
-            return self._hand_out(connection, annotator, row, row.shown_order, seconds_before=row.seconds)
+            lease = connection.execute(select(leases).where(leases.c.id == lease_id)).first()
+            if lease is None or lease.annotator_id != annotator or lease.state == OPEN:
+                raise RefusedError("There is no such label of yours to undo; go on with this item.")
+            if lease.state == CLOSED:
+                return self._undone(connection, lease)
+            return self._take_back(connection, lease)
 
     def release(self, annotator: int) -> None:
         """Give back what a person has, for others."""
@@ -258,6 +260,28 @@ class LabelStore:
         connection.execute(insert(leases).values(**row))
         return _lease(lease_id, item, order)
 
+    def _undone(self, connection: Connection, lease: Any) -> Lease:
+        """What was handed out when the lease's label was undone: the answer may have been lost on its way."""
+        held = connection.execute(self._held_by(lease.annotator_id).where(items.c.id == lease.item_id)).first()
+        if held is None:
+            raise RefusedError("This page is out of date: that label was undone already. Go on with this item.")
+        return _lease(held.lease_id, held, held.shown_order)
+
+    def _take_back(self, connection: Connection, lease: Any) -> Lease:
+        theirs = and_(leases.c.item_id == lease.item_id, leases.c.annotator_id == lease.annotator_id)
+        connection.execute(update(leases).where(theirs).values(state=CLOSED))
+        of_item = and_(labels.c.item_id == lease.item_id, labels.c.annotator_id == lease.annotator_id)
+        label = connection.execute(select(labels).where(of_item)).one()
+        connection.execute(delete(labels).where(of_item))
+        if label.verdict != SKIP:
+            count_labels(connection, lease.item_id, -1)
+        is_free = and_(items.c.id == lease.item_id, self._is_free_for(lease.annotator_id))
+        item = connection.execute(select(items).where(is_free)).first()
+        if item is None:
+            raise RefusedError(_TAKEN_SKIP if label.verdict == SKIP else _TAKEN_LABEL)
+        _give_back(connection, lease.annotator_id)
+        return self._hand_out(connection, lease.annotator_id, item, label.shown_order, seconds_before=label.seconds)
+
     def _keep(self, connection: Connection, lease: Any, verdict: str) -> None:
         now = self._clock()
         connection.execute(
@@ -271,7 +295,9 @@ class LabelStore:
                 created_at=now,
             )
         )
-        connection.execute(update(leases).where(leases.c.id == lease.id).values(state=LABELLED))
+        # Not this lease alone: one of another tab's would count as a label still to come, and keep others out.
+        theirs = and_(leases.c.item_id == lease.item_id, leases.c.annotator_id == lease.annotator_id)
+        connection.execute(update(leases).where(theirs, leases.c.state == OPEN).values(state=LABELLED))
         if verdict != SKIP:
             count_labels(connection, lease.item_id, 1)
 

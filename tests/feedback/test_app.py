@@ -81,7 +81,7 @@ def test_the_cookie_is_for_https_only_behind_an_https_proxy(store: LabelStore) -
 
 
 @pytest.mark.parametrize(
-    "origin", [None, "null", "http://evil.example", "http://127.0.0.1:1", "https://localhost:8642"]
+    "origin", [None, "null", "http://evil.example", "http://127.0.0.1:1", "https://localhost:8642", "http://["]
 )
 def test_other_sites_cannot_change_anything(ann: Browser, store: LabelStore, origin: str | None) -> None:
     lease = ann.post("/api/next").json()["item"]["id"]
@@ -136,6 +136,16 @@ def test_every_response_forbids_foreign_and_inline_code(client: TestClient, path
     assert headers["x-frame-options"] == "DENY"
 
 
+def test_a_failure_of_the_server_has_the_headers_too(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "list_names", lambda: 1 / 0)
+    with TestClient(feedback.make_app(store, TOKEN), base_url=URL, raise_server_exceptions=False) as client:
+        Browser(client).post("/api/session", token=TOKEN)
+        answer = client.get("/api/session")
+    assert answer.status_code == 500
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 @pytest.mark.parametrize("page", ["index.html", "stats.html"])
 def test_pages_hold_no_inline_code_and_load_nothing_from_elsewhere(page: str) -> None:
     text = (Path(feedback.__file__).parent / "static" / page).read_text()
@@ -180,14 +190,18 @@ def test_a_stale_page_that_sends_twice_makes_one_label(ann: Browser, store: Labe
     assert len(feedback.export_labels(store.engine, "pairwise").rows) == 1
 
 
-def test_undo_and_then_nothing_left_to_undo(ann: Browser) -> None:
-    first = ann.post("/api/next").json()["item"]
+def test_undo_names_the_label_and_can_be_sent_twice(ann: Browser) -> None:
+    answer = ann.post("/api/next").json()
+    first = answer["item"]
+    assert answer["undoable"] is None
     ann.post("/api/label", lease=first["id"], verdict="skip")
-    again = ann.post("/api/undo").json()
+    assert ann.post("/api/next").json()["undoable"] == first["id"]
+    again = ann.post("/api/undo", lease=first["id"]).json()
     assert again["item"]["completions"] == first["completions"]
-    assert again["progress"]["num_mine"] == 0
-    answer = ann.post("/api/undo")
-    assert (answer.status_code, answer.json()["error"]) == (409, "There is nothing to undo.")
+    assert (again["progress"]["num_mine"], again["undoable"]) == (0, None)
+    assert ann.post("/api/undo", lease=first["id"]).json() == again
+    assert ann.post("/api/undo", lease=again["item"]["id"]).status_code == 409
+    assert ann.post("/api/undo").status_code == 400
 
 
 def test_a_page_that_shows_who_was_there_before_changes_nothing(ann: Browser, store: LabelStore) -> None:
@@ -292,7 +306,7 @@ def test_the_page_is_told_that_it_ends(store: LabelStore, is_ended_when_done: bo
             assert not answer["is_ending"]
             ann.post("/api/label", lease=item["id"], verdict="0")
         assert answer["is_ending"] is is_ended_when_done
-        assert ann.post("/api/undo").json()["is_ending"] is False
+        assert ann.post("/api/undo", lease=answer["undoable"]).json()["is_ending"] is False
 
 
 def test_the_server_ends_when_its_lock_is_lost(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:

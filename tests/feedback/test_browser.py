@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from jaxrl_lm import feedback
 from jaxrl_lm.feedback import LabelStore
@@ -145,7 +145,30 @@ def test_a_stale_tab_makes_no_second_label(
         said(page).to_contain_text("Saved")
         stale.keyboard.press("b")
         said(stale).to_contain_text("the first verdict stands")
-    assert len(exported(store)) == 1
+        notice = stale.get_by_text("Already saved; the first verdict stands.", exact=True)
+        expect(notice).to_be_visible()
+        assert len(exported(store)) == 1
+        stale.keyboard.press("a")
+        said(stale).to_contain_text("All done")
+        expect(notice).to_be_hidden()
+
+
+def test_the_page_that_waits_looks_again_after_a_failed_look(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(2)
+    ann, bob = (store.find_annotator(name).id for name in ("ann", "bob"))
+    assert store.next_lease(bob) is not None
+    with served(store) as url:
+        page = open_page("ann", url)
+        page.keyboard.press("a")
+        said(page).to_contain_text("Nothing free just now")
+        page.route("**/api/next", lambda route: route.abort(), times=1)
+        expect(page.get_by_role("alert")).to_contain_text("cannot be reached", timeout=10_000)
+        store.release(bob)
+        expect(page.locator("#view-item")).to_be_visible(timeout=10_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+    assert store.progress(ann).num_mine == 1
 
 
 def test_a_tab_that_shows_another_name_saves_nothing_and_starts_anew(
@@ -187,6 +210,29 @@ def test_a_label_that_was_not_saved_is_shown_and_tried_again(
         page.get_by_role("button", name="Try again").click()
         said(page).to_contain_text("Saved: A is better. Item 2.")
         expect(page.get_by_role("alert")).to_be_hidden()
+    assert len(exported(store)) == 1
+
+
+def test_an_undo_whose_answer_was_lost_is_tried_again_and_takes_back_one_label(
+    make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
+) -> None:
+    store = make_store(3)
+    with served(store) as url:
+        page = open_page("ann", url)
+        for number in (2, 3):
+            page.keyboard.press("a")
+            said(page).to_contain_text(f"Item {number}.")
+
+        def lose_answer(route: Route) -> None:
+            route.fetch()
+            route.abort()
+
+        page.route("**/api/undo", lose_answer, times=1)
+        page.keyboard.press("u")
+        expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+        page.get_by_role("button", name="Try again").click()
+        said(page).to_contain_text("Undone: judge it again. Item 2.")
+        expect(page.locator("#prompt")).to_have_text("prompt 1")
     assert len(exported(store)) == 1
 
 

@@ -1,5 +1,6 @@
 """Opening databases, one server at a time, and errors in words."""
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from jaxrl_lm import feedback
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
+from jaxrl_lm.feedback import database as database_module
 from tests.feedback.conftest import numbered_items
 
 
@@ -25,7 +27,14 @@ def test_every_commit_is_synced(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "no SQLAlchemy URL"),
+        ("nonsense", "database='nonsense' is no SQLAlchemy URL"),
+        ("postgresql://host:port/name", "database='postgresql:...' is no SQLAlchemy URL"),
+        ("postgresql://me:secret@host:port/name", "no SQLAlchemy URL"),
+        ("postgres:/me:secret@host/name", "database='postgres:...' is no SQLAlchemy URL"),
+        ("secret@host", "no SQLAlchemy URL"),
+        ("oracle://host/name?password=secret", "database='oracle://host/name'"),
+        ("sqlite://me:secret@/labels.sqlite", "names a host"),
+        ("sqlite:///labels.sqlite?timeout=30", "has options of SQLite, timeout; leave out"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:////no/such/folder/labels.sqlite", "there is no folder"),
@@ -34,9 +43,10 @@ def test_every_commit_is_synced(engine: Engine) -> None:
     ],
 )
 def test_urls_that_cannot_be_used(url: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
         feedback.open_database(url, is_new_allowed=True)
     assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None or "secret" not in str(caught.value.__cause__)
 
 
 def test_a_database_that_must_be_there(tmp_path: Path) -> None:
@@ -83,6 +93,20 @@ def test_a_second_server_through_a_symbolic_link_is_refused(engine: Engine, tmp_
     with feedback.lock_server(engine), refused, feedback.lock_server(linked):
         pass
     linked.dispose()
+
+
+def test_a_lock_file_that_cannot_be_written_is_named(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "labels.sqlite.lock").mkdir()  # what fails for root too; a file of another's fails alike
+    with pytest.raises(InputError, match="permission") as caught, feedback.lock_server(engine):
+        pass
+    assert str(tmp_path / "labels.sqlite.lock") in str(caught.value)
+
+
+def test_an_error_while_the_lock_is_held_is_not_one_of_the_lock(engine: Engine) -> None:
+    with pytest.raises(PermissionError, match="another file"), feedback.lock_server(engine):
+        raise PermissionError("another file")
+    with feedback.lock_server(engine):
+        pass
 
 
 def test_a_server_that_was_killed_holds_no_lock(engine: Engine, database: str) -> None:
@@ -139,6 +163,12 @@ def test_labels_can_be_read_while_another_program_writes(engine: Engine, databas
     assert feedback.compute_statistics(reader, "pairwise").num_items == 1
     reader.dispose()
     other.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("kind", ["mysql", "mariadb"])
+def test_the_servers_lock_of_mysql_is_of_one_database(kind: str) -> None:
+    for statement in (database_module._DATABASE_LOCKS[kind], database_module._HOLDS_LOCK[kind]):
+        assert "left(sha2(database(), 256), 40)" in str(statement)
 
 
 class StateError(Exception):

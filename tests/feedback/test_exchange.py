@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from jaxrl_lm import data, feedback
+from jaxrl_lm.cli.label_answers import read_answers
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import MODES, Item, JudgedItem, LabelStore, Mode, export_labels, import_labels
@@ -179,6 +180,7 @@ def test_an_exported_data_set_says_whose_its_labels_are(mode: str, tmp_path: Pat
     engine.dispose()
 
 
+FIVE = {**ROWS["best-of-4"], "sample4": "e", "annotator": "ann"}
 VERDICT = {"mode": "pairwise", "prompt": "p", "completions": ["a", "b"], "verdict": "tie", "annotator": "ann"}
 
 
@@ -187,6 +189,10 @@ VERDICT = {"mode": "pairwise", "prompt": "p", "completions": ["a", "b"], "verdic
     [
         (ROWS["pairwise"], "the row has no annotator; say whose labels they are by --annotator NAME"),
         ({**ROWS["pairwise"], "annotator": "ann", "seconds": "soon"}, "'soon' is not a finite number"),
+        ({**ROWS["pairwise"], "annotator": "ann", "seconds": -1}, "seconds=-1.0 must be 0 or more; leave it out"),
+        ({**ROWS["pairwise"], "annotator": "a" * 41}, "name has 41 characters; give at most 40"),
+        ({**VERDICT, "annotator": "a" * 41}, "name has 41 characters; give at most 40"),
+        (FIVE, "needs 4 answers, but has 5; give as many, or leave the row out"),
         ({**VERDICT, "annotator": None}, "the row has no annotator"),
         ({**VERDICT, "mode": "best"}, "mode='best' is none of pairwise"),
         ({**VERDICT, "verdict": "2"}, "verdict='2' is none of 0, 1, tie, skip"),
@@ -202,7 +208,8 @@ def test_rows_that_cannot_be_imported_name_their_line(
     row: dict, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
-    assert label_command("import", "--labels", tmp_path / "l", "--source", tmp_path / "in.jsonl") == 2
+    mode = "best-of-4" if row is FIVE else "pairwise"
+    assert label_command("import", "--labels", tmp_path / "l", "--mode", mode, "--source", tmp_path / "in.jsonl") == 2
     error = " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert message in error
     assert "line 1" in error.replace("jsonl, line", "line")
@@ -249,6 +256,7 @@ def test_openais_token_ids_are_imported_as_the_text_of_a_named_tokenizer(
         (("export", "--out=x.jsonl", "--labels=none"), "there is no file"),
         (("stats", "--labels=none"), "there is no file"),
         (("import", "--labels=l", "--source=none.jsonl", "--annotator=a"), "none.jsonl"),
+        (("import", "--labels=l", "--source=none.jsonl", f"--annotator={'a' * 41}"), "name has 41 characters"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(
@@ -267,13 +275,20 @@ def test_names_that_browsers_send_are_hosts() -> None:
     assert ServeConfig(out="o", hosts=names).hosts == names
 
 
+USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": "p"}, "completions=None is no list"),
         ({"prompt": "p", "completions": "ab"}, "is no list"),
-        ({"prompt": "p", "completions": ["a", 3]}, "3 is no answer"),
-        ({"prompt": "p", "completions": ["a", [{"role": "user"}]]}, "is no answer"),
+        ({"prompt": "p", "completions": ["a", 3]}, "'completions[1]': 3 is not text"),
+        ({"prompt": "p", "completions": ["a", None]}, "there is no 'completions[1]'"),
+        ({"prompt": "p", "completions": ["a", [{"role": "user"}]]}, "its 'content' is missing or not text"),
+        ({"prompt": "p", "completions": ["a", [ASSISTANT]]}, "messages, but the prompt is text"),
+        ({"prompt": [USER], "completions": ["a", [{**USER, "content": "no"}]]}, "not begin with a message of the role"),
+        ({"prompt": [USER], "completions": ["a", [{**ASSISTANT, "id": 3}]]}, "its 'id' is missing or not text"),
         ({"prompt": "p", "completions": ["a", "\ud800"]}, "half of a surrogate pair"),
         ({"prompt": "p", "completions": ["a", "a"]}, "nothing to ask in mode pairwise"),
     ],
@@ -287,6 +302,33 @@ def test_answers_that_cannot_be_asked_name_their_row(
     assert message in error
     assert "row 1" in error
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "read"),
+    [
+        ("pairwise", data.read_preferences),
+        ("thumbs", data.read_unpaired_preferences),
+        ("best-of-4", data.read_best_of_k),
+    ],
+)
+def test_labels_of_answers_that_are_messages_can_be_read_back(
+    mode: Mode, read: Callable[[str], Sequence], engine: Engine, tmp_path: Path
+) -> None:
+    said = [[{**ASSISTANT, "content": f"answer {place}"}] for place in range(4)]
+    blank = [ASSISTANT, {**ASSISTANT, "content": " "}]
+    row = {"prompt": [USER], "completions": [*said[:3], blank, [USER, *said[3]]]}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
+    made = feedback.make_items(read_answers(str(tmp_path / "answers.jsonl"), "prompt"), mode)
+    assert [reason.split(": ")[1] for reason in made.left_out] == ["1 blank of 5 answers"]
+    feedback.add_items(engine, made.items)
+    store = LabelStore(engine, mode=mode)
+    ann = store.find_annotator("ann").id
+    while (lease := store.next_lease(ann)) is not None:
+        store.label(ann, lease.id, VERDICTS[mode][0])
+    rows = feedback.export_labels(engine, mode).rows
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(read(str(tmp_path / "out.jsonl"))) == len(made.items) > 0
 
 
 @pytest.mark.parametrize("command", ["serve", "export", "import", "stats"])

@@ -25,6 +25,11 @@ def people(store: LabelStore, *names: str) -> list[int]:
     return [store.find_annotator(name).id for name in names]
 
 
+def undo_last(store: LabelStore, annotator: int) -> Lease | None:
+    lease_id = store.last_labelled(annotator)
+    return None if lease_id is None else store.undo(annotator, lease_id)
+
+
 def test_two_people_never_have_the_same_item(make_store: MakeStore) -> None:
     store = make_store(2)
     ann, bob, eve = people(store, "ann", "bob", "eve")
@@ -107,7 +112,7 @@ def test_undo_hands_the_item_back_in_its_order_and_the_old_page_is_refused(make_
     first = handed(store, ann)
     store.label(ann, first.id, "0")
     stale = handed(store, ann)
-    again = store.undo(ann)
+    again = undo_last(store, ann)
     assert again is not None
     assert again.completions == first.completions
     assert feedback.export_labels(store.engine, "best-of-4").rows == []
@@ -123,17 +128,44 @@ def test_undo_goes_back_label_by_label_and_then_has_nothing_left(make_store: Mak
     (ann,) = people(store, "ann")
     for verdict in ("0", "skip", "tie"):
         store.label(ann, handed(store, ann).id, verdict)
-    prompts = [lease.prompt for _ in range(3) if (lease := store.undo(ann)) is not None]
+    prompts = [lease.prompt for _ in range(3) if (lease := undo_last(store, ann)) is not None]
     assert prompts == ["prompt 2", "prompt 1", "prompt 0"]
-    assert store.undo(ann) is None
+    assert undo_last(store, ann) is None
     assert store.progress(ann) == feedback.Progress(num_items=3, num_done=0, num_mine=0, num_waiting=3)
+
+
+def test_an_undo_whose_answer_was_lost_takes_back_no_second_label(make_store: MakeStore) -> None:
+    store = make_store(3)
+    (ann,) = people(store, "ann")
+    given = []
+    for _ in range(2):
+        given.append(handed(store, ann).id)
+        store.label(ann, given[-1], "0")
+    again = store.undo(ann, given[-1])
+    assert store.undo(ann, given[-1]) == again
+    assert store.progress(ann).num_mine == 1
+    store.label(ann, again.id, "1")
+    with pytest.raises(RefusedError, match="undone already"):
+        store.undo(ann, given[-1])
+    assert store.progress(ann).num_mine == 2
+
+
+def test_undo_needs_a_label_of_ones_own(make_store: MakeStore) -> None:
+    store = make_store()
+    ann, bob = people(store, "ann", "bob")
+    given, held = handed(store, ann).id, handed(store, bob).id
+    store.label(ann, given, "0")
+    for lease_id in (given, held, "no such lease"):
+        with pytest.raises(RefusedError, match="no such label of yours"):
+            store.undo(bob, lease_id)
+    assert store.progress(ann).num_mine == 1
 
 
 def test_undo_takes_back_only_ones_own(make_store: MakeStore) -> None:
     store = make_store()
     ann, bob = people(store, "ann", "bob")
     store.label(ann, handed(store, ann).id, "0")
-    assert store.undo(bob) is None
+    assert undo_last(store, bob) is None
     assert store.progress(ann).num_done == 1
 
 
@@ -148,7 +180,7 @@ def test_a_skip_of_an_item_that_another_has_cannot_be_undone(make_store: MakeSto
     if is_judged:
         store.label(bob, taken.id, "0")
     with pytest.raises(RefusedError, match="You skipped it, and another has it by now"):
-        store.undo(ann)
+        undo_last(store, ann)
     assert handed(store, ann) == held
     assert store.progress(ann).num_mine == 1
     assert store.label(bob, taken.id, "0") is not is_judged
@@ -161,7 +193,7 @@ def test_a_label_of_an_item_that_has_enough_without_it_cannot_be_undone(make_sto
     judged = feedback.JudgedItem(item=numbered_items(1, "pairwise")[0], verdict="1")
     feedback.import_labels(store.engine, [judged], name="bob")
     with pytest.raises(RefusedError, match="your label stands"):
-        store.undo(ann)
+        undo_last(store, ann)
     assert store.progress(ann).num_mine == 1
 
 
@@ -192,7 +224,7 @@ def test_skipped_items_are_waited_for_only_while_somebody_is_at_them(make_store:
         store.label(bob, lease.id, "0")
     store.label(bob, handed(store, bob).id, "skip")
     assert store.is_over()
-    store.undo(ann)
+    undo_last(store, ann)
     assert not store.is_over()
 
 
@@ -206,6 +238,22 @@ def test_overlap_hands_an_item_to_so_many_and_to_nobody_twice(make_store: MakeSt
     assert store.next_lease(eve) is None
     store.label(bob, leases[1].id, "0")
     assert store.is_over()
+
+
+def test_a_label_ends_the_persons_other_leases_of_the_item(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(1, overlap=2)
+    ann, bob = people(store, "ann", "bob")
+    first_tab = handed(store, ann)
+    clock.now += 61
+    second_tab = handed(store, ann)
+    assert second_tab.id != first_tab.id
+    of_bob = handed(store, bob)
+    assert store.label(ann, first_tab.id, "0")
+    assert not store.label(ann, second_tab.id, "1")  # a repeat: the first stands
+    assert store.label(bob, of_bob.id, "0")
+    undo_last(store, ann)
+    with pytest.raises(RefusedError, match="out of date"):
+        store.label(ann, second_tab.id, "1")
 
 
 def test_who_leaves_gives_the_item_back_at_once(make_store: MakeStore) -> None:
@@ -302,7 +350,7 @@ def test_an_undone_label_took_time_too(make_store: MakeStore, clock: Clock) -> N
     for seconds in (60.0, 2.0, 1.0):
         clock.now += seconds
         store.label(ann, lease.id, "0")
-        again = store.undo(ann)
+        again = undo_last(store, ann)
         assert again is not None
         lease = again
     clock.now += 1

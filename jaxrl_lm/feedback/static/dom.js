@@ -14,5 +14,12 @@ export function announce(text) {
 
 export function showAlert(text) {
   byId("alert").hidden = !text;
-  byId("alert-text").textContent = text;
+  // What stands there already is not said again at every look.
+  if (byId("alert-text").textContent !== text) byId("alert-text").textContent = text;
+}
+
+// Stays until the person goes on; the status says it to screen readers.
+export function showNotice(text) {
+  byId("notice").hidden = !text;
+  byId("notice").textContent = text;
 }

@@ -1,17 +1,19 @@
 // The page that asks: token, name, then one item after another.
 
 import { hasNewLink, onNewLink, openSession, post } from "./api.js";
-import { announce, byId, element, showAlert } from "./dom.js";
+import { announce, byId, element, showAlert, showNotice } from "./dom.js";
 import { MODES, UNDO_KEYS, shownKey } from "./modes.js";
 import { showText } from "./text.js";
 
 const VIEWS = ["loading", "token", "name", "item", "done"];
 const LOOK_AGAIN_MILLISECONDS = 3000; // less than END_SECONDS of server.py
+const REPEATED = "Already saved; the first verdict stands.";
 const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
 
 let mode; // of MODES
 let person = null; // the name that is shown; sent along, so that nothing is kept under another's
 let item = null; // { id, prompt, completions }: the lease that is shown
+let undoable = null; // the lease of the last label, which Undo names: asked again, it takes back no other
 let isBusy = false;
 let lookAgainTimer = 0;
 
@@ -44,6 +46,7 @@ async function onError(error, work) {
   byId("retry").hidden = !isPassing;
   byId("retry").onclick = () => attempt(error.retry ?? work);
   if (error.status === 401 || error.status === 403) show("token");
+  if (isPassing) lookAgainLater(); // or one failed look would be the last
   // What was shown holds no longer: neither the item nor, perhaps, the person.
   const failure = error.status === 409 ? await start().catch((other) => other) : undefined;
   showAlert((failure ?? error).message);
@@ -54,6 +57,7 @@ const ask = (path, fields = {}) => post(path, { name: person ?? "", ...fields })
 async function start(token) {
   const session = await openSession(token);
   item = null;
+  showNotice("");
   mode = MODES[session.mode];
   fillHelp();
   byId("known-names").replaceChildren(...session.names.map((name) => element("option", { value: name })));
@@ -81,7 +85,9 @@ async function loadNext(said = "") {
 async function judge(action) {
   if (item === null) return loadNext();
   const answer = await ask("/api/label", { lease: item.id, verdict: action.verdict });
-  const said = answer.is_repeat ? "Already saved; the first verdict stands." : `Saved: ${action.said}.`;
+  const said = answer.is_repeat ? REPEATED : `Saved: ${action.said}.`;
+  showNotice(answer.is_repeat ? REPEATED : "");
+  undoable = item.id;
   item = null; // saved, whatever becomes of the next
   return loadNext(said).catch((error) => {
     error.retry = () => loadNext(said);
@@ -90,11 +96,14 @@ async function judge(action) {
 }
 
 async function undo() {
-  showItem(await ask("/api/undo"), "Undone: judge it again.");
+  if (undoable === null) return;
+  showNotice("");
+  showItem(await ask("/api/undo", { lease: undoable }), "Undone: judge it again.");
 }
 
 function showItem(answer, said) {
   item = answer.item;
+  undoable = answer.undoable;
   showProgress(answer.progress);
   if (item === null) {
     showDone(answer, said);
@@ -105,7 +114,7 @@ function showItem(answer, said) {
   byId("prompt").scrollTop = 0;
   byId("view-item").dataset.count = String(item.completions.length);
   byId("answers").replaceChildren(...item.completions.map(answerCard));
-  byId("actions").replaceChildren(...mode.actions.map(actionButton), undoButton(answer.progress));
+  byId("actions").replaceChildren(...mode.actions.map(actionButton), undoButton());
   show("item");
   window.scrollTo(0, 0);
   announce(`${said} Item ${answer.progress.num_mine + 1}. ${mode.question}`.trim());
@@ -142,10 +151,10 @@ function actionButton(action) {
   return button;
 }
 
-function undoButton(progress) {
+function undoButton() {
   const button = element(
     "button",
-    { type: "button", id: "undo", className: "quiet", onclick: () => attempt(undo), disabled: progress.num_mine === 0 },
+    { type: "button", id: "undo", className: "quiet", onclick: () => attempt(undo), disabled: undoable === null },
     element("span", { textContent: "Undo" }),
     hint(UNDO_KEYS[0]),
   );
@@ -180,13 +189,17 @@ function showDone({ progress, is_ending: isEnding }, said) {
   byId("done-text").textContent = text;
   byId("done-ending").hidden = !isEnding;
   byId("look-again").hidden = !isWaiting;
-  byId("undo-done").hidden = progress.num_mine === 0;
+  byId("undo-done").hidden = undoable === null;
   show("done");
   announce(`${said} ${title}. ${text} ${isEnding ? byId("done-ending").textContent : ""}`.trim());
-  if (isWaiting) {
-    clearTimeout(lookAgainTimer);
-    lookAgainTimer = setTimeout(() => attempt(() => loadNext()), LOOK_AGAIN_MILLISECONDS);
-  }
+  lookAgainLater();
+}
+
+// While the page waits for what others have.
+function lookAgainLater() {
+  clearTimeout(lookAgainTimer);
+  if (byId("view-done").hidden || byId("look-again").hidden) return;
+  lookAgainTimer = setTimeout(() => attempt(() => loadNext()), LOOK_AGAIN_MILLISECONDS);
 }
 
 function fillHelp() {
