@@ -1,6 +1,7 @@
 """Judged answers: read, split by prompt, tokenised, dealt out in batches."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, plain_text
 from jaxrl_lm.training.reward_config import RewardTrainingConfig
 from jaxrl_lm.training.supervised_config import DPOConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,8 @@ def read_judgements(
 def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tuple[list[Judgement], list[Judgement]]:
     """Hold out some rows; no prompt stands on both sides.
 
-    Rows without a prompt are held out one by one, and then no answer that a held-out row shows stands in training.
+    Rows without a prompt are held out one by one, and then no answer that a held-out row shows stands in training:
+    rows that hold one are left out, and the log says how many.
 
     Args:
         rows: all judgements.
@@ -145,13 +149,19 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
     """
     training, held = data.hold_out(rows, [_group(row) for row in rows], fraction=fraction, seed=seed)
     shown = {text for row in held if not row.prompt for text in row.texts()}
-    training = [row for row in training if row.prompt or not shown.intersection(row.texts())]
-    if not training:
+    kept = [row for row in training if row.prompt or not shown.intersection(row.texts())]
+    if not kept:
         raise InputError(
             "preferences: every row without a prompt shares an answer with a held-out one, so none is left to train "
             "on; give held-out rows by --evaluation FILE"
         )
-    return training, held
+    if len(kept) < len(training):
+        _log.warning(
+            "preferences: of %d training rows, %d without a prompt share an answer with a held-out row and are left "
+            "out; give held-out rows by --evaluation FILE, or hold out fewer by a smaller --evaluation-fraction",
+            *(len(training), len(training) - len(kept)),
+        )
+    return kept, held
 
 
 def check_held_out(training: list[Judgement], held: list[Judgement], source: str) -> None:

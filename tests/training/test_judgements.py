@@ -51,13 +51,20 @@ def test_conversations_are_prompts_as_well():
     assert len(training) == len(held) == 4
 
 
-def test_rows_without_a_prompt_share_no_answer_across_the_split():
+def test_rows_without_a_prompt_share_no_answer_across_the_split(caplog):
     rows = [pair("", f"text {index}", f"text {index + 1}") for index in range(20)]
     training, held = split_by_prompt(rows, fraction=0.2, seed=0)
     shown = {text for row in held for text in row.texts()}
     assert len(held) == 4
     assert training
     assert all(shown.isdisjoint(row.texts()) for row in training)
+    num_lost = len(rows) - len(held) - len(training)
+    assert num_lost > 0
+    assert f"of 16 training rows, {num_lost} without a prompt share an answer" in caplog.text
+    assert "--evaluation FILE" in caplog.text
+    caplog.clear()
+    split_by_prompt([pair("", f"good {index}", f"bad {index}") for index in range(20)], fraction=0.2, seed=0)
+    assert not caplog.text
 
 
 def test_shared_prompt_of_a_given_evaluation_is_refused():
