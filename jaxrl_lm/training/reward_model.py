@@ -109,7 +109,8 @@ def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
     tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
     model = reward_heads.with_padding(model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)
-    training, held = (judgements.tokenise(rows, reader) for rows in (training_rows, held_rows))
+    common = judgements.common_prompt(training_rows + held_rows)
+    training, held = (judgements.tokenise(rows, reader, common) for rows in (training_rows, held_rows))
     task = RewardTask(
         config=config,
         model=model,

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -60,11 +61,29 @@ def test_rows_without_a_prompt_share_no_answer_across_the_split(caplog):
     assert all(shown.isdisjoint(row.texts()) for row in training)
     num_lost = len(rows) - len(held) - len(training)
     assert num_lost > 0
-    assert f"of 16 training rows, {num_lost} without a prompt share an answer" in caplog.text
+    assert f"of 16 training rows, {num_lost} without a prompt of their own share an answer" in caplog.text
     assert "--evaluation FILE" in caplog.text
     caplog.clear()
     split_by_prompt([pair("", f"good {index}", f"bad {index}") for index in range(20)], fraction=0.2, seed=0)
     assert not caplog.text
+
+
+def test_one_prompt_of_all_rows_is_as_good_as_none():
+    rows = [pair("Review: ", f"text {index}", f"text {index + 1}") for index in range(20)]
+    without = [replace(row, prompt="") for row in rows]
+    training, held = split_by_prompt(rows, fraction=0.2, seed=0)
+    assert [[replace(row, prompt="") for row in part] for part in (training, held)] == [
+        *split_by_prompt(without, fraction=0.2, seed=0)
+    ]
+    judgements.check_held_out(rows[:5], rows[6:], "e.jsonl")
+    common = judgements.common_prompt(rows)
+    assert Judgements(rows=held, tokens=[], common=common).num_prompts == 4
+    assert Judgements(rows=held, tokens=[], common=None).num_prompts == 1, "one of several prompts"
+    several = [*rows[:5], pair("Summary: ", "long", "short")]
+    with pytest.raises(InputError, match="1 of its prompts"):
+        judgements.check_held_out(several, rows[6:], "e.jsonl")
+    with pytest.raises(InputError, match="all rows have one prompt"):
+        split_by_prompt(rows[:1], fraction=0.2, seed=0)
 
 
 def test_shared_prompt_of_a_given_evaluation_is_refused():

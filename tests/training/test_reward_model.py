@@ -237,6 +237,14 @@ def test_given_evaluation_file_is_used_whole(make_config, tmp_path):
     assert (len(task.training.rows), len(task.held.rows)) == (60, 7)
 
 
+def test_a_reward_is_learned_from_rows_that_all_have_one_prompt(make_config, tmp_path):
+    rows = [{"prompt": "Review: ", "completion": f"{index} good", "label": index % 2} for index in range(20)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config("one_prompt", objective="binary", preferences=str(tmp_path / "labels.jsonl"))
+    task, _ = load_task(config)
+    assert (len(task.training.rows), len(task.held.rows), task.held.num_prompts) == (16, 4, 4)
+
+
 def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(make_config, byte_model, tmp_path):
     encode = data.load_tokenizer(byte_model, vocab_size=None).encode
     row = {"query": encode("a?"), "sample0": encode("no"), "sample1": encode("yes"), "best": 1}
