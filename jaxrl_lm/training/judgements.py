@@ -14,6 +14,7 @@ from jaxrl_lm.algorithms import PreferenceBatch
 from jaxrl_lm.algorithms.reward_model import Objective, check_num_answers
 from jaxrl_lm.data.readers import read_best_of_k, read_preferences, read_unpaired_preferences
 from jaxrl_lm.data.records import BestOfK, Preference, Text, UnpairedPreference
+from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, plain_text
@@ -144,8 +145,8 @@ def common_prompt(rows: list[Judgement]) -> Text | None:
 def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tuple[list[Judgement], list[Judgement]]:
     """Hold out some rows; no prompt stands on both sides.
 
-    Rows without a prompt, or all with the same, are held out one by one, and then no answer that a held-out row shows stands in training:
-    rows that hold one are left out, and the log says how many.
+    Rows without a prompt, or all with the same, are held out one by one, and then no answer that a held-out row shows
+    stands in training: rows that hold one are left out, and the log says how many.
 
     Args:
         rows: all judgements.
@@ -160,8 +161,8 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
     """
     common = common_prompt(rows)
     training, held = data.hold_out(rows, [_group(row, common) for row in rows], fraction=fraction, seed=seed)
-    shown = {text for row in held if not _has_own_prompt(row, common) for text in row.texts()}
-    kept = [row for row in training if _has_own_prompt(row, common) or not shown.intersection(row.texts())]
+    shared = _shared_answers(training, held, common)
+    kept = [row for row in training if _has_own_prompt(row, common) or not shared.intersection(row.texts())]
     if not kept:
         raise InputError(
             "preferences: every row without a prompt of its own shares an answer with a held-out one, so none is left "
@@ -170,14 +171,15 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
     if len(kept) < len(training):
         _log.warning(
             "preferences: of %d training rows, %d without a prompt of their own share an answer with a held-out row "
-            "and are left out; give held-out rows by --evaluation FILE, or hold out fewer by a smaller --evaluation-fraction",
+            "and are left out; give held-out rows by --evaluation FILE, or hold out fewer by a smaller "
+            "--evaluation-fraction",
             *(len(training), len(training) - len(kept)),
         )
     return kept, held
 
 
 def check_held_out(training: list[Judgement], held: list[Judgement], source: str) -> None:
-    """Refuse held-out rows that training shows as well.
+    """Refuse held-out rows that training shows as well, and warn of single answers that rows without a prompt share.
 
     Raises:
         InputError: a prompt (or a row, where it has none of its own) stands on both sides.
@@ -188,6 +190,13 @@ def check_held_out(training: list[Judgement], held: list[Judgement], source: str
         raise InputError(
             f"evaluation={source!r}: {len(shared)} of its prompts are among the training prompts, such as "
             f"{sorted(shared)[0][:60]}; take them out of one of the files"
+        )
+    answers = _shared_answers(training, held, common)
+    if answers:
+        _log.warning(
+            "evaluation=%r: %d of its answers stand in training rows as well, such as %s, so that the model is judged "
+            "on texts that it learned from; take their rows out of one of the files",
+            *(source, len(answers), excerpt(min(answers))),
         )
 
 
@@ -211,11 +220,17 @@ def _has_own_prompt(row: Judgement, common: Text | None) -> bool:
     return bool(row.prompt) and row.prompt != common
 
 
+def _shared_answers(training: list[Judgement], held: list[Judgement], common: Text | None) -> set[str]:
+    """Answers that rows without a prompt of their own show on both sides."""
+    shown, asked = (
+        {text for row in rows if not _has_own_prompt(row, common) for text in row.texts()} for rows in (training, held)
+    )
+    return shown & asked
+
+
 def _group(row: Judgement, common: Text | None) -> str:
     """What must not stand on both sides of a split: a prompt, or a whole row that has none of its own."""
-    return json.dumps(
-        [row.prompt, None if _has_own_prompt(row, common) else row.completions], ensure_ascii=False
-    )
+    return json.dumps([row.prompt, None if _has_own_prompt(row, common) else row.completions], ensure_ascii=False)
 
 
 def _from_record(record: Preference | BestOfK | UnpairedPreference) -> Judgement:

@@ -92,6 +92,17 @@ def test_shared_prompt_of_a_given_evaluation_is_refused():
     judgements.check_held_out([pair("a", "x", "y")], [pair("b", "x", "y")], "e.jsonl")
 
 
+@pytest.mark.parametrize("prompt", ["", "Review: "])
+def test_answers_of_a_given_evaluation_that_training_shows_are_counted(caplog, prompt):
+    training = [pair(prompt, "a", "b"), pair(prompt, "c", "d")]
+    judgements.check_held_out(training, [pair(prompt, "e", "f")], "e.jsonl")
+    assert not caplog.text
+    judgements.check_held_out(training, [pair(prompt, "a", "x"), pair(prompt, "y", "d")], "e.jsonl")
+    assert "evaluation='e.jsonl': 2 of its answers stand in training rows as well, such as 'a'" in caplog.text
+    with pytest.raises(InputError, match="1 of its prompts"):
+        judgements.check_held_out(training, [pair(prompt, "a", "b")], "e.jsonl")
+
+
 def test_each_objective_reads_its_form(tmp_path):
     pairs = write(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "c", "rejected": "r"}])
     thumbs = write(tmp_path / "t.jsonl", [{"prompt": "q", "completion": "c", "label": False}])
