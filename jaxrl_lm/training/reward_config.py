@@ -16,8 +16,8 @@ class NormalisationConfig:
 
     Attributes:
         num_samples: how many; Ziegler et al. take 256. 0 leaves scores as they are.
-        policy: the reference policy that answers training prompts, a folder or hub id. None takes answers of the
-            training data for its samples.
+        policy: the reference policy that answers training prompts, those that it can read; a folder or hub id. None
+            takes answers of the training data for its samples.
         max_new_tokens: longest answer of the policy, tokens.
         temperature: of the policy's sampling.
     """

@@ -24,6 +24,7 @@ from jaxrl_lm.training import reward_model
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
 from jaxrl_lm.training.reward_model import load_task, train_reward_model
+from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import write_encoder
 
 OPTIMIZER = AdamWConfig(learning_rate=1e-2, schedule="linear", warmup_fraction=0.0, weight_decay=0.0)
@@ -198,6 +199,35 @@ def test_reference_policy_answers_training_prompts(make_config, byte_model):
     texts = [task.reader.tokenizer.decode(row.ids) for row in task.references]
     assert len(texts) == 6
     assert all(any(text.startswith(prompt) for prompt in prompts) for text in texts)
+
+
+def test_reference_policy_answers_only_what_it_can_read(make_config, byte_model, tmp_path, caplog):
+    rows = [{"prompt": prompt, "chosen": f"{prompt[:3]} good", "rejected": "bad"} for prompt in ("ab", "cd", "ef")]
+    rows += [{"prompt": "", "chosen": "x", "rejected": "y"}, {"prompt": "z" * 30, "chosen": "x", "rejected": "y"}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = {"prompt": "held", "chosen": "v", "rejected": "w"}
+    (tmp_path / "e.jsonl").write_text(json.dumps(held) + "\n")
+    settings = NormalisationConfig(num_samples=6, policy=str(byte_model), max_new_tokens=3)
+    files = {"preferences": str(tmp_path / "p.jsonl"), "evaluation": str(tmp_path / "e.jsonl")}
+    config = make_config("readable", normalisation=settings, **files)
+    task, _ = load_task(config)
+    texts = [task.reader.tokenizer.decode(row.ids) for row in task.references]
+    assert {text[:2] for text in texts} == {"ab", "cd", "ef"}
+    assert "cannot answer the prompts of 2 of 5 training rows" in caplog.text
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[3:]))
+    with pytest.raises(InputError, match=r"normalisation\.policy=.*can answer no training prompt"):
+        load_task(config)
+
+
+def test_another_reference_policy_in_the_same_folder_is_noticed(make_config, tmp_path):
+    settings = NormalisationConfig(num_samples=6, policy=str(tmp_path / "policy"), max_new_tokens=3)
+    config = make_config("replaced", normalisation=settings)
+    found = []
+    for seed in (0, 0, 1):
+        write_byte_model(tmp_path / "policy", num_layers=1, model_size=16, num_heads=2, context=32, seed=seed)
+        found.append(reward_model.fingerprints(*load_task(replace(config, head_std=0.0))))
+    assert found[0] == found[1]
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"references"}
 
 
 def test_new_head_is_normalised_before_training_and_one_that_exists_is_kept(make_config, finished):
