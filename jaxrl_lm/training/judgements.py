@@ -89,13 +89,16 @@ class Judgements:
 
 
 def labels_tokenizer(config: RewardTrainingConfig | DPOConfig) -> Any:
-    """The tokenizer whose ids the labels may hold: the one named, else the model's.
+    """The tokenizer whose ids the labels may hold: the one named, else the model's, if they can be of that.
 
     Raises:
         InputError: there is none.
     """
     if config.labels_tokenizer is None:
-        return load_named_tokenizer("model", config.model)
+        return data.AssumedTokenizer(
+            tokenizer=load_named_tokenizer("model", config.model),
+            remedy="name their tokenizer by --labels-tokenizer (for OpenAI's files: gpt2)",
+        )
     return load_named_tokenizer("labels_tokenizer", config.labels_tokenizer)
 
 

@@ -49,7 +49,7 @@ class RewardTrainingConfig:
         out: folder of the run; must not exist yet, unless resuming.
         objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
         labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
-            `model`.
+            `model`, which must then read all ids but one (padding).
         evaluation: held-out judgements of the same form. None holds out some of `preferences`, by prompt.
         evaluation_fraction: share of the prompts that are held out.
         limit: read no further than so many rows; None reads all.

@@ -113,7 +113,7 @@ class DPOConfig(SupervisedConfig):
         preferences: rows with `prompt`, `chosen` and `rejected`, or of another form that holds pairs: .jsonl, .json,
             .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT].
         labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
-            `model`.
+            `model`, which must then read all ids but one (padding).
         batch_size: pairs a batch.
         max_tokens: longest prompt with its answer; longer answers lose their end. None takes the model's context, at
             most 1,024.

@@ -275,17 +275,21 @@ def test_a_reward_is_learned_from_rows_that_all_have_one_prompt(make_config, tmp
     assert (len(task.training.rows), len(task.held.rows), task.held.num_prompts) == (16, 4, 4)
 
 
-def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(make_config, byte_model, tmp_path):
+def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
+    make_config, byte_model, encoder, tmp_path
+):
     encode = data.load_tokenizer(byte_model, vocab_size=None).encode
     row = {"query": encode("a?"), "sample0": encode("no"), "sample1": encode("yes"), "best": 1}
     (tmp_path / "labels.json").write_text(json.dumps([row, {**row, "query": encode("b?")}]))
     for name, objective, answers in (("ids", "best_of_k", ("no", "yes")), ("pairs", "pairwise", ("yes", "no"))):
         changes = {"objective": objective, "preferences": str(tmp_path / "labels.json"), "evaluation_fraction": 0.5}
-        for labels_tokenizer in (None, str(byte_model)):
-            task, _ = load_task(make_config(name, labels_tokenizer=labels_tokenizer, **changes))
+        for model, labels_tokenizer in ((byte_model, None), (encoder, str(byte_model))):
+            task, _ = load_task(make_config(name, model=str(model), labels_tokenizer=labels_tokenizer, **changes))
             rows = task.training.rows + task.held.rows
             assert {row.prompt for row in rows} == {"a?", "b?"}
             assert {row.completions for row in rows} == {answers}
+        with pytest.raises(InputError, match=r"labels\.json: holds token ids .*--labels-tokenizer"):
+            load_task(make_config(name, model=str(encoder), **changes))
 
 
 @pytest.mark.parametrize(
