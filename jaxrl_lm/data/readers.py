@@ -39,8 +39,8 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
 
     Args:
         source: `.jsonl`, `.json` (a list of objects, or one object a line), `.csv`, `.tsv` or `.parquet`; any other
-            file is plain text with one text a line; each may end in `.gz`. Or `hub:NAME[:SPLIT]`, by default the
-            split `train`.
+            file is plain text with one text a line; each may end in `.gz`. Or `hub:NAME[[:CONFIG]:SPLIT]`, by
+            default the split `train`.
         limit: read no further than this many records; None reads all.
 
     Returns:

@@ -5,6 +5,7 @@ import difflib
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ def try_rows(source: str, *, line_column: str | None, required: str | None = Non
     """Read rows lazily, past those that are broken; the source and its form must still be right.
 
     Args:
-        source: a file, or `hub:NAME[:SPLIT]`.
+        source: a file, or `hub:NAME[[:CONFIG]:SPLIT]`.
         line_column: the column that a line of plain text becomes; None refuses plain text.
         required: a column that the header of a table must name; rows of files without one are not looked at.
 
@@ -63,22 +64,30 @@ def check_column(column: str | None, present: list[str], where: str) -> None:
 
 
 def _hub_rows(source: str) -> Iterator[RowOrError]:
-    name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
-    if not name:
-        raise InputError(f"{source!r} names no data set; write hub:NAME or hub:NAME:SPLIT")
+    name, config, split = _hub_parts(source)
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise InputError(f"{source}: the hub's data sets need the package datasets; {DATA_EXTRA}") from error
     try:
-        dataset = load_dataset(name, split=split or "train")
+        dataset = load_dataset(name, config, split=split)
     except Exception as error:  # the hub, the network, the files' formats: each with errors of its own
         raise InputError(
             f"{source}: the data set cannot be loaded ({type(error).__name__}: {error}); "
-            "check its name, its split (hub:NAME:SPLIT) and the network"
+            "check its name, its split (hub:NAME:SPLIT), its configuration (hub:NAME:CONFIG:SPLIT) and the network"
         ) from error
     for index, row in enumerate(dataset, 1):
         yield f"{source}, row {index}", dict(row)
+
+
+def _hub_parts(source: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split of a data set of the hub; a slice in brackets belongs to the split."""
+    parts = re.split(r":(?![^\[]*\])", source.removeprefix(HUB_PREFIX))
+    if not parts[0] or len(parts) > 3:
+        raise InputError(f"{source!r} names no data set; write hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT")
+    config = parts[1] if len(parts) == 3 else ""
+    split = parts[-1] if len(parts) > 1 else ""
+    return parts[0], config or None, split or "train"
 
 
 def _file_rows(source: str, required: str | None, line_column: str | None) -> Iterator[RowOrError]:

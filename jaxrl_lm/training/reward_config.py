@@ -43,9 +43,9 @@ class RewardTrainingConfig:
     Attributes:
         model: what to start from, a folder or a Hugging Face hub id: a language model of any family, a BERT, or a
             reward model.
-        preferences: the judgements: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT]. Rows of
-            prompt, chosen, rejected (pairwise), of query, sample0, sample1, ..., best (best_of_k), or of prompt,
-            completion, label (binary).
+        preferences: the judgements: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or
+            hub:NAME[[:CONFIG]:SPLIT]. Rows of prompt, chosen, rejected (pairwise), of query, sample0, sample1, ...,
+            best (best_of_k), or of prompt, completion, label (binary).
         out: folder of the run; must not exist yet, unless resuming.
         objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
         labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
