@@ -80,7 +80,8 @@ def _to_preference(row: dict[str, Any], where: str) -> Preference:
     if isinstance(chosen, str) and isinstance(rejected, str):
         border = _text_border(chosen, rejected, where)
     elif isinstance(chosen, list) and isinstance(rejected, list):
-        border = _message_border(chosen, rejected, where)
+        remedy = "give a column 'prompt'" if prompt is None else "give the prompt as messages"
+        border = _message_border(chosen, rejected, where, remedy)
     else:
         raise InputError(f"{where}: of chosen and rejected one is text and one is messages; give both alike")
     return Preference(
@@ -134,13 +135,11 @@ def _text_border(chosen: str, rejected: str, where: str) -> int:
     return shared
 
 
-def _message_border(chosen: list[dict[str, str]], rejected: list[dict[str, str]], where: str) -> int:
+def _message_border(chosen: list[dict[str, str]], rejected: list[dict[str, str]], where: str, remedy: str) -> int:
     """Where the answers begin in two conversations with the prompt in front: where they come apart."""
     border = min(shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     if border == 0:
-        raise InputError(
-            f"{where}: chosen and rejected share no first message to be the prompt; give a column 'prompt'"
-        )
+        raise InputError(f"{where}: chosen and rejected share no first message to be the prompt; {remedy}")
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if messages[border]["role"] != "assistant":
             raise InputError(

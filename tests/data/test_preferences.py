@@ -92,7 +92,14 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
         ({"chosen": "a", "rejected": [SKY, GREEN]}, "one is text and one is messages"),
         ({"chosen": "yes", "rejected": "no"}, "share no beginning"),
         ({"chosen": "Yes.", "rejected": "Yes. And no."}, "'chosen' behind what it shares with 'rejected': the answer"),
-        ({"chosen": [SKY, BLUE], "rejected": [MORE, GREEN]}, "share no first message to be the prompt"),
+        (
+            {"chosen": [SKY, BLUE], "rejected": [MORE, GREEN]},
+            "share no first message to be the prompt; give a column 'prompt'",
+        ),
+        (
+            {"prompt": "sky?", "chosen": [BLUE], "rejected": [GREEN]},
+            "share no first message to be the prompt; give the prompt as messages",
+        ),
         ({"chosen": [SKY, BLUE, MORE, BLUE], "rejected": [SKY, BLUE, SKY, BLUE]}, "message 2 has the role 'user'"),
         (
             {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: a"},
