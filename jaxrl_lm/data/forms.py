@@ -70,12 +70,12 @@ def to_best_of_k(row: dict[str, Any], where: str, decode: Decode | None) -> Best
 
 def _to_preference(row: dict[str, Any], where: str) -> Preference:
     chosen, rejected = (text_field(row, name, where) for name in ("chosen", "rejected"))
-    if chosen == rejected:
-        raise InputError(f"{where}: chosen and rejected are equal, {excerpt(chosen)}; remove the row")
+    _check_differ(chosen, rejected, where)
     prompt = row.get("prompt")
     # A plain prompt beside conversations repeats what stands in them; so TRL takes it.
     if prompt is not None and (isinstance(chosen, str) or not isinstance(prompt, str)):
         prompt, (chosen, rejected) = _answered(row, ("chosen", "rejected"), where)
+        _check_differ(chosen, rejected, where)  # only one of them may have repeated the prompt
         return Preference(prompt=prompt, chosen=chosen, rejected=rejected)
     if isinstance(chosen, str) and isinstance(rejected, str):
         border = _text_border(chosen, rejected, where)
@@ -89,6 +89,11 @@ def _to_preference(row: dict[str, Any], where: str) -> Preference:
         chosen=check_answer(chosen[border:], f"{where}, 'chosen' behind what it shares with 'rejected'"),
         rejected=check_answer(rejected[border:], f"{where}, 'rejected' behind what it shares with 'chosen'"),
     )
+
+
+def _check_differ(chosen: Text, rejected: Text, where: str) -> None:
+    if chosen == rejected:
+        raise InputError(f"{where}: chosen and rejected are equal, {excerpt(chosen)}; remove the row")
 
 
 def _answered(row: dict[str, Any], names: tuple[str, ...], where: str) -> tuple[Text, list[Text]]:

@@ -77,6 +77,7 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
         ({}, "there is no 'chosen'. The row has: nothing"),
         ({"prompt": "Q", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal, 'a'"),
         ({"chosen": [SKY, BLUE], "rejected": [SKY, BLUE]}, "chosen and rejected are equal"),
+        ({"prompt": [SKY], "chosen": [SKY, BLUE], "rejected": [BLUE]}, "chosen and rejected are equal"),
         ({"prompt": "Q", "chosen": " \n", "rejected": "a"}, "'chosen': the answer is empty"),
         ({"prompt": "Q", "chosen": "a", "rejected": ""}, "'rejected': the answer is empty"),
         ({"prompt": [SKY], "chosen": [{**BLUE, "content": ""}], "rejected": [GREEN]}, "'chosen': the answer is empty"),
