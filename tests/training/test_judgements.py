@@ -181,3 +181,9 @@ def test_rows_without_a_prompt_share_none():
 def test_verdict_is_plain_json():
     verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 1]]), np.zeros(1, int))
     assert json.loads(json.dumps(verdict.as_record()))["accuracy"]["estimate"] == 1.0
+
+
+def test_verdict_on_answers_of_one_length_is_json_without_nan():
+    verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 2]]), np.zeros(1, int))
+    bias = json.loads(json.dumps(verdict.as_record(), allow_nan=False))["length_bias"]
+    assert bias == {"correlation": 0.0, "longer_wins": 0.5, "longer_preferred": None}
