@@ -49,7 +49,7 @@ class RewardTrainingConfig:
         out: folder of the run; must not exist yet, unless resuming.
         objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
         labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
-            `model`, which must then read all ids but one (padding).
+            `model`, which must then read all ids but one (padding). Not for binary labels, which are text.
         evaluation: held-out judgements of the same form. None holds out some of `preferences`, by prompt.
         evaluation_fraction: share of the prompts that are held out.
         limit: read no further than so many rows; None reads all.
@@ -110,6 +110,11 @@ class RewardTrainingConfig:
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
             raise InputError(f"objective={self.objective!r} must be one of {', '.join(get_args(Objective))}")
+        if self.objective == "binary" and self.labels_tokenizer is not None:
+            raise InputError(
+                f"labels_tokenizer={self.labels_tokenizer!r}: labels of objective='binary' are text, never token ids; "
+                "leave --labels-tokenizer out"
+            )
         counts = ("num_updates", "batch_size", "num_accumulated", "evaluate_every", "evaluation_batch_size")
         for name in (*counts, "save_every", "keep_checkpoints"):
             if getattr(self, name) is not None and getattr(self, name) < 1:

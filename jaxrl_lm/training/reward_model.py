@@ -204,7 +204,7 @@ def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
 
 def _read(config: RewardTrainingConfig) -> tuple[list[Judgement], list[Judgement]]:
     """Training and held-out rows."""
-    tokenizer = judgements.labels_tokenizer(config)
+    tokenizer = None if config.objective == "binary" else judgements.labels_tokenizer(config)
     rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit, tokenizer=tokenizer)
     if config.evaluation is None:
         return judgements.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)

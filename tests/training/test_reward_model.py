@@ -308,6 +308,11 @@ def test_unfit_settings_are_refused(make_config, field, value):
         RewardTrainingConfig(model="m", preferences="p", out="o", **{field: value})
 
 
+def test_a_tokenizer_of_binary_labels_is_refused(make_config):
+    with pytest.raises(InputError, match=r"labels_tokenizer='gpt2': .*leave --labels-tokenizer out"):
+        make_config("thumbs", objective="binary", labels_tokenizer="gpt2")
+
+
 def test_command_refuses_a_file_of_another_form_and_writes_nothing(make_config, tmp_path, capfd):
     config = make_config("other")
     wrong = config.preferences.replace("pairwise", "binary")
