@@ -5,6 +5,7 @@ from jaxrl_lm.data.packing import PackedRows, fit_sequences, pack_sequences, pla
 from jaxrl_lm.data.prompts import Prompt, encode_prompts, left_pad, prompt_order, read_prompts
 from jaxrl_lm.data.ratings import labels_from_ratings, pairs_from_ratings
 from jaxrl_lm.data.readers import (
+    AssumedTokenizer,
     make_decoder,
     read_best_of_k,
     read_language_modeling,
@@ -28,6 +29,7 @@ from jaxrl_lm.data.tokenizers import load_tokenizer, padding_token, stop_token_i
 from jaxrl_lm.data.writers import write_jsonl
 
 __all__ = [
+    "AssumedTokenizer",
     "BestOfK",
     "EncodedText",
     "LanguageModeling",

@@ -70,17 +70,18 @@ def to_best_of_k(row: dict[str, Any], where: str, decode: Decode | None) -> Best
 
 def _to_preference(row: dict[str, Any], where: str) -> Preference:
     chosen, rejected = (text_field(row, name, where) for name in ("chosen", "rejected"))
-    if chosen == rejected:
-        raise InputError(f"{where}: chosen and rejected are equal, {excerpt(chosen)}; remove the row")
+    _check_differ(chosen, rejected, where)
     prompt = row.get("prompt")
     # A plain prompt beside conversations repeats what stands in them; so TRL takes it.
     if prompt is not None and (isinstance(chosen, str) or not isinstance(prompt, str)):
         prompt, (chosen, rejected) = _answered(row, ("chosen", "rejected"), where)
+        _check_differ(chosen, rejected, where)  # only one of them may have repeated the prompt
         return Preference(prompt=prompt, chosen=chosen, rejected=rejected)
     if isinstance(chosen, str) and isinstance(rejected, str):
         border = _text_border(chosen, rejected, where)
     elif isinstance(chosen, list) and isinstance(rejected, list):
-        border = _message_border(chosen, rejected, where)
+        remedy = "give a column 'prompt'" if prompt is None else "give the prompt as messages"
+        border = _message_border(chosen, rejected, where, remedy)
     else:
         raise InputError(f"{where}: of chosen and rejected one is text and one is messages; give both alike")
     return Preference(
@@ -88,6 +89,11 @@ def _to_preference(row: dict[str, Any], where: str) -> Preference:
         chosen=check_answer(chosen[border:], f"{where}, 'chosen' behind what it shares with 'rejected'"),
         rejected=check_answer(rejected[border:], f"{where}, 'rejected' behind what it shares with 'chosen'"),
     )
+
+
+def _check_differ(chosen: Text, rejected: Text, where: str) -> None:
+    if chosen == rejected:
+        raise InputError(f"{where}: chosen and rejected are equal, {excerpt(chosen)}; remove the row")
 
 
 def _answered(row: dict[str, Any], names: tuple[str, ...], where: str) -> tuple[Text, list[Text]]:
@@ -134,13 +140,11 @@ def _text_border(chosen: str, rejected: str, where: str) -> int:
     return shared
 
 
-def _message_border(chosen: list[dict[str, str]], rejected: list[dict[str, str]], where: str) -> int:
+def _message_border(chosen: list[dict[str, str]], rejected: list[dict[str, str]], where: str, remedy: str) -> int:
     """Where the answers begin in two conversations with the prompt in front: where they come apart."""
     border = min(shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     if border == 0:
-        raise InputError(
-            f"{where}: chosen and rejected share no first message to be the prompt; give a column 'prompt'"
-        )
+        raise InputError(f"{where}: chosen and rejected share no first message to be the prompt; {remedy}")
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if messages[border]["role"] != "assistant":
             raise InputError(

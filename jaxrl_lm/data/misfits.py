@@ -14,6 +14,10 @@ _LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
 
 
+class SourceError(InputError):
+    """What is wrong with a whole source, though it was seen in one row: it is raised at once, not listed."""
+
+
 def collect_records(
     source: str,
     rows: Iterable[RowOrError],
@@ -26,15 +30,16 @@ def collect_records(
     Args:
         source: where the rows are from, for errors.
         rows: from `try_rows`.
-        parse: makes a row, given its place, one or more records, or raises InputError where it does not fit.
+        parse: makes a row, given its place, one or more records, or raises InputError where it does not fit, and
+            SourceError where none would.
         limit: read no further than this many records; None reads all.
 
     Returns:
         The records in the order of the rows, at least one.
 
     Raises:
-        InputError: what reading the rows raises; over 1 % of all rows do not fit, where `limit` has not ended the read
-            before; or none is left.
+        InputError: what reading the rows raises; a SourceError of `parse`; over 1 % of all rows do not fit, where
+            `limit` has not ended the read before; or none is left.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all")
@@ -47,6 +52,8 @@ def collect_records(
             if isinstance(row, InputError):
                 raise row
             records.extend(parse(row, where))
+        except SourceError:
+            raise
         except InputError as error:
             misfits[where] = str(error)
         if limit is not None and len(records) >= limit:

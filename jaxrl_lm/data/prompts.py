@@ -42,7 +42,7 @@ def read_prompts(source: str, *, column: str = "prompt", limit: int | None = Non
 
     Args:
         source: `.jsonl`, `.json` (a list of objects), `.csv`, `.tsv` or `.parquet`; any other file is plain
-            text with one prompt a line; each may end in `.gz`. Or `hub:NAME[:SPLIT]`, by default the split
+            text with one prompt a line; each may end in `.gz`. Or `hub:NAME[[:CONFIG]:SPLIT]`, by default the split
             `train`.
         column: the column that holds the prompt; plain text has no columns and ignores it.
         limit: read no further than this many prompts; None reads all.

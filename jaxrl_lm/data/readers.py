@@ -2,18 +2,32 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxrl_lm.data import forms
 from jaxrl_lm.data.fields import answer_field, check_text, number_field
-from jaxrl_lm.data.misfits import collect_records
+from jaxrl_lm.data.misfits import SourceError, collect_records
 from jaxrl_lm.data.records import BestOfK, LanguageModeling, Preference, PromptCompletion, Rating, UnpairedPreference
 from jaxrl_lm.data.rows import try_rows
 
 _LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssumedTokenizer:
+    """A tokenizer that nobody has named as that of a source's token ids; it must read all of them but one, padding.
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer.
+        remedy: how to name another one, for errors.
+    """
+
+    tokenizer: Any
+    remedy: str
 
 
 def read_language_modeling(source: str | Path, *, limit: int | None = None) -> list[LanguageModeling]:
@@ -25,8 +39,8 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
 
     Args:
         source: `.jsonl`, `.json` (a list of objects, or one object a line), `.csv`, `.tsv` or `.parquet`; any other
-            file is plain text with one text a line; each may end in `.gz`. Or `hub:NAME[:SPLIT]`, by default the
-            split `train`.
+            file is plain text with one text a line; each may end in `.gz`. Or `hub:NAME[[:CONFIG]:SPLIT]`, by
+            default the split `train`.
         limit: read no further than this many records; None reads all.
 
     Returns:
@@ -108,8 +122,8 @@ def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: A
         source: a file or data set as for `read_prompt_completions`.
         limit: read no further than this many records; None reads all.
         tokenizer: turns token ids into text where query and samples are such, as in OpenAI's own files of
-            lm-human-preferences (GPT-2's; ids past its vocabulary are padding); a warning says so. Without it such
-            rows do not fit.
+            lm-human-preferences (GPT-2's; ids past its vocabulary are padding); a warning says so. An
+            `AssumedTokenizer` is refused where it lacks more than one id. Without a tokenizer such rows do not fit.
 
     Returns:
         The records in the order of the source, at least one; a row whose answers are all equal does not fit.
@@ -180,19 +194,32 @@ def _read(
 
 
 def make_decoder(source: str | Path, tokenizer: Any) -> forms.Decode | None:
-    """What turns the token ids of a source into text, with one warning that it does; None without a tokenizer."""
+    """What turns the token ids of a source into text, with one warning that it does; None without a tokenizer.
+
+    It raises SourceError where an `AssumedTokenizer` lacks more than one of the ids.
+    """
     if tokenizer is None:
         return None
+    remedy = None
+    if isinstance(tokenizer, AssumedTokenizer):
+        tokenizer, remedy = tokenizer.tokenizer, tokenizer.remedy
     vocab_size = len(tokenizer)
+    name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
     is_said = False
+    unknown: set[int] = set()
 
     def decode(ids: list[int]) -> str:
         nonlocal is_said
         if not is_said:
-            name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
             _LOGGER.warning("%s: holds token ids, which are read as those of the tokenizer %s", source, name)
             is_said = True
         known = [token for token in ids if 0 <= token < vocab_size]
+        unknown.update(set(ids) - set(known))
+        if remedy is not None and len(unknown) > 1:
+            raise SourceError(
+                f"{source}: holds token ids that the tokenizer {name} does not have, such as "
+                f"{' and '.join(map(str, sorted(unknown)[:2]))}, so they are another's; {remedy}"
+            )
         return tokenizer.decode(known, clean_up_tokenization_spaces=False)
 
     return decode

@@ -5,6 +5,7 @@ import difflib
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ def try_rows(source: str, *, line_column: str | None, required: str | None = Non
     """Read rows lazily, past those that are broken; the source and its form must still be right.
 
     Args:
-        source: a file, or `hub:NAME[:SPLIT]`.
+        source: a file, or `hub:NAME[[:CONFIG]:SPLIT]`.
         line_column: the column that a line of plain text becomes; None refuses plain text.
         required: a column that the header of a table must name; rows of files without one are not looked at.
 
@@ -63,22 +64,30 @@ def check_column(column: str | None, present: list[str], where: str) -> None:
 
 
 def _hub_rows(source: str) -> Iterator[RowOrError]:
-    name, _, split = source.removeprefix(HUB_PREFIX).partition(":")
-    if not name:
-        raise InputError(f"{source!r} names no data set; write hub:NAME or hub:NAME:SPLIT")
+    name, config, split = _hub_parts(source)
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise InputError(f"{source}: the hub's data sets need the package datasets; {DATA_EXTRA}") from error
     try:
-        dataset = load_dataset(name, split=split or "train")
+        dataset = load_dataset(name, config, split=split)
     except Exception as error:  # the hub, the network, the files' formats: each with errors of its own
         raise InputError(
             f"{source}: the data set cannot be loaded ({type(error).__name__}: {error}); "
-            "check its name, its split (hub:NAME:SPLIT) and the network"
+            "check its name, its split (hub:NAME:SPLIT), its configuration (hub:NAME:CONFIG:SPLIT) and the network"
         ) from error
     for index, row in enumerate(dataset, 1):
         yield f"{source}, row {index}", dict(row)
+
+
+def _hub_parts(source: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split of a data set of the hub; a slice in brackets belongs to the split."""
+    parts = re.split(r":(?![^\[]*\])", source.removeprefix(HUB_PREFIX))
+    if not parts[0] or len(parts) > 3:
+        raise InputError(f"{source!r} names no data set; write hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT")
+    config = parts[1] if len(parts) == 3 else ""
+    split = parts[-1] if len(parts) > 1 else ""
+    return parts[0], config or None, split or "train"
 
 
 def _file_rows(source: str, required: str | None, line_column: str | None) -> Iterator[RowOrError]:
@@ -104,21 +113,26 @@ def _file_rows(source: str, required: str | None, line_column: str | None) -> It
 def _text_rows(file: io.BufferedIOBase, source: str, column: str | None) -> Iterator[RowOrError]:
     if column is None:
         raise InputError(f"{source}: plain text has no columns; give a file that ends in one of {', '.join(READERS)}")
-    for line, text in _lines(file, source):
-        if text.strip():
+    for line, text in _try_lines(file, source):
+        if isinstance(text, InputError):
+            yield f"{source}, line {line}", text
+        elif text.strip():
             yield f"{source}, line {line}", {column: text.rstrip("\r\n")}
 
 
 def _jsonl_rows(file: io.BufferedIOBase, source: str, required: str | None) -> Iterator[RowOrError]:
-    return _json_line_rows(_lines(file, source), source)
+    return _json_line_rows(_try_lines(file, source), source)
 
 
-def _json_line_rows(lines: Iterable[tuple[int, str]], source: str) -> Iterator[RowOrError]:
+def _json_line_rows(lines: Iterable[tuple[int, str | InputError]], source: str) -> Iterator[RowOrError]:
     remedy = "write one object a line"
     for line, text in lines:
+        where = f"{source}, line {line}"
+        if isinstance(text, InputError):
+            yield where, text
+            continue
         if not text.strip():
             continue
-        where = f"{source}, line {line}"
         try:
             row = _object(_parse_json(text.rstrip(), source, line, remedy), where, remedy)
         except InputError as error:
@@ -128,14 +142,14 @@ def _json_line_rows(lines: Iterable[tuple[int, str]], source: str) -> Iterator[R
 
 def _json_rows(file: io.BufferedIOBase, source: str, required: str | None) -> Iterator[RowOrError]:
     remedy = "write a list of objects, or name the file .jsonl if it has one object a line"
-    lines = list(_lines(file, source))
-    filled = [text for _, text in lines if text.strip()]
+    lines = list(_try_lines(file, source))
+    filled = [text for _, text in lines if isinstance(text, InputError) or text.strip()]
     if not filled:
         return
     if _are_json_lines(filled):
         yield from _json_line_rows(lines, source)
         return
-    rows = _parse_json("".join(text for _, text in lines), source, 1, remedy)
+    rows = _parse_json("".join(_decoded(text) for _, text in lines), source, 1, remedy)
     if not isinstance(rows, list):
         raise InputError(f"{source}: holds {excerpt(rows)}, not a list; {remedy}")
     for index, row in enumerate(rows, 1):
@@ -143,12 +157,13 @@ def _json_rows(file: io.BufferedIOBase, source: str, required: str | None) -> It
         yield where, _object(row, where, remedy)
 
 
-def _are_json_lines(filled: list[str]) -> bool:
+def _are_json_lines(filled: list[str | InputError]) -> bool:
     """Whether a `.json` file holds one object a line after all, as OpenAI's comparisons of summaries do."""
-    if len(filled) < 2 or not filled[0].lstrip().startswith("{"):
+    first = next((text for text in filled if isinstance(text, str)), "")
+    if len(filled) < 2 or not first.lstrip().startswith("{"):
         return False
     try:
-        return isinstance(json.loads(filled[0]), dict)
+        return isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -230,13 +245,26 @@ READERS: dict[str, Callable[[io.BufferedIOBase, str, str | None], Iterator[RowOr
 
 
 def _lines(file: io.BufferedIOBase, source: str) -> Iterator[tuple[int, str]]:
-    """Lines with their ends, numbered from 1; only a line feed ends a line, as in JSON and csv."""
+    """Lines with their ends, numbered from 1, of a file whose rows cannot be told apart past a broken line."""
+    return ((line, _decoded(text)) for line, text in _try_lines(file, source))
+
+
+def _try_lines(file: io.BufferedIOBase, source: str) -> Iterator[tuple[int, str | InputError]]:
+    """Lines with their ends, numbered from 1, or what is wrong with them; only a line feed ends a line, as in JSON and
+    csv."""
     for line, raw in enumerate(file, 1):
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{source}, line {line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+            yield line, InputError(f"{source}, line {line}: not UTF-8 ({error.reason}); save it as UTF-8")
+            continue
         yield line, text.removeprefix("\ufeff") if line == 1 else text
+
+
+def _decoded(text: str | InputError) -> str:
+    if isinstance(text, InputError):
+        raise text
+    return text
 
 
 def _parse_json(text: str, source: str, first_line: int, remedy: str) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jaxrl_lm import data, models, rollouts
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import CausalLM
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import SamplingConfig
 from jaxrl_lm.training.language_config import check_seed
+from jaxrl_lm.types import PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,69 @@ class AnsweringConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answerer:
+    """A model that answers prompts.
+
+    Attributes:
+        model: a language model.
+        params: its parameters.
+        tokenizer: its own.
+        config: how it answers.
+    """
+
+    model: CausalLM
+    params: PyTree
+    tokenizer: Any
+    config: AnsweringConfig
+
+    def encode(self, prompts: list[Prompt]) -> list[list[int]]:
+        """Token ids of each prompt.
+
+        Raises:
+            InputError: a prompt is too long or has no tokens, or the tokenizer cannot render a conversation.
+        """
+        asked = [_as_chat(prompt) for prompt in prompts] if self.config.chat else prompts
+        longest = rollouts.longest_prompt(self.model, self.config.max_new_tokens)
+        return data.encode_prompts(asked, self.tokenizer, max_tokens=longest)
+
+    def __call__(self, prompts: list[Prompt]) -> list[str]:
+        """The answers' texts.
+
+        Raises:
+            InputError: as `encode`, or a stop text is not one token.
+        """
+        config, tokenizer = self.config, self.tokenizer
+        sampling = config.sampling(data.stop_token_ids(tokenizer, config.stop), data.padding_token(tokenizer))
+        ids = self.encode(prompts)
+        width = max(map(len, ids))
+        key, answers = jax.random.key(config.seed), []
+        for start in range(0, len(ids), config.batch_size):
+            rows = ids[start : start + config.batch_size]
+            input_ids, mask = data.left_pad(rows, pad_id=sampling.pad_token, width=width)
+            # A row's key comes from its place among all prompts, so that answers do not depend on the batch size.
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(start + jnp.arange(len(rows)))
+            found = rollouts.generate(self.model, self.params, input_ids, mask, keys, sampling)
+            answers += rollouts.decode(tokenizer, found)
+        return answers
+
+
+def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:
+    """Load a model that is to answer prompts.
+
+    Args:
+        model_name: a folder or a Hugging Face hub id.
+        config: how.
+
+    Raises:
+        InputError: the model or its tokenizer is not what it must be.
+    """
+    folder = resolve_folder(model_name)
+    model, params = models.from_pretrained(folder, dtype=jnp.dtype(config.dtype))
+    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
+    return Answerer(model=model, params=params, tokenizer=tokenizer, config=config)
+
+
 def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: AnsweringConfig) -> list[str]:
     """Load a model and answer each prompt.
 
@@ -83,22 +148,7 @@ def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: Answer
     Raises:
         InputError: the model, a prompt or a setting is not what it must be.
     """
-    folder = resolve_folder(model_name)
-    model, params = models.from_pretrained(folder, dtype=jnp.dtype(config.dtype))
-    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
-    sampling = config.sampling(data.stop_token_ids(tokenizer, config.stop), data.padding_token(tokenizer))
-    longest = rollouts.longest_prompt(model, sampling.max_new_tokens)
-    asked = [_as_chat(prompt) for prompt in prompts] if config.chat else prompts
-    ids = data.encode_prompts(asked, tokenizer, max_tokens=longest)
-    width = max(map(len, ids))
-    key, answers = jax.random.key(config.seed), []
-    for start in range(0, len(ids), config.batch_size):
-        rows = ids[start : start + config.batch_size]
-        input_ids, mask = data.left_pad(rows, pad_id=sampling.pad_token, width=width)
-        # A row's key comes from its place among all prompts, so that answers do not depend on the batch size.
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(start + jnp.arange(len(rows)))
-        answers += rollouts.decode(tokenizer, rollouts.generate(model, params, input_ids, mask, keys, sampling))
-    return answers
+    return load_answerer(model_name, config)(prompts)
 
 
 def _as_chat(prompt: Prompt) -> Prompt:

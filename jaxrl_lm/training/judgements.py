@@ -1,6 +1,7 @@
 """Judged answers: read, split by prompt, tokenised, dealt out in batches."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,14 @@ from jaxrl_lm.algorithms import PreferenceBatch
 from jaxrl_lm.algorithms.reward_model import Objective, check_num_answers
 from jaxrl_lm.data.readers import read_best_of_k, read_preferences, read_unpaired_preferences
 from jaxrl_lm.data.records import BestOfK, Preference, Text, UnpairedPreference
+from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, plain_text
 from jaxrl_lm.training.reward_config import RewardTrainingConfig
 from jaxrl_lm.training.supervised_config import DPOConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +50,12 @@ class Judgements:
     Attributes:
         rows: N of them, all with K answers.
         tokens: of each row's answers, behind its prompt.
+        common: of all judgements, as `common_prompt` says it.
     """
 
     rows: list[Judgement]
     tokens: list[list[ScoreTokens]]
+    common: Text | None = None
 
     @property
     def targets(self) -> Int32[np.ndarray, " N"]:
@@ -58,14 +64,17 @@ class Judgements:
 
     @property
     def groups(self) -> Int[np.ndarray, " N"]:
-        """Which prompt each row belongs to, from 0; a row without a prompt is a group of its own."""
-        names = [json.dumps(row.prompt) if row.prompt else f"row {index}" for index, row in enumerate(self.rows)]
+        """Which prompt each row belongs to, from 0; a row without one of its own is a group of its own."""
+        names = [
+            json.dumps(row.prompt) if _has_own_prompt(row, self.common) else f"row {index}"
+            for index, row in enumerate(self.rows)
+        ]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         return np.array([numbers[name] for name in names])
 
     @property
     def num_prompts(self) -> int:
-        """Different prompts; each row without one counts as one."""
+        """Different prompts; each row without one of its own counts as one."""
         return int(self.groups.max()) + 1
 
     @property
@@ -80,13 +89,16 @@ class Judgements:
 
 
 def labels_tokenizer(config: RewardTrainingConfig | DPOConfig) -> Any:
-    """The tokenizer whose ids the labels may hold: the one named, else the model's.
+    """The tokenizer whose ids the labels may hold: the one named, else the model's, if they can be of that.
 
     Raises:
         InputError: there is none.
     """
     if config.labels_tokenizer is None:
-        return load_named_tokenizer("model", config.model)
+        return data.AssumedTokenizer(
+            tokenizer=load_named_tokenizer("model", config.model),
+            remedy="name their tokenizer by --labels-tokenizer (for OpenAI's files: gpt2)",
+        )
     return load_named_tokenizer("labels_tokenizer", config.labels_tokenizer)
 
 
@@ -127,10 +139,17 @@ def read_judgements(
     return rows
 
 
+def common_prompt(rows: list[Judgement]) -> Text | None:
+    """The prompt that all rows have; it tells none of them apart, so they count as without one. None for several."""
+    first = rows[0].prompt
+    return first if all(row.prompt == first for row in rows) else None
+
+
 def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tuple[list[Judgement], list[Judgement]]:
     """Hold out some rows; no prompt stands on both sides.
 
-    Rows without a prompt are held out one by one, and then no answer that a held-out row shows stands in training.
+    Rows without a prompt, or all with the same, are held out one by one, and then no answer that a held-out row shows
+    stands in training: rows that hold one are left out, and the log says how many.
 
     Args:
         rows: all judgements.
@@ -141,37 +160,53 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
         Rows to train on and rows held out, in their order.
 
     Raises:
-        InputError: there are not two prompts to divide, or nothing is left to train on.
+        InputError: there are not two prompts or rows to divide, or nothing is left to train on.
     """
-    training, held = data.hold_out(rows, [_group(row) for row in rows], fraction=fraction, seed=seed)
-    shown = {text for row in held if not row.prompt for text in row.texts()}
-    training = [row for row in training if row.prompt or not shown.intersection(row.texts())]
-    if not training:
+    common = common_prompt(rows)
+    training, held = data.hold_out(rows, [_group(row, common) for row in rows], fraction=fraction, seed=seed)
+    shared = _shared_answers(training, held, common)
+    kept = [row for row in training if _has_own_prompt(row, common) or not shared.intersection(row.texts())]
+    if not kept:
         raise InputError(
-            "preferences: every row without a prompt shares an answer with a held-out one, so none is left to train "
-            "on; give held-out rows by --evaluation FILE"
+            "preferences: every row without a prompt of its own shares an answer with a held-out one, so none is left "
+            "to train on; give held-out rows by --evaluation FILE"
         )
-    return training, held
+    if len(kept) < len(training):
+        _log.warning(
+            "preferences: of %d training rows, %d without a prompt of their own share an answer with a held-out row "
+            "and are left out; give held-out rows by --evaluation FILE, or hold out fewer by a smaller "
+            "--evaluation-fraction",
+            *(len(training), len(training) - len(kept)),
+        )
+    return kept, held
 
 
 def check_held_out(training: list[Judgement], held: list[Judgement], source: str) -> None:
-    """Refuse held-out rows that training shows as well.
+    """Refuse held-out rows that training shows as well, and warn of single answers that rows without a prompt share.
 
     Raises:
-        InputError: a prompt (or a row, where it has no prompt) stands on both sides.
+        InputError: a prompt (or a row, where it has none of its own) stands on both sides.
     """
-    shared = {_group(row) for row in training} & {_group(row) for row in held}
+    common = common_prompt(training + held)
+    shared = {_group(row, common) for row in training} & {_group(row, common) for row in held}
     if shared:
         raise InputError(
             f"evaluation={source!r}: {len(shared)} of its prompts are among the training prompts, such as "
             f"{sorted(shared)[0][:60]}; take them out of one of the files"
         )
+    answers = _shared_answers(training, held, common)
+    if answers:
+        _log.warning(
+            "evaluation=%r: %d of its answers stand in training rows as well, such as %s, so that the model is judged "
+            "on texts that it learned from; take their rows out of one of the files",
+            *(source, len(answers), excerpt(min(answers))),
+        )
 
 
-def tokenise(rows: list[Judgement], reader: TextReader) -> Judgements:
-    """Turn each answer, behind its prompt, into tokens."""
+def tokenise(rows: list[Judgement], reader: TextReader, common: Text | None = None) -> Judgements:
+    """Turn each answer, behind its prompt, into tokens; `common` is `common_prompt` of all judgements."""
     tokens = [[reader.encode(row.prompt, completion) for completion in row.completions] for row in rows]
-    return Judgements(rows=rows, tokens=tokens)
+    return Judgements(rows=rows, tokens=tokens, common=common)
 
 
 def make_batch(judgements: Judgements, reader: TextReader, chosen: Int[np.ndarray, "A B"]) -> PreferenceBatch:
@@ -183,8 +218,22 @@ def make_batch(judgements: Judgements, reader: TextReader, chosen: Int[np.ndarra
     return PreferenceBatch(inputs=inputs, targets=judgements.targets[chosen])
 
 
-def _group(row: Judgement) -> str:
-    return json.dumps([row.prompt, None if row.prompt else row.completions], ensure_ascii=False)
+def _has_own_prompt(row: Judgement, common: Text | None) -> bool:
+    """Whether the row's prompt tells it from others: there is one, and not all judgements have it."""
+    return bool(row.prompt) and row.prompt != common
+
+
+def _shared_answers(training: list[Judgement], held: list[Judgement], common: Text | None) -> set[str]:
+    """Answers that rows without a prompt of their own show on both sides."""
+    shown, asked = (
+        {text for row in rows if not _has_own_prompt(row, common) for text in row.texts()} for rows in (training, held)
+    )
+    return shown & asked
+
+
+def _group(row: Judgement, common: Text | None) -> str:
+    """What must not stand on both sides of a split: a prompt, or a whole row that has none of its own."""
+    return json.dumps([row.prompt, None if _has_own_prompt(row, common) else row.completions], ensure_ascii=False)
 
 
 def _from_record(record: Preference | BestOfK | UnpairedPreference) -> Judgement:

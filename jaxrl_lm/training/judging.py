@@ -36,7 +36,7 @@ class Verdict:
     length_bias: LengthBias | None
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """Plain values for a JSON file; a share of no pairs is None, for JSON has no NaN."""
         return {
             "accuracy": self.accuracy._asdict(),
             "loss": self.loss,
@@ -44,7 +44,7 @@ class Verdict:
             "reliability": {name: values.tolist() for name, values in self.reliability._asdict().items()},
             "calibration_error": self.calibration_error,
             "length_correlation": self.length_correlation,
-            "length_bias": None if self.length_bias is None else self.length_bias._asdict(),
+            "length_bias": None if self.length_bias is None else _without_nan(self.length_bias._asdict()),
         }
 
 
@@ -81,6 +81,10 @@ def judge(
         length_correlation=bias.correlation,
         length_bias=bias,
     )
+
+
+def _without_nan(shares: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(share) else share for name, share in shares.items()}
 
 
 def _judge_thumbs(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, groups: np.ndarray) -> Verdict:

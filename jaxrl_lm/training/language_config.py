@@ -99,7 +99,8 @@ class AnswerTrainingConfig:
 
     Attributes:
         model: policy to start from, and reference: a folder or a Hugging Face hub id.
-        prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or hub:NAME[:SPLIT].
+        prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or
+            hub:NAME[[:CONFIG]:SPLIT].
         reward: a built-in's name, model:FOLDER (a reward model), module:function or file.py:function, called as
             f(prompts, completions, **columns) -> list[float].
         judges: further rewards, each as NAME=REWARD; they score the same answers for the curves `judge/NAME`, and

@@ -16,8 +16,8 @@ class NormalisationConfig:
 
     Attributes:
         num_samples: how many; Ziegler et al. take 256. 0 leaves scores as they are.
-        policy: the reference policy that answers training prompts, a folder or hub id. None takes answers of the
-            training data for its samples.
+        policy: the reference policy that answers training prompts, those that it can read; a folder or hub id. None
+            takes answers of the training data for its samples.
         max_new_tokens: longest answer of the policy, tokens.
         temperature: of the policy's sampling.
     """
@@ -43,13 +43,13 @@ class RewardTrainingConfig:
     Attributes:
         model: what to start from, a folder or a Hugging Face hub id: a language model of any family, a BERT, or a
             reward model.
-        preferences: the judgements: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT]. Rows of
-            prompt, chosen, rejected (pairwise), of query, sample0, sample1, ..., best (best_of_k), or of prompt,
-            completion, label (binary).
+        preferences: the judgements: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or
+            hub:NAME[[:CONFIG]:SPLIT]. Rows of prompt, chosen, rejected (pairwise), of query, sample0, sample1, ...,
+            best (best_of_k), or of prompt, completion, label (binary).
         out: folder of the run; must not exist yet, unless resuming.
         objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
         labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
-            `model`.
+            `model`, which must then read all ids but one (padding). Not for binary labels, which are text.
         evaluation: held-out judgements of the same form. None holds out some of `preferences`, by prompt.
         evaluation_fraction: share of the prompts that are held out.
         limit: read no further than so many rows; None reads all.
@@ -110,6 +110,11 @@ class RewardTrainingConfig:
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
             raise InputError(f"objective={self.objective!r} must be one of {', '.join(get_args(Objective))}")
+        if self.objective == "binary" and self.labels_tokenizer is not None:
+            raise InputError(
+                f"labels_tokenizer={self.labels_tokenizer!r}: labels of objective='binary' are text, never token ids; "
+                "leave --labels-tokenizer out"
+            )
         counts = ("num_updates", "batch_size", "num_accumulated", "evaluate_every", "evaluation_batch_size")
         for name in (*counts, "save_every", "keep_checkpoints"):
             if getattr(self, name) is not None and getattr(self, name) < 1:

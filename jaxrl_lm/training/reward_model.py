@@ -1,5 +1,7 @@
 """A reward model learns from people's judgements, and is measured on held-out ones."""
 
+import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,13 +17,14 @@ import numpy as np
 from jaxrl_lm import data, models, storage
 from jaxrl_lm.algorithms import SupervisedAlgorithm, SupervisedState, make_reward_model
 from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
-from jaxrl_lm.data import Prompt
+from jaxrl_lm.data import Prompt, Text
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import RewardModel, reward_heads
 from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
 from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, apply_model, make_reader, score_rows
 from jaxrl_lm.training import judgements, reward_report
-from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
+from jaxrl_lm.training.answering import Answerer, AnsweringConfig, load_answerer
 from jaxrl_lm.training.judgements import Judgement, Judgements
 from jaxrl_lm.training.judging import Verdict, judge
 from jaxrl_lm.training.loop import LoopConfig, run_updates
@@ -30,6 +33,7 @@ from jaxrl_lm.training.run_files import check_out, open_run
 from jaxrl_lm.types import PyTree
 
 SHOWN = ("loss/total", "accuracy/batch", "evaluation/accuracy")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,8 @@ def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
     tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
     model = reward_heads.with_padding(model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)
-    training, held = (judgements.tokenise(rows, reader) for rows in (training_rows, held_rows))
+    common = judgements.common_prompt(training_rows + held_rows)
+    training, held = (judgements.tokenise(rows, reader, common) for rows in (training_rows, held_rows))
     task = RewardTask(
         config=config,
         model=model,
@@ -192,13 +197,14 @@ def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
     rows = [[[tokens.ids for tokens in row] for row in part.tokens] for part in parts]
     return {
         "preferences": checksum_value([rows, [part.targets.tolist() for part in parts]]),
+        "references": checksum_value([tokens.ids for tokens in task.references]),
         "model": checksum_arrays(params),
     }
 
 
 def _read(config: RewardTrainingConfig) -> tuple[list[Judgement], list[Judgement]]:
     """Training and held-out rows."""
-    tokenizer = judgements.labels_tokenizer(config)
+    tokenizer = None if config.objective == "binary" else judgements.labels_tokenizer(config)
     rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit, tokenizer=tokenizer)
     if config.evaluation is None:
         return judgements.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)
@@ -212,17 +218,59 @@ def _references(config: RewardTrainingConfig, rows: list[Judgement], reader: Tex
     settings = config.normalisation
     if not settings.num_samples:
         return []
+    policy = None if settings.policy is None else _load_policy(config)
+    if policy is not None:
+        rows = _readable_rows(rows, policy, f"normalisation.policy={settings.policy!r}")
     chosen = data.prompt_order(len(rows), settings.num_samples, 0, config.seed)
     prompts = [rows[index].prompt for index in chosen]
-    if settings.policy is None:
+    if policy is None:
         answers = [rows[index].completions[number % len(rows[0].completions)] for number, index in enumerate(chosen)]
     else:
-        answers = answer_prompts(
-            settings.policy,
-            [Prompt(prompt=prompt, columns={}) for prompt in prompts],
-            AnsweringConfig(seed=config.seed, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature),
-        )
+        answers = policy([Prompt(prompt=prompt, columns={}) for prompt in prompts])
     return [reader.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _load_policy(config: RewardTrainingConfig) -> Answerer:
+    settings = config.normalisation
+    assert settings.policy is not None
+    return load_answerer(
+        settings.policy,
+        AnsweringConfig(seed=config.seed, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature),
+    )
+
+
+def _readable_rows(rows: list[Judgement], policy: Answerer, at: str) -> list[Judgement]:
+    """The rows whose prompts the policy can answer: not too long for it, and of one token at least; the log says how
+    many others there are.
+
+    Raises:
+        InputError: it can answer none.
+    """
+    refusals: dict[str, InputError | None] = {}
+    for row in rows:
+        name = json.dumps(row.prompt)
+        if name not in refusals:
+            refusals[name] = _refusal(policy, row.prompt)
+    found = [row for row in rows if refusals[json.dumps(row.prompt)] is None]
+    if len(found) == len(rows):
+        return rows
+    first = next(error for error in refusals.values() if error is not None)
+    if not found:
+        raise InputError(f"{at}: it can answer no training prompt ({first}); give another policy, or none") from first
+    _log.warning(
+        "%s: it cannot answer the prompts of %d of %d training rows, which give no reference samples; the first: %s",
+        *(at, len(rows) - len(found), len(rows), first),
+    )
+    return found
+
+
+def _refusal(policy: Answerer, prompt: Text) -> InputError | None:
+    """Why the policy cannot answer a prompt."""
+    try:
+        policy.encode([Prompt(prompt=prompt, columns={})])
+    except InputError as error:
+        return error
+    return None
 
 
 def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None:

@@ -108,7 +108,7 @@ def _comparison(neural: Verdict, words: Verdict, held: Judgements) -> Section:
         rows.append(
             (
                 "share of longer answers preferred",
-                *(f"{each.length_bias.longer_preferred:.3f}" for each in (neural, words) if each.length_bias),
+                *(_share(each.length_bias.longer_preferred) for each in (neural, words) if each.length_bias),
             )
         )
         note += f" Always preferring the longer answer would be right in {neural.length_bias.longer_wins:.3f}."
@@ -196,6 +196,10 @@ def _draw_curve(panel: Axes, name: str, verdict: Verdict, color: str) -> None:
     panel.set_ylim(-0.03, 1.03)
     panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _share(value: float) -> str:
+    return "no such pairs" if np.isnan(value) else f"{value:.3f}"
 
 
 def _cut(text: str) -> str:

@@ -80,7 +80,7 @@ class SFTConfig(SupervisedConfig):
 
     Attributes:
         data: rows with `prompt` and `completion`, or with `text` or `messages`: .jsonl, .json, .csv, .tsv, .parquet,
-            each also .gz, or hub:NAME[:SPLIT].
+            each also .gz, or hub:NAME[[:CONFIG]:SPLIT].
         form: which of the two it is; "auto" takes that of the first row that has the columns of either.
         loss_on: learn the tokens of the "completion" only, or "all"; a text is learned whole in either case.
         batch_size: rows a batch.
@@ -111,9 +111,9 @@ class DPOConfig(SupervisedConfig):
 
     Attributes:
         preferences: rows with `prompt`, `chosen` and `rejected`, or of another form that holds pairs: .jsonl, .json,
-            .csv, .tsv, .parquet, each also .gz, or hub:NAME[:SPLIT].
+            .csv, .tsv, .parquet, each also .gz, or hub:NAME[[:CONFIG]:SPLIT].
         labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
-            `model`.
+            `model`, which must then read all ids but one (padding).
         batch_size: pairs a batch.
         max_tokens: longest prompt with its answer; longer answers lose their end. None takes the model's context, at
             most 1,024.

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxrl_lm.data import BestOfK, Preference, read_best_of_k, read_preferences
+from jaxrl_lm.data import AssumedTokenizer, BestOfK, Preference, read_best_of_k, read_preferences
+from jaxrl_lm.errors import InputError
 from tests.data.files import BLUE, GREEN, MORE, SKY, SYSTEM, as_jsonl, one, refused, write
 
 
@@ -76,6 +77,7 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
         ({}, "there is no 'chosen'. The row has: nothing"),
         ({"prompt": "Q", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal, 'a'"),
         ({"chosen": [SKY, BLUE], "rejected": [SKY, BLUE]}, "chosen and rejected are equal"),
+        ({"prompt": [SKY], "chosen": [SKY, BLUE], "rejected": [BLUE]}, "chosen and rejected are equal"),
         ({"prompt": "Q", "chosen": " \n", "rejected": "a"}, "'chosen': the answer is empty"),
         ({"prompt": "Q", "chosen": "a", "rejected": ""}, "'rejected': the answer is empty"),
         ({"prompt": [SKY], "chosen": [{**BLUE, "content": ""}], "rejected": [GREEN]}, "'chosen': the answer is empty"),
@@ -91,7 +93,14 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
         ({"chosen": "a", "rejected": [SKY, GREEN]}, "one is text and one is messages"),
         ({"chosen": "yes", "rejected": "no"}, "share no beginning"),
         ({"chosen": "Yes.", "rejected": "Yes. And no."}, "'chosen' behind what it shares with 'rejected': the answer"),
-        ({"chosen": [SKY, BLUE], "rejected": [MORE, GREEN]}, "share no first message to be the prompt"),
+        (
+            {"chosen": [SKY, BLUE], "rejected": [MORE, GREEN]},
+            "share no first message to be the prompt; give a column 'prompt'",
+        ),
+        (
+            {"prompt": "sky?", "chosen": [BLUE], "rejected": [GREEN]},
+            "share no first message to be the prompt; give the prompt as messages",
+        ),
         ({"chosen": [SKY, BLUE, MORE, BLUE], "rejected": [SKY, BLUE, SKY, BLUE]}, "message 2 has the role 'user'"),
         (
             {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: a"},
@@ -156,6 +165,19 @@ def test_token_ids_become_text_and_ids_past_the_vocabulary_are_padding(tmp_path)
     ]
     refused(read_best_of_k, tmp_path, row, "'query': token ids; give the tokenizer they are of")
     refused(read_best_of_k, tmp_path, {**row, "sample1": [26, 26]}, "the answer is empty", tokenizer=Letters())
+
+
+def test_a_tokenizer_that_nobody_named_must_read_all_ids_but_one(tmp_path):
+    assumed = AssumedTokenizer(tokenizer=Letters(), remedy="name it by --labels-tokenizer")
+    row = {"query": [7, 8, 99, 99], "sample0": [0, 1], "sample1": [2, 99], "best": 1}
+    wanted = BestOfK(prompt="hi", completions=("ab", "c"), best=1)
+    assert one(read_best_of_k, tmp_path, row, tokenizer=assumed) == [wanted]
+    source = write(tmp_path, "labels.jsonl", as_jsonl([row] * 200 + [{**row, "sample0": [0, 27]}]))
+    said = r"labels\.jsonl: holds token ids that the tokenizer Letters does not have, such as 27 and 99, .*--labels-tok"
+    for reader in (read_best_of_k, read_preferences):
+        with pytest.raises(InputError, match=said):
+            reader(source, tokenizer=assumed)
+    assert len(read_best_of_k(source, tokenizer=Letters())) == 201
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,27 @@ def test_a_data_set_of_the_hub_is_read_by_name_and_split(tmp_path, monkeypatch):
     refused(f"hub:{folder}", "row 1", "no column 'question'", column="question")
 
 
-def test_hub_without_a_name_is_refused():
-    with pytest.raises(InputError, match=re.escape("hub:NAME:SPLIT")):
-        read_prompts("hub:")
+def test_a_configuration_of_a_data_set_of_the_hub_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "mice"
+    folder.mkdir()
+    files = [("big", "train", ROWS), ("small", "train", ROWS[:1]), ("small", "test", ROWS[1:2])]
+    for config, split, rows in files:
+        write(folder, f"{config}-{split}.jsonl", as_jsonl(rows))
+    described = "".join(
+        f"- config_name: {config}\n  data_files:\n"
+        + "".join(f"  - {{split: {part}, path: {name}-{part}.jsonl}}\n" for name, part, _ in files if name == config)
+        for config in ("big", "small")
+    )
+    write(folder, "README.md", f"---\nconfigs:\n{described}---\n")
+    assert read_prompts(f"hub:{folder}:big:train") == as_prompts(ROWS)
+    assert read_prompts(f"hub:{folder}:big:train[1:2]") == as_prompts(ROWS[1:2])
+    assert read_prompts(f"hub:{folder}:small:test") == as_prompts(ROWS[1:2])
+    assert read_prompts(f"hub:{folder}:small:") == as_prompts(ROWS[:1])
+    refused(f"hub:{folder}:train", "cannot be loaded", "hub:NAME:CONFIG:SPLIT")
+
+
+@pytest.mark.parametrize("source", ["hub:", "hub::train", "hub:a:b:c:d"])
+def test_hub_without_a_name_or_with_too_many_is_refused(source):
+    with pytest.raises(InputError, match=re.escape("write hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT")):
+        read_prompts(source)

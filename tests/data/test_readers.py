@@ -221,6 +221,22 @@ def test_a_short_or_long_row_of_a_table_is_a_misfit(tmp_path, caplog, name, brok
     assert part in caplog.text
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize("place", [0, 50])
+def test_a_line_that_is_not_utf_8_is_a_misfit(tmp_path, caplog, name, place):
+    lines = [GOOD_LINE.encode()] * 200
+    lines[place] = b'{"prompt": "na\xefve", "completion": "a"}\n'
+    source = write(tmp_path, name, b"".join(lines))
+    assert len(read_prompt_completions(source)) == 199
+    assert f"line {place + 1}: not UTF-8" in caplog.text
+
+
+def test_a_line_of_plain_text_that_is_not_utf_8_is_a_misfit(tmp_path, caplog):
+    source = write(tmp_path, "poem.txt", b"fine\n" * 199 + b"na\xefve\n")
+    assert len(read_language_modeling(source)) == 199
+    assert "line 200: not UTF-8" in caplog.text
+
+
 def test_items_of_a_json_list_that_are_no_objects_are_misfits(tmp_path, caplog):
     rows = [json.loads(GOOD_LINE)] * 100
     source = write(tmp_path, "rows.json", json.dumps([*rows, 7]))

@@ -1,9 +1,7 @@
 """Fingerprints of rewards: other files and parameters are noticed, the same ones are not."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
@@ -20,8 +18,34 @@ def test_a_functions_file_is_looked_at_and_built_in_rewards_go_by_their_name(tmp
         found.append(reward_fingerprint(load_reward(f"{tmp_path / name}.py:reward")))
     assert found[0] == found[1] != found[2]
     assert {reward_fingerprint(reward) for reward in REWARDS.values()} == {0}
-    built: Any = partial(REWARDS["vowels"])
-    assert reward_fingerprint(built) == 0, "an object without a file has none"
+    assert reward_fingerprint(max) == 0, "code without a file has none"
+
+
+PARTIAL = """
+from functools import partial
+
+def scaled(scale, **_):
+    return [scale * {number}]
+
+reward = partial(partial(scaled, 1.0))
+"""
+INSTANCE = """
+class Scaled:
+    def __call__(self, **_):
+        return [{number}]
+
+reward = Scaled()
+"""
+METHOD = INSTANCE + "reward = reward.__call__\n"
+
+
+@pytest.mark.parametrize("text", [PARTIAL, INSTANCE, METHOD], ids=["partial", "instance", "method"])
+def test_the_file_of_what_can_be_called_is_looked_at(tmp_path: Path, text: str) -> None:
+    found = []
+    for name, number in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        (tmp_path / f"{name}.py").write_text(text.format(number=number))
+        found.append(reward_fingerprint(load_reward(f"{tmp_path / name}.py:reward")))
+    assert 0 != found[0] == found[1] != found[2]
 
 
 def test_a_learned_rewards_parameters_and_scale_are_looked_at(tmp_path: Path, reward_folder: Path) -> None:

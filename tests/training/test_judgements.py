@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -51,19 +52,55 @@ def test_conversations_are_prompts_as_well():
     assert len(training) == len(held) == 4
 
 
-def test_rows_without_a_prompt_share_no_answer_across_the_split():
+def test_rows_without_a_prompt_share_no_answer_across_the_split(caplog):
     rows = [pair("", f"text {index}", f"text {index + 1}") for index in range(20)]
     training, held = split_by_prompt(rows, fraction=0.2, seed=0)
     shown = {text for row in held for text in row.texts()}
     assert len(held) == 4
     assert training
     assert all(shown.isdisjoint(row.texts()) for row in training)
+    num_lost = len(rows) - len(held) - len(training)
+    assert num_lost > 0
+    assert f"of 16 training rows, {num_lost} without a prompt of their own share an answer" in caplog.text
+    assert "--evaluation FILE" in caplog.text
+    caplog.clear()
+    split_by_prompt([pair("", f"good {index}", f"bad {index}") for index in range(20)], fraction=0.2, seed=0)
+    assert not caplog.text
+
+
+def test_one_prompt_of_all_rows_is_as_good_as_none():
+    rows = [pair("Review: ", f"text {index}", f"text {index + 1}") for index in range(20)]
+    without = [replace(row, prompt="") for row in rows]
+    training, held = split_by_prompt(rows, fraction=0.2, seed=0)
+    assert [[replace(row, prompt="") for row in part] for part in (training, held)] == [
+        *split_by_prompt(without, fraction=0.2, seed=0)
+    ]
+    judgements.check_held_out(rows[:5], rows[6:], "e.jsonl")
+    common = judgements.common_prompt(rows)
+    assert Judgements(rows=held, tokens=[], common=common).num_prompts == 4
+    assert Judgements(rows=held, tokens=[], common=None).num_prompts == 1, "one of several prompts"
+    several = [*rows[:5], pair("Summary: ", "long", "short")]
+    with pytest.raises(InputError, match="1 of its prompts"):
+        judgements.check_held_out(several, rows[6:], "e.jsonl")
+    with pytest.raises(InputError, match="all rows have one prompt"):
+        split_by_prompt(rows[:1], fraction=0.2, seed=0)
 
 
 def test_shared_prompt_of_a_given_evaluation_is_refused():
     with pytest.raises(InputError, match=r"evaluation='e\.jsonl': 1 of its prompts"):
         judgements.check_held_out([pair("a", "x", "y"), pair("b", "x", "y")], [pair("a", "z", "y")], "e.jsonl")
     judgements.check_held_out([pair("a", "x", "y")], [pair("b", "x", "y")], "e.jsonl")
+
+
+@pytest.mark.parametrize("prompt", ["", "Review: "])
+def test_answers_of_a_given_evaluation_that_training_shows_are_counted(caplog, prompt):
+    training = [pair(prompt, "a", "b"), pair(prompt, "c", "d")]
+    judgements.check_held_out(training, [pair(prompt, "e", "f")], "e.jsonl")
+    assert not caplog.text
+    judgements.check_held_out(training, [pair(prompt, "a", "x"), pair(prompt, "y", "d")], "e.jsonl")
+    assert "evaluation='e.jsonl': 2 of its answers stand in training rows as well, such as 'a'" in caplog.text
+    with pytest.raises(InputError, match="1 of its prompts"):
+        judgements.check_held_out(training, [pair(prompt, "a", "b")], "e.jsonl")
 
 
 def test_each_objective_reads_its_form(tmp_path):
@@ -144,3 +181,9 @@ def test_rows_without_a_prompt_share_none():
 def test_verdict_is_plain_json():
     verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 1]]), np.zeros(1, int))
     assert json.loads(json.dumps(verdict.as_record()))["accuracy"]["estimate"] == 1.0
+
+
+def test_verdict_on_answers_of_one_length_is_json_without_nan():
+    verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 2]]), np.zeros(1, int))
+    bias = json.loads(json.dumps(verdict.as_record(), allow_nan=False))["length_bias"]
+    assert bias == {"correlation": 0.0, "longer_wins": 0.5, "longer_preferred": None}

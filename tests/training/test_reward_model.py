@@ -24,6 +24,7 @@ from jaxrl_lm.training import reward_model
 from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
 from jaxrl_lm.training.reward_model import load_task, train_reward_model
+from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import write_encoder
 
 OPTIMIZER = AdamWConfig(learning_rate=1e-2, schedule="linear", warmup_fraction=0.0, weight_decay=0.0)
@@ -200,6 +201,35 @@ def test_reference_policy_answers_training_prompts(make_config, byte_model):
     assert all(any(text.startswith(prompt) for prompt in prompts) for text in texts)
 
 
+def test_reference_policy_answers_only_what_it_can_read(make_config, byte_model, tmp_path, caplog):
+    rows = [{"prompt": prompt, "chosen": f"{prompt[:3]} good", "rejected": "bad"} for prompt in ("ab", "cd", "ef")]
+    rows += [{"prompt": "", "chosen": "x", "rejected": "y"}, {"prompt": "z" * 30, "chosen": "x", "rejected": "y"}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = {"prompt": "held", "chosen": "v", "rejected": "w"}
+    (tmp_path / "e.jsonl").write_text(json.dumps(held) + "\n")
+    settings = NormalisationConfig(num_samples=6, policy=str(byte_model), max_new_tokens=3)
+    files = {"preferences": str(tmp_path / "p.jsonl"), "evaluation": str(tmp_path / "e.jsonl")}
+    config = make_config("readable", normalisation=settings, **files)
+    task, _ = load_task(config)
+    texts = [task.reader.tokenizer.decode(row.ids) for row in task.references]
+    assert {text[:2] for text in texts} == {"ab", "cd", "ef"}
+    assert "cannot answer the prompts of 2 of 5 training rows" in caplog.text
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[3:]))
+    with pytest.raises(InputError, match=r"normalisation\.policy=.*can answer no training prompt"):
+        load_task(config)
+
+
+def test_another_reference_policy_in_the_same_folder_is_noticed(make_config, tmp_path):
+    settings = NormalisationConfig(num_samples=6, policy=str(tmp_path / "policy"), max_new_tokens=3)
+    config = make_config("replaced", normalisation=settings)
+    found = []
+    for seed in (0, 0, 1):
+        write_byte_model(tmp_path / "policy", num_layers=1, model_size=16, num_heads=2, context=32, seed=seed)
+        found.append(reward_model.fingerprints(*load_task(replace(config, head_std=0.0))))
+    assert found[0] == found[1]
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"references"}
+
+
 def test_new_head_is_normalised_before_training_and_one_that_exists_is_kept(make_config, finished):
     config, folder = finished
     task, params = load_task(config)
@@ -237,17 +267,29 @@ def test_given_evaluation_file_is_used_whole(make_config, tmp_path):
     assert (len(task.training.rows), len(task.held.rows)) == (60, 7)
 
 
-def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(make_config, byte_model, tmp_path):
+def test_a_reward_is_learned_from_rows_that_all_have_one_prompt(make_config, tmp_path):
+    rows = [{"prompt": "Review: ", "completion": f"{index} good", "label": index % 2} for index in range(20)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config("one_prompt", objective="binary", preferences=str(tmp_path / "labels.jsonl"))
+    task, _ = load_task(config)
+    assert (len(task.training.rows), len(task.held.rows), task.held.num_prompts) == (16, 4, 4)
+
+
+def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
+    make_config, byte_model, encoder, tmp_path
+):
     encode = data.load_tokenizer(byte_model, vocab_size=None).encode
     row = {"query": encode("a?"), "sample0": encode("no"), "sample1": encode("yes"), "best": 1}
     (tmp_path / "labels.json").write_text(json.dumps([row, {**row, "query": encode("b?")}]))
     for name, objective, answers in (("ids", "best_of_k", ("no", "yes")), ("pairs", "pairwise", ("yes", "no"))):
         changes = {"objective": objective, "preferences": str(tmp_path / "labels.json"), "evaluation_fraction": 0.5}
-        for labels_tokenizer in (None, str(byte_model)):
-            task, _ = load_task(make_config(name, labels_tokenizer=labels_tokenizer, **changes))
+        for model, labels_tokenizer in ((byte_model, None), (encoder, str(byte_model))):
+            task, _ = load_task(make_config(name, model=str(model), labels_tokenizer=labels_tokenizer, **changes))
             rows = task.training.rows + task.held.rows
             assert {row.prompt for row in rows} == {"a?", "b?"}
             assert {row.completions for row in rows} == {answers}
+        with pytest.raises(InputError, match=r"labels\.json: holds token ids .*--labels-tokenizer"):
+            load_task(make_config(name, model=str(encoder), **changes))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +306,11 @@ def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(m
 def test_unfit_settings_are_refused(make_config, field, value):
     with pytest.raises(InputError, match=f"{field}="):
         RewardTrainingConfig(model="m", preferences="p", out="o", **{field: value})
+
+
+def test_a_tokenizer_of_binary_labels_is_refused(make_config):
+    with pytest.raises(InputError, match=r"labels_tokenizer='gpt2': .*leave --labels-tokenizer out"):
+        make_config("thumbs", objective="binary", labels_tokenizer="gpt2")
 
 
 def test_command_refuses_a_file_of_another_form_and_writes_nothing(make_config, tmp_path, capfd):
