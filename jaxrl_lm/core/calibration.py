@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -84,7 +85,9 @@ def clustered_interval(
 ) -> Interval:
     """Wilson's interval of a share whose examples come in groups that may be alike: pairs of one prompt.
 
-    It is Wilson's of `effective_number` examples in place of N; where no two examples share a group, the very same.
+    It is Wilson's of a number of examples in place of N: `effective_number`, times (t_{N-1} / t_{G-1})^2, quantiles of
+    Student's distribution, because G groups tell little of their own variance. Where no two examples share a group it
+    is the very same; where all examples are alike it is Wilson's of G.
 
     Args:
         correct: 1, 0, or a share between for a tie.
@@ -94,12 +97,17 @@ def clustered_interval(
     Returns:
         The share and its interval; NaN and [0, 1] of no examples.
 
-    Reference: Franco, Little, Louis and Slud, 2019, Comparative Study of Confidence Intervals for Proportions in
-    Complex Sample Surveys.
+    Reference: Korn and Graubard, 1998, Confidence Intervals for Proportions with Small Expected Number of Positive
+    Counts Estimated from Survey Data (the quantiles); Franco, Little, Louis and Slud, 2019, Comparative Study of
+    Confidence Intervals for Proportions in Complex Sample Surveys.
     """
     if len(correct) == 0:
         return wilson_interval(0, 0, confidence)
     total, number = float(correct.sum()), effective_number(correct, groups)
+    num_groups = len(np.unique(groups))
+    if 1 < num_groups < len(correct) and np.ptp(correct) > 0:
+        tail = (1 + confidence) / 2
+        number *= float(special.stdtrit(len(correct) - 1, tail) / special.stdtrit(num_groups - 1, tail)) ** 2
     found = wilson_interval(total * number / len(correct), number, confidence)
     return found._replace(estimate=total / len(correct))
 
@@ -111,7 +119,8 @@ def effective_number(correct: Float[np.ndarray, " N"], groups: Int[np.ndarray, "
 
         deff = [G / (G - 1) sum_g (sum_{i in g} (x_i - p))^2 / N^2] / [p (1 - p) / N]
 
-    Where all x are alike or there is one group, nothing can be told of the variance, and it is G. Where every example
+    Where all x are alike or there is one group, nothing can be told of the variance, and it is G, the least it can be:
+    the interval is then wide, even beside that of examples with one mistake. Where every example
     is a group of its own it is N.
 
     Args:

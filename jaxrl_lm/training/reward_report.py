@@ -102,7 +102,8 @@ def _comparison(neural: Verdict, words: Verdict, held: Judgements) -> Section:
     ]
     note = (
         f"{len(held.rows)} held-out judgements of {held.num_prompts} prompts; Wilson's intervals for as many "
-        "independent judgements as these are worth, for those of one prompt are alike."
+        "independent judgements as these are worth, for those of one prompt are alike. Judgements without a prompt of "
+        "their own count as independent, though they may share answers."
     )
     if neural.length_bias is not None and words.length_bias is not None:
         rows.append(
