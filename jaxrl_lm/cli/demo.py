@@ -29,7 +29,7 @@ class DemoConfig:
     """
 
     out: str = "runs/demo"
-    num_updates: int = 80
+    num_updates: int = 60
     seed: int = 0
 
 
