@@ -167,7 +167,8 @@ def test_intervals_know_which_judgements_are_of_one_prompt(objective):
         scores = np.hstack([scores, np.zeros((6, 1))])
     targets = np.full(6, int(objective == "binary"))
     verdict = judge(objective, scores, targets, np.ones(scores.shape, int), groups)
-    assert verdict.accuracy == pytest.approx(wilson_interval(1.5, 3))
+    number = 3 * (2.570582 / 4.302653) ** 2  # as test_calibration.py has it
+    assert verdict.accuracy == pytest.approx(wilson_interval(number / 2, number), rel=1e-5)
     assert [each.accuracy for each in verdict.by_margin] == [verdict.accuracy]
 
 
