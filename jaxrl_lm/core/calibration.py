@@ -120,8 +120,8 @@ def effective_number(correct: Float[np.ndarray, " N"], groups: Int[np.ndarray, "
         deff = [G / (G - 1) sum_g (sum_{i in g} (x_i - p))^2 / N^2] / [p (1 - p) / N]
 
     Where all x are alike or there is one group, nothing can be told of the variance, and it is G, the least it can be:
-    the interval is then wide, even beside that of examples with one mistake. Where every example
-    is a group of its own it is N.
+    the interval is then wide, even beside that of examples with one mistake. Where every example is a group of its own
+    it is N.
 
     Args:
         correct: x; 1, 0, or a share between for a tie.

@@ -82,12 +82,12 @@ def run_stage(train: Callable[[Any], storage.RunFolder], config: Any) -> storage
 
 def _take_away(folder: storage.RunFolder) -> None:
     """Delete what a run left that was stopped before its first checkpoint; a kill on the way leaves no half of it."""
-    for part in folder.path.parent.glob(f".{folder.path.name}.stopped"):
-        shutil.rmtree(part)
+    aside = folder.path.with_name(f".{folder.path.name}.stopped")
+    if aside.exists():
+        shutil.rmtree(aside)
     for part in folder.path.glob(f".{folder.config_file.name}.*.tmp"):
         part.unlink()
     if folder.config_file.exists():
-        aside = folder.path.with_name(f".{folder.path.name}.stopped")
         folder.path.rename(aside)
         shutil.rmtree(aside)
 
