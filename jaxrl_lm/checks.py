@@ -8,7 +8,7 @@ from typing import Any, get_args
 from jaxrl_lm.errors import InputError
 
 
-def at_least(config: Any, minimum: float, *names: str, prefix: str = "", why: str = "") -> None:
+def at_least(config: Any, minimum: int | float, *names: str, prefix: str = "", why: str = "") -> None:
     """Refuse fields below a minimum.
 
     Args:
@@ -27,7 +27,7 @@ def at_least(config: Any, minimum: float, *names: str, prefix: str = "", why: st
             raise InputError(f"{prefix}{name}={value} must be at least {minimum}{_reason(why)}")
 
 
-def above(config: Any, bound: float, *names: str, prefix: str = "", why: str = "") -> None:
+def above(config: Any, bound: int | float, *names: str, prefix: str = "", why: str = "") -> None:
     """Refuse fields that are not strictly above a bound; arguments as `at_least`.
 
     Raises:
@@ -39,7 +39,7 @@ def above(config: Any, bound: float, *names: str, prefix: str = "", why: str = "
             raise InputError(f"{prefix}{name}={value} must be above {bound}{_reason(why)}")
 
 
-def fraction(config: Any, *names: str, prefix: str = "", below: float = 1.0, why: str = "") -> None:
+def fraction(config: Any, *names: str, prefix: str = "", below: int | float = 1, why: str = "") -> None:
     """Refuse fields outside `[0, below)`; arguments as `at_least`.
 
     Raises:
@@ -51,7 +51,7 @@ def fraction(config: Any, *names: str, prefix: str = "", below: float = 1.0, why
             raise InputError(f"{prefix}{name}={value} must be at least 0 and below {below:g}{_reason(why)}")
 
 
-def between(config: Any, low: float, high: float, *names: str, prefix: str = "", why: str = "") -> None:
+def between(config: Any, low: int | float, high: int | float, *names: str, prefix: str = "", why: str = "") -> None:
     """Refuse fields outside `[low, high]`; arguments as `at_least`.
 
     Raises:

@@ -1,16 +1,5 @@
 """What trajectories earn: reward functions of texts, and what each token gets of them."""
 
-from jaxrl_lm.rewards.builtin import REWARDS, RewardFunction
-from jaxrl_lm.rewards.fingerprints import reward_fingerprint
-from jaxrl_lm.rewards.text_rewards import load_reward, score_completions
-from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
+import lazy_loader
 
-__all__ = [
-    "REWARDS",
-    "RewardFunction",
-    "load_reward",
-    "reward_fingerprint",
-    "score_completions",
-    "token_rewards",
-    "value_mask_of",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

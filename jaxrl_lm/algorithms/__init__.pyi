@@ -1,0 +1,35 @@
+from .dpo import (
+    DPOLossConfig as DPOLossConfig,
+    PairRows as PairRows,
+    make_dpo as make_dpo,
+    make_pair_loss as make_pair_loss,
+    sequence_log_probs as sequence_log_probs,
+)
+from .group_policy import (
+    AnswerBatch as AnswerBatch,
+    GroupPolicyConfig as GroupPolicyConfig,
+    make_group_policy as make_group_policy,
+)
+from .ppo import (
+    PPOConfig as PPOConfig,
+    PPOHyperparams as PPOHyperparams,
+    PPOState as PPOState,
+    make_ppo as make_ppo,
+)
+from .reward_model import (
+    PreferenceBatch as PreferenceBatch,
+    make_reward_model as make_reward_model,
+)
+from .sft import (
+    make_sft as make_sft,
+    sum_token_losses as sum_token_losses,
+)
+from .supervised import (
+    AdamWConfig as AdamWConfig,
+    LossFunction as LossFunction,
+    LossSums as LossSums,
+    SupervisedAlgorithm as SupervisedAlgorithm,
+    SupervisedState as SupervisedState,
+    make_supervised as make_supervised,
+)
+from .table import ALGORITHMS as ALGORITHMS

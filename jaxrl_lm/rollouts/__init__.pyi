@@ -1,0 +1,15 @@
+from .generation import (
+    Generation as Generation,
+    decode as decode,
+    ended_by_stop as ended_by_stop,
+    generate as generate,
+    longest_prompt as longest_prompt,
+)
+from .sampling import SamplingConfig as SamplingConfig
+from .token_policy import (
+    TokenObservations as TokenObservations,
+    answer_log_probs as answer_log_probs,
+    make_evaluate as make_evaluate,
+    observe as observe,
+    token_trajectory as token_trajectory,
+)
