@@ -10,20 +10,26 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from jaxrl_lm.storage.metrics import Curve, read_metrics
 from jaxrl_lm.storage.run_folder import RunFolder, write_atomically
 
 GROUPS = {
     "reward": "Reward",
-    "judge": "Judges, whose rewards are not learned from",
+    "judge": "Rewards that are logged and not trained on",
+    "episode": "Training episodes",
+    "eval": "Evaluation episodes",
+    "evaluation": "Evaluation on held-out examples",
     "kl": "KL divergence",
     "loss": "Losses",
     "ratio": "Probability ratio and clipping",
     "time": "Speed",
 }
 """Titles of the groups that come first, in this order; others follow by name."""
+
+STEPS = "steps/per_seed"
+"""The metric that holds the x axis of runs in environments; runs of language models count updates."""
 
 # By the end of a metric's name; the first that fits.
 _UNITS_BY_SUFFIX = {
@@ -36,14 +42,22 @@ _UNITS_BY_SUFFIX = {
 _UNITS_BY_GROUP = {"reward": "reward", "judge": "reward", "kl": "nats", "loss": "loss", "ratio": "ratio"}
 _NO_UNIT = re.compile(r"(coef|coefficient|beta|target)$")
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MAX_COLUMNS = 3
+# Okabe and Ito's palette: distinct for colour-blind readers and in grey; then colours of matplotlib's tab20.
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F", "#BCBD22"),
+    *("#98DF8A", "#C5B0D5", "#C49C94", "#F7B6D2", "#9EDAE5", "#AEC7E8"),
+)
+MAX_COLUMNS = 3
 _SMOOTHED_ABOVE = 20  # points; fewer are drawn as they are
+
+Panels = dict[str, dict[str, Curve]]
+"""Metrics of one group by name, each a curve by the label of its swept value ("" where nothing is swept)."""
 
 
 def write_plots(folder: RunFolder) -> list[Path]:
     """Draw every group of metrics into `plots/GROUP.png`, a panel for each metric.
+
+    The values of a sweep, metrics named `NAME KEY=VALUE`, share the panel of NAME.
 
     Returns:
         The pictures, in the order of `GROUPS`, then by name; none if there are no metrics.
@@ -51,15 +65,59 @@ def write_plots(folder: RunFolder) -> list[Path]:
     Raises:
         InputError: if `metrics.jsonl` is damaged.
     """
-    groups = _grouped(read_metrics(folder))
+    curves = read_metrics(folder)
+    steps = curves.get(STEPS)
+    groups = _grouped({name: curve for name, curve in curves.items() if name != STEPS})
     if groups:
         folder.plots_folder.mkdir(exist_ok=True)
     paths = []
-    for group, curves in groups.items():
+    for group, panels in groups.items():
         path = folder.plots_folder / f"{group}.png"
-        write_atomically(path, _png(GROUPS.get(group, group), curves))
+        write_atomically(path, _png(GROUPS.get(group, group), panels, steps))
         paths.append(path)
     return paths
+
+
+def make_figure(num_panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of panels, at most three side by side, with margins in inches that hold the labels.
+
+    Margins are fixed: matplotlib's layout engines take as long as all of the drawing.
+    """
+    columns = min(num_panels, MAX_COLUMNS)
+    rows = math.ceil(num_panels / columns)
+    width, height = max(4.4 * columns, 6.0), 3.0 * rows + 0.5
+    figure = Figure(figsize=(width, height), dpi=110)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontweight="bold", y=1 - 0.12 / height, va="top")
+    figure.subplots_adjust(
+        *(0.8 / width, 0.6 / height, 1 - 0.2 / width, 1 - 0.8 / height), wspace=0.8 / 3.4, hspace=1.0 / 2.1
+    )
+    panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in panels[num_panels:]:
+        unused.set_axis_off()
+    return figure, panels[:num_panels]
+
+
+def finish_panel(panel: Axes, *, title: str, x_label: str, y_label: str = "") -> None:
+    """Titles, a light grid, and ticks as plain numbers (no offset, no common factor)."""
+    # A metric's name is plain text: a dollar sign in it starts no formula.
+    panel.set_title("".join(c if c.isprintable() else "?" for c in title), fontsize=10, parse_math=False)
+    panel.set_xlabel(x_label)
+    panel.set_ylabel(y_label)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
+    panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    if panel.get_legend_handles_labels()[1]:
+        panel.legend(fontsize=7)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
 
 
 def running_mean(values: Float[np.ndarray, " N"], window: int) -> Float[np.ndarray, " N"]:
@@ -84,56 +142,47 @@ def running_mean(values: Float[np.ndarray, " N"], window: int) -> Float[np.ndarr
     return np.where(counts > 0.5, sums / np.maximum(counts, 1.0), np.nan)
 
 
-def _grouped(curves: dict[str, Curve]) -> dict[str, dict[str, Curve]]:
-    found: dict[str, dict[str, Curve]] = {}
+def _grouped(curves: dict[str, Curve]) -> dict[str, Panels]:
+    found: dict[str, Panels] = {}
     for name, curve in curves.items():
-        group, slash, _ = name.partition("/")
+        base, _, label = name.partition(" ")
+        group, slash, _ = base.partition("/")
         # The group becomes a file's name.
         if slash and re.fullmatch(r"\w[\w-]*", group) and not np.isnan(curve.values).all():
-            found.setdefault(group, {})[name] = curve
+            found.setdefault(group, {}).setdefault(base, {})[label] = curve
     order = [*(group for group in GROUPS if group in found), *sorted(found.keys() - GROUPS.keys())]
     return {group: found[group] for group in order}
 
 
-def _png(title: str, curves: dict[str, Curve]) -> bytes:
-    columns = min(len(curves), _MAX_COLUMNS)
-    rows = math.ceil(len(curves) / columns)
-    figure = Figure(figsize=(max(4.2 * columns, 6.0), 2.9 * rows + 0.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontweight="bold")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for index, (name, curve) in enumerate(curves.items()):
-        _draw(panels[index], name, curve, COLORS[index % len(COLORS)])
-    for unused in panels[len(curves) :]:
-        unused.set_axis_off()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+def _png(title: str, panels: Panels, steps: Curve | None) -> bytes:
+    figure, axes = make_figure(len(panels), title)
+    for index, (panel, (name, curves)) in enumerate(zip(axes, panels.items(), strict=True)):
+        windows = [
+            _draw(panel, curve, steps, COLORS[(index if len(curves) == 1 else number) % len(COLORS)], label)
+            for number, (label, curve) in enumerate(curves.items())
+        ]
+        unit = "updates" if steps is None else "environment steps per seed"
+        note = f" (bold: mean of {max(windows)})" if max(windows) > 1 else ""
+        finish_panel(panel, title=name.partition("/")[2], x_label=unit + note, y_label=_unit(name))
+    return to_png(figure)
 
 
-def _draw(panel: Axes, name: str, curve: Curve, color: str) -> None:
-    label = "update"
-    if len(curve.values) > _SMOOTHED_ABOVE:
-        window = max(5, len(curve.values) // 20) | 1  # odd, so that it has a centre
-        panel.plot(curve.steps, curve.values, color=color, linewidth=0.7, alpha=0.35)
-        panel.plot(curve.steps, running_mean(curve.values, window), color=color, linewidth=1.8)
-        label = f"update (thick line: mean of {window})"
-    else:
-        panel.plot(curve.steps, curve.values, color=color, linewidth=1.4, marker="o", markersize=3.5)
-    # A metric's name is plain text: a dollar sign in it starts no formula.
-    title = "".join(character if character.isprintable() else "?" for character in name.partition("/")[2])
-    panel.set_title(title, fontsize=10, parse_math=False)
-    panel.set_xlabel(label)
-    panel.set_ylabel(_unit(name))
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
+def _draw(panel: Axes, curve: Curve, steps: Curve | None, color: str, label: str) -> int:
+    """Draw a curve, smoothed where it has many points; returns the width of the smoothing window."""
+    x = curve.steps if steps is None else np.interp(curve.steps, steps.steps, steps.values)
+    if len(x) <= _SMOOTHED_ABOVE:
+        panel.plot(x, curve.values, color=color, linewidth=1.4, marker="o", markersize=3.5, label=label or None)
+        return 1
+    window = max(5, len(x) // 20) | 1  # odd, so that it has a centre
+    panel.plot(x, curve.values, color=color, linewidth=0.7, alpha=0.35)
+    panel.plot(x, running_mean(curve.values, window), color=color, linewidth=1.8, label=label or None)
+    return window
 
 
 def _unit(name: str) -> str:
     if _NO_UNIT.search(name):
-        return "value"
+        return ""
     for suffix, unit in _UNITS_BY_SUFFIX.items():
         if name.endswith(suffix):
             return unit
-    return _UNITS_BY_GROUP.get(name.partition("/")[0], "value")
+    return _UNITS_BY_GROUP.get(name.partition("/")[0], "")

@@ -3,6 +3,7 @@
 import base64
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_lm.storage.metrics import Curve, read_metrics
-from jaxrl_lm.storage.plots import write_plots
+from jaxrl_lm.storage.plots import STEPS, write_plots
 from jaxrl_lm.storage.run_folder import (
     RunFolder,
     check_step,
@@ -24,6 +25,10 @@ from jaxrl_lm.storage.seeds import write_seed_plots
 from jaxrl_lm.storage.visible import is_visible, spell_out
 
 _MAX_PROMPTS = 100
+# Metrics that training is to raise; the lowest loss, say, says nothing.
+_RAISED = re.compile(
+    r"reward/(?!.*std)|(eval|eval_\w+|episode)/(return|discounted_return|solved|oracle_share)\b|evaluation/accuracy"
+)
 _PHASES = ("before", "during", "after")
 # A number that was not finite is written as null; one that a kind of training does not have is left out.
 _SAMPLE_FIELDS = {
@@ -89,14 +94,13 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
     """
     curves = read_metrics(folder)
     sections = [
+        _plots_section([*write_seed_plots(folder), *write_plots(folder)]),
         *(_trainers_section(folder, section) for section in read_sections(folder)),
         _metrics_section(curves),
-        _plots_section([*write_seed_plots(folder), *write_plots(folder)]),
         _samples_section(_read_samples(folder)),
         _config_section(folder.read_config()),
     ]
-    last = max((int(curve.steps.max()) for curve in curves.values()), default=None)
-    state = "" if last is None else f", up to update {last}"
+    state = _progress(curves)
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">\n'
@@ -107,6 +111,14 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
     )
     write_atomically(folder.report_file, page)
     return folder.report_file
+
+
+def _progress(curves: Mapping[str, Curve]) -> str:
+    """How far the run is: in environment steps where it counts them, otherwise in updates."""
+    if STEPS in curves:
+        return f", {int(curves[STEPS].values[-1]):,} environment steps per seed"
+    last = max((int(curve.steps.max()) for curve in curves.values()), default=None)
+    return "" if last is None else f", {last:,} updates"
 
 
 def _trainers_section(folder: RunFolder, section: Section) -> str:
@@ -146,9 +158,9 @@ def _metrics_section(curves: Mapping[str, Curve]) -> str:
     rows = []
     for name, curve in curves.items():
         first, last = _ends(curve)
-        rows.append([_visible(name), _number(first), _number(last), _best(name, curve)])
-    note = "First and last are means over the first and the last tenth of the updates."
-    table = _table(["metric", "first", "last", "best (update)"], rows)
+        rows.append([_visible(name), _number(first), _number(last), _best(name, curve, curves.get(STEPS))])
+    note = "First and last are means over the first and the last tenth of the records."
+    table = _table(["metric", "first", "last", f"best (at {'update' if STEPS not in curves else 'step'})"], rows)
     return f'<h2>Metrics</h2>\n<p class="faint">{note}</p>\n{table}'
 
 
@@ -162,25 +174,18 @@ def _mean(values: Any) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def _best(name: str, curve: Curve) -> str:
-    direction = _direction(name)
-    if direction == 0 or np.isnan(curve.values).all():
+def _best(name: str, curve: Curve, steps: Curve | None) -> str:
+    """The highest value and where it was reached, of metrics that training is to raise."""
+    if not _RAISED.match(name) or np.isnan(curve.values).all():
         return "-"
-    index = int(np.nanargmax(direction * curve.values))
-    return f"{_number(float(curve.values[index]))} ({curve.steps[index]})"
-
-
-def _direction(name: str) -> int:
-    """Return 1 if higher is better, -1 if lower is, 0 if neither."""
-    group = name.partition("/")[0]
-    if group == "time":
-        return 1 if name.endswith("_per_second") else -1
-    return {"reward": 1, "eval": 1, "loss": -1, "kl": -1}.get(group, 0)
+    index = int(np.nanargmax(curve.values))
+    at = curve.steps[index] if steps is None else np.interp(curve.steps[index], steps.steps, steps.values)
+    return f"{_number(float(curve.values[index]))} ({int(at):,})"
 
 
 def _plots_section(paths: Iterable[Path]) -> str:
     images = "".join(
-        f'<img alt="{_escape(path.stem)} over the updates" '
+        f'<img alt="curves of {_escape(path.stem)}" '
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode("ascii")}">\n'
         for path in paths
     )

@@ -3,21 +3,19 @@
 Reference: Agarwal et al., 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice.
 """
 
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from scipy import stats
 
-from jaxrl_lm.storage.plots import COLORS
+from jaxrl_lm.storage.plots import COLORS, finish_panel, make_figure, to_png
 from jaxrl_lm.storage.run_folder import RunFolder, line_error, read_jsonl, write_atomically
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
+_MARKED_UP_TO = 20  # points that are drawn with a marker each: a single one has no line
 _MAX_POINTS = 500  # of a curve: its bootstrap takes 16 kB a point and seed
 
 
@@ -89,20 +87,13 @@ def write_seed_plots(folder: RunFolder) -> list[Path]:
     if not groups:
         return []
     folder.plots_folder.mkdir(exist_ok=True)
-    figure = Figure(figsize=(4.4 * len(groups), 3.4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    figure, panels = make_figure(len(groups), f"Interquartile mean over seeds, {CONFIDENCE:.0%} bootstrap interval")
     for panel, (name, curves) in zip(panels, groups.items(), strict=True):
+        panel.set_title(name)
         for number, (label, curve) in enumerate(curves.items()):
             draw_seeds(panel, curve, color=COLORS[number % len(COLORS)], label=label or None)
-        panel.set_title(name, fontsize=10)
-        if any(curves):
-            panel.legend(fontsize=7)
-    figure.suptitle(f"Interquartile mean over seeds and its {CONFIDENCE:.0%} bootstrap interval", fontweight="bold")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
     path = folder.plots_folder / "seeds.png"
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, to_png(figure))
     return [path]
 
 
@@ -112,14 +103,13 @@ def draw_seeds(panel: Any, curve: SeedCurves, *, color: str, label: str | None =
     if len(kept) > _MAX_POINTS:
         kept = kept[np.linspace(0, len(kept) - 1, _MAX_POINTS).astype(int)]
     num_steps, values = curve.num_steps[kept], curve.values[kept]
+    marker = {"marker": "o", "markersize": 3.5} if len(num_steps) <= _MARKED_UP_TO else {}
     panel.plot(num_steps, values, color=color, linewidth=0.5, alpha=0.25)
     if len(num_steps):
         low, high = bootstrap_interval(values)
         panel.fill_between(num_steps, low, high, color=color, alpha=0.25, linewidth=0)
-        panel.plot(num_steps, interquartile_mean(values), color=color, linewidth=1.8, label=label)
-    panel.set_xlabel("environment steps of a seed")
-    panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
+        panel.plot(num_steps, interquartile_mean(values), color=color, linewidth=1.8, label=label, **marker)
+    finish_panel(panel, title=panel.get_title(), x_label="environment steps per seed")
 
 
 def _steps(folder: RunFolder, number: int, record: dict[str, Any]) -> int:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrl_lm.storage import RunFolder, append_jsonl, write_plots
-from jaxrl_lm.storage.plots import running_mean
+from jaxrl_lm.storage import RunFolder, append_jsonl, plots, write_plots
+from jaxrl_lm.storage.plots import running_mean, to_png
 
 
 @pytest.fixture
@@ -64,6 +64,42 @@ def test_awkward_metrics_are_drawn_or_skipped_without_a_warning(folder, recwarn)
     append_jsonl(folder.metrics_file, records)
     assert [path.name for path in write_plots(folder)] == ["reward.png", "loss.png", "ratio.png"]
     assert not recwarn.list
+
+
+def figures_of(folder, monkeypatch):
+    """The figures that are drawn for a run."""
+    found = []
+    monkeypatch.setattr(plots, "to_png", lambda figure: found.append(figure) or to_png(figure))
+    write_plots(folder)
+    return found
+
+
+def test_values_of_a_sweep_share_a_panel_in_a_colour_each(folder, monkeypatch):
+    names = ["eval/return lr=0.1", "eval/return lr=0.2", "eval/length lr=0.1", "eval/length lr=0.2"]
+    append_jsonl(folder.metrics_file, [{"step": s, **{name: float(s) for name in names}} for s in range(3)])
+    (figure,) = figures_of(folder, monkeypatch)
+    assert [axes.get_title() for axes in figure.axes] == ["return", "length"]
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lr=0.1", "lr=0.2"]
+        assert len({line.get_color() for line in axes.lines}) == 2
+
+
+def test_ticks_are_plain_numbers_and_a_single_point_has_a_marker(folder, monkeypatch):
+    append_jsonl(folder.metrics_file, [{"step": 1, "steps/per_seed": 5e6, "eval/return": 1000.0001}])
+    (figure,) = figures_of(folder, monkeypatch)
+    (axes,) = figure.axes
+    assert axes.lines[0].get_marker() == "o"
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [5e6])
+    assert axes.get_xlabel() == "environment steps per seed"
+    assert axes.yaxis.get_offset_text().get_text() == axes.xaxis.get_offset_text().get_text() == ""
+    assert axes.xaxis.get_major_formatter()(5e6) == "5M"
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 3)), (8, (3, 3))])
+def test_at_most_three_panels_side_by_side(count, shape):
+    _, panels = plots.make_figure(count, "Title")
+    assert len(panels) == count
+    assert (len({axes.get_position().y0 for axes in panels}), len({axes.get_position().x0 for axes in panels})) == shape
 
 
 def test_no_metrics_give_no_plots_and_no_folder(folder):

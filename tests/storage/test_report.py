@@ -137,10 +137,30 @@ def test_first_last_and_best_by_hand(folder):
         name, *cells = re.split(r"</td>(?:<td class=\"number\">)?", row)
         rows[name] = cells[:-1]
     assert rows["reward/m"] == ["0.5", "18.5", "100 (10)"]
-    assert rows["loss/p"] == ["-0.5", "-18.5", "-19 (19)"]
+    assert rows["loss/p"] == ["-0.5", "-18.5", "-"]
     assert rows["ratio/m"] == ["1.5", "19.5", "-"]
-    assert rows["time/update_seconds"] == ["19.5", "1.5", "1 (19)"]
-    assert rows["time/steps_per_second"] == ["0.5", "18.5", "19 (19)"]
+    assert rows["time/update_seconds"] == ["19.5", "1.5", "-"]
+    assert rows["time/steps_per_second"] == ["0.5", "18.5", "-"]
+
+
+def test_runs_in_environments_count_environment_steps(folder):
+    append_jsonl(
+        folder.metrics_file,
+        [
+            {"step": s, "steps/per_seed": 4096.0 * s, "eval/return": float(s == 2), "eval/regret": 1.0}
+            for s in (1, 2, 3)
+        ],
+    )
+    page = report(folder)
+    assert ", 12,288 environment steps per seed</p>" in page
+    assert ">1 (8,192)<" in page
+    assert "update" not in page.partition("<h2>Configuration")[0].partition("</style>")[2]
+
+
+def test_curves_come_before_tables(folder):
+    append_jsonl(folder.metrics_file, [{"step": 0, "reward/mean": 1.0}])
+    page = report(folder)
+    assert page.index("<h2>Curves") < page.index("<h2>Metrics")
 
 
 def test_a_metric_that_was_never_finite_is_said_to_be_so(folder):
