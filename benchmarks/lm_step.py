@@ -19,13 +19,19 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from jaxrl_lm.training.answer_task import answer
+from jaxrl_lm.training.language_ppo import (
+    LanguageState,  # TODO
+    Task,  # TODO
+    init_state,  # TODO
+    load_task,  # TODO
+    make_update,  # TODO
+)
 from measure import Peer, environment, first_call, timed, timed_against, write_results
 
 from jaxrl_lm.algorithms import PPOConfig
-from jaxrl_lm.rollouts import Generation, answer_log_probs, generate, token_trajectory
-from jaxrl_lm.training.answer_task import answer
-from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import LanguageState, Task, init_state, load_task, make_update
+from jaxrl_lm.rollouts import AnswerConfig, Generation, answer_log_probs, generate, token_trajectory
+from jaxrl_lm.training.online.config import PPORunConfig
 
 PEERS = Path(__file__).resolve().parent / "peers"
 PROMPT = "The capital of France is a city that many people like to visit because"
@@ -66,7 +72,7 @@ def make_task(benchmark: Benchmark) -> tuple[Task, LanguageState]:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
         prompts.write(PROMPT + "\n")
         prompts.flush()
-        config = LanguagePPOConfig(
+        config = PPORunConfig(
             model=benchmark.model,
             prompts=prompts.name,
             reward="words",

@@ -77,6 +77,41 @@ class Algorithm(NamedTuple):
     update: Callable[[PyTree, Trajectory, jax.Array], tuple[PyTree, Metrics]]
 
 
+class AnswerLearner(NamedTuple):
+    """An algorithm that learns from a language model's answers and their scores: pure functions of arrays.
+
+    No tokenizer, file or reward function is in it, so that it compiles ahead of time from shapes alone.
+
+    Attributes:
+        init: `init(params, key) -> state`.
+        update: `update(state, reference_params, generation, scores, key) -> (state, metrics)`: one update from B
+            answers (a `rollouts.Generation`) and their scores `[B]`; the reference's parameters have no heads. The
+            answers to one prompt are next to each other.
+        policy_params: `policy_params(state) -> params`: those of the policy, to answer with.
+        answers_per_prompt: how many answers to each prompt a batch holds.
+    """
+
+    init: Callable[[PyTree, jax.Array], PyTree]
+    update: Callable[[PyTree, PyTree, PyTree, jax.Array, jax.Array], tuple[PyTree, Metrics]]
+    policy_params: Callable[[PyTree], PyTree]
+    answers_per_prompt: int
+
+
+class SupervisedLearner(NamedTuple):
+    """An algorithm that learns from given examples: pure functions of arrays.
+
+    Attributes:
+        init: `init(params) -> state`.
+        update: `update(state, batch) -> (state, metrics)`; leaves of the batch `[num_accumulated, B, ...]`, of which
+            one `[B, ...]` is in memory at a time.
+        loss: `loss(params, batch, state.hyperparams.loss) -> LossSums` of a batch `[B, ...]`, for evaluation.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    update: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]
+    loss: Callable[[PyTree, PyTree, PyTree], Any]
+
+
 class EnvironmentLearner(NamedTuple):
     """An algorithm together with the batch of environments it acts in: pure functions, so that seeds vmap.
 

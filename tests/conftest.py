@@ -44,10 +44,10 @@ def pictures_drawn_once():
 
     draw = plots._png
 
-    def draw_once(title, curves):
+    def draw_once(title, curves, *steps):
         key = (title, *((name, np.isfinite(curve.values).tobytes()) for name, curve in curves.items()))
         if key not in _PICTURES:
-            _PICTURES[key] = draw(title, curves)
+            _PICTURES[key] = draw(title, curves, *steps)
         return _PICTURES[key]
 
     with pytest.MonkeyPatch.context() as patch:

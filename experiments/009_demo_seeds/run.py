@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from jaxrl_lm import rewards, storage
 from jaxrl_lm.cli.demo import DemoConfig, demo_chain
-from jaxrl_lm.training.reward_config import NormalisationConfig
-from jaxrl_lm.training.rlhf import run_rlhf, simulated_judge
+from jaxrl_lm.training.reward_model.config import NormalisationConfig
+from jaxrl_lm.training.rlhf.train import run_rlhf, simulated_judge
 
 COLUMNS = ("gold", "proxy", "kl")
 

@@ -22,7 +22,7 @@ from jaxrl_lm.cli.label_import import read_judged
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode, Pairs
-from jaxrl_lm.training.judgements import load_named_tokenizer
+from jaxrl_lm.training.reward_model.judgements import load_named_tokenizer
 
 _SERVE = "serve"
 _NUM_SHOWN = 5

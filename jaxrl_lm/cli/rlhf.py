@@ -1,7 +1,6 @@
 """`jaxrl-lm rlhf`: the whole chain, with labels from a simulated annotator, a file, or people on a web page."""
 
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,10 +10,10 @@ from jaxrl_lm import rewards, storage
 from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
-from jaxrl_lm.training.chain_report import table_of
-from jaxrl_lm.training.judgements import labels_tokenizer
-from jaxrl_lm.training.rlhf import ChainResult, Judge, Pair, file_judge, run_rlhf, simulated_judge
-from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.reward_model.judgements import labels_tokenizer
+from jaxrl_lm.training.rlhf.config import RLHFConfig
+from jaxrl_lm.training.rlhf.report import table_of
+from jaxrl_lm.training.rlhf.train import ChainResult, Judge, Pair, file_judge, run_rlhf, simulated_judge
 from jaxrl_lm.training.run import Interrupted
 
 
@@ -47,7 +46,7 @@ def _judge(config: RLHFConfig) -> Judge | None:
     if config.reward is not None:
         return None
     if labels.file is not None:
-        return file_judge(labels.file, labels_tokenizer(replace(config.reward_model, model=config.model)))
+        return file_judge(labels.file, labels_tokenizer(config.model, config.reward_model.labels_tokenizer))
     if labels.annotator == "page":
         return page_judge(labels.port)
     assert labels.gold is not None

@@ -36,6 +36,11 @@ class Generation:
     values: PyTree
     num_steps: PyTree
 
+    @property
+    def actions(self) -> Any:
+        """The completions' tokens, int32 `[B, T]`; the columns of `response_mask`."""
+        return self.sequences[:, -self.response_mask.shape[1] :]
+
 
 class _State(NamedTuple):
     step: jax.Array

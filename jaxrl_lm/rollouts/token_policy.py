@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl_lm.core import masked
 from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.models.causal_lm import CausalLM, encode
 from jaxrl_lm.rollouts.generation import Generation
-from jaxrl_lm.types import ActionEvaluation, Evaluate, PyTree, Trajectory
+from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree, Trajectory
 
 
 @struct.dataclass(kw_only=True)
@@ -107,3 +108,19 @@ def answer_log_probs(model: CausalLM, params: PyTree, generation: Generation, te
     actions = generation.sequences[:, -generation.response_mask.shape[1] :]
     evaluation = make_evaluate(model, temperature=temperature)(params, observe(generation), actions)
     return evaluation.log_probs * generation.response_mask
+
+
+def rollout_error(log_probs: jax.Array, generation: Generation) -> Metrics:
+    """`ratio/rollout_max_error`: the largest |ratio - 1| between scoring and decoding.
+
+    Args:
+        log_probs: of the answers' tokens as learning computes them, `[B, T]`.
+        generation: the answers, with the log-probabilities of decoding.
+    """
+    error = jnp.abs(jnp.expm1(log_probs - generation.log_probs))
+    return {"ratio/rollout_max_error": masked.masked_max(error, generation.response_mask)}
+
+
+def with_heads(reference_params: PyTree, policy_params: PyTree) -> PyTree:
+    """The reference's parameters in the policy's form; heads, which it does not use, are the policy's."""
+    return {**policy_params, **reference_params}

@@ -14,8 +14,8 @@ from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
 from jaxrl_lm.storage import RunFolder
-from jaxrl_lm.training.comparison import PolicyAnswers
-from jaxrl_lm.training.rlhf import ChainResult, Pair
+from jaxrl_lm.training.rlhf.comparison import PolicyAnswers
+from jaxrl_lm.training.rlhf.train import ChainResult, Pair
 from jaxrl_lm.training.run import Interrupted
 
 PAIRS = [

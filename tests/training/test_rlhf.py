@@ -11,12 +11,13 @@ from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
 from jaxrl_lm.data import Preference, PromptCompletion
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import REWARDS
+from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.training import rlhf
-from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
-from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
-from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
+from jaxrl_lm.training.offline.sft import SFTRunConfig
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
+from jaxrl_lm.training.rlhf.config import LabelingConfig, RLHFConfig
 from jaxrl_lm.training.run import Interrupted
-from jaxrl_lm.training.supervised_config import SFTConfig
 from tests.byte_model import write_byte_model
 
 
@@ -36,8 +37,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
         rounds=2,
         labels=LabelingConfig(gold="vowels", num_pairs=12, noise=0.0),
         num_judged=4,
-        sft=SFTConfig(model="", data="", out="", num_updates=2, batch_size=2, row_length=32, max_new_tokens=4),
-        reward_model=RewardTrainingConfig(
+        sft=SFTRunConfig(model="", data="", out="", num_updates=2, batch_size=2, row_length=32, max_new_tokens=4),
+        reward_model=RewardModelRunConfig(
             model="",
             preferences="",
             out="",
@@ -47,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
             optimizer=AdamWConfig(learning_rate=1e-3),
             normalisation=NormalisationConfig(num_samples=4),
         ),
-        ppo=LanguagePPOConfig(
+        ppo=PPORunConfig(
             model="",
             prompts="",
             reward="",
@@ -157,8 +158,8 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
     ("changes", "message"),
     [
         ({"rounds": 0}, "rounds=0"),
-        ({"ppo": LanguagePPOConfig(model="m", prompts="", reward="", out="")}, "ppo.model='m' is filled in"),
-        ({"sft": SFTConfig(model="", data="", out="", resume=True)}, "sft.resume"),
+        ({"ppo": PPORunConfig(model="m", prompts="", reward="", out="")}, "ppo.model='m' is filled in"),
+        ({"sft": SFTRunConfig(model="", data="", out="", resume=True)}, "sft.resume"),
         ({"labels": LabelingConfig()}, "labels.gold: the simulated annotator needs"),
         ({"labels": LabelingConfig(annotator="file", file="x.jsonl")}, "labels.file='x.jsonl' would count 2 times"),
         ({"stop_after": "sft", "sft_data": None}, "stop_after=sft: without sft_data"),
@@ -169,11 +170,11 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
             "labels.annotator=page: reward='vowels' takes the labels' place",
         ),
         (
-            {"reward_model": RewardTrainingConfig(model="", preferences="", out="", objective="binary")},
+            {"reward_model": RewardModelRunConfig(model="", preferences="", out="", objective="binary")},
             "reward_model.objective='binary': the labels of a chain are pairs",
         ),
         (
-            {"ppo": LanguagePPOConfig(model="", prompts="", reward="", out="", judges=("gold=vowels",))},
+            {"ppo": PPORunConfig(model="", prompts="", reward="", out="", judges=("gold=vowels",))},
             "ppo.judges: the name gold is taken",
         ),
     ],

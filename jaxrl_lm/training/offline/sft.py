@@ -1,89 +1,112 @@
-"""Supervised fine-tuning of a language model, from a file of examples to a model folder."""
+"""Supervised fine-tuning of a language model: its settings, and what it loads."""
 
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from jaxrl_lm import data, storage
-from jaxrl_lm.algorithms import LossSums, make_sft, sum_token_losses
-from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
+from jaxrl_lm import checks, data
+from jaxrl_lm.algorithms.sft import make_sft
+from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.data import EncodedText, LanguageModeling, PackedRows, PromptCompletion
 from jaxrl_lm.data.rows import try_rows
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.supervised import (
-    SupervisedTask,
-    fitting_prompts,
-    load_model,
-    report_title,
-    train_supervised,
-    updates_of,
-)
-from jaxrl_lm.training.supervised_config import SFTConfig
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.training.language_model import load_model
+from jaxrl_lm.training.offline.config import OfflineRunConfig, OfflineStageConfig
+from jaxrl_lm.training.offline.task import OfflineTask, fitting_prompts, in_batches, rows_of_update
 
 Example = LanguageModeling | PromptCompletion
+DataForm = Literal["auto", "prompt-completion", "language-modeling"]
+LossOn = Literal["completion", "all"]
 
-SHOWN = ("loss/total", "evaluation/perplexity")
 _LONGEST_ROW = 1024
 _LONGEST_TEXT_PROMPT = 32  # tokens of a text that a sample begins with
 _log = logging.getLogger(__name__)
 
 
-def train_sft(config: SFTConfig) -> storage.RunFolder:
-    """Fine-tune, and leave a run folder with metrics, checkpoints, plots, samples, report and model.
+@dataclass(frozen=True, kw_only=True)
+class SFTStageConfig(OfflineStageConfig):
+    """What a stage of supervised fine-tuning can be given.
 
-    Raises:
-        InputError: an input is not what it must be; raised before the run folder is made where it can be known then.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        TrainingDivergedError: the loss is not finite.
+    Attributes:
+        form: whether the data are prompts with completions or texts; "auto" takes the form of the first row that has
+            the columns of either.
+        loss_on: learn the tokens of the "completion" only, or "all"; a text is learned whole in either case.
+        batch_size: rows a batch.
+        row_length: tokens a row; several sequences share one, longer ones are split (texts) or cut (completions).
+            None takes the model's context, at most 1,024.
+        packing_window: sequences that are packed together; more pack tighter.
     """
-    return train_supervised(config, lambda: load_sft_task(config))
+
+    form: DataForm = "auto"
+    loss_on: LossOn = "completion"
+    row_length: int | None = None
+    packing_window: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(self, 1, "packing_window")
+        checks.at_least(self, 2, "row_length", why="a token is learned from one before it")
 
 
-def load_sft_task(config: SFTConfig) -> tuple[SupervisedTask, PyTree]:
+@dataclass(frozen=True, kw_only=True)
+class SFTRunConfig(SFTStageConfig, OfflineRunConfig):
+    """Supervised fine-tuning of a language model on answers or texts, packed into rows.
+
+    Attributes:
+        data: rows with `prompt` and `completion`, or with `text` or `messages`: .jsonl, .json, .csv, .tsv, .parquet,
+            each also .gz, or hub:NAME[[:CONFIG]:SPLIT].
+    """
+
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "loss/total",
+        "loss/perplexity",
+        "evaluation/perplexity",
+        "evaluation/loss",
+        "time/tokens_per_second",
+    )
+
+    data: str
+
+
+def load_sft(config: SFTRunConfig) -> OfflineTask:
     """Load model, tokenizer and examples, and pack them.
-
-    Returns:
-        what stays the same, and the parameters to train.
 
     Raises:
         InputError: one of them is not what it must be.
     """
     train, held_out = read_examples(config)
-    model, params, tokenizer = load_model(config)
-    row_length = _row_length(config, model.config.max_positions)
+    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
+    tokenizer = loaded.tokenizer
+    row_length = _row_length(config, loaded.model.config.max_positions)
     train_ids, held_out_ids = (_encode(examples, tokenizer) for examples in (train, held_out))
     rows = pack_rows(config, train_ids, row_length, "data")
-    held_out_rows = pack_rows(config, held_out_ids, row_length, "evaluation") if held_out_ids else None
-    num_updates = updates_of(config, len(rows.ids), config.batch_size)
+    evaluation_batches = []
+    if held_out_ids:
+        held_out_rows = pack_rows(config, held_out_ids, row_length, "evaluation")
+        chosen = in_batches(len(held_out_rows.ids), config.batch_size)
+        evaluation_batches = [data.take_rows(held_out_rows, batch) for batch in chosen]
+    num_updates = config.updates_of(len(rows.ids))
     samples = [_sample_prompt(each, tokenizer) for each in (held_out_ids or train_ids)]
-
-    def loss(params: PyTree, batch: PackedRows, _: PyTree) -> LossSums:
-        return sum_token_losses(model, params, batch)
-
-    task = SupervisedTask(
+    return OfflineTask(
         config=config,
-        title=report_title("Supervised fine-tuning", config),
-        shown=SHOWN,
-        model=model,
-        tokenizer=tokenizer,
-        algorithm=make_sft(config.optimizer, model, num_updates=num_updates),
-        loss=loss,
+        title="Supervised fine-tuning",
+        loaded=loaded,
+        learner=make_sft(config.optimizer, loaded.model, num_updates=num_updates),
         num_updates=num_updates,
-        take_batch=_make_take_batch(config, rows),
+        take_batch=lambda num_done: data.take_rows(rows, rows_of_update(config, len(rows.ids), num_done)),
         count_tokens=lambda batch: int(np.sum(batch.segment_ids > 0)),
-        evaluation_batches=[] if held_out_rows is None else _in_batches(held_out_rows, config.batch_size),
+        evaluation_batches=evaluation_batches,
+        sample_prompts=fitting_prompts(samples, loaded, config),
+        fingerprints={"data": checksum_value([train_ids, held_out_ids])},
         summarize=_with_perplexity,
-        sample_prompts=fitting_prompts(samples, model, config),
-        fingerprints={"data": checksum_value([train_ids, held_out_ids]), "model": checksum_arrays(params)},
     )
-    return task, params
 
 
-def read_examples(config: SFTConfig) -> tuple[list[Example], list[Example]]:
+def read_examples(config: SFTRunConfig) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples.
 
     Raises:
@@ -102,7 +125,7 @@ def read_examples(config: SFTConfig) -> tuple[list[Example], list[Example]]:
     )
 
 
-def pack_rows(config: SFTConfig, sequences: list[EncodedText], row_length: int, name: str) -> PackedRows:
+def pack_rows(config: SFTRunConfig, sequences: list[EncodedText], row_length: int, name: str) -> PackedRows:
     """Sequences cut to fit and packed; what was cut is said in the log.
 
     Raises:
@@ -148,7 +171,7 @@ def _group(example: Example) -> str:
     return repr(prompt or example)
 
 
-def _row_length(config: SFTConfig, context: int) -> int:
+def _row_length(config: SFTRunConfig, context: int) -> int:
     if config.row_length is None:
         return min(context, _LONGEST_ROW)
     if config.row_length > context:
@@ -173,23 +196,6 @@ def _sample_prompt(sequence: EncodedText, tokenizer: Any) -> tuple[str, list[int
     num_text_tokens = min(_LONGEST_TEXT_PROMPT, math.ceil(len(sequence.ids) / 4))
     ids = sequence.ids[: sequence.num_prompt_tokens or num_text_tokens]
     return tokenizer.decode(ids), ids
-
-
-def _make_take_batch(config: SFTConfig, rows: PackedRows) -> Callable[[int], PackedRows]:
-    size = config.num_accumulated * config.batch_size
-
-    def take(num_done: int) -> PackedRows:
-        chosen = data.prompt_order(len(rows.ids), size, num_done, config.seed)
-        return data.take_rows(rows, chosen.reshape(config.num_accumulated, config.batch_size))
-
-    return take
-
-
-def _in_batches(rows: PackedRows, batch_size: int) -> list[PackedRows]:
-    """All rows in batches of one size, rows of padding behind the last."""
-    num_rows = len(rows.ids)
-    indices = np.arange(-(-num_rows // batch_size) * batch_size).reshape(-1, batch_size)
-    return [data.take_rows(rows, np.where(batch < num_rows, batch, -1)) for batch in indices]
 
 
 def _with_perplexity(metrics: dict[str, float]) -> dict[str, float]:

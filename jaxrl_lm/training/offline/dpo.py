@@ -1,60 +1,79 @@
-"""Direct preference optimization of a language model, from a file of pairs to a model folder."""
+"""Direct preference optimization of a language model: its settings, and what it loads."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxrl_lm import data, storage
-from jaxrl_lm.algorithms import PairRows, make_dpo, make_pair_loss, sequence_log_probs
-from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
+from jaxrl_lm import checks, data
+from jaxrl_lm.algorithms.dpo import DPOLossConfig, PairRows, make_dpo, sequence_log_probs
+from jaxrl_lm.algorithms.supervised import AdamWConfig
+from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.data import EncodedText, PackedRows, Preference
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
-from jaxrl_lm.training.judgements import labels_tokenizer
-from jaxrl_lm.training.supervised import (
-    SupervisedTask,
-    fitting_prompts,
-    load_model,
-    report_title,
-    train_supervised,
-    updates_of,
-)
-from jaxrl_lm.training.supervised_config import DPOConfig
+from jaxrl_lm.training.language_model import load_model
+from jaxrl_lm.training.offline.config import OfflineRunConfig
+from jaxrl_lm.training.offline.task import OfflineTask, fitting_prompts, in_batches, rows_of_update
+from jaxrl_lm.training.reward_model.judgements import labels_tokenizer
 from jaxrl_lm.types import PyTree
 
 Pair = tuple[EncodedText, EncodedText]
 
-SHOWN = ("loss/total", "rewards/margin", "rewards/accuracy")
 _LONGEST_ANSWER = 1024  # tokens, prompt included
 _log = logging.getLogger(__name__)
 
 
-def train_dpo(config: DPOConfig) -> storage.RunFolder:
-    """Learn from preferences, and leave a run folder with metrics, checkpoints, plots, samples, report and model.
+@dataclass(frozen=True, kw_only=True)
+class DPORunConfig(OfflineRunConfig):
+    """Direct preference optimization of a language model, which is also the reference, on pairs of answers.
 
-    Raises:
-        InputError: an input is not what it must be; raised before the run folder is made where it can be known then.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        TrainingDivergedError: the loss is not finite.
+    Attributes:
+        preferences: rows with `prompt`, `chosen` and `rejected`, or of another form that holds pairs: .jsonl, .json,
+            .csv, .tsv, .parquet, each also .gz, or hub:NAME[[:CONFIG]:SPLIT].
+        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
+            `model`, which must then read all ids but one (padding).
+        batch_size: pairs a batch.
+        max_tokens: longest prompt with its answer; longer answers lose their end. None takes the model's context, at
+            most 1,024.
+        optimizer: AdamW and its schedule.
+        dpo: the loss.
     """
-    return train_supervised(config, lambda: load_dpo_task(config))
+
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "loss/total",
+        "rewards/margin",
+        "rewards/accuracy",
+        "rewards/chosen",
+        "rewards/rejected",
+        "evaluation/loss",
+        "evaluation/accuracy",
+        "time/tokens_per_second",
+    )
+
+    preferences: str
+    labels_tokenizer: str | None = None
+    max_tokens: int | None = None
+    optimizer: AdamWConfig = field(default_factory=lambda: AdamWConfig(learning_rate=1e-6))
+    dpo: DPOLossConfig = field(default_factory=DPOLossConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(self, 2, "max_tokens", why="a token is learned from one before it")
 
 
-def load_dpo_task(config: DPOConfig) -> tuple[SupervisedTask, PyTree]:
+def load_dpo(config: DPORunConfig) -> OfflineTask:
     """Load model, tokenizer and pairs, and compute the reference's log-probabilities of all answers.
-
-    Returns:
-        what stays the same, and the parameters to train.
 
     Raises:
         InputError: one of them is not what it must be.
     """
     train, held_out = read_pairs(config)
-    model, params, tokenizer = load_model(config)
+    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
+    model, params, tokenizer = loaded.model, loaded.params, loaded.tokenizer
     max_tokens = _max_tokens(config, model.config.max_positions)
     train_ids, held_out_ids = (encode_pairs(pairs, tokenizer, max_tokens) for pairs in (train, held_out))
     if not train_ids:
@@ -63,34 +82,29 @@ def load_dpo_task(config: DPOConfig) -> tuple[SupervisedTask, PyTree]:
     pairs, held_out_pairs = (
         _with_reference(config, model, params, to_rows(each, width)) for each in (train_ids, held_out_ids)
     )
-    num_updates = updates_of(config, len(train_ids), config.batch_size)
+    num_updates = config.updates_of(len(train_ids))
     prompts = [chosen.ids[: chosen.num_prompt_tokens] for chosen, _ in held_out_ids or train_ids]
-    task = SupervisedTask(
+    return OfflineTask(
         config=config,
-        title=report_title("Direct preference optimization", config),
-        shown=SHOWN,
-        model=model,
-        tokenizer=tokenizer,
-        algorithm=make_dpo(config.optimizer, config.dpo, model, num_updates=num_updates),
-        loss=make_pair_loss(model),
+        title="Direct preference optimization",
+        loaded=loaded,
+        learner=make_dpo(config.optimizer, config.dpo, model, num_updates=num_updates),
         num_updates=num_updates,
-        take_batch=_make_take_batch(config, pairs),
+        take_batch=lambda num_done: _take(pairs, rows_of_update(config, len(train_ids), num_done)),
         count_tokens=lambda batch: int(np.sum(batch.rows.segment_ids > 0)),
-        evaluation_batches=_in_batches(held_out_pairs, config.batch_size),
-        summarize=dict,
-        sample_prompts=fitting_prompts([(tokenizer.decode(ids), ids) for ids in prompts], model, config),
-        fingerprints={"preferences": checksum_value([train_ids, held_out_ids]), "model": checksum_arrays(params)},
+        evaluation_batches=[_take(held_out_pairs, rows) for rows in in_batches(len(held_out_ids), config.batch_size)],
+        sample_prompts=fitting_prompts([(tokenizer.decode(ids), ids) for ids in prompts], loaded, config),
+        fingerprints={"preferences": checksum_value([train_ids, held_out_ids])},
     )
-    return task, params
 
 
-def read_pairs(config: DPOConfig) -> tuple[list[Preference], list[Preference]]:
+def read_pairs(config: DPORunConfig) -> tuple[list[Preference], list[Preference]]:
     """Training and held-out pairs.
 
     Raises:
         InputError: a file or the labels' tokenizer is not what it must be.
     """
-    tokenizer = labels_tokenizer(config)
+    tokenizer = labels_tokenizer(config.model, config.labels_tokenizer)
     pairs = data.read_preferences(config.preferences, tokenizer=tokenizer)
     if config.evaluation is not None:
         return pairs, data.read_preferences(config.evaluation, tokenizer=tokenizer)
@@ -135,7 +149,7 @@ def reference_log_probs(model: CausalLM, params: PyTree, rows: PackedRows, batch
         return sequence_log_probs(model, params, flat).reshape(-1, 2)
 
     num_pairs = len(rows.ids)
-    found = [np.asarray(of_batch(params, take_pairs(rows, chosen))) for chosen in _batches_of(num_pairs, batch_size)]
+    found = [np.asarray(of_batch(params, take_pairs(rows, chosen))) for chosen in in_batches(num_pairs, batch_size)]
     return np.concatenate([*found, np.zeros((0, 2), np.float32)])[:num_pairs]
 
 
@@ -145,11 +159,11 @@ def take_pairs(rows: PackedRows, indices: np.ndarray) -> PackedRows:
     return PackedRows(*(np.where(is_real, part[indices], 0).astype(part.dtype) for part in rows))
 
 
-def _with_reference(config: DPOConfig, model: CausalLM, params: PyTree, rows: PackedRows) -> PairRows:
+def _with_reference(config: DPORunConfig, model: CausalLM, params: PyTree, rows: PackedRows) -> PairRows:
     return PairRows(rows, reference_log_probs(model, params, rows, config.batch_size))
 
 
-def _max_tokens(config: DPOConfig, context: int) -> int:
+def _max_tokens(config: DPORunConfig, context: int) -> int:
     if config.max_tokens is None:
         return min(context, _LONGEST_ANSWER)
     if config.max_tokens > context:
@@ -162,23 +176,3 @@ def _max_tokens(config: DPOConfig, context: int) -> int:
 def _take(pairs: PairRows, indices: np.ndarray) -> PairRows:
     reference = np.where((indices >= 0)[..., None], pairs.reference_log_probs[indices], 0.0)
     return PairRows(take_pairs(pairs.rows, indices), reference.astype(np.float32))
-
-
-def _make_take_batch(config: DPOConfig, pairs: PairRows) -> Callable[[int], PairRows]:
-    size = config.num_accumulated * config.batch_size
-
-    def take(num_done: int) -> PairRows:
-        chosen = data.prompt_order(len(pairs.rows.ids), size, num_done, config.seed)
-        return _take(pairs, chosen.reshape(config.num_accumulated, config.batch_size))
-
-    return take
-
-
-def _in_batches(pairs: PairRows, batch_size: int) -> list[PairRows]:
-    return [_take(pairs, chosen) for chosen in _batches_of(len(pairs.rows.ids), batch_size)]
-
-
-def _batches_of(count: int, batch_size: int) -> np.ndarray:
-    """Indices in batches of one size, -1 behind the last."""
-    indices = np.arange(-(-count // batch_size) * batch_size)
-    return np.where(indices < count, indices, -1).reshape(-1, batch_size)

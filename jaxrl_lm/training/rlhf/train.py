@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,18 @@ from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards.annotator import prefers_first
 from jaxrl_lm.rewards.text_rewards import MODEL_PREFIX
-from jaxrl_lm.training.answer_task import load_named_reward
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
-from jaxrl_lm.training.chain_report import write_chain_report
-from jaxrl_lm.training.comparison import PolicyAnswers, compare_policies
-from jaxrl_lm.training.language_ppo import train_language_ppo
-from jaxrl_lm.training.reward_model import train_reward_model
-from jaxrl_lm.training.rlhf_config import RLHFConfig
-from jaxrl_lm.training.run import Interrupted
-from jaxrl_lm.training.run_files import run_stage
-from jaxrl_lm.training.sft import train_sft
+from jaxrl_lm.training.offline.sft import SFTRunConfig
+from jaxrl_lm.training.offline.train import train_offline
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.online.task import load_named_reward
+from jaxrl_lm.training.online.train import train_online
+from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
+from jaxrl_lm.training.reward_model.train import train_reward_model
+from jaxrl_lm.training.rlhf.comparison import PolicyAnswers, compare_policies
+from jaxrl_lm.training.rlhf.config import RLHFConfig
+from jaxrl_lm.training.rlhf.report import write_chain_report
+from jaxrl_lm.training.run import Interrupted, run_config, train_stage
 
 _NUM_STRIPS = 8
 
@@ -144,7 +146,7 @@ def _load_rewards(config: RLHFConfig) -> dict[str, rewards.RewardFunction]:
     """Every reward function by its option, before hours are spent on what comes before its first call."""
     ppo = config.ppo
     named = {"reward": config.reward, "labels.gold": config.labels.gold}
-    named |= {f"ppo.judges={judge!r}": name for judge, name in zip(ppo.judges, ppo.judge_rewards, strict=True)}
+    named |= {f"ppo.judges={name}={spec!r}": spec for name, spec in ppo.watched_rewards().items()}
     return {option: load_named_reward(option, name) for option, name in named.items() if name is not None}
 
 
@@ -195,8 +197,9 @@ def preference_of(pair: Pair, *, is_first: bool) -> Preference:
 def _fine_tune(config: RLHFConfig, folder: storage.RunFolder) -> str | Path:
     if config.sft_data is None:
         return config.model
-    sft = replace(config.sft, model=config.model, data=config.sft_data, out=str(folder.path / "sft"))
-    return run_stage(train_sft, sft).model_folder
+    given = {"model": config.model, "data": config.sft_data, "out": str(folder.path / "sft")}
+    stage = run_config(SFTRunConfig, config.sft, seed=_stage_seed(config, config.sft.seed), **given)
+    return train_stage(train_offline, stage).model_folder
 
 
 def _label(
@@ -262,26 +265,25 @@ def _learn_reward(config: RLHFConfig, start: str | Path, preferences: list[Prefe
     file = room / "preferences.jsonl"
     if not file.exists():
         data.write_jsonl(file, preferences)
-    stage = replace(
-        config.reward_model,
-        model=config.reward_model.model or str(start),
-        preferences=str(file),
-        out=str(room / "reward-model"),
-    )
-    return run_stage(train_reward_model, stage).model_folder
+    given = {"preferences": str(file), "out": str(room / "reward-model")}
+    given |= {"model": config.reward_model.model or str(start)}
+    given |= {"seed": _stage_seed(config, config.reward_model.seed)}
+    stage = run_config(RewardModelRunConfig, config.reward_model, **given)
+    return train_stage(train_reward_model, stage).model_folder
 
 
 def _optimize(config: RLHFConfig, start: str | Path, reward: str, room: Path) -> Path:
-    stage = replace(
-        config.ppo,
-        model=str(start),
-        prompts=config.prompts,
-        prompt_column=config.prompt_column,
-        reward=reward,
-        judges=(*config.ppo.judges, *([] if config.labels.gold is None else [f"gold={config.labels.gold}"])),
-        out=str(room / "ppo"),
-    )
-    return run_stage(train_language_ppo, stage).model_folder
+    gold = () if config.labels.gold is None else (f"gold={config.labels.gold}",)
+    given = {
+        "model": str(start),
+        "prompts": config.prompts,
+        "prompt_column": config.prompt_column,
+        "reward": reward,
+        "judges": (*config.ppo.judges, *gold),
+        "out": str(room / "ppo"),
+        "seed": _stage_seed(config, config.ppo.seed),
+    }
+    return train_stage(train_online, run_config(PPORunConfig, config.ppo, **given)).model_folder
 
 
 def _compare(
@@ -309,6 +311,10 @@ def _compare(
     )
     write_chain_report(folder, found)
     return ChainResult(folder=folder, policies=found)
+
+
+def _stage_seed(config: RLHFConfig, given: int | None) -> int:
+    return config.seed if given is None else given
 
 
 def _seed(seed: int, number: int) -> int:

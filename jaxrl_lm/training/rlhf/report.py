@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrl_lm import storage
 from jaxrl_lm.storage import Section, Strip
-from jaxrl_lm.training.comparison import PolicyAnswers
+from jaxrl_lm.training.rlhf.comparison import PolicyAnswers
 
 _NUM_SAMPLES = 12
 _Z = 1.96  # of a 95 % interval

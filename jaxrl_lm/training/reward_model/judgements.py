@@ -18,8 +18,6 @@ from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, plain_text
-from jaxrl_lm.training.reward_config import RewardTrainingConfig
-from jaxrl_lm.training.supervised_config import DPOConfig
 
 _log = logging.getLogger(__name__)
 
@@ -88,18 +86,22 @@ class Judgements:
         return sum(tokens.is_cut for row in self.tokens for tokens in row)
 
 
-def labels_tokenizer(config: RewardTrainingConfig | DPOConfig) -> Any:
+def labels_tokenizer(model: str, labels_tokenizer: str | None) -> Any:
     """The tokenizer whose ids the labels may hold: the one named, else the model's, if they can be of that.
+
+    Args:
+        model: folder or hub id of the model that learns from the labels.
+        labels_tokenizer: folder or hub id of the labels' tokenizer, if one is named.
 
     Raises:
         InputError: there is none.
     """
-    if config.labels_tokenizer is None:
+    if labels_tokenizer is None:
         return data.AssumedTokenizer(
-            tokenizer=load_named_tokenizer("model", config.model),
+            tokenizer=load_named_tokenizer("model", model),
             remedy="name their tokenizer by --labels-tokenizer (for OpenAI's files: gpt2)",
         )
-    return load_named_tokenizer("labels_tokenizer", config.labels_tokenizer)
+    return load_named_tokenizer("labels_tokenizer", labels_tokenizer)
 
 
 def load_named_tokenizer(option: str, folder_or_hub_id: str) -> Any:

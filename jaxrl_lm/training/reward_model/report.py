@@ -16,8 +16,8 @@ from jaxrl_lm.core.calibration import Interval
 from jaxrl_lm.rewards import bag_of_words
 from jaxrl_lm.rewards.bag_of_words import BagOfWords, BagOfWordsConfig
 from jaxrl_lm.storage import Section
-from jaxrl_lm.training.judgements import Judgements
-from jaxrl_lm.training.judging import Verdict, judge
+from jaxrl_lm.training.reward_model.agreement import Agreement, measure_agreement
+from jaxrl_lm.training.reward_model.judgements import Judgements
 
 PICTURE = "plots/reliability.png"
 NUM_WORDS = 12
@@ -33,11 +33,11 @@ def fit_baseline(objective: Objective, training: Judgements, config: BagOfWordsC
     return bag_of_words.fit_choices(groups, training.targets, config)
 
 
-def judge_baseline(objective: Objective, baseline: BagOfWords, held: Judgements) -> Verdict:
+def baseline_agreement(objective: Objective, baseline: BagOfWords, held: Judgements) -> Agreement:
     """How well the bag of words does on the held-out rows."""
     texts = [text for row in held.rows for text in row.texts()]
     scores = baseline.score(texts).reshape(-1, held.num_answers)
-    return judge(objective, scores, held.targets, lengths_of(held), held.groups)
+    return measure_agreement(objective, scores, held.targets, lengths_of(held), held.groups)
 
 
 def lengths_of(judgements: Judgements) -> np.ndarray:
@@ -47,8 +47,8 @@ def lengths_of(judgements: Judgements) -> np.ndarray:
 
 def write_evaluation(
     folder: storage.RunFolder,
-    neural: Verdict,
-    words: Verdict,
+    neural: Agreement,
+    words: Agreement,
     baseline: BagOfWords,
     held: Judgements,
     scores: np.ndarray,
@@ -58,7 +58,7 @@ def write_evaluation(
 
     Args:
         folder: the run.
-        neural: the reward model's verdict.
+        neural: the reward model's agreement.
         words: the bag of words'.
         baseline: the bag of words.
         held: the held-out rows.
@@ -93,7 +93,7 @@ def show_interval(share: Interval) -> str:
     return f"{share.estimate:.3f} [{share.low:.3f}, {share.high:.3f}]"
 
 
-def _comparison(neural: Verdict, words: Verdict, held: Judgements) -> Section:
+def _comparison(neural: Agreement, words: Agreement, held: Judgements) -> Section:
     rows = [
         ("accuracy [95 % interval]", *(show_interval(each.accuracy) for each in (neural, words))),
         ("loss, nats", *(f"{each.loss:.4f}" for each in (neural, words))),
@@ -121,11 +121,11 @@ def _comparison(neural: Verdict, words: Verdict, held: Judgements) -> Section:
     )
 
 
-def _margins(neural: Verdict, words: Verdict) -> Section:
+def _margins(neural: Agreement, words: Agreement) -> Section:
     rows = [
         (name, f"{each.low:.3g} to {each.high:.3g}", str(each.count), show_interval(each.accuracy))
-        for name, verdict in (("reward model", neural), ("bag of words", words))
-        for each in verdict.by_margin
+        for name, agreement in (("reward model", neural), ("bag of words", words))
+        for each in agreement.by_margin
     ]
     return Section(
         title="Accuracy by margin",
@@ -145,7 +145,7 @@ def _words(baseline: BagOfWords) -> Section:
     )
 
 
-def _worst(held: Judgements, scores: np.ndarray, neural: Verdict) -> Section:
+def _worst(held: Judgements, scores: np.ndarray, neural: Agreement) -> Section:
     """The rows in which the model is surest and wrong."""
     targets = held.targets
     if held.num_answers == 1:
@@ -170,29 +170,29 @@ def _worst(held: Judgements, scores: np.ndarray, neural: Verdict) -> Section:
     )
 
 
-def _draw(path: Path, neural: Verdict, words: Verdict) -> None:
+def _draw(path: Path, neural: Agreement, words: Agreement) -> None:
     path.parent.mkdir(exist_ok=True)
     figure = Figure(figsize=(8.4, 4.0), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, name, verdict, color in (
+    for panel, name, agreement, color in (
         (panels[0], "reward model", neural, "#0072B2"),
         (panels[1], "bag of words", words, "#D55E00"),
     ):
-        _draw_curve(panel, name, verdict, color)
+        _draw_curve(panel, name, agreement, color)
     panels[0].set_ylabel("share that comes true")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     storage.write_atomically(path, picture.getvalue())
 
 
-def _draw_curve(panel: Axes, name: str, verdict: Verdict, color: str) -> None:
-    curve = verdict.reliability
-    low = 0.0 if verdict.length_bias is None else min(0.5, float(curve.predicted.min()))
+def _draw_curve(panel: Axes, name: str, agreement: Agreement, color: str) -> None:
+    curve = agreement.reliability
+    low = 0.0 if agreement.length_bias is None else min(0.5, float(curve.predicted.min()))
     panel.plot([low, 1], [low, 1], color="#888888", linestyle=":", linewidth=1)
     panel.plot(curve.predicted, curve.observed, color=color, linewidth=1.4)
     panel.scatter(curve.predicted, curve.observed, s=200 * curve.counts / curve.counts.max(), color=color, alpha=0.6)
-    panel.set_title(f"{name} (ECE {verdict.calibration_error:.3f})", fontsize=10)
+    panel.set_title(f"{name} (ECE {agreement.calibration_error:.3f})", fontsize=10)
     panel.set_xlabel("probability that the model gives")
     panel.set_ylim(-0.03, 1.03)
     panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)

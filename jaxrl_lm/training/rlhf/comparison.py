@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_lm import data, models, rewards, rollouts
+from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig
 from jaxrl_lm.core import returns
 from jaxrl_lm.data import Prompt
-from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import Generation
-from jaxrl_lm.training.language_config import LanguagePPOConfig
+from jaxrl_lm.training.language_model import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,8 @@ def compare_policies(
     Raises:
         InputError: a folder or a prompt is not what it must be.
     """
-    reference_folder = resolve_folder(reference)
-    reference_model, reference_params = models.from_pretrained(reference_folder)
-    tokenizer = data.load_tokenizer(reference_folder, vocab_size=reference_model.config.vocab_size)
+    loaded = load_model(reference)
+    reference_model, reference_params, tokenizer = loaded.model, loaded.params, loaded.tokenizer
     sampling = config.answers.sampling(tokenizer)
     longest = rollouts.longest_prompt(reference_model, sampling.max_new_tokens)
     ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)

@@ -1,22 +1,16 @@
 """Settings of the whole chain: fine-tuning, labels, reward model, PPO, in rounds."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.language_config import LanguagePPOConfig, check_seed
-from jaxrl_lm.training.reward_config import RewardTrainingConfig
-from jaxrl_lm.training.supervised_config import SFTConfig
+from jaxrl_lm.training.offline.sft import SFTStageConfig
+from jaxrl_lm.training.online.config import PPOStageConfig
+from jaxrl_lm.training.reward_model.config import RewardModelStageConfig
 
 Annotator = Literal["simulated", "file", "page"]
 Stage = Literal["sft", "labels", "reward_model", "ppo"]
-
-# What the chain itself puts into a stage's settings, and `model` of the reward model if none is given.
-_FILLED_IN = {
-    "sft": ("model", "data", "out"),
-    "reward_model": ("preferences", "out"),
-    "ppo": ("model", "prompts", "reward", "out"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +36,49 @@ class LabelingConfig:
     port: int = 8642
 
     def __post_init__(self) -> None:
-        if self.annotator not in get_args(Annotator):
-            raise InputError(f"labels.annotator={self.annotator!r} must be one of {', '.join(get_args(Annotator))}")
-        if self.num_pairs < 1:
-            raise InputError(f"labels.num_pairs={self.num_pairs} must be at least 1")
+        checks.one_of(self, prefix="labels.", annotator=Annotator)
+        checks.at_least(self, 1, "num_pairs", prefix="labels.")
+        checks.at_least(self, 0, "noise", prefix="labels.")
         if (self.annotator == "file") != (self.file is not None):
             remedy = "name the file" if self.file is None else "add --labels.annotator file, or leave the file out"
             raise InputError(f"labels.file={self.file!r} with labels.annotator={self.annotator}: {remedy}")
-        if not self.noise >= 0:
-            raise InputError(f"labels.noise={self.noise} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OwnSeed:
+    """A stage's seed.
+
+    Attributes:
+        seed: of the stage; None takes the chain's.
+    """
+
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
+        if self.seed is not None:
+            checks.seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningStage(_OwnSeed, SFTStageConfig):
+    """Fine-tuning of the base model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelStage(_OwnSeed, RewardModelStageConfig):
+    """A reward model in every round.
+
+    Attributes:
+        model: what it starts from; None for the model that PPO starts from.
+    """
+
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOStage(_OwnSeed, PPOStageConfig):
+    """PPO in every round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +101,10 @@ class RLHFConfig:
         reward: a ready reward in the place of labels and reward model, as `ppo --reward` takes it (model:FOLDER, say).
         labels: who judges.
         num_judged: prompts on which all policies are compared in the end.
-        sft: fine-tuning; the chain fills in model, data and out.
-        reward_model: the reward model; the chain fills in preferences and out, and starts from the fine-tuned model
-            unless `reward_model.model` names another.
-        ppo: the policy's training; the chain fills in model, prompts, reward and out.
-        seed: of the pairs, the simulated annotator and the comparison.
+        sft: fine-tuning.
+        reward_model: the reward model.
+        ppo: the policy's training.
+        seed: of everything drawn, in the stages as well unless they have a seed of their own.
     """
 
     model: str
@@ -90,27 +117,17 @@ class RLHFConfig:
     reward: str | None = None
     labels: LabelingConfig = field(default_factory=LabelingConfig)
     num_judged: int = 64
-    sft: SFTConfig = field(default_factory=lambda: SFTConfig(model="", data="", out=""))
-    reward_model: RewardTrainingConfig = field(
-        default_factory=lambda: RewardTrainingConfig(model="", preferences="", out="")
-    )
-    ppo: LanguagePPOConfig = field(default_factory=lambda: LanguagePPOConfig(model="", prompts="", reward="", out=""))
+    sft: FineTuningStage = field(default_factory=FineTuningStage)
+    reward_model: RewardModelStage = field(default_factory=RewardModelStage)
+    ppo: PPOStage = field(default_factory=PPOStage)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "num_judged"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        check_seed(self.seed)
+        checks.at_least(self, 1, "rounds", "num_judged")
+        checks.seed(self.seed)
+        checks.one_of(self, stop_after=Stage)
         self._check_labels()
         self._check_skipped()
-        for stage, names in _FILLED_IN.items():
-            given: Any = getattr(self, stage)
-            for name in names:
-                if getattr(given, name):
-                    raise InputError(f"{stage}.{name}={getattr(given, name)!r} is filled in by the chain; leave it out")
-            if given.resume:
-                raise InputError(f"{stage}.resume: the chain resumes by itself; leave it out")
 
     def _check_labels(self) -> None:
         labels = self.labels
@@ -119,12 +136,7 @@ class RLHFConfig:
                 "labels.gold: the simulated annotator needs a reward to judge by, such as good_manners; or ask people "
                 "by --labels.annotator page"
             )
-        if self.reward_model.objective != "pairwise":
-            raise InputError(
-                f"reward_model.objective={self.reward_model.objective!r}: the labels of a chain are pairs; leave it at "
-                "pairwise, or train the reward model by jaxrl-lm reward-model and give it as reward"
-            )
-        if labels.gold is not None and "gold" in self.ppo.judge_names:
+        if labels.gold is not None and "gold" in self.ppo.watched_rewards():
             raise InputError("ppo.judges: the name gold is taken by labels.gold; name the judge otherwise")
         if labels.file is not None and self.rounds > 1 and "{round}" not in labels.file:
             raise InputError(
@@ -133,8 +145,6 @@ class RLHFConfig:
             )
 
     def _check_skipped(self) -> None:
-        if self.stop_after not in get_args(Stage):
-            raise InputError(f"stop_after={self.stop_after!r} must be one of {', '.join(get_args(Stage))}")
         if self.stop_after == "sft" and self.sft_data is None:
             raise InputError(
                 "stop_after=sft: without sft_data there is no fine-tuning; give examples, or a later stage"

@@ -2,20 +2,17 @@
 
 import json
 import logging
-import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_lm import data, models, storage
-from jaxrl_lm.algorithms import SupervisedAlgorithm, SupervisedState, make_reward_model
+from jaxrl_lm.algorithms import SupervisedState, make_reward_model
 from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import Prompt, Text
 from jaxrl_lm.errors import InputError
@@ -23,16 +20,16 @@ from jaxrl_lm.models import RewardModel, reward_heads
 from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
 from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, apply_model, make_reader, score_rows
-from jaxrl_lm.training import judgements, reward_report
 from jaxrl_lm.training.answering import Answerer, AnsweringConfig, load_answerer
-from jaxrl_lm.training.judgements import Judgement, Judgements
-from jaxrl_lm.training.judging import Verdict, judge
-from jaxrl_lm.training.loop import LoopConfig, run_updates
-from jaxrl_lm.training.reward_config import RewardTrainingConfig
-from jaxrl_lm.training.run_files import check_out, open_run
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.training.language_model import load_model
+from jaxrl_lm.training.offline.task import is_evaluation_due, rows_of_update
+from jaxrl_lm.training.reward_model import judgements, report
+from jaxrl_lm.training.reward_model.agreement import Agreement, measure_agreement
+from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
+from jaxrl_lm.training.reward_model.judgements import Judgement, Judgements
+from jaxrl_lm.training.run import Training, Update, train
+from jaxrl_lm.types import PyTree, SupervisedLearner
 
-SHOWN = ("loss/total", "accuracy/batch", "evaluation/accuracy")
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +47,7 @@ class RewardTask:
         num_updates: of the whole run.
     """
 
-    config: RewardTrainingConfig
+    config: RewardModelRunConfig
     model: RewardModel
     reader: TextReader
     training: Judgements
@@ -58,43 +55,34 @@ class RewardTask:
     references: list[ScoreTokens]
     num_updates: int
 
-    def algorithm(self) -> SupervisedAlgorithm:
+    def learner(self) -> SupervisedLearner:
         """The learner of this model."""
-        config = self.config
         score = partial(apply_model, self.model)
-        return make_reward_model(config.objective, config.optimizer, score, num_updates=self.num_updates)
+        return make_reward_model(self.config.objective, self.config.optimizer, score, num_updates=self.num_updates)
 
     def scores(self, params: PyTree, rows: list[ScoreTokens]) -> np.ndarray:
         """Scores of rows under these parameters."""
         return score_rows(self.model, params, self.reader, rows, batch_size=self.config.evaluation_batch_size)
 
 
-def train_reward_model(config: RewardTrainingConfig) -> storage.RunFolder:
-    """Train, and leave a run folder with metrics, checkpoints, plots, evaluation, report and model.
+def train_reward_model(config: RewardModelRunConfig) -> storage.RunFolder:
+    """Train, and leave a run folder with metrics, evaluation, checkpoints, report and model; raises as `train`."""
 
-    Raises:
-        InputError: an input is not what it must be; raised before the run folder is made where it can be known then.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        TrainingDivergedError: a loss is not finite.
-    """
-    check_out(config)
-    task, params = load_task(config)
-    checksums = fingerprints(task, params)
-    folder = open_run(config, list, is_extensible=config.is_extensible)
-    loop = LoopConfig(
-        num_updates=task.num_updates,
-        save_every=config.save_every,
-        keep_checkpoints=config.keep_checkpoints,
-        shown=SHOWN,
-        wandb_project=config.wandb_project,
-    )
-    state = task.algorithm().init(params)
-    state = run_updates(folder, state, make_update(task), loop, fingerprints=checksums, resume=config.resume)
-    _finish(task, state.params, folder)
-    return folder
+    def load() -> Training:
+        task, params = load_task(config)
+        return Training(
+            state=task.learner().init(params),
+            update=make_update(task),
+            num_updates=task.num_updates,
+            shown=config.SHOWN,
+            fingerprints=fingerprints(task, params),
+            finish=lambda folder, state: _finish(task, state.params, folder),
+        )
+
+    return train(config, load)
 
 
-def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
+def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
     """Load judgements, model and tokenizer, and make a new head where one is wanted or missing.
 
     Returns:
@@ -104,14 +92,11 @@ def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
         InputError: one of them is not what it must be.
     """
     training_rows, held_rows = _read(config)
-    folder = resolve_folder(config.model)
     head_key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    is_new = config.new_head or not has_score_head(folder)
-    model, params = models.from_pretrained(
-        folder, "reward", dtype=jnp.dtype(config.dtype), is_remat=config.remat, key=head_key
-    )
-    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
-    model = reward_heads.with_padding(model, data.padding_token(tokenizer))
+    is_new = config.new_head or not has_score_head(resolve_folder(config.model))
+    loaded = load_model(config.model, "reward", dtype=config.dtype, remat=config.remat, key=head_key)
+    params, tokenizer = loaded.params, loaded.tokenizer
+    model = reward_heads.with_padding(loaded.model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)
     common = judgements.common_prompt(training_rows + held_rows)
     training, held = (judgements.tokenise(rows, reader, common) for rows in (training_rows, held_rows))
@@ -122,8 +107,7 @@ def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
         training=training,
         held=held,
         references=_references(config, training_rows, reader),
-        num_updates=config.num_updates
-        or math.ceil(config.num_epochs * len(training.rows) / (config.batch_size * config.num_accumulated)),
+        num_updates=config.updates_of(len(training.rows)),
     )
     if is_new:
         params = reward_heads.new_head(model, params, head_key, config.head_std)
@@ -132,33 +116,31 @@ def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
     return task, params
 
 
-def make_update(task: RewardTask) -> Callable[[SupervisedState, int], tuple[SupervisedState, dict[str, float]]]:
+def make_update(task: RewardTask) -> Update:
     """One update on the host: a batch, learning, and now and then the held-out judgements."""
-    config = task.config
-    learn = jax.jit(task.algorithm().update, donate_argnums=0)
-    shape = (config.num_accumulated, config.batch_size)
+    learn = jax.jit(task.learner().update, donate_argnums=0)
 
     def update(state: SupervisedState, num_done: int) -> tuple[SupervisedState, dict[str, float]]:
         started = time.perf_counter()
-        chosen = data.prompt_order(len(task.training.rows), shape[0] * shape[1], num_done, config.seed)
-        batch = judgements.make_batch(task.training, task.reader, chosen.reshape(shape))
+        chosen = rows_of_update(task.config, len(task.training.rows), num_done)
+        batch = judgements.make_batch(task.training, task.reader, chosen)
         state, metrics = learn(state, batch)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers["score/std"] = max(0.0, numbers.pop("score/mean_square") - numbers["score/mean"] ** 2) ** 0.5
         numbers["time/update"] = time.perf_counter() - started
-        if num_done + 1 == task.num_updates or (num_done + 1) % config.evaluate_every == 0:
+        if is_evaluation_due(task.config, num_done + 1, task.num_updates):
             numbers |= evaluation_metrics(evaluate(task, held_out_scores(task, state.params)))
         return state, numbers
 
     return update
 
 
-def evaluation_metrics(verdict: Verdict) -> dict[str, float]:
+def evaluation_metrics(agreement: Agreement) -> dict[str, float]:
     """`evaluation/...` for the curves."""
     return {
-        "evaluation/accuracy": verdict.accuracy.estimate,
-        "evaluation/loss": verdict.loss,
-        "evaluation/calibration_error": verdict.calibration_error,
+        "evaluation/accuracy": agreement.accuracy.estimate,
+        "evaluation/loss": agreement.loss,
+        "evaluation/calibration_error": agreement.calibration_error,
     }
 
 
@@ -168,10 +150,10 @@ def held_out_scores(task: RewardTask, params: PyTree) -> np.ndarray:
     return task.scores(params, rows).reshape(-1, task.held.num_answers)
 
 
-def evaluate(task: RewardTask, scores: np.ndarray) -> Verdict:
+def evaluate(task: RewardTask, scores: np.ndarray) -> Agreement:
     """How well these scores agree with people on the held-out judgements."""
-    return judge(
-        task.config.objective, scores, task.held.targets, reward_report.lengths_of(task.held), task.held.groups
+    return measure_agreement(
+        task.config.objective, scores, task.held.targets, report.lengths_of(task.held), task.held.groups
     )
 
 
@@ -202,9 +184,11 @@ def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
     }
 
 
-def _read(config: RewardTrainingConfig) -> tuple[list[Judgement], list[Judgement]]:
+def _read(config: RewardModelRunConfig) -> tuple[list[Judgement], list[Judgement]]:
     """Training and held-out rows."""
-    tokenizer = None if config.objective == "binary" else judgements.labels_tokenizer(config)
+    tokenizer = (
+        None if config.objective == "binary" else judgements.labels_tokenizer(config.model, config.labels_tokenizer)
+    )
     rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit, tokenizer=tokenizer)
     if config.evaluation is None:
         return judgements.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)
@@ -213,7 +197,7 @@ def _read(config: RewardTrainingConfig) -> tuple[list[Judgement], list[Judgement
     return rows, held
 
 
-def _references(config: RewardTrainingConfig, rows: list[Judgement], reader: TextReader) -> list[ScoreTokens]:
+def _references(config: RewardModelRunConfig, rows: list[Judgement], reader: TextReader) -> list[ScoreTokens]:
     """Samples that scores are normalised over: of the reference policy, or answers of the training rows."""
     settings = config.normalisation
     if not settings.num_samples:
@@ -230,7 +214,7 @@ def _references(config: RewardTrainingConfig, rows: list[Judgement], reader: Tex
     return [reader.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def _load_policy(config: RewardTrainingConfig) -> Answerer:
+def _load_policy(config: RewardModelRunConfig) -> Answerer:
     settings = config.normalisation
     assert settings.policy is not None
     return load_answerer(
@@ -277,7 +261,7 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
     """The baseline, the evaluation, the normalised model's folder, plots and report."""
     config = task.config
     scores = held_out_scores(task, params)
-    baseline = reward_report.fit_baseline(config.objective, task.training, config.baseline)
+    baseline = report.fit_baseline(config.objective, task.training, config.baseline)
     params, scale = normalise(task, params)
     facts: dict[str, Any] = {
         "training_judgements": len(task.training.rows),
@@ -291,6 +275,6 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
     models.save_pretrained(folder.model_folder, task.model, params)
     task.reader.tokenizer.save_pretrained(folder.model_folder)
     reward_heads.write_scale(folder.model_folder, scale)
-    words = reward_report.judge_baseline(config.objective, baseline, task.held)
-    reward_report.write_evaluation(folder, evaluate(task, scores), words, baseline, task.held, scores, facts)
+    words = report.baseline_agreement(config.objective, baseline, task.held)
+    report.write_evaluation(folder, evaluate(task, scores), words, baseline, task.held, scores, facts)
     storage.write_report(folder, title=f"Reward model from {Path(config.model).name}")

@@ -13,7 +13,7 @@ from jaxrl_lm.core.calibration import Interval, LengthBias, MarginBin, Reliabili
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Agreement:
     """What the scores of held-out answers are worth.
 
     Attributes:
@@ -48,13 +48,13 @@ class Verdict:
         }
 
 
-def judge(
+def measure_agreement(
     objective: Objective,
     scores: Float[np.ndarray, "N K"],
     targets: Int[np.ndarray, " N"],
     lengths: Int[np.ndarray, "N K"],
     groups: Int[np.ndarray, " N"],
-) -> Verdict:
+) -> Agreement:
     """Compare scores with people's judgements.
 
     Args:
@@ -66,13 +66,13 @@ def judge(
     """
     scores = np.asarray(scores, np.float64)
     if objective == "binary":
-        return _judge_thumbs(scores[:, 0], targets, lengths[:, 0], groups)
+        return _of_thumbs(scores[:, 0], targets, lengths[:, 0], groups)
     probabilities, correct = calibration.choice_confidence(scores, targets)
     curve = calibration.reliability_curve(probabilities, correct)
     ordered = np.sort(scores, axis=-1)
     log_probs = special.log_softmax(scores, axis=-1)
     bias = calibration.length_bias(_against_others(scores, targets), _against_others(lengths, targets))
-    return Verdict(
+    return Agreement(
         accuracy=calibration.clustered_interval(correct, groups),
         loss=float(-np.mean(np.take_along_axis(log_probs, targets[:, None], axis=-1))),
         by_margin=calibration.accuracy_by_margin(correct, ordered[:, -1] - ordered[:, -2], groups),
@@ -87,11 +87,11 @@ def _without_nan(shares: dict[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(share) else share for name, share in shares.items()}
 
 
-def _judge_thumbs(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, groups: np.ndarray) -> Verdict:
+def _of_thumbs(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, groups: np.ndarray) -> Agreement:
     signs = 2.0 * labels - 1
     correct = calibration.correctness(scores * signs)
     curve = calibration.reliability_curve(special.expit(scores), labels)
-    return Verdict(
+    return Agreement(
         accuracy=calibration.clustered_interval(correct, groups),
         loss=float(np.mean(np.logaddexp(0, -scores * signs))),
         by_margin=calibration.accuracy_by_margin(correct, np.abs(scores), groups),
