@@ -34,7 +34,7 @@ from jaxrl_lm.training.online.config import PPORunConfig
 from jaxrl_lm.training.online.train import train_online
 from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
 from jaxrl_lm.training.reward_model.train import train_reward_model
-from jaxrl_lm.training.rlhf.train import Pair, simulated_judge
+from jaxrl_lm.training.rlhf.train import Pair, simulated_annotator
 from jaxrl_lm.training.run import train_stage
 
 GOLD = "good_manners"
@@ -118,7 +118,7 @@ def judged_pairs(
         for prompt, first, second in zip(asked, answers[::2], answers[1::2], strict=True)
         if first != second and first.strip() and second.strip()
     ]
-    labels = simulated_judge(rewards.load_reward(GOLD), noise=experiment.noise, seed=seed)(pairs, Path(), 0)
+    labels = simulated_annotator(rewards.load_reward(GOLD), noise=experiment.noise, seed=seed)(pairs, Path(), 0)
     assert len(labels) >= count, f"only {len(labels)} pairs of different replies, {count} wanted"
     return labels[:count]
 

@@ -16,7 +16,7 @@ from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training import supervised
+from jaxrl_lm.training.offline import task as offline
 from jaxrl_lm.training.offline.dpo import DPORunConfig, load_dpo, read_pairs
 from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.run import Interrupted
@@ -76,7 +76,7 @@ def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(
     assert [sample["phase"] for sample in read_jsonl(straight.samples_file)] == ["before", "after"]
 
     config = make_dpo_config(out=str(tmp_path / "broken"))
-    make_update = supervised.make_update
+    make_update = offline.make_update
 
     def interrupted(task: Any) -> Any:
         update = make_update(task)
@@ -89,7 +89,7 @@ def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(
         return stopping
 
     with monkeypatch.context() as patch:
-        patch.setattr(supervised, "make_update", interrupted)
+        patch.setattr(offline, "make_update", interrupted)
         with pytest.raises(Interrupted, match="after update 3 of 5"):
             train_offline(config)
     resumed = train_offline(replace(config, resume=True))
@@ -116,7 +116,7 @@ def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
 
 
 def test_the_stored_reference_is_that_of_each_pair_in_any_batch(make_dpo_config: MakeConfig) -> None:
-    tasks = [load_dpo(make_dpo_config(batch_size=size, evaluation_fraction=0.0))[0] for size in (5, 12)]
+    tasks = [load_dpo(make_dpo_config(batch_size=size, evaluation_fraction=0.0)) for size in (5, 12)]
     several = [task.take_batch(0) for task in tasks]
     all_at_once = {row.tobytes(): value for row, value in zip(*_flat(several[1]), strict=True)}
     for row, value in zip(*_flat(several[0]), strict=True):
@@ -134,7 +134,7 @@ def test_long_answers_are_cut_and_pairs_without_an_answer_left_out(
         {"prompt": "a", "chosen": "d", "rejected": "e"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task, _ = load_dpo(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
+    task = load_dpo(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
     assert "of 3 pairs, 2 were cut at max_tokens=6, and 1 left out" in caplog.text
     rows_of = task.take_batch(0).rows
     assert rows_of.ids.shape == (1, 2, 2, 6)

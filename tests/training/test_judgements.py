@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxrl_lm.algorithms.reward_model import Objective
 from jaxrl_lm.core.calibration import wilson_interval
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training import judgements
+from jaxrl_lm.training.reward_model import judgements
 from jaxrl_lm.training.reward_model.agreement import measure_agreement
 from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
 from jaxrl_lm.training.reward_model.judgements import Judgement, Judgements, read_judgements, split_by_prompt

@@ -43,8 +43,8 @@ class Pair(NamedTuple):
     second: str
 
 
-Judge = Callable[[list[Pair], Path, int], list[Preference]]
-"""`judge(pairs, folder, round) -> preferences`: labels pairs; may leave some out, and may keep files in the folder."""
+Annotate = Callable[[list[Pair], Path, int], list[Preference]]
+"""`annotate(pairs, folder, round) -> preferences`: labels pairs; may leave some out, and keep files in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,12 @@ class ChainResult:
     policies: list[PolicyAnswers]
 
 
-def run_rlhf(config: RLHFConfig, judge: Judge | None) -> ChainResult:
+def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
     """Run every stage that has not ended yet, and compare the policies.
 
     Args:
         config: settings.
-        judge: says which answers are better; see `simulated_judge`. None where `config.reward` is ready.
+        annotate: says which answers are better; see `simulated_annotator`. None where `config.reward` is ready.
 
     Raises:
         InputError: an input is not what it must be, or the folder belongs to a chain of other settings.
@@ -75,16 +75,16 @@ def run_rlhf(config: RLHFConfig, judge: Judge | None) -> ChainResult:
         TrainingDivergedError: a loss is not finite.
     """
     try:
-        return _run_stages(config, judge)
+        return _run_stages(config, annotate)
     except Interrupted as stop:
         raise Interrupted("stopped; what was done is saved, and the same command goes on", stop.signal_number) from stop
 
 
-def _run_stages(config: RLHFConfig, judge: Judge | None) -> ChainResult:
+def _run_stages(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
     prompts = data.read_prompts(config.prompts, column=config.prompt_column)
     fingerprints = {"prompts": checksum_value([(each.prompt, each.columns) for each in prompts])}
     fingerprints |= {name: rewards.reward_fingerprint(reward) for name, reward in _load_rewards(config).items()}
-    _check_first_labels(config, judge)
+    _check_first_labels(config, annotate)
     folder = _open(config, fingerprints)
     start = _fine_tune(config, folder)
     policies: dict[str, str | Path] = {"base": config.model}
@@ -96,18 +96,18 @@ def _run_stages(config: RLHFConfig, judge: Judge | None) -> ChainResult:
     preferences: list[Preference] = []
     for number in range(1, config.rounds + 1):
         ends = config.stop_after if number == config.rounds else "ppo"
-        room = _round_folder(folder.path, number)
-        room.mkdir(exist_ok=True)
+        round_folder = _round_folder(folder.path, number)
+        round_folder.mkdir(exist_ok=True)
         if config.reward is None:
-            assert judge is not None
-            preferences += _label(config, newest, prompts, judge, room, number)
+            assert annotate is not None
+            preferences += _label(config, newest, prompts, annotate, round_folder, number)
             if ends == "labels":
                 return ChainResult(folder=folder, policies=[])
-            reward = f"{MODEL_PREFIX}{_learn_reward(config, start, preferences, room)}"
+            reward = f"{MODEL_PREFIX}{_learn_reward(config, start, preferences, round_folder)}"
             if ends == "reward_model":
                 return ChainResult(folder=folder, policies=[])
         assert reward is not None
-        newest = _optimize(config, start, reward, room)
+        newest = _optimize(config, start, reward, round_folder)
         policies[f"PPO round {number}"] = newest
     assert reward is not None
     return _compare(config, folder, policies, start, prompts, reward)
@@ -138,8 +138,8 @@ def _round_folder(chain: Path, number: int) -> Path:
     return chain / f"round-{number}"
 
 
-def _labels_file(room: Path) -> Path:
-    return room / "labels.jsonl"
+def _labels_file(round_folder: Path) -> Path:
+    return round_folder / "labels.jsonl"
 
 
 def _load_rewards(config: RLHFConfig) -> dict[str, rewards.RewardFunction]:
@@ -150,17 +150,17 @@ def _load_rewards(config: RLHFConfig) -> dict[str, rewards.RewardFunction]:
     return {option: load_named_reward(option, name) for option, name in named.items() if name is not None}
 
 
-def _check_first_labels(config: RLHFConfig, judge: Judge | None) -> None:
+def _check_first_labels(config: RLHFConfig, annotate: Annotate | None) -> None:
     """Read a file's labels before hours are spent on fine-tuning."""
-    room = _round_folder(Path(config.out), 1)
-    if judge is not None and config.labels.annotator == "file" and not _labels_file(room).exists():
-        judge([], room, 1)
+    round_folder = _round_folder(Path(config.out), 1)
+    if annotate is not None and config.labels.annotator == "file" and not _labels_file(round_folder).exists():
+        annotate([], round_folder, 1)
 
 
-def simulated_judge(gold: rewards.RewardFunction, *, noise: float, seed: int) -> Judge:
-    """A judge that prefers what a gold reward scores higher, with the noise of the Bradley-Terry model."""
+def simulated_annotator(gold: rewards.RewardFunction, *, noise: float, seed: int) -> Annotate:
+    """An annotator that prefers what a gold reward scores higher, with the noise of the Bradley-Terry model."""
 
-    def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
+    def annotate(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
         del folder
         prompts = [pair.prompt for pair in pairs]
         first, second = (
@@ -170,22 +170,22 @@ def simulated_judge(gold: rewards.RewardFunction, *, noise: float, seed: int) ->
         chosen = prefers_first(first, second, noise=noise, seed=_seed(seed, number))
         return [preference_of(pair, is_first=bool(is_first)) for pair, is_first in zip(pairs, chosen, strict=True)]
 
-    return judge
+    return annotate
 
 
-def file_judge(source: str, tokenizer: Any = None) -> Judge:
-    """A judge whose labels lie in files of preferences, named with {round} where each round has its own.
+def file_annotator(source: str, tokenizer: Any = None) -> Annotate:
+    """An annotator whose labels are in files of preferences, named with {round} where each round has its own.
 
     Args:
         source: as `data.read_preferences` takes it.
         tokenizer: of files that hold token ids.
     """
 
-    def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
+    def annotate(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
         del pairs, folder
         return data.read_preferences(source.replace("{round}", str(number)), tokenizer=tokenizer)
 
-    return judge
+    return annotate
 
 
 def preference_of(pair: Pair, *, is_first: bool) -> Preference:
@@ -203,26 +203,28 @@ def _fine_tune(config: RLHFConfig, folder: storage.RunFolder) -> str | Path:
 
 
 def _label(
-    config: RLHFConfig, policy: str | Path, prompts: list[Prompt], judge: Judge, room: Path, number: int
+    config: RLHFConfig, policy: str | Path, prompts: list[Prompt], annotate: Annotate, round_folder: Path, number: int
 ) -> list[Preference]:
-    """Judgements of pairs of the policy's answers; those of an earlier start, if they are there."""
-    file = _labels_file(room)
+    """Labels of pairs of the policy's answers; those of an earlier start, if they are there."""
+    file = _labels_file(round_folder)
     if not file.exists():
-        labels = judge(_make_pairs(config, policy, prompts, room, number), room, number)
+        labels = annotate(_make_pairs(config, policy, prompts, round_folder, number), round_folder, number)
         if not labels:
             raise InputError(
                 f"labels: round {number} has none (ties and skips are no labels), and without them there is nothing to "
-                f"learn; delete {str(room)!r}, and the same command asks again"
+                f"learn; delete {str(round_folder)!r}, and the same command asks again"
             )
         data.write_jsonl(file, labels)
     return data.read_preferences(file)
 
 
-def _make_pairs(config: RLHFConfig, policy: str | Path, prompts: list[Prompt], room: Path, number: int) -> list[Pair]:
+def _make_pairs(
+    config: RLHFConfig, policy: str | Path, prompts: list[Prompt], round_folder: Path, number: int
+) -> list[Pair]:
     """Two different answers to each prompt in turn; equal ones say nothing and are left out."""
     if config.labels.annotator == "file":
         return []
-    file = room / "pairs.jsonl"
+    file = round_folder / "pairs.jsonl"
     if file.exists():
         rows = storage.read_jsonl(file)
         return [Pair(Prompt(prompt=row["prompt"], columns=row["columns"]), *row["completions"]) for row in rows]
@@ -260,19 +262,19 @@ def _make_pairs(config: RLHFConfig, policy: str | Path, prompts: list[Prompt], r
     return pairs
 
 
-def _learn_reward(config: RLHFConfig, start: str | Path, preferences: list[Preference], room: Path) -> Path:
+def _learn_reward(config: RLHFConfig, start: str | Path, preferences: list[Preference], round_folder: Path) -> Path:
     """A reward model of all labels so far."""
-    file = room / "preferences.jsonl"
+    file = round_folder / "preferences.jsonl"
     if not file.exists():
         data.write_jsonl(file, preferences)
-    given = {"preferences": str(file), "out": str(room / "reward-model")}
+    given = {"preferences": str(file), "out": str(round_folder / "reward-model")}
     given |= {"model": config.reward_model.model or str(start)}
     given |= {"seed": _stage_seed(config, config.reward_model.seed)}
     stage = run_config(RewardModelRunConfig, config.reward_model, **given)
     return train_stage(train_reward_model, stage).model_folder
 
 
-def _optimize(config: RLHFConfig, start: str | Path, reward: str, room: Path) -> Path:
+def _optimize(config: RLHFConfig, start: str | Path, reward: str, round_folder: Path) -> Path:
     gold = () if config.labels.gold is None else (f"gold={config.labels.gold}",)
     given = {
         "model": str(start),
@@ -280,7 +282,7 @@ def _optimize(config: RLHFConfig, start: str | Path, reward: str, room: Path) ->
         "prompt_column": config.prompt_column,
         "reward": reward,
         "judges": (*config.ppo.judges, *gold),
-        "out": str(room / "ppo"),
+        "out": str(round_folder / "ppo"),
         "seed": _stage_seed(config, config.ppo.seed),
     }
     return train_stage(train_online, run_config(PPORunConfig, config.ppo, **given)).model_folder
