@@ -22,11 +22,10 @@ from jaxrl_lm.cli.sft import run_dpo, run_sft
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import visible_text
 from jaxrl_lm.training.group_config import GRPOConfig, RLOOConfig
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import LanguagePPOConfig
-from jaxrl_lm.training.loop import TrainingDivergedError
 from jaxrl_lm.training.reward_config import RewardTrainingConfig
 from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.run import Interrupted, RunFailedError
 from jaxrl_lm.training.supervised_config import DPOConfig, SFTConfig
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -71,7 +70,7 @@ def run(args: list[str]) -> int:
         command(config)
     except InputError as error:
         return _fail(error, 2)
-    except TrainingDivergedError as error:
+    except RunFailedError as error:
         return _fail(error, 1)
     except Interrupted as stop:
         return _fail(stop, 128 + stop.signal_number)

@@ -12,10 +12,10 @@ from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
 from jaxrl_lm.training.chain_report import table_of
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.judgements import labels_tokenizer
 from jaxrl_lm.training.rlhf import ChainResult, Judge, Pair, file_judge, run_rlhf, simulated_judge
 from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.run import Interrupted
 
 
 def run_chain(config: RLHFConfig) -> None:

@@ -1,4 +1,10 @@
 from .checkpoints import Checkpoints as Checkpoints
+from .leftovers import (
+    empty_folder as empty_folder,
+    is_full_disk as is_full_disk,
+    is_unstarted as is_unstarted,
+    sweep_leftovers as sweep_leftovers,
+)
 from .metrics import (
     Curve as Curve,
     MetricsWriter as MetricsWriter,

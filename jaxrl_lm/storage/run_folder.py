@@ -61,13 +61,14 @@ class RunFolder:
 
     @property
     def ended_file(self) -> Path:
-        """Says that a run which is a stage of others has written all it writes."""
+        """Says that a run has written all it writes."""
         return self.path / "ended"
 
-    def holds_checkpoint(self) -> bool:
-        """Whether there is a whole checkpoint to go on with; one that is being written has another name."""
+    def newest_checkpoint(self) -> Path | None:
+        """The last whole checkpoint; one that is being written has another name."""
         folder = self.checkpoints_folder
-        return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+        found = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
+        return max(found, key=lambda entry: int(entry.name), default=None)
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
@@ -106,19 +107,25 @@ class RunFolder:
             InputError: if there is no run, its `config.yaml` is unreadable, or a field that counts differs.
         """
         folder = cls(path)
-        saved = folder.read_config()
-        text = _config_text(config)
-        differing = _differences(saved, yaml.safe_load(text))
+        if folder.check_settings(config, ignore=ignore):
+            write_atomically(folder.config_file, _config_text(config))
+        return folder
+
+    def check_settings(self, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> bool:
+        """Refuse settings that are not the run's; arguments and errors as `open`.
+
+        Returns:
+            whether any differs.
+        """
+        differing = _differences(self.read_config(), yaml.safe_load(_config_text(config)))
         changed = {name: values for name, values in differing.items() if not _is_exempt(name, ignore)}
         if changed:
             lines = "".join(f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items())
             raise InputError(
-                f"resume {str(path)!r}: the run was started with other values:{lines}\n"
+                f"resume {str(self.path)!r}: the run was started with other values:{lines}\n"
                 "give the run's values, or another --out to start afresh"
             )
-        if differing:
-            write_atomically(folder.config_file, text)
-        return folder
+        return bool(differing)
 
     @classmethod
     def open_or_create(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":

@@ -11,15 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import Checkpoints, MetricsWriter, RunFolder
-from jaxrl_lm.training.interrupts import Interrupted, StopSignals
+from jaxrl_lm.training.run import Interrupted, TrainingDivergedError, _StopSignals
 from jaxrl_lm.types import PyTree
 
 Update = Callable[[PyTree, int], tuple[PyTree, dict[str, float]]]
 """`update(state, num_done) -> (state, metrics)`: one update, its metrics as Python numbers."""
-
-
-class TrainingDivergedError(RuntimeError):
-    """A loss stopped being finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +76,7 @@ def run_updates(
             checkpoints.save(0, state, fingerprints)
         with (
             MetricsWriter(folder, start_step=num_done + 1, wandb_project=config.wandb_project) as writer,
-            StopSignals() as signals,
+            _StopSignals() as signals,
             _Display(config, num_done) as display,
         ):
             while num_done < config.num_updates:

@@ -18,10 +18,10 @@ from jaxrl_lm.training.answer_task import load_named_reward
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.chain_report import write_chain_report
 from jaxrl_lm.training.comparison import PolicyAnswers, compare_policies
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_ppo import train_language_ppo
 from jaxrl_lm.training.reward_model import train_reward_model
 from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.run import Interrupted
 from jaxrl_lm.training.run_files import run_stage
 from jaxrl_lm.training.sft import train_sft
 

@@ -71,7 +71,7 @@ def run_stage(train: Callable[[Any], storage.RunFolder], config: Any) -> storage
         storage.RunFolder.open(folder.path, _settings(config), ignore=EXEMPT)
         if folder.ended_file.exists():
             return folder
-    if not folder.holds_checkpoint():
+    if folder.newest_checkpoint() is None:
         # Stopped before its first checkpoint, or while its folder was made or taken away: nothing to go on with.
         is_begun = False
         _take_away(folder)

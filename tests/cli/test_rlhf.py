@@ -15,8 +15,8 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.comparison import PolicyAnswers
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.rlhf import ChainResult, Pair
+from jaxrl_lm.training.run import Interrupted
 
 PAIRS = [
     Pair(Prompt(prompt=f"p{number}", columns={}), f"short {number}", f"a longer one {number}") for number in range(3)

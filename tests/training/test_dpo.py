@@ -18,7 +18,7 @@ from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training import supervised
 from jaxrl_lm.training.dpo import load_dpo_task, read_pairs, train_dpo
-from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.run import Interrupted
 from jaxrl_lm.training.supervised_config import DPOConfig
 
 MakeConfig = Callable[..., DPOConfig]

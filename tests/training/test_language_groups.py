@@ -18,9 +18,9 @@ from jaxrl_lm.storage import read_jsonl, read_metrics
 from jaxrl_lm.training import language_groups
 from jaxrl_lm.training.answer_task import answer
 from jaxrl_lm.training.group_config import GroupConfig, GRPOConfig, RLOOConfig
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import AnswerConfig
 from jaxrl_lm.training.language_groups import init_state, load_task, make_update, train_language_groups
+from jaxrl_lm.training.run import Interrupted
 from tests.training import rewards_for_tests
 
 MakeConfig = Callable[..., GroupConfig]

@@ -18,10 +18,9 @@ from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training import language_ppo
 from jaxrl_lm.training.answer_task import answer, score
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
 from jaxrl_lm.training.language_ppo import init_state, load_task, make_update, train_language_ppo
-from jaxrl_lm.training.loop import TrainingDivergedError
+from jaxrl_lm.training.run import Interrupted, TrainingDivergedError
 from tests.byte_model import write_byte_model
 from tests.training import rewards_for_tests
 

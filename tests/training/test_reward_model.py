@@ -21,9 +21,9 @@ from jaxrl_lm.rewards.learned import load_reward
 from jaxrl_lm.rewards.scoring import score_rows
 from jaxrl_lm.storage import read_jsonl, read_metrics, read_sections
 from jaxrl_lm.training import reward_model
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
 from jaxrl_lm.training.reward_model import load_task, train_reward_model
+from jaxrl_lm.training.run import Interrupted
 from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import write_encoder
 

@@ -12,10 +12,10 @@ from jaxrl_lm.data import Preference, PromptCompletion
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import REWARDS
 from jaxrl_lm.training import rlhf
-from jaxrl_lm.training.interrupts import Interrupted
 from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
 from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
 from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
+from jaxrl_lm.training.run import Interrupted
 from jaxrl_lm.training.supervised_config import SFTConfig
 from tests.byte_model import write_byte_model
 

@@ -22,7 +22,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training import supervised
-from jaxrl_lm.training.interrupts import Interrupted
+from jaxrl_lm.training.run import Interrupted
 from jaxrl_lm.training.sft import load_sft_task, read_examples, train_sft
 from jaxrl_lm.training.supervised_config import SFTConfig
 
