@@ -170,7 +170,7 @@ def test_doctor_says_which_commands_use_how_many_devices() -> None:
 
 def test_doctor_advises_the_dtype_that_was_faster() -> None:
     assert "--dtype bfloat16" in advice({"float32": 1.0, "bfloat16": 2.0})
-    assert "leave --dtype float32" in advice({"float32": 2.0, "bfloat16": 1.0})
+    assert "keep --dtype float32" in advice({"float32": 2.0, "bfloat16": 1.0})
 
 
 def test_demo_chains_all_stages_on_the_model_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
