@@ -10,7 +10,7 @@ apart.
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import tyro
-from measure import environment, first_call, program_memory_gb, timed, timed_in_turns, write_results
+from measure import (
+    RESULTS,
+    environment,
+    first_call,
+    make_plain,
+    program_memory_gb,
+    timed,
+    timed_in_turns,
+    write_results,
+)
 
 from jaxrl_lm import envs
 
@@ -34,7 +43,8 @@ class Benchmark:
         num_steps: steps a timed call.
         num_levels: of the bank; larger mazes than 13x13 get fewer.
         repeats: timed calls of each.
-        out: JSON file of the results.
+        out: JSON file of the results; the committed ones are in benchmarks/results/.
+        debug: sizes so small that a run takes seconds: to try the script, not to measure.
     """
 
     num_envs: tuple[int, ...] = (64, 512, 8192, 65536)
@@ -43,9 +53,18 @@ class Benchmark:
     num_steps: int = 1000
     num_levels: int = 4096
     repeats: int = 7
-    out: Path = Path("benchmarks/results/env_steps.json")
+    out: Path = RESULTS / "env_steps.json"
+    debug: bool = False
 
 
+DEBUG: dict[str, Any] = {
+    "num_envs": (4, 8),
+    "sizes": (5,),
+    "headline_envs": 4,
+    "num_steps": 2,
+    "num_levels": 8,
+    "repeats": 1,
+}
 Call = Callable[[], Any]
 
 
@@ -267,26 +286,33 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     """Every library, numbers of environments, and sizes of mazes."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     rates = {name: row["million_steps_per_s"] for name, row in results["comparison"].items()}
-    colors = ["C0" if name.startswith("Maze-v0") else "C7" for name in rates]
+    colors = ["#0072B2" if name.startswith("Maze-v0") else "#999999" for name in rates]
     left.bar_label(left.barh(list(rates), list(rates.values()), color=colors), fmt=" %.2f")
     left.set(xscale="log", xlabel="million steps/s", title=f"{results['setting']['headline_envs']:,} environments")
     left.set_xlim(right=4 * max(rates.values()))
     left.invert_yaxis()
+    make_plain(left.xaxis)
     by_envs = [row for row in results["scaling"] if row["size"] == 13]
-    middle.plot([row["num_envs"] for row in by_envs], [row["million_steps_per_s"] for row in by_envs], "o-")
-    middle.set(xscale="log", yscale="log", xlabel="environments", title="13x13 mazes, position observed")
+    middle.plot(
+        [row["num_envs"] for row in by_envs], [row["million_steps_per_s"] for row in by_envs], "o-", color="#0072B2"
+    )
+    middle.set(xscale="log", ylim=(0, None), xlabel="environments", title="13x13 mazes, position observed")
     headline = results["setting"]["headline_envs"]
     by_size = sorted((row for row in results["scaling"] if row["num_envs"] == headline), key=lambda row: row["size"])
-    right.plot([row["size"] for row in by_size], [row["million_steps_per_s"] for row in by_size], "o-")
+    right.plot([row["size"] for row in by_size], [row["million_steps_per_s"] for row in by_size], "o-", color="#0072B2")
     right.set(ylim=(0, None), xlabel="cells a side", title=f"{headline:,} mazes, position observed")
+    make_plain(middle.xaxis)
     for axes in (middle, right):
         axes.set_ylabel("million steps/s")
+        make_plain(axes.yaxis)
     figure.suptitle(results["environment"]["device"])
     figure.savefig(path, dpi=120)
 
 
 def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
+    if benchmark.debug:
+        benchmark = replace(benchmark, **DEBUG)
     results = {
         "setting": {"headline_envs": benchmark.headline_envs, "num_steps": benchmark.num_steps},
         "environment": environment(),

@@ -19,8 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from measure import Peer, environment, first_call, timed, timed_against, write_results
+from measure import RESULTS, Peer, environment, first_call, timed, timed_against, write_results
 
+import jaxrl_lm
 from jaxrl_lm.algorithms import PPOConfig, make_ppo
 from jaxrl_lm.rollouts import AnswerConfig, Generation, answer_log_probs, generate, make_evaluate, token_trajectory
 from jaxrl_lm.training.online.config import PPORunConfig
@@ -45,7 +46,8 @@ class Benchmark:
         repeats: steady runs of each part.
         trl_python: interpreter with trl and torch, to run TRL's RLOO step beside.
         torch_python: interpreter with transformers and torch, to run transformers' generate beside.
-        out: JSON file of the results.
+        out: JSON file of the results; the committed ones are in benchmarks/results/.
+        debug: sizes so small that a run takes seconds: to try the script, not to measure.
     """
 
     model: str = os.environ.get("JAXRL_LM_SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -57,7 +59,18 @@ class Benchmark:
     repeats: int = 5
     trl_python: str | None = None
     torch_python: str | None = None
-    out: Path = Path("benchmarks/results/lm_step.json")
+    out: Path = RESULTS / "lm_step.json"
+    debug: bool = False
+
+
+# The dialogue model that the package ships.
+DEBUG: dict[str, Any] = {
+    "model": str(Path(jaxrl_lm.__file__).parent / "assets" / "dialogue" / "model"),
+    "num_answers": 2,
+    "num_tokens": 3,
+    "generate_tokens": 4,
+    "repeats": 1,
+}
 
 
 def make_task(benchmark: Benchmark) -> tuple[Loaded, PPOConfig]:
@@ -152,6 +165,7 @@ def _measure(
 
 def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
+    benchmark = replace(benchmark, **DEBUG) if benchmark.debug else benchmark
     loaded, ppo = make_task(benchmark)
     results: dict[str, Any] = {
         "setting": {

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+RESULTS = Path("runs/benchmarks")
+"""Where results go unless `--out` says otherwise, so that a trial does not overwrite the committed figures."""
 
 _PACKAGES = ("jaxrl-lm", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -92,10 +97,11 @@ def program_memory_gb(compiled: jax.stages.Compiled) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit."""
-    device = jax.devices()[0]
+    """Machine, versions and commit. The programs run on one device, however many there are."""
     return {
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": jax.devices()[0].device_kind,
+        "devices_used": 1,
+        "devices_present": jax.device_count(),
         "cores": os.cpu_count(),
         "processor": _processor(),
         "python": platform.python_version(),
@@ -111,6 +117,12 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written: {path}")
+
+
+def make_plain(axis: Axis) -> None:
+    """Label the ticks of an axis, logarithmic or not, with plain numbers such as 0.1, 64 and 8,192."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _seconds(call: Callable[[], Any]) -> float:

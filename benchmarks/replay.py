@@ -10,14 +10,14 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import tyro
-from measure import environment, first_call, timed_in_turns, write_results
+from measure import RESULTS, environment, first_call, timed_in_turns, write_results
 
 from jaxrl_lm.algorithms.replay import ReplayConfig, Step, add, init_replay, sample, set_priorities
 
@@ -34,7 +34,8 @@ class Benchmark:
         buffer_size: transitions kept.
         num_rounds: of a timed call.
         repeats: timed calls of each.
-        out: JSON file of the results.
+        out: JSON file of the results; the committed ones are in benchmarks/results/.
+        debug: sizes so small that a run takes seconds: to try the script, not to measure.
     """
 
     num_envs: int = 128
@@ -42,8 +43,11 @@ class Benchmark:
     buffer_size: int = 131_072
     num_rounds: int = 200
     repeats: int = 7
-    out: Path = Path("benchmarks/results/replay.json")
+    out: Path = RESULTS / "replay.json"
+    debug: bool = False
 
+
+DEBUG = {"num_envs": 4, "batch_size": 4, "buffer_size": 64, "num_rounds": 8, "repeats": 1}
 
 Round = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
 
@@ -124,6 +128,8 @@ def chained(benchmark: Benchmark, start: Any, one_round: Round) -> Callable[[], 
 
 def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
+    if benchmark.debug:
+        benchmark = replace(benchmark, **DEBUG)
     makers = {"ours": our_rounds}
     versions = {}
     if importlib.util.find_spec("flashbax"):

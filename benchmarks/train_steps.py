@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import tyro
 from measure import (
+    RESULTS,
     Peer,
     environment,
     first_call,
+    make_plain,
     program_memory_gb,
     timed,
     timed_against,
@@ -83,14 +85,19 @@ class Benchmark:
         sb3_python: interpreter with Stable-Baselines3, to run its PPO beside.
         scaling: numbers of environments that PPO is scaled over.
         repeats: timed calls of each.
-        out: JSON file of the results.
+        out: JSON file of the results; the committed ones are in benchmarks/results/.
+        debug: sizes so small that a run takes seconds: to try the script, not to measure.
     """
 
     rejax_python: str | None = None
     sb3_python: str | None = None
     scaling: tuple[int, ...] = (64, 512, 2048, 8192, 65536)
     repeats: int = 7
-    out: Path = Path("benchmarks/results/train_steps.json")
+    out: Path = RESULTS / "train_steps.json"
+    debug: bool = False
+
+
+DEBUG: dict[str, Any] = {"scaling": (4, 8), "repeats": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,27 +248,44 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     """Ours beside rejax, and PPO over numbers of environments."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     compared = {name: row for name, row in results["cases"].items() if "peer_steps_per_s" in row}
-    for offset, key, label in (
-        (-0.2, "steps_per_s", "jaxrl_lm"),
-        (0.2, "peer_steps_per_s", "rejax, Stable-Baselines3"),
+    for offset, key, label, color in (
+        (-0.2, "steps_per_s", "jaxrl_lm", "#0072B2"),
+        (0.2, "peer_steps_per_s", "rejax, Stable-Baselines3", "#999999"),
     ):
         rates = [row[key] / 1e3 for row in compared.values()]
-        bars = left.bar([i + offset for i in range(len(rates))], rates, width=0.38, label=label)
+        bars = left.bar([i + offset for i in range(len(rates))], rates, width=0.38, label=label, color=color)
         left.bar_label(bars, fmt="%.0f")
     left.set(ylabel="thousand steps/s", title=f"Training on {ENV}")
-    left.set_xticks(range(len(compared)), list(compared))
-    left.legend()
+    left.set_xticks(range(len(compared)), [name.replace(", ", "\n") for name in compared])
+    left.legend(loc="upper right")
     rows = results["ppo_scaling"]
-    right.plot([row["num_envs"] for row in rows], [row["steps_per_s"] / 1e3 for row in rows], "o-")
+    right.plot([row["num_envs"] for row in rows], [row["steps_per_s"] / 1e3 for row in rows], "o-", color="#0072B2")
     right.set(xscale="log", ylim=(0, None), xlabel="environments", ylabel="thousand steps/s", title="PPO, 32 steps")
+    make_plain(right.xaxis)
+    make_plain(right.yaxis)
     figure.suptitle(results["environment"]["device"])
     figure.savefig(path, dpi=120)
 
 
+def debugged(case: Case) -> Case:
+    """A case with few steps, without its peer."""
+    small: dict[str, Any] = {"num_envs": 4}
+    if isinstance(case.config, DQNConfig):
+        small |= {"batch_size": 16, "learning_starts": 64, "buffer_size": 256}
+    else:
+        small["num_steps"] = 8
+    if hasattr(case.config, "ppo"):
+        small["ppo"] = replace(case.config.ppo, num_minibatches=4)
+    return replace(case, config=replace(case.config, **small), num_updates=1, peer=None)
+
+
 def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
-    rows = {case.name: measure(benchmark, case) for case in cases()}
-    ppo = cases()[0]
+    if benchmark.debug:
+        benchmark = replace(benchmark, **DEBUG)
+    shown = [debugged(case) for case in cases()] if benchmark.debug else cases()
+    rows = {case.name: measure(benchmark, case) for case in shown}
+    ppo = shown[0]
     calls = {"training": TrainingCall(ppo), "bare": bare_call(ppo)}
     for call in calls.values():
         first_call(call)

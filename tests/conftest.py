@@ -44,10 +44,11 @@ def pictures_drawn_once():
 
     draw = plots._png
 
-    def draw_once(title, curves, *steps):
-        key = (title, *((name, np.isfinite(curve.values).tobytes()) for name, curve in curves.items()))
+    def draw_once(title, panels, steps):
+        curves = [(name, label, curve) for name, panel in panels.items() for label, curve in panel.items()]
+        key = (title, *((name, label, np.isfinite(curve.values).tobytes()) for name, label, curve in curves))
         if key not in _PICTURES:
-            _PICTURES[key] = draw(title, curves, *steps)
+            _PICTURES[key] = draw(title, panels, steps)
         return _PICTURES[key]
 
     with pytest.MonkeyPatch.context() as patch:

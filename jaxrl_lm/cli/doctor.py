@@ -35,20 +35,30 @@ class DoctorConfig:
 
 
 def run_doctor(config: DoctorConfig) -> None:
-    """Print everything that a bug report or a benchmark should carry."""
+    """Print what a bug report or a benchmark should include."""
     console = Console()
     console.print(_versions())
     console.print(_devices())
     rates = {dtype: _matmul_rate(config.size, dtype) for dtype in ("float32", "bfloat16")}
     console.print(_speeds(config.size, rates))
-    console.print(f"Programs run on {jax.device_count()} {jax.default_backend()} device(s). {advice(rates)}.")
+    console.print(f"{usage(jax.device_count(), jax.default_backend())} {advice(rates)}.")
+
+
+def usage(num_devices: int, backend: str) -> str:
+    """Which commands use how many devices, as a sentence."""
+    if num_devices == 1:
+        return f"All commands run on the one {backend} device."
+    return (
+        f"jaxrl-lm train spreads its environments over all {num_devices} {backend} devices (--num-devices); "
+        f"commands on language models use 1 of the {num_devices}."
+    )
 
 
 def advice(rates: dict[str, float]) -> str:
-    """Which dtype the measured rates of matrix products speak for, as a sentence without its full stop."""
+    """Which dtype is faster by the measured rates, as a sentence without its full stop."""
     if rates["bfloat16"] > rates["float32"]:
-        return "bfloat16 products are the faster ones here: --dtype bfloat16; parameters stay float32"
-    return "float32 products are the faster ones here: leave --dtype float32"
+        return "bfloat16 products are faster here: use --dtype bfloat16 (parameters stay float32)"
+    return "float32 products are faster here: keep --dtype float32"
 
 
 def _versions() -> Table:
@@ -81,7 +91,7 @@ def _devices() -> Table:
 
 
 def _gigabytes(count: int | None) -> str:
-    return "not told" if count is None else f"{count / 1e9:.1f} GB"
+    return "unknown" if count is None else f"{count / 1e9:.1f} GB"
 
 
 def _speeds(size: int, rates: dict[str, float]) -> Table:

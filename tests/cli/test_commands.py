@@ -14,7 +14,7 @@ import yaml
 from jaxrl_lm import data
 from jaxrl_lm.cli import demo
 from jaxrl_lm.cli.config_file import expand_config_file
-from jaxrl_lm.cli.doctor import advice
+from jaxrl_lm.cli.doctor import advice, usage
 from jaxrl_lm.cli.main import COMMANDS, _fail, parse, run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
@@ -162,9 +162,15 @@ def test_doctor_names_devices_and_versions(capfd: pytest.CaptureFixture[str]) ->
     assert "GFLOP/s" in out
 
 
+def test_doctor_says_which_commands_use_how_many_devices() -> None:
+    assert usage(1, "cpu") == "All commands run on the one cpu device."
+    assert "all 8 tpu devices" in usage(8, "tpu")
+    assert "language models use 1 of the 8" in usage(8, "tpu")
+
+
 def test_doctor_advises_the_dtype_that_was_faster() -> None:
     assert "--dtype bfloat16" in advice({"float32": 1.0, "bfloat16": 2.0})
-    assert "leave --dtype float32" in advice({"float32": 2.0, "bfloat16": 1.0})
+    assert "keep --dtype float32" in advice({"float32": 2.0, "bfloat16": 1.0})
 
 
 def test_demo_chains_all_stages_on_the_model_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
