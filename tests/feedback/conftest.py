@@ -1,11 +1,12 @@
 """A store on a clock that tests turn, what fills it, and a browser that shows its page."""
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import uvicorn
@@ -65,11 +66,18 @@ def numbered_items(num_items: int, mode: Mode) -> list[Item]:
     ]
 
 
+def skip_without(program: str, reason: str) -> NoReturn:
+    """Skip, or fail where JAXRL_LM_REQUIRE names the program, as `.ci/run` does."""
+    if program in os.environ.get("JAXRL_LM_REQUIRE", "").split(","):
+        pytest.fail(f"JAXRL_LM_REQUIRE names {program}, but {reason}")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("there is no chromium on the PATH; install Debian's package chromium")
+        skip_without("chromium", "there is no chromium on the PATH; install Debian's package chromium")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path)
         yield launched
