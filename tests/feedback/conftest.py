@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import Engine
 
 from jaxrl_lm import feedback
-from jaxrl_lm.feedback import Item, LabelStore, Mode
+from jaxrl_lm.feedback import Item, LabelStore, Mode, server
 
 TOKEN = "token-of-the-tests"
 
@@ -88,13 +87,13 @@ def browser() -> Iterator[Browser]:
 def served(store: LabelStore, *, port: int = 0, token: str = TOKEN) -> Iterator[str]:
     """The address of a page that labels the store's items."""
     with feedback.listen(port) as listener:
-        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, token), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        running = server.make_server(feedback.make_app(store, token))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         finally:
-            server.should_exit = True
+            running.should_exit = True
             thread.join()
 
 
