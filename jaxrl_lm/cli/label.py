@@ -199,6 +199,7 @@ def serve_labels(config: ServeConfig) -> int | None:
         if found is not None:
             _say_what_is_new(console, found, feedback.add_items(engine, found.items))
         _check_mode(engine, config.mode)
+        feedback.keep_overlap(engine, config.mode, config.overlap)
         store = feedback.LabelStore(
             engine, mode=config.mode, overlap=config.overlap, lease_seconds=60 * config.lease_minutes
         )
@@ -259,7 +260,8 @@ def run_stats(config: StatsConfig) -> None:
     """Print the statistics of every mode."""
     with _opened(config.labels, config.database, is_new_allowed=False) as engine:
         for mode in feedback.list_modes(engine):
-            print_statistics(feedback.compute_statistics(engine, mode))
+            overlap = feedback.kept_overlap(engine, mode)
+            print_statistics(feedback.compute_statistics(engine, mode), overlap=overlap)
 
 
 LABEL_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
