@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 Shapes = dict[tuple[str, ...], Any]
 
 # Buffers that older classes stored beside the weights; transformers passes over them too.
-_BUFFERS = re.compile(r"(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|embeddings\.position_ids)$")
+_BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|position_ids)$")
 _HEADS = ("lm_head", "score", "v_head", "classifier", "cls")
 _LANGUAGE_HEADS = ("lm_head", "cls")  # a reward model is expected to start from a language model
 # TRL's `AutoModelForCausalLMWithValueHead` stores its head among the weights.

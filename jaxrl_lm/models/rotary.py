@@ -5,7 +5,7 @@ Reference: Su et al., 2021, RoFormer: Enhanced Transformer with Rotary Position 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +61,6 @@ class RotaryConfig:
     long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        checks.one_of(self, prefix="config.json: rope_parameters: ", kind=RotaryKind)
         checks.above(self, 0, "factor", "original_positions", prefix="config.json: rope_parameters: ")
         checks.above(self, 1, "theta", prefix="config.json: rope_parameters: rope_")
         if self.kind == "llama3" and not self.high_frequency_factor > self.low_frequency_factor:
@@ -84,6 +83,10 @@ def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
     """
     rope = config.get("rope_parameters") or {}
     kind, positions = rope.get("rope_type", "default"), config["max_position_embeddings"]
+    if kind not in get_args(RotaryKind):
+        raise InputError(
+            f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(get_args(RotaryKind))}"
+        )
     nested = [name for name, value in rope.items() if isinstance(value, dict)]
     if nested:
         raise InputError(
