@@ -86,7 +86,6 @@ def from_pretrained(
     raw = read_config(folder)
     family = family_of(raw["model_type"])
     quantized = raw.pop("quantization_config", None)  # what is saved again is not
-    quantization.check_config(quantized, folder)
     config = _model_config(folder, raw, head)
     tensors, kind = weights.read_weights(folder)
     tensors = {placement.modern(name): tensor for name, tensor in tensors.items()}
@@ -205,6 +204,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     family_of(raw.get("model_type"))
     if raw["model_type"] == "mistral" and "layer_types" in raw:
         raw["model_type"] = "ministral"  # as transformers' AutoConfig: its Mistral has one kind of layer
+    quantization.check_config(raw.get("quantization_config"), path)
     if raw.get("per_layer_config"):
         raise InputError(f"{path}: per_layer_config is not supported; take a model whose layers are alike")
     try:

@@ -21,12 +21,12 @@ _SCALES = ("weight_scale_inv", "weight_scale")  # both multiply; the first name 
 _OF_ACTIVATIONS = ("input_scale", "activation_scale")  # activations stay as they are here
 
 
-def check_config(quantization: Any, folder: Path) -> None:
-    """Refuse what config.json says of weights that cannot be read here.
+def check_config(quantization: Any, path: Path) -> None:
+    """Refuse methods of quantisation that are not undone here.
 
     Args:
         quantization: `quantization_config`, or None.
-        folder: for the message.
+        path: config.json, for the message.
 
     Raises:
         InputError: another method than float8 weights with scales.
@@ -41,7 +41,7 @@ def check_config(quantization: Any, folder: Path) -> None:
     if not is_known:
         kind = method or ("bitsandbytes" if given.get("load_in_8bit") or given.get("load_in_4bit") else quantization)
         raise InputError(
-            f"{folder / 'config.json'}: quantization_config: weights quantised by {kind!r} are not supported (only "
+            f"{path}: quantization_config: weights quantised by {kind!r} are not supported (only "
             f"float8 with scales is); {_REMEDY}"
         )
 

@@ -20,10 +20,6 @@ from jaxrl_lm.models.pretrained import read_config
 
 IDS = np.random.default_rng(0).integers(1, 50, (1, 12))
 
-_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
-_WINDOWS = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
-_MIXED = ["full_attention", "sliding_attention"]
-
 _SIZES = {
     "vocab_size": 50,
     "hidden_size": 16,
@@ -37,15 +33,16 @@ _SIZES = {
 BASES = {
     "gpt2": {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16},
     "bert": {**{name: _SIZES[name] for name in _SIZES if "head_dim" not in name}, "id2label": {"0": "a"}},
-    **{model_type: _SIZES for model_type in ("llama", "mistral", "ministral", "qwen2", "qwen3")},
+    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3"), _SIZES),
 }
 
-# Field -> its other value, or (other value, what else the base has). Without effect, in Hugging Face's class too:
+FORM_ONLY = {"return_dict"}  # whether Hugging Face's classes return a tuple: as a default it breaks them
+
+# Field -> another value. Without effect, in Hugging Face's class too, all of them together:
 _INERT = {
     "transformers_version": "4.40.0",
     "architectures": ["Other"],
     "output_hidden_states": True,
-    "return_dict": False,
     "dtype": "bfloat16",  # of the file; parameters take the dtype that `from_pretrained` is asked for
     "chunk_size_feed_forward": 4,
     "is_encoder_decoder": True,
@@ -67,28 +64,33 @@ _INERT_LLAMA = _INERT | {
     "logit_scale": 3.0,
     "is_decoder": True,
 }
-_HONOURED_LLAMA = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "intermediate_size": 20,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "hidden_act": "gelu",
-    "max_position_embeddings": (8, {"rope_parameters": _DYNAMIC}),
-    "rms_norm_eps": 0.5,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
-    "rope_theta": 100.0,
-    "rope_scaling": {"type": "linear", "factor": 4.0},
-    "head_dim": 4,
-}
-_HONOURED_QWEN = _HONOURED_LLAMA | {
-    "use_sliding_window": (True, {"sliding_window": 3, "max_window_layers": 0}),
-    "sliding_window": (2, _WINDOWS),
-    "max_window_layers": (1, _WINDOWS),
-    "layer_types": (_MIXED, _WINDOWS),
-}
+# Combinations in which each field matters: left out, it changes Hugging Face's output.
+_HONOURED_LLAMA = [
+    {
+        "vocab_size": 60,
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "hidden_act": "gelu",
+        "rms_norm_eps": 0.5,
+        "tie_word_embeddings": True,
+        "head_dim": 4,
+        "rope_theta": 100.0,
+        "rope_scaling": {"type": "linear", "factor": 4.0},
+    },
+    {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0},
+        "max_position_embeddings": 8,  # below the number of tokens
+    },
+]
+_WITHOUT_WINDOW = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}  # a Qwen that fails
+_HONOURED_QWEN = [
+    *_HONOURED_LLAMA,
+    {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    {"use_sliding_window": True, **_WITHOUT_WINDOW},
+]
 INERT = {
     "gpt2": _INERT
     | {
@@ -101,7 +103,7 @@ INERT = {
         "reorder_and_upcast_attn": True,  # an order of float32 products
     },
     "llama": {name: value for name, value in _INERT_LLAMA.items() if name not in ("attention_bias", "mlp_bias")}
-    | {"pretraining_tp": 2, "sliding_window": 3, "layer_types": (_MIXED, {"sliding_window": 3})},
+    | {"pretraining_tp": 2, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]},
     "mistral": _INERT_LLAMA,
     "ministral": _INERT_LLAMA,
     "qwen2": _INERT_LLAMA,
@@ -113,35 +115,39 @@ INERT = {
     },
 }
 HONOURED = {
-    "gpt2": {
-        "vocab_size": 60,
-        "n_positions": 20,
-        "n_embd": 24,
-        "n_layer": 1,
-        "n_head": 4,
-        "n_inner": 20,
-        "activation_function": "relu",
-        "layer_norm_epsilon": 0.5,
-        "scale_attn_weights": False,
-        "scale_attn_by_inverse_layer_idx": True,
-        "tie_word_embeddings": False,
-    },
-    "llama": _HONOURED_LLAMA | {"attention_bias": True, "mlp_bias": True},
-    "mistral": _HONOURED_LLAMA | {"sliding_window": 3, "layer_types": (_MIXED, {"sliding_window": 3})},
-    "ministral": _HONOURED_LLAMA | {"sliding_window": 3, "layer_types": (_MIXED, {"sliding_window": 3})},
+    "gpt2": [
+        {
+            "vocab_size": 60,
+            "n_positions": 20,
+            "n_embd": 24,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_inner": 20,
+            "activation_function": "relu",
+            "layer_norm_epsilon": 0.5,
+            "scale_attn_weights": False,
+            "scale_attn_by_inverse_layer_idx": True,
+            "tie_word_embeddings": False,
+        }
+    ],
+    "llama": [*_HONOURED_LLAMA, {"attention_bias": True, "mlp_bias": True}],
+    "mistral": [*_HONOURED_LLAMA, {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}],
+    "ministral": [*_HONOURED_LLAMA, {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}],
     "qwen2": _HONOURED_QWEN,
-    "qwen3": _HONOURED_QWEN | {"attention_bias": True},
-    "bert": {
-        "vocab_size": 60,
-        "hidden_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 20,
-        "hidden_act": "relu",
-        "max_position_embeddings": 20,
-        "type_vocab_size": 3,
-        "layer_norm_eps": 0.5,
-    },
+    "qwen3": [*_HONOURED_QWEN, {"attention_bias": True}],
+    "bert": [
+        {
+            "vocab_size": 60,
+            "hidden_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "intermediate_size": 20,
+            "hidden_act": "relu",
+            "max_position_embeddings": 20,
+            "type_vocab_size": 3,
+            "layer_norm_eps": 0.5,
+        }
+    ],
 }
 # Field -> a value, and what the message says.
 _REFUSED = {
@@ -159,14 +165,6 @@ REFUSED = {
         "id2label": ({"0": "a", "1": "b"}, "num_labels=1"),
     },
 }
-
-
-def cases(table):
-    return [
-        pytest.param(family, field, *(value if isinstance(value, tuple) else (value, {})), id=f"{family}-{field}")
-        for family, fields in table.items()
-        for field, value in fields.items()
-    ]
 
 
 def write_model(folder, model_type, options):
@@ -187,60 +185,55 @@ def write_model(folder, model_type, options):
     return model
 
 
+def shapes_of(model):
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
 def torch_output(model):
     with torch.no_grad():
         options = {"use_cache": False} if hasattr(model, "lm_head") else {}
         return model(torch.tensor(IDS), **options)[0].numpy()
 
 
-@pytest.fixture(scope="module")
-def base_output(tmp_path_factory):
-    """Output and shapes of Hugging Face's model without the field, each computed once."""
-    known = {}
-
-    def compute(model_type, options):
-        key = model_type, json.dumps(options)
-        if key not in known:
-            model = write_model(tmp_path_factory.mktemp("base"), model_type, options)
-            known[key] = torch_output(model), {name: p.shape for name, p in model.named_parameters()}
-        return known[key]
-
-    return compute
-
-
-def assert_differs(model, output, base):
-    base_values, shapes = base
-    if shapes == {name: parameter.shape for name, parameter in model.named_parameters()}:
-        assert np.max(np.abs(output - base_values)) > 1e-3
-
-
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_field_is_classified(model_type):
     config_class = type(AutoConfig.for_model(model_type))
     fields = {field.name for field in dataclasses.fields(config_class)}
-    tables = [set(table[model_type]) for table in (HONOURED, REFUSED, INERT)]
-    assert fields - set.union(*tables) == set()
-    assert sum(map(len, tables)) == len(set.union(*tables))  # no field is in two of them
+    honoured = {name for combination in HONOURED[model_type] for name in combination}
+    classified = [honoured, set(REFUSED[model_type]), set(INERT[model_type]), FORM_ONLY]
+    assert fields - set.union(*classified) == set()
+    assert sum(map(len, classified)) == len(set.union(*classified))  # no field has two entries
 
 
-@pytest.mark.parametrize(("model_type", "field", "value", "base"), cases(HONOURED))
-def test_honoured_field_changes_the_output_as_in_hugging_face(tmp_path, base_output, model_type, field, value, base):
-    model = write_model(tmp_path, model_type, base | {field: value})
-    expected = torch_output(model)
-    assert_differs(model, expected, base_output(model_type, base))
+@pytest.mark.parametrize(
+    ("model_type", "combination"),
+    [
+        pytest.param(model_type, combination, id=f"{model_type}-{next(iter(combination))}")
+        for model_type, combinations in HONOURED.items()
+        for combination in combinations
+    ],
+)
+def test_honoured_fields_change_the_output_as_in_hugging_face(tmp_path, model_type, combination):
+    model = write_model(tmp_path, model_type, combination)
+    expected, shapes = torch_output(model), shapes_of(model)
     ours, params = from_pretrained(tmp_path, None if FAMILIES[model_type].is_causal else "reward")
     output = ours.apply({"params": params}, IDS)
     actual = output.logits if FAMILIES[model_type].is_causal else output.scores[:, None]
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+    for field in combination:  # what would be computed if the field were not read is something else
+        others = {name: value for name, value in combination.items() if name != field}
+        without = write_model(tmp_path, model_type, others)
+        if shapes_of(without) == shapes and others != _WITHOUT_WINDOW:
+            assert np.max(np.abs(torch_output(without) - expected)) > 1e-3, field
 
 
-@pytest.mark.parametrize(("model_type", "field", "value", "base"), cases(INERT))
-def test_field_without_effect_here_has_none_in_hugging_face(tmp_path, base_output, model_type, field, value, base):
-    config = read(tmp_path, model_type, base)
-    expected, _ = base_output(model_type, base)
-    output = torch_output(write_model(tmp_path, model_type, base | {field: value}))
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fields_without_effect_here_have_none_in_hugging_face(tmp_path, model_type):
+    config = read(tmp_path, model_type, {})
+    expected = torch_output(write_model(tmp_path, model_type, {}))
+    output = torch_output(write_model(tmp_path, model_type, INERT[model_type]))
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
-    assert read(tmp_path, model_type, base | {field: value}) == config
+    assert read(tmp_path, model_type, INERT[model_type]) == config
 
 
 def read(folder, model_type, options):
@@ -252,7 +245,10 @@ def read(folder, model_type, options):
     return dataclasses.replace(ours, init_std=0.0)  # of new parameters only
 
 
-@pytest.mark.parametrize(("model_type", "field", "value", "words"), cases(REFUSED))
+@pytest.mark.parametrize(
+    ("model_type", "field", "value", "words"),
+    [(model_type, field, *case) for model_type, fields in REFUSED.items() for field, case in fields.items()],
+)
 def test_refused_field_is_named(tmp_path, model_type, field, value, words):
     options = {} if field != "id2label" else {field: value}
     write_model(tmp_path, model_type, options)
