@@ -7,19 +7,27 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.attention import KVCache, init_cache
 
 Head = Literal["value", "reward"]
 
+# By the names that transformers' `ACT2FN` gives them.
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "gelu_fast": jax.nn.gelu,
+    **dict.fromkeys(("gelu", "gelu_python"), lambda x: jax.nn.gelu(x, approximate=False)),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), jax.nn.gelu),
+    **dict.fromkeys(("silu", "swish"), jax.nn.silu),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
+    "hardswish": jax.nn.hard_swish,
+    "mish": jax.nn.mish,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
 }
 
 
@@ -62,10 +70,8 @@ class ModelConfig:
             raise InputError(
                 f"config.json: activation {self.activation!r} is not known; known: {', '.join(sorted(ACTIVATIONS))}"
             )
-        sizes = ("vocab_size", "model_size", "num_layers", "num_heads", "num_kv_heads", "head_size", "max_positions")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise InputError(f"config.json: {name}={getattr(self, name)} must be at least 1; correct it")
+        sizes = ("vocab_size", "model_size", "num_layers", "num_heads", "num_kv_heads", "head_size", "mlp_size")
+        checks.at_least(self, 1, *sizes, "max_positions", prefix="config.json: ")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"config.json: num_attention_heads={self.num_heads} is no multiple of "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from flax import serialization
@@ -17,6 +18,7 @@ Format = Literal["safetensors", "flax"]
 Tensors = dict[str, np.ndarray]
 
 FILE_NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
+_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 _SEPARATORS: dict[Format, str] = {"safetensors": ".", "flax": "/"}
 
 
@@ -46,7 +48,7 @@ def read_file(path: Path, kind: Format) -> Tensors:
     """
     try:
         if kind == "safetensors":
-            return safetensors.numpy.load_file(path)
+            return _load_safetensors(path)
         tree = serialization.msgpack_restore(path.read_bytes())
         flat: dict[str, Any] = flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
     except (SafetensorError, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
@@ -56,6 +58,19 @@ def read_file(path: Path, kind: Format) -> Tensors:
     if not flat or not all(isinstance(leaf, np.ndarray) for leaf in flat.values()):
         raise InputError(f"{path}: not a flax file of named tensors; copy or download it again")
     return {str(name): leaf for name, leaf in flat.items()}
+
+
+def _load_safetensors(path: Path) -> Tensors:
+    """As `safetensors.numpy.load_file`, which fails on float8."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 no mapping
+        tensors = {name: file.get_tensor(name) for name, kind in kinds.items() if kind not in _FLOAT8}
+    if len(tensors) < len(kinds):
+        for name, spec in safetensors.deserialize(path.read_bytes()):
+            if spec["dtype"] in _FLOAT8:
+                flat = np.frombuffer(spec["data"], _FLOAT8[spec["dtype"]])
+                tensors[name] = flat.reshape(spec["shape"])
+    return tensors
 
 
 def _read_shards(index: Path, kind: Format) -> Tensors:

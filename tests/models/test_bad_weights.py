@@ -213,25 +213,45 @@ def test_config_that_is_no_json_object(model_folder, content):
         ({"num_hidden_layers": "two"}, ["num_hidden_layers"]),
         ({"num_attention_heads": 0}, ["num_attention_heads"]),
         ({"vocab_size": None}, ["vocab_size"]),
-        (
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
-            ["yarn", "default", "linear", "llama3"],
-        ),
-        (
-            {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
-            ["spiral", "default", "linear", "llama3"],
-        ),
-        (
-            {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            ["dynamic", "default", "linear", "llama3"],
-        ),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, ["spiral", "default", "linear", "yarn"]),
+        ({"rope_parameters": None, "rope_scaling": {"type": "spiral"}}, ["spiral", "default", "linear", "yarn"]),
+        ({"rope_parameters": {"rope_type": "linear", "factor": None}}, ["config.json", "NoneType"]),
+        ({"head_dim": 0}, ["head_size=0 must be at least 1"]),
+        ({"num_key_value_heads": 0}, ["num_key_value_heads"]),
+        ({"intermediate_size": 0}, ["mlp_size=0 must be at least 1"]),
     ],
-    ids=["groups", "activation", "text", "no_heads", "null", "yarn", "spiral", "old_dynamic"],
+    ids=[
+        *("groups", "activation", "text", "no_heads", "null", "spiral", "old_spiral", "no_factor", "head_size"),
+        *("kv_heads", "mlp_size"),
+    ],
 )
 def test_unfit_field_of_the_config(model_folder, changes, words):
     folder = model_folder()
     edit_config(folder, **changes)
     assert_refused(folder, "config.json", *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, ["sliding_window=None", "use_sliding"]),
+        ({"model_type": "mistral", "sliding_window": 0}, ["sliding_window=0", "at least 1"]),
+        ({"model_type": "mistral", "layer_types": ["chunked_attention"] * 2}, ["chunked_attention", "full_attention"]),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"]}, ["layer_types"]),
+    ],
+    ids=["no_window", "empty_window", "chunks", "too_few"],
+)
+def test_layers_that_are_not_supported(model_folder, changes, words):
+    folder = model_folder()
+    edit_config(folder, **changes)
+    assert_refused(folder, "config.json", *words)
+
+
+def test_windows_that_llama_ignores_are_named(model_folder, caplog):
+    folder = model_folder()
+    edit_config(folder, sliding_window=3)
+    from_pretrained(folder)
+    assert "sliding_window and layer_types are ignored" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["shape", "name", "bytes"])
