@@ -9,14 +9,18 @@ import numpy as np
 import safetensors.numpy
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
+from safetensors import safe_open
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 
 Format = Literal["safetensors", "flax"]
 Tensors = dict[str, np.ndarray]
 
 FILE_NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
+# What files are read of; the library knows more, down to four bits.
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+_MAX_NAME_BYTES = 255  # of a file, on every common file system
 _SEPARATORS: dict[Format, str] = {"safetensors": ".", "flax": "/"}
 
 
@@ -44,26 +48,36 @@ def read_file(path: Path, kind: Format) -> Tensors:
     Raises:
         InputError: the file is truncated or is not of this format.
     """
-    try:
+    with guarded.foreign_errors(f"{path}: not a whole {kind} file", "copy or download it again"):
         if kind == "safetensors":
+            _check_dtypes(path)
             return safetensors.numpy.load_file(path)
         tree = serialization.msgpack_restore(path.read_bytes())
         flat: dict[str, Any] = flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
-    except (SafetensorError, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
-        raise InputError(
-            f"{path}: not a whole {kind} file ({type(error).__name__}: {error}); copy or download it again"
-        ) from error
     if not flat or not all(isinstance(leaf, np.ndarray) for leaf in flat.values()):
         raise InputError(f"{path}: not a flax file of named tensors; copy or download it again")
     return {str(name): leaf for name, leaf in flat.items()}
 
 
+def _check_dtypes(path: Path) -> None:
+    """Refuse tensors of numbers that NumPy cannot hold, such as four bits."""
+    with safe_open(path, framework="numpy") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 it is no mapping
+    unknown = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _DTYPES]
+    if unknown:
+        raise InputError(
+            f"{path}: tensors of a type that is not read: {few(unknown)}; take weights of {', '.join(_DTYPES)}"
+        )
+
+
 def _read_shards(index: Path, kind: Format) -> Tensors:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+    remedy = "copy or download it again"
+    with guarded.foreign_errors(f"{index}: not an index of shards", remedy):
+        weight_map = guarded.read_object(index, remedy=remedy)["weight_map"]
         shards = sorted({Path(shard).name for shard in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of shards ({error}); copy or download it again") from error
+        unfit = [shard for shard in shards if not 0 < len(shard.encode()) <= _MAX_NAME_BYTES or "\0" in shard]
+        if unfit:
+            raise ValueError(f"{unfit[0][:60]!r} is no name of a file")
     tensors: Tensors = {}
     for shard in shards:
         path = index.parent / shard

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
@@ -119,7 +120,7 @@ class Checkpoints:
         description = self._read(step, args)["description"]
         try:
             is_whole = description["checksum"] == _json_checksum(description["leaves"], description["meta"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             is_whole = False
         if not is_whole:
             raise self._damaged(step, "its description is not as it was saved")
@@ -139,10 +140,9 @@ class Checkpoints:
         return arrays | {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items() if not s.size}
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
-        try:
+        remedy = "delete that folder to go on from the checkpoint before it"
+        with guarded.foreign_errors(f"checkpoint {str(self._folder / str(step))!r} is damaged", remedy):
             return self._manager.restore(step, args=args)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(step, str(error)[:300]) from error
 
     def _damaged(self, step: int, reason: str) -> InputError:
         return InputError(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage.run_folder import RunFolder, write_atomically
 
@@ -63,8 +64,8 @@ def read_sections(folder: RunFolder) -> list[Section]:
     if not path.exists():
         return []
     remedy = "mend or delete the file"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+    entries = guarded.read_json(path, remedy=remedy)
+    with guarded.foreign_errors(f"{str(path)!r} holds no sections of a report", remedy):
         tables = [
             {
                 "heads": tuple(entry["heads"]),
@@ -74,8 +75,6 @@ def read_sections(folder: RunFolder) -> list[Section]:
             for entry in entries
         ]
         sections = [Section(**(entry | table)) for entry, table in zip(entries, tables, strict=True)]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{str(path)!r} holds no sections of a report ({error}): {remedy}") from error
     for section in sections:
         inside = section.picture is None or (folder.path / section.picture).resolve().is_relative_to(
             folder.path.resolve()
