@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import yaml
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.guarded.limits import MAX_DEPTH, MAX_FILE_BYTES, MAX_YAML_BYTES, MAX_YAML_DIGITS, MAX_YAML_VALUES
+from jaxrl_lm.guarded.limits import MAX_DEPTH, MAX_FILE_BYTES, MAX_YAML_CHARACTERS, MAX_YAML_DIGITS, MAX_YAML_VALUES
 from jaxrl_lm.guarded.text import read_text
 
 _INT_TAG, _FLOAT_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
@@ -77,8 +77,8 @@ def parse_yaml(text: str, source: str, *, remedy: str) -> Any:
         InputError: it is no YAML, holds another kind of value or itself, or is larger or nested deeper than the limits.
     """
     what = f"{source}: unreadable YAML"
-    if len(text) > MAX_YAML_BYTES:
-        raise InputError(f"{what} (longer than {MAX_YAML_BYTES:,} characters, the limit); {remedy}")
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise InputError(f"{what} (longer than {MAX_YAML_CHARACTERS:,} characters, the limit); {remedy}")
     try:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError, MemoryError) as error:
@@ -93,7 +93,7 @@ def read_yaml(path: Path, *, remedy: str) -> Any:
     Raises:
         InputError: as `parse_yaml`; or the file cannot be read.
     """
-    return parse_yaml(read_text(path, max_bytes=4 * MAX_YAML_BYTES), str(path), remedy=remedy)
+    return parse_yaml(read_text(path, max_bytes=4 * MAX_YAML_CHARACTERS), str(path), remedy=remedy)
 
 
 def dump_yaml(value: Any) -> str:
@@ -154,6 +154,12 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, which also puts quotes around text that our loader would read as a number."""
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> Any:
+    # In other styles PyYAML writes these characters as they are, and reads them back as ends of lines.
+    style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 def _int(loader: yaml.SafeLoader, node: Any) -> int:
     text = loader.construct_scalar(node)
     if len(text) > MAX_YAML_DIGITS:
@@ -167,6 +173,7 @@ _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
 )
 _Loader.add_constructor(_INT_TAG, _int)
+_Dumper.add_representer(str, _text)
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(_INT_TAG, _INT, list("-+0123456789"))
     _class.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
