@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None) -> Any:
     for name in _JSON_FILES:
         if (folder / name).is_file():
             guarded.read_object(folder / name, remedy=remedy)
-    with guarded.foreign_errors(f"{folder}: no tokenizer could be read", remedy):
+    with guarded.foreign_errors(f"{folder}: no tokenizer could be read", remedy), guarded.held_stderr():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer.decode(tokenizer(_PROBE)["input_ids"])  # some faults show only here, in a panic of Rust
     if vocab_size is not None and len(tokenizer) > vocab_size:

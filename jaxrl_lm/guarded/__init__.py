@@ -5,7 +5,7 @@ JSON, YAML and text through here.
 """
 
 from jaxrl_lm.guarded.documents import dump_yaml, parse_json, parse_yaml, read_json, read_object, read_yaml
-from jaxrl_lm.guarded.foreign import foreign_errors, time_limit
+from jaxrl_lm.guarded.foreign import foreign_errors, held_stderr, time_limit
 from jaxrl_lm.guarded.limits import MAX_CSV_CELL_CHARACTERS, MAX_DEPTH, MAX_FILE_BYTES, MAX_LINE_BYTES
 from jaxrl_lm.guarded.text import decode, encoding_of, open_utf8, read_bytes, read_text, read_whole, try_lines
 
@@ -18,6 +18,7 @@ __all__ = [
     "dump_yaml",
     "encoding_of",
     "foreign_errors",
+    "held_stderr",
     "open_utf8",
     "parse_json",
     "parse_yaml",

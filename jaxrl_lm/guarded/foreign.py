@@ -1,6 +1,9 @@
 """Errors and endless loops of libraries that read files for us."""
 
+import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +36,31 @@ def foreign_errors(what: str, remedy: str) -> Iterator[None]:
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
         raise InputError(f"{what} ({type(error).__name__}: {_reason(error)}); {remedy}") from error
+
+
+@contextmanager
+def held_stderr() -> Iterator[None]:
+    """Hold back what the block writes to the standard error stream, native code too; it is dropped if the block raises.
+
+    A panic of Rust code prints a message of its own, often with a backtrace, before Python sees the error.
+    """
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # the stream is closed
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+        held.seek(0)
+        while chunk := held.read(2**16):
+            os.write(2, chunk)
 
 
 @contextmanager

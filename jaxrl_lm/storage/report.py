@@ -216,7 +216,7 @@ def _read_samples(folder: RunFolder) -> list[dict[str, Any]]:
         for field in _SAMPLE_NUMBERS:
             finite_number(folder.samples_file, number, field, sample.get(field))
         if sample["phase"] not in _PHASES:
-            problem = f"phase is {sample['phase']!r}, not one of {', '.join(_PHASES)}"
+            problem = f"phase is {sample['phase']!r:.60}, not one of {', '.join(_PHASES)}"
             raise line_error(folder.samples_file, number, problem)
     return samples
 

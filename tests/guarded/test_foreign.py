@@ -1,6 +1,7 @@
 """Errors of libraries, panics of Rust, and time."""
 
 import itertools
+import os
 import threading
 import time
 
@@ -62,3 +63,12 @@ def test_other_threads_have_no_time_limit():
     thread.start()
     thread.join()
     assert said == ["done"]
+
+
+def test_what_native_code_prints_is_dropped_with_its_error_and_kept_without(capfd):
+    with pytest.raises(ValueError, match="x"), guarded.held_stderr():
+        os.write(2, b"panicked\n")
+        raise ValueError("x")
+    with guarded.held_stderr():
+        os.write(2, b"a warning\n")
+    assert capfd.readouterr().err == "a warning\n"
