@@ -1,6 +1,7 @@
 """Checkpoints of a training state: saved whole or not at all, restored bit for bit or with an error."""
 
 import json
+import time
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ import orbax.checkpoint as ocp
 from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
+
+_SECONDS_OF_OTHER_READS = 0.2
 
 
 class Checkpoints:
@@ -141,8 +144,14 @@ class Checkpoints:
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
         remedy = "delete that folder to go on from the checkpoint before it"
-        with guarded.foreign_errors(f"checkpoint {str(self._folder / str(step))!r} is damaged", remedy):
-            return self._manager.restore(step, args=args)
+        what = f"checkpoint {str(self._folder / str(step))!r} is damaged"
+        with guarded.foreign_errors(what, remedy), guarded.held_stderr():
+            try:
+                return self._manager.restore(step, args=args)
+            except Exception:
+                # Of several reads the first to fail closes orbax's event loop; the others then print tracebacks.
+                time.sleep(_SECONDS_OF_OTHER_READS)
+                raise
 
     def _damaged(self, step: int, reason: str) -> InputError:
         return InputError(

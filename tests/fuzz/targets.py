@@ -38,11 +38,7 @@ class Target:
 
 def make_targets(root: Path) -> dict[str, Target]:
     """All targets by name, their folders made below `root`."""
-    return {
-        **_data_sets(root / "data"),
-        **_models(root / "models"),
-        **_runs(root / "runs"),
-    }
+    return {**_data_sets(root / "data"), **_models(root / "models"), **_runs(root / "runs")}
 
 
 def _data_sets(folder: Path) -> dict[str, Target]:
@@ -50,7 +46,8 @@ def _data_sets(folder: Path) -> dict[str, Target]:
     plain = [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": True} for n in range(3)]
     pairs = [{"prompt": f"Say {n}", "chosen": f"{n}.", "rejected": "No."} for n in range(3)]
     fours = [{"query": "Q", **{f"sample{n}": f"answer {n}" for n in range(4)}, "best": 2, "annotator": "Ann"}]
-    talks = [{"messages": [SKY, BLUE, MORE, GREEN]}, {"conversations": [{"from": "human", "value": "Hi"}] * 2}]
+    talks = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}] * 2
+    chats = [{"messages": [SKY, BLUE, MORE, GREEN]}] * 2
     alpaca = [{"instruction": "Add.", "input": "1 2", "output": "3"}]
     targets = {}
     kinds = (
@@ -61,10 +58,11 @@ def _data_sets(folder: Path) -> dict[str, Target]:
         ("fours", fours, data.read_best_of_k),
         ("alpaca", alpaca, data.read_prompt_completions),
         ("talks", talks, data.read_language_modeling),
+        ("chats", chats, data.read_language_modeling),
     )
     for kind, rows, read in kinds:
         for suffix, writer in WRITERS.items():
-            if kind == "talks" and suffix in ("csv", "tsv"):
+            if kind in ("talks", "chats") and suffix in ("csv", "tsv"):
                 continue
             name = f"{kind}.{suffix}"
             (folder / name).write_bytes(writer(rows))
@@ -95,7 +93,7 @@ def _models(root: Path) -> dict[str, Target]:
     sharded = root / "sharded"
     save_pretrained(sharded, model, params, max_shard_bytes=20_000)
     return {
-        "config.json": Target(folder, "config.json", from_pretrained_folder),
+        "config.json": Target(folder, "config.json", lambda path: from_pretrained(path.parent)),
         "config.json alone": Target(folder, "config.json", lambda path: read_config(path.parent)),
         **{
             name: Target(folder, name, lambda path: _tokenize(path.parent))
@@ -110,10 +108,6 @@ def _models(root: Path) -> dict[str, Target]:
     }
 
 
-def from_pretrained_folder(config: Path) -> object:
-    return from_pretrained(config.parent)
-
-
 def _tokenize(folder: Path) -> object:
     tokenizer = data.load_tokenizer(folder, vocab_size=None)
     prompts = [data.Prompt(prompt="Hello", columns={}), data.Prompt(prompt=[SKY], columns={})]
@@ -125,24 +119,35 @@ def _runs(root: Path) -> dict[str, Target]:
     folder = storage.RunFolder.create(
         root / "run", {"seed": 0, "ppo": {"clip": 0.2, "lr": 1e-5}, "layers": [64, 64], "note": None, "out": "x"}
     )
-    with storage.MetricsWriter(folder, start_step=0) as writer:
-        for step in range(3):
-            writer.write(step, {"loss/total": 1.0 / (step + 1), "eval/reward": math.nan})
-    storage.append_jsonl(
-        folder.seeds_file, [{"step": n, "num_steps": 100 * n, "eval/reward": [0.1 * n, None]} for n in range(3)]
-    )
+    metrics = [{"step": step, "loss/total": 1.0 / (step + 1), "eval/reward": math.nan} for step in range(3)]
+    storage.append_jsonl(folder.metrics_file, metrics)
+    seeds = [{"step": n, "num_steps": 100 * n, "eval/reward": [0.1 * n, None]} for n in range(3)]
+    storage.append_jsonl(folder.seeds_file, seeds)
+    # In a folder without curves a report has nothing to draw, which takes most of its time.
+    plain = storage.RunFolder.create(root / "plain", {"seed": 0})
     sample = {"step": 0, "index": 0, "prompt": "Hi", "completion": "Ho", "reward": 1.0, "kl": None}
-    storage.append_jsonl(folder.samples_file, [sample | {"phase": phase} for phase in ("before", "after")])
+    storage.append_jsonl(plain.samples_file, [sample | {"phase": phase} for phase in ("before", "after")])
     strip = storage.Strip(label="score", pieces=("a", "b"), values=(0.5, -1.0))
-    storage.write_sections(
-        folder, [storage.Section(title="T", note="N", heads=("a",), rows=(("1",),), strips=(strip,))]
-    )
+    section = storage.Section(title="T", note="N", heads=("a",), rows=(("1",),), strips=(strip,))
+    storage.write_sections(plain, [section])
+    reads: dict[str, tuple[storage.RunFolder, Callable[[Path], object]]] = {
+        "config.yaml": (folder, lambda _: folder.read_config()),
+        "metrics.jsonl": (folder, lambda _: storage.read_metrics(folder)),
+        "seeds.jsonl": (folder, lambda _: storage.read_seeds(folder)),
+        "samples.jsonl": (plain, lambda _: storage.write_report(plain, title="run")),
+        "sections.json": (plain, lambda _: storage.write_report(plain, title="run")),
+    }
+    return {
+        "--config": Target(folder.path, "config.yaml", lambda path: expand_config_file(["ppo", f"--config={path}"])),
+        **{f"run {file}": Target(run.path, file, read) for file, (run, read) in reads.items()},
+        **_checkpoint(folder),
+    }
+
+
+def _checkpoint(folder: storage.RunFolder) -> dict[str, Target]:
     state = {"w": jnp.arange(4.0), "key": jax.random.key(0), "n": jnp.int32(3)}
     with storage.Checkpoints(folder.checkpoints_folder) as checkpoints:
         checkpoints.save(1, state, {"note": "x"})
-    checkpoint_files = [
-        str(path.relative_to(folder.path)) for path in sorted(folder.checkpoints_folder.rglob("*")) if path.is_file()
-    ]
 
     def restore(_: Path) -> object:
         with storage.Checkpoints(folder.checkpoints_folder) as checkpoints:
@@ -150,17 +155,6 @@ def _runs(root: Path) -> dict[str, Target]:
         np.testing.assert_array_equal(restored["w"], state["w"])
         return restored
 
-    def report(_: Path) -> object:
-        return storage.write_report(folder, title="run")
-
-    def seeds(_: Path) -> object:
-        return storage.read_seeds(folder)
-
-    files = {
-        "metrics.jsonl": report, "samples.jsonl": report, "sections.json": report, "seeds.jsonl": seeds,
-        "config.yaml": report, **dict.fromkeys(checkpoint_files, restore),
-    }  # fmt: skip
-    return {
-        "--config": Target(folder.path, "config.yaml", lambda path: expand_config_file(["ppo", f"--config={path}"])),
-        **{f"run {file}": Target(folder.path, file, read) for file, read in files.items()},
-    }
+    files = (path for path in sorted(folder.checkpoints_folder.rglob("*")) if path.is_file())
+    names = [str(path.relative_to(folder.path)) for path in files]
+    return {f"run {name}": Target(folder.path, name, restore) for name in names}

@@ -48,13 +48,15 @@ def edited(target, **changes):
                                   "reward_scale.json", "index.json", "run sections.json", "run config.yaml",
                                   "--config", "alpaca.json"])  # fmt: skip
 def test_nesting_of_900_levels(targets, name):
-    refused(targets[name], '{"a": %s}' % DEEP if "alpaca" not in name else DEEP, "nested deeper than 100 levels")
+    content = DEEP if name == "alpaca.json" else '{"a": ' + DEEP + "}"
+    refused(targets[name], content, "nested deeper than 100 levels")
 
 
 def test_nesting_in_the_files_of_a_checkpoint(targets):
     names = [name for name in targets if name.startswith("run checkpoints/") and "METADATA" in name]
     assert len(names) >= 2
-    refused(targets["run checkpoints/1/description/metadata"], '{"leaves": %s, "meta": 1, "checksum": 1}' % DEEP)
+    description = f'{{"leaves": {DEEP}, "meta": 1, "checksum": 1}}'
+    refused(targets["run checkpoints/1/description/metadata"], description, "is damaged")
     refused(targets["run checkpoints/1/arrays/_METADATA"], DEEP, "is damaged", "delete that folder")
 
 

@@ -33,7 +33,7 @@ def attempt(target, content):
         target.read(path)
     except InputError as error:
         said = str(error)
-        assert 10 < len(said) < 20_000, said
+        assert 10 < len(said) < 20_000, said[:200]
         return said
     finally:
         path.write_bytes(good)
@@ -44,9 +44,11 @@ def attempt(target, content):
 def test_every_good_file_is_read(targets):
     for name, target in targets.items():
         said = attempt(target, (target.folder / target.file).read_bytes())
-        assert said is None or name == "labels verdicts.jsonl", (name, said)
+        assert said is None, (name, said)
 
 
+# What orbax's threads still do when a restore has failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_files_are_read_or_refused(targets):
     num_refused = num_tried = 0
     for name, target in targets.items():
