@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import placement, quantization, weights
 from jaxrl_lm.models.causal_lm import CausalLM
-from jaxrl_lm.models.config import Head, ModelConfig
+from jaxrl_lm.models.config import Head, ModelConfig, check_sizes
 from jaxrl_lm.models.encoder import Encoder
 from jaxrl_lm.models.families import family_of
 from jaxrl_lm.models.weights import Format, Tensors
@@ -91,11 +91,16 @@ def from_pretrained(
     tensors = {placement.modern(name): tensor for name, tensor in tensors.items()}
     tensors = quantization.dequantise(tensors, quantized, folder)
     config, tensors = placement.resolve_tie(config, tensors, kind, family)
+    if config.num_layers > len(tensors):  # seen before the layers are traced, which takes minutes for thousands
+        raise InputError(
+            f"{folder}: the weights lack layers: config.json has {config.num_layers}, the file {len(tensors)} "
+            "tensors; weights and config.json are of different models"
+        )
     build: Any = CausalLM if family.is_causal else Encoder
     model: RewardModel = build(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
-    shapes: placement.Shapes = flatten_dict(
-        jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
-    )
+    with guarded.foreign_errors(f"{folder / 'config.json'}: no model can be built of it", "correct its sizes"):
+        tree = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    shapes: placement.Shapes = flatten_dict(tree)
     found = placement.place(tensors, kind, family, shapes, head, folder)
     if head == "value":
         found |= _value_head(folder, shapes, found)
@@ -161,8 +166,9 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
         InputError: it is neither a folder nor a repository that the hub serves.
     """
     folder = Path(folder_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
+    with guarded.foreign_errors(f"model {str(folder_or_hub_id)[:100]!r} is no folder", "give one, or a hub id"):
+        if folder.is_dir():
+            return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -195,25 +201,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: not found; a model folder holds config.json beside its weights")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); copy or download it again") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: not a JSON object; copy or download it again")
+    raw = guarded.read_object(path, remedy="copy or download it again")
     family_of(raw.get("model_type"))
     if raw["model_type"] == "mistral" and "layer_types" in raw:
         raw["model_type"] = "ministral"  # as transformers' AutoConfig: its Mistral has one kind of layer
     quantization.check_config(raw.get("quantization_config"), path)
     if raw.get("per_layer_config"):
         raise InputError(f"{path}: per_layer_config is not supported; take a model whose layers are alike")
-    try:
+    check_sizes(raw, path)
+    with guarded.foreign_errors(f"{path}: not a configuration", "correct the field"):
         return AutoConfig.for_model(**raw).to_dict()
-    except ZeroDivisionError as error:
-        zeros = [name for name, value in raw.items() if name.startswith(("n_", "num_")) and value == 0]
-        raise InputError(f"{path}: {', '.join(zeros)} must not be 0; correct it") from error
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: {error}; correct the field") from error
 
 
 def _model_config(folder: Path, raw: dict[str, Any], head: Head | None) -> ModelConfig:
@@ -223,12 +220,8 @@ def _model_config(folder: Path, raw: dict[str, Any], head: Head | None) -> Model
             f"{folder}: model_type={raw['model_type']!r} is an encoder, which reads text and writes none; "
             "it can be a reward model, not a policy: give a decoder, such as gpt2 or llama"
         )
-    try:
+    with guarded.foreign_errors(f"{folder / 'config.json'}: a field is missing or unfit", "correct it"):
         return family.config_from_hf(raw)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{folder / 'config.json'}: field {error} is missing or unfit; correct it") from error
 
 
 def _value_head(
