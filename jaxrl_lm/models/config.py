@@ -120,7 +120,7 @@ def check_sizes(config: dict[str, Any], path: Path) -> None:
         if abs(value) > limit:
             shown = value if value < 10**30 else f"a number of {len(str(value))} digits"
             raise InputError(f"{path}: {name[:60]}={shown} is above {limit:,}, the most that is read; correct it")
-        if value == 0 and name in ("n_head", "num_attention_heads"):  # transformers divides by it
+        if value == 0 and name in ("n_head", "num_attention_heads", "num_key_value_heads"):  # they divide others
             raise InputError(f"{path}: {name} must not be 0; correct it")
 
 
