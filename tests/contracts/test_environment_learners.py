@@ -32,7 +32,7 @@ def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
         "again": update(start),
         "an update later": update(start.replace(num_updates=start.num_updates + 1)),
         "with another key": update(start.replace(key=jax.random.key(9))),
-        "at the largest count": update(start.replace(num_updates=start.num_updates + 2**31 - 1)),
+        "at the largest count": update(start.replace(num_updates=start.num_updates + (2**31 - 1))),
         "batch axes": learner.batch_axes(start),
     }
 
