@@ -72,5 +72,5 @@ def test_batch_axes_name_the_axis_of_the_environments(updated):
         assert axis == NO_BATCH_AXIS or leaf.shape[axis] == 16, name
         if "env_states" in name or "observations" in name or ".lengths" in name:
             assert axis != NO_BATCH_AXIS, name
-        if "params" in name or "optimizer" in name or "_sum" in name:
+        if "params" in name or "optimizer" in name:
             assert axis == NO_BATCH_AXIS, name
