@@ -8,7 +8,7 @@ from jaxrl_lm import guarded
 from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.guarded.limits import MAX_TEMPLATE_SECONDS
+from jaxrl_lm.guarded import limits
 
 # A private character, which no template looks for or strips.
 _MARK = "\ue000"
@@ -212,7 +212,7 @@ def _render(messages: list[dict[str, str]], tokenizer: Any, at: str, *, is_open:
             "give plain prompts, or a tokenizer with a chat template"
         )
     try:
-        with guarded.time_limit(MAX_TEMPLATE_SECONDS):
+        with guarded.time_limit(limits.MAX_TEMPLATE_SECONDS):
             return tokenizer.apply_chat_template(messages, add_generation_prompt=is_open, tokenize=False)
     except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
         raise InputError(
