@@ -14,6 +14,13 @@ from flax import struct
 PyTree = Any
 Metrics = dict[str, jax.Array]
 
+NO_BATCH_AXIS = -1
+"""In `EnvironmentLearner.batch_axes`: a leaf that belongs to no single environment."""
+
+
+def _no_batch_axes(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: NO_BATCH_AXIS, state)
+
 
 @struct.dataclass(kw_only=True)
 class Trajectory:
@@ -126,6 +133,8 @@ class EnvironmentLearner(NamedTuple):
             leaves of observations `[B, ...]`, `is_first` bool `[B]`.
         init_memory: `init_memory(num_envs) -> memory`, None for a policy without memory.
         steps_per_update: environment steps of one update.
+        batch_axes: `batch_axes(state)`: a tree like the state, with the axis of each leaf along which the environments
+            are, or `NO_BATCH_AXIS`; what is spread over devices.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
@@ -133,3 +142,4 @@ class EnvironmentLearner(NamedTuple):
     act: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]
     init_memory: Callable[[int], PyTree]
     steps_per_update: int
+    batch_axes: Callable[[PyTree], PyTree] = _no_batch_axes

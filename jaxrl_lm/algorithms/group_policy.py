@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.minibatches import annealed, run_epochs, summarize
+from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import clipped_adam
+from jaxrl_lm.algorithms.schedules import annealed
 from jaxrl_lm.core import kl, masked, policy_losses
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.causal_lm import CausalLM

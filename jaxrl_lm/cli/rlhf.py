@@ -1,6 +1,5 @@
 """`jaxrl-lm rlhf`: the whole chain, with labels from a simulated annotator, a file, or people on a web page."""
 
-import signal
 from pathlib import Path
 
 from rich.console import Console
@@ -67,15 +66,16 @@ def page_annotator(port: int) -> Annotate:
         storage.write_atomically(answers, "")
         storage.append_jsonl(answers, rows)
         with database_errors_in_words():
-            is_stopped = serve_labels(
+            stopped_by = serve_labels(
                 ServeConfig(out=str(label_folder), answers=str(answers), port=port, end_when_done=True)
             )
             engine = open_database(f"sqlite:///{label_folder / 'labels.sqlite'}", is_new_allowed=False)
             found = export_labels(engine, "pairwise").rows
-        if is_stopped:
+            engine.dispose()
+        if stopped_by is not None:
             raise Interrupted(
                 f"stopped while round {number} was being labelled; the labels are kept, and the same command goes on",
-                signal.SIGINT,
+                stopped_by,
             )
         return [Preference(prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]) for row in found]
 

@@ -86,7 +86,7 @@ def generate(
     def run(ids: jax.Array, mask: jax.Array, cache: KVCache) -> tuple[jax.Array, jax.Array, KVCache]:
         output = encode(model, params, ids, mask, cache)
         assert output.cache is not None
-        values = jnp.zeros(batch) if output.values is None else output.values[:, -1]
+        values = jnp.zeros(batch, jnp.float32) if output.values is None else output.values[:, -1]
         return unembed(output.hidden_states[:, -1], unembedding), values, output.cache
 
     def decode(state: _State) -> _State:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_lm import data, rewards, storage
+from jaxrl_lm import data, guarded, rewards, storage
 from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
@@ -123,7 +123,8 @@ def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder
         raise InputError(f"rounds={config.rounds}: the chain has labels of more; give as many, or another --out")
     folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_MENDABLE)
     file = path / "inputs.json"
-    began_with = json.loads(file.read_text()) if file.exists() else {}
+    remedy = "delete it if prompts and rewards are those that the chain was started with"
+    began_with = guarded.read_object(file, remedy=remedy) if file.exists() else {}
     changed = [name for name, value in fingerprints.items() if began_with.get(name, value) != value]
     if changed:
         raise InputError(
