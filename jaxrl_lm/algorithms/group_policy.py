@@ -221,7 +221,7 @@ def _make_learner(
             "reward/with_penalty": jnp.mean(penalised),
             "reward/std_in_group": jnp.mean(jnp.std(groups, axis=-1)),
             "kl/answer": jnp.mean(answer_kl),
-            "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
+            "answer/length": jnp.mean(jnp.sum(mask, axis=-1), dtype=jnp.float32),
         }
         return replace(state, params=params, optimizer=opt_state, num_updates=state.num_updates + 1), metrics
 

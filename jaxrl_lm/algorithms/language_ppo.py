@@ -153,7 +153,7 @@ def make_language_ppo(
             "kl/answer": answer_kl,
             "kl/token": masked.masked_mean(token_kl, mask),
             "kl/coefficient": state.kl_coefficient,
-            "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
+            "answer/length": jnp.mean(jnp.sum(mask, axis=-1), dtype=jnp.float32),
         }
         coefficient = _next_coefficient(config.kl, state.kl_coefficient, answer_kl, num_episodes=len(scores))
         return replace(state, ppo=ppo_state, kl_coefficient=coefficient), metrics

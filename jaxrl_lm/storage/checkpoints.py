@@ -1,9 +1,11 @@
 """Checkpoints of a training state: saved whole or not at all, restored bit for bit or with an error."""
 
 import json
+import logging
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +82,9 @@ class Checkpoints:
         description = _describe(leaves, arrays, json.loads(json.dumps(meta)))
         # Orbax refuses arrays without elements; the description says all there is to know of them.
         stored = {name: array for name, array in arrays.items() if array.size}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), description=ocp.args.JsonSave(description)),
-            force=True,  # when to save is for the caller to say
-        )
+        args = ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), description=ocp.args.JsonSave(description))
+        with _errors_raised_alone():
+            self._manager.save(step, args=args, force=True)  # when to save is for the caller to say
 
     def restore(self, template: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
         """Read a checkpoint back, bit for bit.
@@ -168,6 +168,18 @@ class Checkpoints:
             old, new = saved.get(name, "missing"), wanted.get(name, "missing")
             if old != new:
                 raise InputError(f"{where}: {name} is {old} there, {new} in this run: {remedy}")
+
+
+@contextmanager
+def _errors_raised_alone() -> Iterator[None]:
+    """Orbax's threads log each error with a traceback before the first is raised: on a full disk, hundreds of lines."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

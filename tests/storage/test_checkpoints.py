@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, whole or not at all, and never a state that is not the one asked for."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -259,3 +260,17 @@ def test_a_folder_of_random_bytes_is_an_input_error_that_names_it(tmp_path):
         pytest.raises(InputError, match=r"9' is damaged .*delete that folder"),
     ):
         checkpoints.restore({"x": jnp.ones(3)})
+
+
+def test_an_error_of_saving_is_raised_and_not_logged_as_well(tmp_path, monkeypatch, capfd):
+    """Orbax's threads log theirs with tracebacks: on a full disk, hundreds of lines."""
+    with Checkpoints(tmp_path) as checkpoints:
+
+        def fail(*_, **__):
+            logging.getLogger("absl").error("Traceback (most recent call last)")
+            raise ValueError("No space left on device")
+
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(ValueError, match="No space left"):
+            checkpoints.save(0, {"x": jnp.zeros(3)}, {})
+    assert "Traceback" not in capfd.readouterr().err
