@@ -36,6 +36,11 @@ class Generation:
     values: PyTree
     num_steps: PyTree
 
+    @property
+    def actions(self) -> Any:
+        """The completions' tokens, int32 `[B, T]`; the columns of `response_mask`."""
+        return self.sequences[:, -self.response_mask.shape[1] :]
+
 
 class _State(NamedTuple):
     step: jax.Array
@@ -175,8 +180,7 @@ def decode(tokenizer: Any, generation: Generation) -> list[str]:
         generation: B answers.
     """
     mask = np.asarray(generation.response_mask).astype(bool)
-    tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
-    rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
+    rows = [row[kept].tolist() for row, kept in zip(np.asarray(generation.actions), mask, strict=True)]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
@@ -187,8 +191,7 @@ def ended_by_stop(generation: Generation, config: SamplingConfig) -> np.ndarray:
         generation: the answers.
         config: how they were drawn.
     """
-    mask = np.asarray(generation.response_mask)
-    tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
-    length = mask.sum(axis=-1)
-    last = np.take_along_axis(tokens, length[:, None] - 1, axis=-1)[:, 0]
-    return np.isin(last, config.stop_tokens) & (length > config.ignore_stops_before)
+    mask = np.asarray(generation.response_mask).astype(bool)
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=-1)
+    token = np.take_along_axis(np.asarray(generation.actions), last[:, None], axis=-1)[:, 0]
+    return np.isin(token, config.stop_tokens) & (mask.sum(axis=-1) > config.ignore_stops_before)

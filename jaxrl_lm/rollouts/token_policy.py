@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl_lm.core import masked
 from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.models.causal_lm import CausalLM, encode
 from jaxrl_lm.rollouts.generation import Generation
@@ -73,10 +74,13 @@ def token_trajectory(
     discount: float,
     trace_decay: float,
 ) -> Trajectory:
-    """The trajectory of a batch of answers.
+    """The trajectory of a batch of completions.
+
+    The next step is the next one of `value_mask`, however many masked columns are between them: in a game of several
+    turns those are tokens of the environment's, which the policy reads but did not choose.
 
     Args:
-        generation: the answers.
+        generation: the completions.
         rewards: `[B, T]`.
         value_mask: 1 where value and reward count, `[B, T]`; its last 1 is where the episode ends.
         log_probs: of the tokens under the policy that drew them, `[B, T]`.
@@ -85,17 +89,17 @@ def token_trajectory(
         trace_decay: lambda of GAE.
     """
     mask = generation.response_mask.astype(jnp.float32)
+    has_next = masked.has_next_kept(value_mask).astype(jnp.float32)
     value_mask = value_mask.astype(jnp.float32)
-    has_next = jnp.pad(value_mask[:, 1:], ((0, 0), (0, 1)))
     return Trajectory(
         observations=observe(generation),
-        actions=generation.sequences[:, -mask.shape[1] :],
+        actions=generation.actions,
         log_probs=log_probs * mask,
         values=values * value_mask,
         rewards=rewards * value_mask,
         discounts=discount * has_next,
         traces=trace_decay * has_next,
-        next_values=jnp.pad(values[:, 1:], ((0, 0), (0, 1))) * has_next,
+        next_values=masked.next_kept(values, value_mask) * has_next,
         mask=mask,
         value_mask=value_mask,
     )

@@ -114,7 +114,7 @@ def _learn(
 ) -> tuple[GroupState, Metrics]:
     """Everything behind the scores, in one program: log-probabilities, advantages, epochs, metrics."""
     config, params, mask = task.config, state.policy.params, generation.response_mask
-    actions = generation.sequences[:, -mask.shape[1] :]
+    actions = generation.actions
     observations, evaluate = rollouts.observe(generation), task.evaluate()
     log_probs = evaluate(params, observations, actions).log_probs
     reference = evaluate(reference_params, observations, actions).log_probs

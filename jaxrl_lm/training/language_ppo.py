@@ -140,7 +140,7 @@ def _learn(
     params = state.ppo.params
     observations = rollouts.observe(generation)
     mask = generation.response_mask
-    actions = generation.sequences[:, -mask.shape[1] :]
+    actions = generation.actions
     log_probs, values, metrics = _behaviour(task, params, generation)
     reference = rollouts.make_evaluate(task.model, temperature=task.sampling.temperature)(
         with_heads(reference_params, task.policy_params(params)), observations, actions
@@ -176,7 +176,7 @@ def _behaviour(task: Task, params: PyTree, generation: Generation) -> tuple[jax.
     if not task.config.rescore:
         return generation.log_probs, generation.values, {}
     mask = generation.response_mask
-    actions = generation.sequences[:, -mask.shape[1] :]
+    actions = generation.actions
     evaluation = task.evaluate()(params, rollouts.observe(generation), actions)
     rollout_error = jnp.abs(jnp.expm1(evaluation.log_probs - generation.log_probs))
     metrics = {"ratio/rollout_max_error": masked.masked_max(rollout_error, mask)}

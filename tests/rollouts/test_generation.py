@@ -32,7 +32,7 @@ def prompts(lengths=(6, 4, 2, 1), width=PROMPT, seed=0):
 
 
 def answers(generation):
-    return np.asarray(generation.sequences)[:, -generation.response_mask.shape[1] :]
+    return np.asarray(generation.actions)
 
 
 def check_ends(generation, config):
