@@ -1,5 +1,7 @@
 """A language model as a policy: it evaluates what it drew as it drew it; its trajectory is as designed."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxrl_lm.core.returns import generalized_advantages
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
 from jaxrl_lm.rollouts import Generation, SamplingConfig, ended_by_stop, generate
@@ -282,3 +285,30 @@ def test_a_game_ended_by_a_stop_is_known_by_its_last_chosen_token():
     generation = game([[1, 0, 1, 1], [1, 1, 0, 1], [1, 0, 1, 0]])
     stops = SamplingConfig(stop_tokens=(5, 16))  # the last columns of the first row, the third chosen of the last
     np.testing.assert_array_equal(ended_by_stop(generation, stops), [True, False, True])
+
+
+def test_a_prompt_padded_on_the_right_is_no_observation():
+    generation, _ = by_hand()
+    bad = replace(generation, attention_mask=generation.attention_mask.at[1, 1].set(0))
+    with pytest.raises(InputError, match="attention_mask: row 1 ends with padding"):
+        observe(bad)
+    with pytest.raises(InputError, match="response_mask: its 6 columns are all that sequences has"):
+        observe(replace(generation, response_mask=generation.attention_mask))
+
+
+def test_actions_that_the_model_cannot_take_are_refused(tiny_gpt2):
+    model, params = tiny_gpt2
+    generation, _ = by_hand()
+    evaluate = make_evaluate(model)
+    outside = generation.actions.at[1, 2].set(tiny.VOCAB_SIZE)
+    with pytest.raises(InputError, match=r"actions: 101 \(row 1, column 2\) must be"):
+        evaluate(params, observe(generation), outside)
+    with pytest.raises(InputError, match=r"actions: shape \(3, 6\) must be \[3, T\] with T below 6"):
+        evaluate(params, observe(generation), generation.sequences)
+    sequences = generation.sequences.at[0, 0].set(-1)
+    for call in (
+        lambda bad: evaluate(params, observe(bad), bad.actions),
+        lambda bad: answer_log_probs(model, params, bad),
+    ):
+        with pytest.raises(InputError, match=r"input_ids: -1 \(row 0, column 0\)"):
+            call(replace(generation, sequences=sequences))
