@@ -38,8 +38,8 @@ def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
         InputError: the tokenizer cannot render a conversation.
     """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return _tokens(_render(prompt, tokenizer, at, is_open=True), tokenizer)
+        return _readable(tokenizer(prompt)["input_ids"], tokenizer, at=at)
+    return _readable(_tokens(_render(prompt, tokenizer, at, is_open=True), tokenizer), tokenizer, at=at)
 
 
 def encode_text(text: Text, tokenizer: Any) -> EncodedText:
@@ -60,8 +60,9 @@ def encode_text(text: Text, tokenizer: Any) -> EncodedText:
         ids, _, end = _with_special_tokens(text, tokenizer)
         if not ids:
             raise InputError(f"{at}: the tokenizer makes no token of it; remove it or use another tokenizer")
+        _readable(ids, tokenizer, at=at)
         return EncodedText(ids=_end_plain(ids, end, tokenizer, is_ended=True), num_prompt_tokens=0)
-    ids = _tokens(_render(text, tokenizer, at, is_open=False), tokenizer)
+    ids = _readable(_tokens(_render(text, tokenizer, at, is_open=False), tokenizer), tokenizer, at=at)
     return EncodedText(ids=_end_turn(ids, 0, tokenizer), num_prompt_tokens=0)
 
 
@@ -76,7 +77,7 @@ def encode_conversation(messages: list[dict[str, str]], tokenizer: Any, *, at: s
     Raises:
         InputError: the tokenizer cannot render it.
     """
-    return _tokens(_render(messages, tokenizer, at, is_open=False), tokenizer)
+    return _readable(_tokens(_render(messages, tokenizer, at, is_open=False), tokenizer), tokenizer, at=at)
 
 
 def encode_completion(prompt: Text, completion: Text, tokenizer: Any, *, is_ended: bool = True) -> EncodedText:
@@ -109,6 +110,7 @@ def encode_completion(prompt: Text, completion: Text, tokenizer: Any, *, is_ende
     else:
         turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
         encoded = _encode_turns(prompt, turns, tokenizer, at, is_ended=is_ended)
+    _readable(encoded.ids, tokenizer, at=at)
     return encoded
 
 
@@ -221,3 +223,14 @@ def _render(messages: list[dict[str, str]], tokenizer: Any, at: str, *, is_open:
 def _tokens(text: str, tokenizer: Any) -> list[int]:
     """Tokens without the special ones that the tokenizer would add; a template has written its own."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _readable(ids: list[int], tokenizer: Any, *, at: str) -> list[int]:
+    """The ids, unless one is a pad token that the model's embedding has no row for (`load_tokenizer` notes it)."""
+    unreadable = getattr(tokenizer, "unreadable_token", None)
+    if unreadable in ids:
+        raise InputError(
+            f"{at}: it contains {tokenizer.convert_ids_to_tokens(unreadable)!r}, a token that the model's embedding "
+            "has no row for; remove it from the text"
+        )
+    return ids

@@ -270,5 +270,5 @@ def finish_answer_training(task: AnswerTask, params: PyTree, folder: storage.Run
     """
     write_samples_after(folder, answer_samples(task, params, phase="after", step=task.config.num_updates))
     models.save_pretrained(folder.model_folder, task.model, params)
-    task.tokenizer.save_pretrained(folder.model_folder)
+    data.save_tokenizer(task.tokenizer, folder.model_folder)
     storage.write_report(folder, title=title)

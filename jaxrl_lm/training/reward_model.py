@@ -110,7 +110,7 @@ def load_task(config: RewardTrainingConfig) -> tuple[RewardTask, PyTree]:
     model, params = models.from_pretrained(
         folder, "reward", dtype=jnp.dtype(config.dtype), is_remat=config.remat, key=head_key
     )
-    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
+    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size, is_padding_read=True)
     model = reward_heads.with_padding(model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)
     common = judgements.common_prompt(training_rows + held_rows)
@@ -235,7 +235,12 @@ def _load_policy(config: RewardTrainingConfig) -> Answerer:
     assert settings.policy is not None
     return load_answerer(
         settings.policy,
-        AnsweringConfig(seed=config.seed, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature),
+        AnsweringConfig(
+            seed=config.seed,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            generation_config=False,  # the scale is that of the policy itself
+        ),
     )
 
 

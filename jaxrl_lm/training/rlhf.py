@@ -237,6 +237,7 @@ def _make_pairs(config: RLHFConfig, policy: str | Path, prompts: list[Prompt], r
             seed=_seed(config.seed, number),
             max_new_tokens=answers.max_new_tokens,
             temperature=answers.temperature,
+            generation_config=False,  # people judge what PPO learns from
         ),
     )
     pairs = [

@@ -87,7 +87,7 @@ def train_supervised(
     state = run_updates(folder, state, make_update(task), loop, fingerprints=task.fingerprints, resume=config.resume)
     write_samples_after(folder, answer_samples(task, state.params, phase="after", step=task.num_updates))
     models.save_pretrained(folder.model_folder, task.model, state.params)
-    task.tokenizer.save_pretrained(folder.model_folder)
+    data.save_tokenizer(task.tokenizer, folder.model_folder)
     storage.write_report(folder, title=task.title)
     return folder
 
@@ -153,6 +153,7 @@ def answer_samples(task: SupervisedTask, params: PyTree, *, phase: str, step: in
     if not task.sample_prompts:
         return []
     texts, ids = zip(*task.sample_prompts, strict=True)
+    data.warn_left_out(data.generation_defaults(task.tokenizer), is_learning=True)
     pad_token = data.padding_token(task.tokenizer)
     sampling = rollouts.SamplingConfig(
         max_new_tokens=task.config.max_new_tokens,
