@@ -80,7 +80,9 @@ def read_generation_config(folder: Path, *, vocab_size: int) -> GenerationDefaul
     stops = _token_ids(content, "eos_token_id", path)
     pads = _token_ids(content, "pad_token_id", path)
     suppressed = _token_ids(content, "suppress_tokens", path)
-    sampling = {name: _number(content, name, path) for name in _NUMBERS if content.get(name) is not None}
+    sampling: dict[str, Any] = {
+        name: _number(content, name, path) for name in _NUMBERS if content.get(name) is not None
+    }
     if content.get("do_sample") is False:
         sampling["temperature"] = 0.0
     if suppressed:

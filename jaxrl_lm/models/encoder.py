@@ -96,5 +96,7 @@ def _check(config: ModelConfig, ids: ArrayLike, mask: Any, positions: Any, types
     longest = config.max_positions
     if positions is None and np.shape(ids)[1] > longest:
         raise InputError(f"input_ids: rows of {np.shape(ids)[1]} tokens, the model's context is {longest}; cut them")
-    if np.ndim(positions) == 2:
-        inputs.check_range("position_ids", positions, longest, None, "that is the model's context: cut the rows")
+    rows = inputs.values_of(positions)
+    if rows is not None:
+        remedy = "that is the model's context: cut the rows"
+        inputs.check_range("position_ids", np.atleast_2d(rows), longest, None, remedy)

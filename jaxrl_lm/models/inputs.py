@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxrl_lm.errors import InputError
@@ -18,7 +19,7 @@ from jaxrl_lm.models.config import ModelConfig
 
 def values_of(x: Any) -> np.ndarray | None:
     """The array on the host; None where it is not given, traced, or spread over several hosts."""
-    if x is None or isinstance(x, jax.core.Tracer):
+    if x is None or isinstance(x, Tracer):
         return None
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return None

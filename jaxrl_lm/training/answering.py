@@ -23,20 +23,23 @@ _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_pena
 class AnsweringConfig:
     """How a model answers prompts outside of learning.
 
-    What is not given is taken from the model folder's generation_config.json, and where that says nothing from the
-    default named here. `do_sample: false` in the file is a temperature of 0. Its stop tokens and its pad token are
-    always used.
+    An option that is None is taken from the model folder's generation_config.json, and from the default named here
+    where the file does not have it. `do_sample: false` in the file is a temperature of 0. Its stop tokens and its pad
+    token are always used.
 
     Attributes:
         chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
-        max_new_tokens: length of the longest completion, in tokens; by default 64.
-        temperature: divides the logits; 0 takes the likeliest token, so that all completions of a prompt are equal; by
-            default 1.
-        top_k: draw from the k likeliest tokens only; 0 for all, the default.
-        top_p: draw from the smallest set of likeliest tokens whose probability reaches p; 1 for all, the default.
-        repetition_penalty: above 1 makes tokens less likely that are in the prompt or were drawn already; by default 1.
-        min_new_tokens: no completion ends before so many tokens; by default 0.
-        generation_config: whether to read these from generation_config.json where they are not given.
+        max_new_tokens: length of the longest completion, in tokens; None takes generation_config.json's, else 64.
+        temperature: divides the logits; 0 takes the likeliest token, so that all completions of a prompt are equal;
+            None takes generation_config.json's, else 1.
+        top_k: draw from the k likeliest tokens only, 0 for all; None takes generation_config.json's, else 0.
+        top_p: draw from the smallest set of likeliest tokens whose probability reaches p, 1 for all; None takes
+            generation_config.json's, else 1.
+        repetition_penalty: above 1 makes tokens less likely that are in the prompt or were drawn already; None takes
+            generation_config.json's, else 1.
+        min_new_tokens: no completion ends before so many tokens; None takes generation_config.json's, else 0.
+        generation_config: use the sampling settings of the model's generation_config.json; its stop tokens are used
+            either way.
         stop: texts of one token each that end a completion, in addition to the model's own stop tokens.
         ignore_stops_before: stop tokens among the first so many tokens end nothing.
         batch_size: prompts answered at a time; completions do not depend on it.

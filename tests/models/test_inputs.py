@@ -89,6 +89,7 @@ def test_the_models_themselves_check(tiny_gpt2):
         ({"token_type_ids": np.full((2, 8), 2)}, "token_type_ids: 2 .* below 2"),
         ({"attention_mask": MASK * 3}, "attention_mask: 3"),
         ({"position_ids": np.full((2, 8), 64)}, "position_ids: 64"),
+        ({"position_ids": np.arange(60, 68)}, "position_ids: 64"),
     ],
 )
 def test_an_encoder_checks_as_well(given, message):
