@@ -226,11 +226,12 @@ def _tokens(text: str, tokenizer: Any) -> list[int]:
 
 
 def _readable(ids: list[int], tokenizer: Any, *, at: str) -> list[int]:
-    """The ids, unless one is a pad token that the model's embedding has no row for (`load_tokenizer` notes it)."""
-    unreadable = getattr(tokenizer, "unreadable_token", None)
-    if unreadable in ids:
+    """The ids, unless one is a special token that the embedding has no row for (`load_tokenizer` notes which)."""
+    unreadable = getattr(tokenizer, "unreadable_tokens", frozenset()).intersection(ids)
+    if unreadable:
+        token = tokenizer.convert_ids_to_tokens(min(unreadable))
         raise InputError(
-            f"{at}: it contains {tokenizer.convert_ids_to_tokens(unreadable)!r}, a token that the model's embedding "
-            "has no row for; remove it from the text"
+            f"{at}: it contains {token!r}, a token that the model's embedding has no row for; remove it from the text, "
+            "or resize the model with transformers: model.resize_token_embeddings(len(tokenizer))"
         )
     return ids

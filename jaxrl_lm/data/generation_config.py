@@ -69,14 +69,11 @@ def read_generation_config(folder: Path, *, vocab_size: int) -> GenerationDefaul
         InputError: the file is no JSON object, or a field has a value of another type.
     """
     path = folder / GENERATION_FILE
-    if path.is_file():
-        content = _read_object(path)
-    else:
+    if not path.is_file():
         path = folder / "config.json"
-        ids = _read_object(path).get("eos_token_id") if path.is_file() else None
-        if not isinstance(ids, list):
-            return GenerationDefaults()
-        content = {"eos_token_id": ids}
+    content = _content_of(path)
+    if not content:
+        return GenerationDefaults()
     stops = _token_ids(content, "eos_token_id", path)
     pads = _token_ids(content, "pad_token_id", path)
     suppressed = _token_ids(content, "suppress_tokens", path)
@@ -139,6 +136,15 @@ def _warn_once(message: str) -> None:
 def _is_missed(name: str, value: Any) -> bool:
     is_neutral = value is None or value in ([], {}) or (name in _NEUTRAL and value == _NEUTRAL[name])
     return name not in _WITHOUT_EFFECT and not is_neutral
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    """What generation_config.json holds, or the list of stop tokens in config.json."""
+    content = _read_object(path) if path.is_file() else {}
+    if path.name == GENERATION_FILE:
+        return content
+    ids = content.get("eos_token_id")
+    return {"eos_token_id": ids} if isinstance(ids, list) else {}
 
 
 def _read_object(path: Path) -> dict[str, Any]:

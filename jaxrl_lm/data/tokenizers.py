@@ -15,7 +15,8 @@ _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.t
 def load_tokenizer(folder: Path, *, vocab_size: int | None, is_padding_read: bool = False) -> Any:
     """The folder's Hugging Face tokenizer, checked against the model's embedding.
 
-    A pad token may be outside the embedding (GPT-2 with an added `[PAD]`), for padding is masked.
+    A pad token may be outside the embedding (GPT-2 with an added `[PAD]`), for padding is masked. So may other special
+    tokens that were added and that the tokenizer does not insert by itself: a text that contains one is refused.
 
     Args:
         folder: a model folder with tokenizer files.
@@ -101,16 +102,18 @@ def stop_token_ids(tokenizer: Any, stops: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _fit(tokenizer: Any, folder: Path, vocab_size: int) -> None:
-    """Refuse tokens that the embedding has no row for, but for a pad token, which is remembered."""
+    """Refuse tokens that the embedding has no row for, but for added special ones, which texts are checked for."""
     outside = {token: index for token, index in tokenizer.get_vocab().items() if index >= vocab_size}
-    others = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token)
-    is_spare = tokenizer.pad_token is not None and tokenizer.pad_token not in others
-    tokenizer.unreadable_token = outside.pop(tokenizer.pad_token, None) if is_spare else None
-    if outside:
-        first = min(outside, key=lambda token: outside[token])
+    inserted = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token)
+    is_special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    spare = {index for token, index in outside.items() if index in is_special and token not in inserted}
+    tokenizer.unreadable_tokens = frozenset(spare)
+    missed = {token: index for token, index in outside.items() if index not in spare}
+    if missed:
+        first = min(missed, key=lambda token: missed[token])
         raise InputError(
-            f"{folder}: the embedding (vocab_size={vocab_size}) has no row for {len(outside)} of the tokenizer's "
-            f"{len(tokenizer)} tokens, such as {first!r} (id {outside[first]}). If they were added to it, resize the "
+            f"{folder}: the embedding (vocab_size={vocab_size}) has no row for {len(missed)} of the tokenizer's "
+            f"{len(tokenizer)} tokens, such as {first!r} (id {missed[first]}). If they were added to it, resize the "
             f"model with transformers, model.resize_token_embeddings({max(outside.values()) + 1}), and save it again; "
             "else the tokenizer belongs to another model"
         )

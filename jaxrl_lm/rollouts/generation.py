@@ -99,9 +99,8 @@ def _generate(
     row_keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     unembedding = model.unembedding(params)
 
-    def run(ids: jax.Array, mask: jax.Array, cache: KVCache) -> tuple[jax.Array, jax.Array, KVCache]:
+    def run(ids: jax.Array, mask: jax.Array, cache: KVCache | None) -> tuple[jax.Array, jax.Array, Any]:
         output = encode(model, params, ids, mask, cache)
-        assert output.cache is not None
         values = jnp.zeros(batch) if output.values is None else output.values[:, -1]
         return unembed(output.hidden_states[:, -1], unembedding), values, output.cache
 

@@ -45,10 +45,15 @@ def test_an_added_pad_token_is_accepted_and_kept(padded, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id == VOCAB_SIZE
 
 
-def test_reward_models_pad_with_a_token_that_torch_can_read(padded):
+def test_reward_models_pad_with_a_token_that_torch_can_read(padded, tmp_path):
     tokenizer = data.load_tokenizer(padded, vocab_size=VOCAB_SIZE, is_padding_read=True)
     assert tokenizer.pad_token == END_OF_TEXT
     assert data.padding_token(tokenizer) == VOCAB_SIZE - 1
+    data.save_tokenizer(tokenizer, tmp_path)
+    again = data.load_tokenizer(tmp_path, vocab_size=VOCAB_SIZE)
+    assert again.pad_token == END_OF_TEXT
+    with pytest.raises(InputError, match=r"contains '\[PAD\]'"):  # it is still in the vocabulary
+        encode_prompt("hi [PAD]", again, at="x")
 
 
 def test_a_pad_token_written_in_a_text_is_refused(padded):
@@ -71,7 +76,6 @@ def test_a_pad_token_written_in_a_text_is_refused(padded):
 @pytest.mark.parametrize(
     "special",
     [
-        {"additional_special_tokens": ["<x>", "<y>"], "pad_token": "[PAD]"},
         {"eos_token": "<x>"},
         {"eos_token": "<x>", "pad_token": "<x>"},
     ],
@@ -82,3 +86,19 @@ def test_other_added_tokens_are_refused_with_the_way_to_resize(plain, tmp_path, 
     with pytest.raises(InputError, match=rf"no row for . of .*'<x>'.*resize_token_embeddings\({size}\)"):
         data.load_tokenizer(folder, vocab_size=VOCAB_SIZE)
     assert data.load_tokenizer(folder, vocab_size=size).eos_token is not None
+
+
+def test_other_added_special_tokens_are_refused_where_a_text_has_them(plain, tmp_path):
+    folder = with_tokens(plain, tmp_path / "model", additional_special_tokens=["<x>", "<y>"])
+    tokenizer = data.load_tokenizer(folder, vocab_size=VOCAB_SIZE)
+    assert encode_prompt("x y", tokenizer, at="x") == tokenizer("x y")["input_ids"]
+    with pytest.raises(InputError, match=r"contains '<y>'.*resize the model"):
+        encode_prompt("hi <y>", tokenizer, at="x")
+
+
+def test_added_words_are_refused_with_the_way_to_resize(plain, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    tokenizer.add_tokens(["qqq"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"'qqq' \(id 257\).*resize_token_embeddings\(258\)"):
+        data.load_tokenizer(tmp_path, vocab_size=VOCAB_SIZE)
