@@ -2,14 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS := 2
 
-.PHONY: demo test install install-test lint format clean
+.PHONY: demo test pytest install install-test lint format clean
 
 demo: install
 	$(BIN)/jaxrl-lm demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: install-test lint
-	$(BIN)/pytest -n 2 --dist worksteal
+# Linters use one core while pytest starts; make waits for both and fails if either does.
+test: install-test
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: install-test
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 20
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -31,8 +36,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+# Python compiles the few modules that tests import when they do; compiling all takes most of the installation.
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@ $(VENV)/.installed
 
 clean:

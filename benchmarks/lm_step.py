@@ -22,11 +22,10 @@ import tyro
 from measure import RESULTS, Peer, environment, first_call, timed, timed_against, write_results
 
 import jaxrl_lm
-from jaxrl_lm.algorithms import PPOConfig
-from jaxrl_lm.rollouts import Generation, answer_log_probs, generate, token_trajectory
-from jaxrl_lm.training.answer_task import answer
-from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import LanguageState, Task, init_state, load_task, make_update
+from jaxrl_lm.algorithms import PPOConfig, make_ppo
+from jaxrl_lm.rollouts import AnswerConfig, Generation, answer_log_probs, generate, make_evaluate, token_trajectory
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.online.train import Loaded, load, make_update
 
 PEERS = Path(__file__).resolve().parent / "peers"
 PROMPT = "The capital of France is a city that many people like to visit because"
@@ -74,12 +73,12 @@ DEBUG: dict[str, Any] = {
 }
 
 
-def make_task(benchmark: Benchmark) -> tuple[Task, LanguageState]:
-    """The trainer's own task and state, on one prompt that never stops early."""
+def make_task(benchmark: Benchmark) -> tuple[Loaded, PPOConfig]:
+    """What the trainer loads, on one prompt that never stops early, and the settings of its update."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
         prompts.write(PROMPT + "\n")
         prompts.flush()
-        config = LanguagePPOConfig(
+        config = PPORunConfig(
             model=benchmark.model,
             prompts=prompts.name,
             reward="words",
@@ -90,28 +89,29 @@ def make_task(benchmark: Benchmark) -> tuple[Task, LanguageState]:
             rescore=benchmark.rescore,
             dtype=benchmark.dtype,  # pyright: ignore[reportArgumentType]
         )
-        task, params = load_task(config)
-    task = replace(task, sampling=replace(task.sampling, stop_tokens=()))
-    return task, init_state(task, params)
+        loaded = load(config)
+    task = replace(loaded.task, sampling=replace(loaded.task.sampling, stop_tokens=()))
+    return replace(loaded, task=task), config.ppo
 
 
-def time_generation(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[str, Any]:
+def time_generation(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
     """Generation alone, at the peer's length."""
+    task = loaded.task
     sampling = replace(task.sampling, max_new_tokens=benchmark.generate_tokens)
     ids = np.tile(np.asarray(task.prompt_ids[0], np.int32), (benchmark.num_answers, 1))
-    call = partial(generate, task.model, state.ppo.params, ids, np.ones_like(ids), jax.random.key(0), sampling)
+    call = partial(generate, task.policy.model, loaded.params, ids, np.ones_like(ids), jax.random.key(0), sampling)
     return _measure(benchmark, call, benchmark.generate_tokens, benchmark.torch_python, "torch_generate.py")
 
 
-def time_scoring(benchmark: Benchmark, task: Task, state: LanguageState, generation: Generation) -> dict[str, Any]:
+def time_scoring(benchmark: Benchmark, loaded: Loaded, generation: Generation) -> dict[str, Any]:
     """The reference's log-probabilities of the answers: one forward pass."""
-    call = partial(answer_log_probs, task.model, {**state.ppo.params, **task.reference_params}, generation)
+    call = partial(answer_log_probs, loaded.task.policy.model, loaded.params, generation)
     return _measure(benchmark, call, benchmark.num_tokens)
 
 
-def time_update(benchmark: Benchmark, task: Task, state: LanguageState, generation: Generation) -> dict[str, Any]:
+def time_update(benchmark: Benchmark, loaded: Loaded, ppo: PPOConfig, generation: Generation) -> dict[str, Any]:
     """PPO's update on a given trajectory: one epoch, one minibatch, forward and backward and Adam."""
-    algorithm = task.algorithm()
+    algorithm = make_ppo(ppo, make_evaluate(loaded.task.policy.model))
     actions = generation.sequences[:, -benchmark.num_tokens :]
     rewards = np.random.default_rng(0).normal(size=actions.shape).astype(np.float32)
     trajectory = token_trajectory(
@@ -124,7 +124,7 @@ def time_update(benchmark: Benchmark, task: Task, state: LanguageState, generati
         trace_decay=0.95,
     )
     update = jax.jit(algorithm.update, donate_argnums=0)
-    holder = [jax.tree.map(jax.numpy.copy, state.ppo)]
+    holder = [algorithm.init(jax.tree.map(jax.numpy.copy, loaded.params), jax.random.key(0))]
 
     def call() -> Any:
         holder[0], metrics = update(holder[0], trajectory, jax.random.key(0))
@@ -133,10 +133,10 @@ def time_update(benchmark: Benchmark, task: Task, state: LanguageState, generati
     return _measure(benchmark, call, benchmark.num_tokens)
 
 
-def time_step(benchmark: Benchmark, task: Task, state: LanguageState) -> dict[str, Any]:
+def time_step(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
     """The trainer's whole step: generation, reward on the host, scoring, update, metrics."""
-    update = make_update(task)
-    holder, metrics = [state], {}
+    update = make_update(loaded)
+    holder, metrics = [loaded.init_state()], {}
 
     def call() -> Any:
         holder[0], numbers = update(holder[0], 0)
@@ -165,27 +165,27 @@ def _measure(
 
 def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
-    if benchmark.debug:
-        benchmark = replace(benchmark, **DEBUG)
-    task, state = make_task(benchmark)
+    benchmark = replace(benchmark, **DEBUG) if benchmark.debug else benchmark
+    loaded, ppo = make_task(benchmark)
     results: dict[str, Any] = {
         "setting": {
             "model": Path(benchmark.model).name,
             "num_answers": benchmark.num_answers,
             "num_tokens": benchmark.num_tokens,
-            "prompt_tokens": task.prompt_width,
+            "prompt_tokens": len(loaded.task.prompt_ids[0]),
             "generate_tokens": benchmark.generate_tokens,
             "dtype": benchmark.dtype,
             "rescore": benchmark.rescore,
             "repeats": benchmark.repeats,
         },
         "environment": environment(),
-        "generate": time_generation(benchmark, task, state),
+        "generate": time_generation(benchmark, loaded),
     }
-    generation = answer(task, state.ppo.params, np.zeros(benchmark.num_answers, int), jax.random.key(0))
-    results["score"] = time_scoring(benchmark, task, state, generation)
-    results["update"] = time_update(benchmark, task, state, generation)
-    results["step"] = time_step(benchmark, task, state)
+    chosen = np.zeros(benchmark.num_answers, int)
+    generation = loaded.task.answer(loaded.params, chosen, jax.random.key(0))
+    results["score"] = time_scoring(benchmark, loaded, generation)
+    results["update"] = time_update(benchmark, loaded, ppo, generation)
+    results["step"] = time_step(benchmark, loaded)
     print(json.dumps(results, indent=2))
     write_results(benchmark.out, results)
 

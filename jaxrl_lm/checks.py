@@ -3,6 +3,7 @@
 A message names the field, its value and what is allowed. `None` passes: it means "not given". NaN never passes.
 """
 
+import math
 from typing import Any, get_args
 
 from jaxrl_lm.errors import InputError
@@ -61,6 +62,18 @@ def between(config: Any, low: int | float, high: int | float, *names: str, prefi
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
             raise InputError(f"{prefix}{name}={value} must be from {low:g} to {high:g}{_reason(why)}")
+
+
+def finite(config: Any, *names: str, prefix: str = "", why: str = "") -> None:
+    """Refuse fields that are infinite or NaN; arguments as `at_least`.
+
+    Raises:
+        InputError: a field is.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{prefix}{name}={value} must be a finite number{_reason(why)}")
 
 
 def one_of(config: Any, prefix: str = "", **choices: Any) -> None:

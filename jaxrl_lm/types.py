@@ -14,6 +14,13 @@ from flax import struct
 PyTree = Any
 Metrics = dict[str, jax.Array]
 
+NO_BATCH_AXIS = -1
+"""In `EnvironmentLearner.batch_axes`: a leaf that belongs to no single environment."""
+
+
+def _no_batch_axes(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: NO_BATCH_AXIS, state)
+
 
 @struct.dataclass(kw_only=True)
 class Trajectory:
@@ -77,6 +84,41 @@ class Algorithm(NamedTuple):
     update: Callable[[PyTree, Trajectory, jax.Array], tuple[PyTree, Metrics]]
 
 
+class AnswerLearner(NamedTuple):
+    """An algorithm that learns from a language model's answers and their scores: pure functions of arrays.
+
+    No tokenizer, file or reward function is in it, so that it compiles ahead of time from shapes alone.
+
+    Attributes:
+        init: `init(params, key) -> state`.
+        update: `update(state, reference_params, generation, scores, key) -> (state, metrics)`: one update from B
+            answers (a `rollouts.Generation`) and their scores `[B]`; the reference's parameters have no heads. The
+            answers to one prompt are next to each other.
+        policy_params: `policy_params(state) -> params`: those of the policy, to answer with.
+        answers_per_prompt: how many answers to each prompt a batch holds.
+    """
+
+    init: Callable[[PyTree, jax.Array], PyTree]
+    update: Callable[[PyTree, PyTree, PyTree, jax.Array, jax.Array], tuple[PyTree, Metrics]]
+    policy_params: Callable[[PyTree], PyTree]
+    answers_per_prompt: int
+
+
+class SupervisedLearner(NamedTuple):
+    """An algorithm that learns from given examples: pure functions of arrays.
+
+    Attributes:
+        init: `init(params) -> state`.
+        update: `update(state, batch) -> (state, metrics)`; leaves of the batch `[num_accumulated, B, ...]`, of which
+            one `[B, ...]` is in memory at a time.
+        loss: `loss(params, batch, state.hyperparams.loss) -> LossSums` of a batch `[B, ...]`, for evaluation.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    update: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]
+    loss: Callable[[PyTree, PyTree, PyTree], Any]
+
+
 class EnvironmentLearner(NamedTuple):
     """An algorithm together with the batch of environments it acts in: pure functions, so that seeds vmap.
 
@@ -91,6 +133,8 @@ class EnvironmentLearner(NamedTuple):
             leaves of observations `[B, ...]`, `is_first` bool `[B]`.
         init_memory: `init_memory(num_envs) -> memory`, None for a policy without memory.
         steps_per_update: environment steps of one update.
+        batch_axes: `batch_axes(state)`: a tree like the state, with the axis of each leaf along which the environments
+            are, or `NO_BATCH_AXIS`; what is spread over devices.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
@@ -98,3 +142,4 @@ class EnvironmentLearner(NamedTuple):
     act: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]
     init_memory: Callable[[int], PyTree]
     steps_per_update: int
+    batch_axes: Callable[[PyTree], PyTree] = _no_batch_axes

@@ -1,6 +1,7 @@
 """Fixtures that several rooms share, and JAX's cache of compiled programs."""
 
 import importlib.util
+import io
 import os
 from pathlib import Path
 
@@ -12,7 +13,6 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import hypothesis
-import numpy as np
 import pytest
 
 # How long an example takes says how busy the machine is, not whether the code is right.
@@ -34,24 +34,36 @@ for name in (
 
 # The package itself is imported inside the fixtures: jaxtyping's hook must come before it.
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: "experiments" not in item.path.parts)
+
+
 _PICTURES: dict[tuple, bytes] = {}
 
 
 @pytest.fixture(scope="module")
 def pictures_drawn_once():
-    """Runs of as many updates with the same metrics share their pictures, which take longer to draw than to train."""
-    from jaxrl_lm.storage import plots
+    """Runs with the same metrics share their pictures, which take longer to draw than to train; `storage` draws all."""
+    from matplotlib.figure import Figure
 
-    draw = plots._png
+    draw = Figure.savefig
 
-    def draw_once(title, curves):
-        key = (title, *((name, np.isfinite(curve.values).tobytes()) for name, curve in curves.items()))
+    def draw_once(figure, target, **options):
+        panels = [(axes.get_title(), axes.get_xlabel(), len(axes.lines)) for axes in figure.axes]
+        key = (figure.get_suptitle(), *panels, *options.items())
         if key not in _PICTURES:
-            _PICTURES[key] = draw(title, curves)
-        return _PICTURES[key]
+            picture = io.BytesIO()
+            draw(figure, picture, **options)
+            _PICTURES[key] = picture.getvalue()
+        if isinstance(target, io.IOBase):
+            target.write(_PICTURES[key])
+        else:
+            Path(target).write_bytes(_PICTURES[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_png", draw_once)
+        patch.setattr(Figure, "savefig", draw_once)
         yield
 
 

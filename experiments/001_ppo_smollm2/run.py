@@ -21,11 +21,12 @@ import tyro
 from matplotlib.figure import Figure
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from jaxrl_lm.algorithms import PPOConfig
+from jaxrl_lm.algorithms import KLConfig, PPOConfig
 from jaxrl_lm.cli.demo import DIALOGUE
+from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import train_language_ppo
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.online.train import train_online
 
 HERE = Path(__file__).resolve().parent
 RATINGS = HERE.parents[2] / "shared" / "data" / "movie_reviews" / "ratings.tsv"
@@ -66,9 +67,9 @@ def sentiment(prompts: list[str], completions: list[str], **columns: Any) -> lis
     return [_lexicon().polarity_scores(completion)["compound"] for completion in completions]
 
 
-def training_config(experiment: Experiment, prompts: Path, seed: int) -> LanguagePPOConfig:
+def training_config(experiment: Experiment, prompts: Path, seed: int) -> PPORunConfig:
     """The settings of one run."""
-    config = LanguagePPOConfig(
+    config = PPORunConfig(
         model=experiment.model,
         prompts=str(prompts),
         reward=f"{Path(__file__).resolve()}:sentiment",
@@ -154,7 +155,7 @@ def main(experiment: Experiment) -> None:
     if experiment.debug:
         experiment = replace(experiment, model=str(DIALOGUE / "model"))
     configs = [training_config(experiment, prompts, seed) for seed in experiment.seeds]
-    folders = [train_language_ppo(config) for config in configs]
+    folders = [train_online(config) for config in configs]
     results = {folder.path.name: summarize(folder) for folder in folders}
     (experiment.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(folders, experiment.out / "curves.png")

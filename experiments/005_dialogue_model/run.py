@@ -27,8 +27,8 @@ from jaxrl_lm.models import CausalLM, from_pretrained, save_pretrained
 from jaxrl_lm.models.families import family_of
 from jaxrl_lm.rewards.manners import good_manners
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
-from jaxrl_lm.training.sft import train_sft
-from jaxrl_lm.training.supervised_config import SFTConfig
+from jaxrl_lm.training.offline.sft import SFTRunConfig
+from jaxrl_lm.training.offline.train import train_offline
 
 END_OF_TEXT = "<|endoftext|>"
 ASSETS = Path(__file__).resolve().parents[2] / "jaxrl_lm" / "assets" / "dialogue"
@@ -87,9 +87,9 @@ def write_start(folder: Path, texts: list[str], experiment: Experiment) -> None:
     fast.save_pretrained(folder)
 
 
-def settings(experiment: Experiment, folder: Path) -> SFTConfig:
+def settings(experiment: Experiment, folder: Path) -> SFTRunConfig:
     """Learn whole texts."""
-    return SFTConfig(
+    return SFTRunConfig(
         model=str(folder / "start"),
         data=str(folder / "texts.jsonl"),
         out=str(folder / "run"),
@@ -148,7 +148,7 @@ def main(experiment: Experiment) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data.write_jsonl(folder / "texts.jsonl", [LanguageModeling(text=text) for text in texts])
     write_start(folder / "start", texts, experiment)
-    run = train_sft(config)
+    run = train_offline(config)
     curves = storage.read_metrics(run)
     results = judge(run.model_folder) | {
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(from_pretrained(run.model_folder)[1])),

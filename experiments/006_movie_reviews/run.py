@@ -22,15 +22,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxrl_lm import data, rewards, storage
-from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
+from jaxrl_lm.algorithms import AdamWConfig, KLConfig, PPOConfig
 from jaxrl_lm.cli.demo import DIALOGUE
 from jaxrl_lm.data import Preference, Prompt, Rating
+from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import train_language_ppo
-from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
-from jaxrl_lm.training.reward_model import train_reward_model
-from jaxrl_lm.training.run_files import run_stage
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.online.train import train_online
+from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
+from jaxrl_lm.training.reward_model.train import train_reward_model
+from jaxrl_lm.training.run import train_stage
 
 RATINGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "movie_reviews" / "ratings.tsv"
 MARGIN = 1.0
@@ -113,9 +114,9 @@ def first_words(rows: list[Rating], count: int) -> list[Prompt]:
     return [Prompt(prompt=" ".join(each[:WORDS_A_PROMPT]), columns={}) for each in long]
 
 
-def reward_settings(experiment: Experiment, name: str, model: str, part: str, rate: float) -> RewardTrainingConfig:
+def reward_settings(experiment: Experiment, name: str, model: str, part: str, rate: float) -> RewardModelRunConfig:
     """One epoch, as Ziegler et al.; only the learning rate depends on the model."""
-    return RewardTrainingConfig(
+    return RewardModelRunConfig(
         model=model,
         preferences=str(experiment.out / f"{part}.jsonl"),
         evaluation=str(experiment.out / "held.jsonl"),
@@ -129,9 +130,9 @@ def reward_settings(experiment: Experiment, name: str, model: str, part: str, ra
     )
 
 
-def ppo_settings(experiment: Experiment, reward_model: Path) -> LanguagePPOConfig:
+def ppo_settings(experiment: Experiment, reward_model: Path) -> PPORunConfig:
     """60 updates at 7e-5 falling to 0; the penalty aims at 8 nats an answer."""
-    return LanguagePPOConfig(
+    return PPORunConfig(
         model=experiment.smollm2,
         prompts=str(experiment.out / "prompts.jsonl"),
         reward=f"model:{reward_model}",
@@ -228,12 +229,12 @@ def main(experiment: Experiment) -> None:
     }
     models = {}
     for name, (model, part, rate, num_pairs) in stages.items():
-        run = run_stage(train_reward_model, reward_settings(experiment, name, model, part, rate))
+        run = train_stage(train_reward_model, reward_settings(experiment, name, model, part, rate))
         verdict = json.loads((run.path / "evaluation.json").read_text())
         models[name] = {"num_pairs": num_pairs} | {
             kind: verdict[kind]["accuracy"] for kind in ("reward_model", "bag_of_words")
         }
-    ppo = run_stage(train_language_ppo, ppo_settings(experiment, experiment.out / "smollm2" / "model"))
+    ppo = train_stage(train_online, ppo_settings(experiment, experiment.out / "smollm2" / "model"))
     policies = compare(experiment, prompts, {"before": experiment.smollm2, "after PPO": ppo.model_folder})
     results = {"reward_models": models, "ppo": summarize_ppo(ppo), "policies": policies}
     (experiment.out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")

@@ -20,21 +20,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxrl_lm import data, rewards, storage
-from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
+from jaxrl_lm.algorithms import AdamWConfig, KLConfig, PPOConfig
 from jaxrl_lm.cli.demo import DIALOGUE
 from jaxrl_lm.core.best_of_n import best_of_n_kl, expected_best_of_n
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.rewards.manners import good_manners
+from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage.plots import COLORS, running_mean
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import train_language_ppo
-from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
-from jaxrl_lm.training.reward_model import train_reward_model
-from jaxrl_lm.training.rlhf import Pair, simulated_judge
-from jaxrl_lm.training.run_files import run_stage
-from jaxrl_lm.training.sft import train_sft
-from jaxrl_lm.training.supervised_config import SFTConfig
+from jaxrl_lm.training.offline.sft import SFTRunConfig
+from jaxrl_lm.training.offline.train import train_offline
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.online.train import train_online
+from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
+from jaxrl_lm.training.reward_model.train import train_reward_model
+from jaxrl_lm.training.rlhf.train import Pair, simulated_annotator
+from jaxrl_lm.training.run import train_stage
 
 GOLD = "good_manners"
 MAX_NEW_TOKENS = 32
@@ -76,7 +77,7 @@ def debug_version(experiment: Experiment) -> Experiment:
 
 def fine_tune(experiment: Experiment) -> Path:
     """The policy that everything starts from, one for all seeds."""
-    config = SFTConfig(
+    config = SFTRunConfig(
         model=str(DIALOGUE / "model"),
         data=str(DIALOGUE / "examples.jsonl"),
         out=str(experiment.out / "sft"),
@@ -85,7 +86,7 @@ def fine_tune(experiment: Experiment) -> Path:
         max_new_tokens=MAX_NEW_TOKENS,
         optimizer=AdamWConfig(learning_rate=1e-3, schedule="cosine", warmup_fraction=0.1),
     )
-    return run_stage(train_sft, config).model_folder
+    return train_stage(train_offline, config).model_folder
 
 
 def write_pairs(experiment: Experiment, start: Path, prompts: list[Prompt], seed: int) -> None:
@@ -117,7 +118,7 @@ def judged_pairs(
         for prompt, first, second in zip(asked, answers[::2], answers[1::2], strict=True)
         if first != second and first.strip() and second.strip()
     ]
-    labels = simulated_judge(rewards.load_reward(GOLD), noise=experiment.noise, seed=seed)(pairs, Path(), 0)
+    labels = simulated_annotator(rewards.load_reward(GOLD), noise=experiment.noise, seed=seed)(pairs, Path(), 0)
     assert len(labels) >= count, f"only {len(labels)} pairs of different replies, {count} wanted"
     return labels[:count]
 
@@ -125,7 +126,7 @@ def judged_pairs(
 def train_proxy(experiment: Experiment, start: Path, seed: int, size: int) -> storage.RunFolder:
     """A reward model of so many pairs; small ones see each more often."""
     folder = experiment.out / f"seed-{seed}"
-    config = RewardTrainingConfig(
+    config = RewardModelRunConfig(
         model=str(start),
         preferences=str(folder / f"pairs-{size}.jsonl"),
         evaluation=str(folder / "held.jsonl"),
@@ -140,12 +141,12 @@ def train_proxy(experiment: Experiment, start: Path, seed: int, size: int) -> st
         save_every=1000,
         seed=seed,
     )
-    return run_stage(train_reward_model, config)
+    return train_stage(train_reward_model, config)
 
 
 def optimize(experiment: Experiment, start: Path, proxy: Path, seed: int, size: int) -> storage.RunFolder:
     """PPO follows the proxy without a penalty; gold watches."""
-    config = LanguagePPOConfig(
+    config = PPORunConfig(
         model=str(start),
         prompts=str(DIALOGUE / "prompts.jsonl"),
         reward=f"model:{proxy}",
@@ -159,7 +160,7 @@ def optimize(experiment: Experiment, start: Path, proxy: Path, seed: int, size: 
         seed=seed,
         save_every=1000,
     )
-    return run_stage(train_language_ppo, config)
+    return train_stage(train_online, config)
 
 
 def best_of_n(

@@ -25,12 +25,13 @@ from jaxrl_lm.cli.demo import DIALOGUE
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rewards.manners import good_manners
+from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
-from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import train_language_ppo
-from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
-from jaxrl_lm.training.reward_model import train_reward_model
-from jaxrl_lm.training.run_files import run_stage
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.online.train import train_online
+from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
+from jaxrl_lm.training.reward_model.train import train_reward_model
+from jaxrl_lm.training.run import train_stage
 
 NUM_SAMPLES = 4
 CURVES = ("reward/mean", "kl/answer", "kl/coefficient", "answer/stopped", "loss/value", "ratio/clip_fraction")
@@ -88,9 +89,9 @@ def write_queries(experiment: Experiment, labels: Path) -> None:
     data.write_jsonl(experiment.out / "queries.jsonl", [Prompt(prompt=query, columns={}) for query in queries])
 
 
-def reward_settings(experiment: Experiment, labels: Path) -> RewardTrainingConfig:
+def reward_settings(experiment: Experiment, labels: Path) -> RewardModelRunConfig:
     """One epoch, best of four, learning rate 5e-5 to 0, normalised over 256 answers of the policy."""
-    return RewardTrainingConfig(
+    return RewardModelRunConfig(
         model=experiment.policy,
         preferences=str(labels),
         out=str(experiment.out / "reward-model"),
@@ -109,9 +110,9 @@ def reward_settings(experiment: Experiment, labels: Path) -> RewardTrainingConfi
     )
 
 
-def ppo_settings(experiment: Experiment, reward_model: Path) -> LanguagePPOConfig:
+def ppo_settings(experiment: Experiment, reward_model: Path) -> PPORunConfig:
     """24 tokens at temperature 0.7, cut at the first full stop behind the sixteenth; without one the score is -1."""
-    return LanguagePPOConfig(
+    return PPORunConfig(
         model=experiment.policy,
         prompts=experiment.prompts or str(experiment.out / "queries.jsonl"),
         reward=f"model:{reward_model}",
@@ -174,8 +175,8 @@ def main(experiment: Experiment) -> None:
     if experiment.debug:
         write_stand_in(labels, 20, experiment.seed)
     write_queries(experiment, labels)
-    reward_model = run_stage(train_reward_model, reward_settings(experiment, labels))
-    ppo = run_stage(train_language_ppo, ppo_settings(experiment, reward_model.model_folder))
+    reward_model = train_stage(train_reward_model, reward_settings(experiment, labels))
+    ppo = train_stage(train_online, ppo_settings(experiment, reward_model.model_folder))
     results = summarize(reward_model, ppo)
     (experiment.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     plot(ppo, experiment.out / "curves.png")

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from jaxrl_lm import rewards, storage
 from jaxrl_lm.cli.demo import DemoConfig, demo_chain
-from jaxrl_lm.training.reward_config import NormalisationConfig
-from jaxrl_lm.training.rlhf import run_rlhf, simulated_judge
+from jaxrl_lm.training.reward_model.config import NormalisationConfig
+from jaxrl_lm.training.rlhf.train import run_rlhf, simulated_annotator
 
 COLUMNS = ("gold", "proxy", "kl")
 
@@ -49,7 +49,7 @@ def run_seed(experiment: Experiment, seed: int) -> tuple[dict[str, Any], storage
             ppo=replace(config.ppo, num_updates=2, batch_size=8),
         )
     assert config.labels.gold is not None
-    judge = simulated_judge(rewards.load_reward(config.labels.gold), noise=config.labels.noise, seed=seed)
+    judge = simulated_annotator(rewards.load_reward(config.labels.gold), noise=config.labels.noise, seed=seed)
     chain = run_rlhf(config, judge).folder
     return json.loads((chain.path / "results.json").read_text()), storage.RunFolder(chain.path / "round-1" / "ppo")
 

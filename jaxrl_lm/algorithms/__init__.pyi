@@ -8,7 +8,15 @@ from .dpo import (
 from .group_policy import (
     AnswerBatch as AnswerBatch,
     GroupPolicyConfig as GroupPolicyConfig,
-    make_group_policy as make_group_policy,
+    GRPOConfig as GRPOConfig,
+    RLOOConfig as RLOOConfig,
+    make_grpo as make_grpo,
+    make_rloo as make_rloo,
+)
+from .language_ppo import (
+    KLConfig as KLConfig,
+    LanguagePPOConfig as LanguagePPOConfig,
+    make_language_ppo as make_language_ppo,
 )
 from .ppo import (
     PPOConfig as PPOConfig,
@@ -28,7 +36,6 @@ from .supervised import (
     AdamWConfig as AdamWConfig,
     LossFunction as LossFunction,
     LossSums as LossSums,
-    SupervisedAlgorithm as SupervisedAlgorithm,
     SupervisedState as SupervisedState,
     make_supervised as make_supervised,
 )

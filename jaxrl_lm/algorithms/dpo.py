@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from jaxrl_lm.algorithms.supervised import AdamWConfig, LossFunction, LossSums, SupervisedAlgorithm, make_supervised
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.supervised import AdamWConfig, LossFunction, LossSums, make_supervised
 from jaxrl_lm.core import masked, preference_losses
 from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.data import PackedRows
-from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.models.causal_lm import encode
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.types import PyTree, SupervisedLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,8 @@ class DPOLossConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise InputError(f"beta={self.beta} must be above 0")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise InputError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5")
+        checks.above(self, 0, "beta")
+        checks.fraction(self, "label_smoothing", below=0.5)
 
 
 @struct.dataclass(kw_only=True)
@@ -66,7 +64,7 @@ class PairRows(NamedTuple):
 
 def make_dpo(
     config: AdamWConfig, loss_config: DPOLossConfig, model: CausalLM, *, num_updates: int
-) -> SupervisedAlgorithm:
+) -> SupervisedLearner:
     """DPO's `init` and `update`; batches are `PairRows` of `[num_accumulated, B, ...]`.
 
     Args:

@@ -10,22 +10,20 @@ Reference: Mnih et al., 2015, Human-level control through deep reinforcement lea
 Combining Improvements in Deep Reinforcement Learning.
 """
 
-import math
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrl_lm import checks
 from jaxrl_lm.algorithms.optimizers import adam
 from jaxrl_lm.algorithms.q_networks import (
     QFunction,
     action_mask_of,
-    check_minimum,
-    check_positive,
-    check_shares,
+    check_q_learner,
     epsilon_greedy_actions,
     make_greedy_act,
     make_q_function,
@@ -41,14 +39,22 @@ from jaxrl_lm.algorithms.replay import (
     sample,
     set_priorities,
 )
-from jaxrl_lm.algorithms.schedules import linear_schedule
+from jaxrl_lm.algorithms.schedules import linear_schedule, run_share
 from jaxrl_lm.core import masked, q_losses
-from jaxrl_lm.envs.base import reset_batch, step_batch
+from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
-from jaxrl_lm.rollouts import episodes
-from jaxrl_lm.rollouts.episodes import EpisodeTracker
+from jaxrl_lm.rollouts.acting import (
+    ActingState,
+    acting_axes,
+    fill_axes,
+    start_acting,
+    step_acting,
+    take_episode_metrics,
+)
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
+
+TDLossKind = Literal["squared", "huber"]
 
 
 def _default_trunk() -> TrunkConfig:
@@ -73,18 +79,21 @@ class DQNConfig:
         is_prioritized: draw transitions by their last error.
         priority_exponent: alpha of the draw.
         importance_exponent: beta of the correction at the first step.
-        importance_steps: environment steps over which beta rises to 1.
+        importance_fraction: share of the run over which beta rises to 1.
         discount: gamma.
         learning_rate: Adam's step size.
         max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
-        huber_delta: error from which the loss grows linearly; infinite for the squared loss. Where returns are much
-            larger than it, values follow the median of their targets instead of the mean: ends of episodes are rare,
+        td_loss: half the "squared" error, or "huber", which is linear beyond `huber_delta`. Where returns are much
+            larger than delta, values follow the median of their targets instead of the mean: ends of episodes are rare,
             drop out, and values grow without bound (CartPole with 1.0). It fits rewards clipped to [-1, 1].
+        huber_delta: error from which Huber's loss grows linearly, in units of return.
         target_every: gradient steps between updates of the target network.
         target_rate: how far the target network then moves to the online one; 1 copies it.
         epsilon_start: share of random actions at the first step.
-        epsilon_end: share of random actions after `epsilon_steps`.
-        epsilon_steps: environment steps over which the share falls linearly.
+        epsilon_end: share of random actions after `epsilon_fraction` of the run.
+        epsilon_fraction: share of the run over which the share of random actions falls linearly; 0 begins at its end.
+        anneal_updates: updates of the run, over which epsilon and beta change; None lets the trainer fill it in (in
+            `make_dqn` alone they then begin at their end, as with 0).
         trunk: the network's body.
     """
 
@@ -101,28 +110,36 @@ class DQNConfig:
     is_prioritized: bool = False
     priority_exponent: float = 0.6
     importance_exponent: float = 0.4
-    importance_steps: int = 500_000
+    importance_fraction: float = 1.0
     discount: float = 0.99
     learning_rate: float = 2.5e-4
     max_grad_norm: float = 0.0
-    huber_delta: float = math.inf
+    td_loss: TDLossKind = "squared"
+    huber_delta: float = 1.0
     target_every: int = 50
     target_rate: float = 1.0
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
-    epsilon_steps: int = 250_000
+    epsilon_fraction: float = 0.5
+    anneal_updates: int | None = None
     trunk: TrunkConfig = field(default_factory=_default_trunk)
 
     def __post_init__(self) -> None:
-        check_minimum(self, 1, "num_envs", "steps_per_update", "train_every", "num_gradient_steps", "batch_size")
-        check_minimum(self, 1, "target_every")
-        check_minimum(self, 0, "max_grad_norm", "epsilon_steps", "importance_steps")
-        check_positive(self, "learning_rate", "huber_delta", "target_rate")
-        check_shares(self, "discount", "target_rate", "epsilon_start", "epsilon_end", "importance_exponent")
+        check_q_learner(self, "target_rate", "importance_exponent", "importance_fraction")
+        checks.at_least(self, 1, "steps_per_update", "train_every", "num_gradient_steps", "batch_size", "target_every")
+        checks.at_least(self, 0, "max_grad_norm")
+        checks.above(self, 0, "learning_rate", "huber_delta", "target_rate")
+        checks.finite(self, "learning_rate")
+        checks.one_of(self, td_loss=TDLossKind)
         if self.steps_per_update % self.train_every:
             raise InputError(
                 f"train_every={self.train_every} does not divide steps_per_update={self.steps_per_update}; "
                 "choose a divisor"
+            )
+        if max(self.num_envs * self.steps_per_update, self.learning_starts) > WRAPPED_COUNT:
+            raise InputError(
+                f"steps_per_update={self.steps_per_update} of num_envs={self.num_envs} environments and "
+                f"learning_starts={self.learning_starts} must be at most {WRAPPED_COUNT} steps; choose fewer"
             )
         self.replay.num_slots(self.num_envs)
         smallest = max(self.batch_size, self.num_steps * self.num_envs)
@@ -149,6 +166,9 @@ class DQNHyperparams:
 
     learning_rate: PyTree
     discount: PyTree
+    epsilon_start: PyTree
+    epsilon_end: PyTree
+    epsilon_fraction: PyTree
 
 
 @struct.dataclass(kw_only=True)
@@ -175,9 +195,7 @@ class DQNState:
     Attributes:
         learner: networks and optimizer.
         replay: the memory.
-        env_states: leaves `[num_envs, ...]`.
-        observations: what the next actions are chosen from, leaves `[num_envs, ...]`.
-        tracker: returns and lengths of episodes.
+        acting: the environments.
         hyperparams: traced settings.
         key: base of all randomness.
         num_updates: updates made, int32 scalar.
@@ -185,9 +203,7 @@ class DQNState:
 
     learner: QLearnerState
     replay: Replay
-    env_states: PyTree
-    observations: PyTree
-    tracker: EpisodeTracker
+    acting: ActingState
     hyperparams: DQNHyperparams
     key: PyTree
     num_updates: PyTree
@@ -215,7 +231,8 @@ class _RoundInput(NamedTuple):
 
     acting: _ActInput
     learn_keys: jax.Array
-    num_env_steps: jax.Array
+    is_learning: jax.Array
+    beta: jax.Array
 
 
 def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner:
@@ -243,9 +260,9 @@ def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
         state, stacked = jax.lax.scan(one_round, state, inputs)
         is_counted = stacked.pop("is_learning")
         metrics = {name: masked.masked_mean(values, is_counted) for name, values in stacked.items()}
-        tracker, episode_metrics = episodes.take_metrics(state.tracker)
+        acting, episode_metrics = take_episode_metrics(state.acting)
         metrics |= episode_metrics | {"policy/epsilon": inputs.acting.epsilon[-1, -1]}
-        return replace(state, tracker=tracker, num_updates=state.num_updates + 1), metrics
+        return replace(state, acting=acting, num_updates=next_count(state.num_updates)), metrics
 
     return EnvironmentLearner(
         init=lambda key, env_params: _init(parts, key, env_params),
@@ -253,21 +270,28 @@ def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
         act=make_greedy_act(q_function, lambda state: state.learner.params),
         init_memory=lambda num_envs: None,
         steps_per_update=config.num_envs * config.steps_per_update,
+        batch_axes=_batch_axes,
     )
+
+
+def _batch_axes(state: DQNState) -> DQNState:
+    axes = fill_axes(state)
+    replay = replace(axes.replay, steps=fill_axes(state.replay.steps, 1))
+    return replace(axes, acting=acting_axes(state.acting), replay=replay)
 
 
 def _init(parts: _Parts, key: jax.Array, env_params: Any) -> DQNState:
     config = parts.config
     params_key, reset_key, state_key = jax.random.split(key, 3)
     params = parts.q_function.init(params_key)
-    observations, env_states = reset_batch(parts.env, reset_key, config.num_envs, env_params)
+    acting = start_acting(parts.env, reset_key, config.num_envs, env_params)
     example = Step(
-        observations=observations,
+        observations=acting.observations,
         actions=jnp.zeros(config.num_envs, jnp.int32),
-        rewards=jnp.zeros(config.num_envs),
+        rewards=jnp.zeros(config.num_envs, jnp.float32),
         terminated=jnp.zeros(config.num_envs, bool),
         truncated=jnp.zeros(config.num_envs, bool),
-        next_observations=observations,
+        next_observations=acting.observations,
     )
     learner = QLearnerState(
         params=params,
@@ -280,9 +304,7 @@ def _init(parts: _Parts, key: jax.Array, env_params: Any) -> DQNState:
     return DQNState(
         learner=learner,
         replay=init_replay(config.replay, example),
-        env_states=env_states,
-        observations=observations,
-        tracker=episodes.init_tracker(config.num_envs),
+        acting=acting,
         hyperparams=DQNHyperparams(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}),
         key=state_key,
         num_updates=jnp.zeros((), jnp.int32),
@@ -295,25 +317,36 @@ def _round_inputs(config: DQNConfig, state: DQNState) -> _RoundInput:
     """
     explore_key, env_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.num_updates), 3)
     shape = config.steps_per_update // config.train_every, config.train_every
-    # In floating point: a long run's count of steps would overflow int32.
-    before = state.num_updates.astype(jnp.float32) * config.steps_per_update * config.num_envs
-    steps = before + jnp.arange(config.steps_per_update).reshape(shape) * config.num_envs
-    schedule = config.epsilon_start, config.epsilon_end, config.epsilon_steps
-    acting = _ActInput(
-        uniforms=jax.random.uniform(explore_key, (*shape, config.num_envs)),
-        key=jax.random.split(env_key, shape),
-        epsilon=jax.vmap(jax.vmap(lambda step: linear_schedule(step, *schedule)))(steps),
+    # Steps of each environment in this update, and those of the whole run that learning waits for; a count of all steps
+    # of the run would overflow.
+    steps = jnp.arange(config.steps_per_update, dtype=jnp.int32).reshape(shape)
+    num_waiting = -(-config.learning_starts // config.num_envs)
+    updates_before = jnp.minimum(state.num_updates, num_waiting // config.steps_per_update + 1)
+    is_learning = updates_before * config.steps_per_update + steps[:, -1] + 1 >= num_waiting
+    done = state.num_updates.astype(jnp.float32) + steps.astype(jnp.float32) / config.steps_per_update
+    progress, hyperparams = run_share(done, config.anneal_updates), state.hyperparams
+    epsilon = linear_schedule(
+        progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction
     )
-    learn_keys = jax.random.split(learn_key, (shape[0], config.num_gradient_steps))
-    return _RoundInput(acting, learn_keys, steps[:, -1] + config.num_envs)
+    acting = _ActInput(
+        uniforms=jax.random.uniform(explore_key, (*shape, config.num_envs), jnp.float32),
+        key=jax.random.split(env_key, shape),
+        epsilon=epsilon,
+    )
+    return _RoundInput(
+        acting=acting,
+        learn_keys=jax.random.split(learn_key, (shape[0], config.num_gradient_steps)),
+        is_learning=is_learning,
+        beta=linear_schedule(progress[:, -1], config.importance_exponent, 1.0, config.importance_fraction),
+    )
 
 
 def _act(parts: _Parts, state: DQNState, env_params: Any, given: _ActInput) -> DQNState:
     """One step of all environments, into the memory."""
-    observations = state.observations
+    observations = state.acting.observations
     q_values = parts.q_function.apply(state.learner.params, observations)
     actions = epsilon_greedy_actions(q_values, given.uniforms, given.epsilon, action_mask_of(observations))
-    result = step_batch(parts.env, given.key, state.env_states, actions, env_params)
+    acting, result = step_acting(parts.env, given.key, state.acting, actions, env_params)
     step = Step(
         observations=observations,
         actions=actions,
@@ -322,20 +355,13 @@ def _act(parts: _Parts, state: DQNState, env_params: Any, given: _ActInput) -> D
         truncated=result.truncated,
         next_observations=result.final_observations,
     )
-    return replace(
-        state,
-        replay=add(parts.config.replay, state.replay, step),
-        env_states=result.states,
-        observations=result.observations,
-        tracker=episodes.track(state.tracker, result.rewards, result.terminated, result.truncated),
-    )
+    return replace(state, replay=add(parts.config.replay, state.replay, step), acting=acting)
 
 
 def _train(parts: _Parts, state: DQNState, given: _RoundInput) -> tuple[DQNState, Metrics]:
     """Gradient steps; until learning starts, they are computed and change nothing."""
     config = parts.config
-    is_learning = given.num_env_steps >= config.learning_starts
-    beta = linear_schedule(given.num_env_steps, config.importance_exponent, 1.0, config.importance_steps)
+    is_learning, beta = given.is_learning, given.beta
 
     def step(carry: tuple[QLearnerState, Replay], key: jax.Array) -> tuple[tuple[QLearnerState, Replay], Metrics]:
         learner, replay = carry
@@ -356,16 +382,17 @@ def _gradient_step(
 ) -> tuple[QLearnerState, jax.Array, Metrics]:
     config = parts.config
     targets = _targets(parts, learner, batch)
+    huber_delta = config.huber_delta if config.td_loss == "huber" else jnp.inf
     weights = q_losses.importance_weights(batch.priorities, beta) if config.is_prioritized else 1.0
 
     def loss(params: PyTree) -> tuple[jax.Array, jax.Array]:
         predictions = q_losses.values_of_actions(parts.q_function.apply(params, batch.observations), batch.actions)
-        return jnp.mean(weights * q_losses.td_losses(predictions, targets, config.huber_delta)), predictions
+        return jnp.mean(weights * q_losses.td_losses(predictions, targets, huber_delta)), predictions
 
     (td_loss, predictions), grads = jax.value_and_grad(loss, has_aux=True)(learner.params)
     direction, opt_state = parts.optimizer.update(grads, learner.optimizer, learner.params)
     params = jax.tree.map(lambda p, d: p - hyperparams.learning_rate * d, learner.params, direction)
-    count = learner.num_gradient_steps + 1
+    count = next_count(learner.num_gradient_steps)
     rate = jnp.where(count % config.target_every == 0, config.target_rate, 0.0)
     new = QLearnerState(
         params=params,

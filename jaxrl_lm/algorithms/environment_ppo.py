@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl_lm import checks
 from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, check_minibatches, make_ppo
+from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.acting import fill_axes, take_episode_metrics
 from jaxrl_lm.rollouts.agent_policy import Policy, PolicyConfig, make_policy
 from jaxrl_lm.rollouts.environments import (
     Normalizers,
@@ -17,6 +19,7 @@ from jaxrl_lm.rollouts.environments import (
     collect,
     init_normalizers,
     normalize_observations,
+    rollout_axes,
     start_rollout,
 )
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
@@ -59,12 +62,8 @@ class EnvironmentPPOConfig:
     ppo: PPOConfig = field(default_factory=_ppo_defaults)
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("discount", "trace_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        checks.at_least(self, 1, "num_envs", "num_steps")
+        checks.between(self, 0, 1, "discount", "trace_decay")
         if self.policy.memory_size and self.ppo.minibatch_unit != "sequences":
             raise InputError(
                 f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: a policy with memory_size={self.policy.memory_size} "
@@ -74,13 +73,22 @@ class EnvironmentPPOConfig:
 
 
 @struct.dataclass(kw_only=True)
+class EnvironmentPPOHyperparams:
+    """Settings of the rollout that are traced: a sweep over them is a vmap over states."""
+
+    discount: PyTree
+    trace_decay: PyTree
+
+
+@struct.dataclass(kw_only=True)
 class EnvironmentPPOState:
-    """Everything an update changes.
+    """Everything an update changes or reads.
 
     Attributes:
-        ppo: parameters, optimizer, hyperparameters.
-        rollout: where environments, memory and episodes stand.
+        ppo: parameters, optimizer, hyperparameters of the update.
+        rollout: environments and the policy's memory.
         normalizers: running moments.
+        hyperparams: traced settings of the rollout.
         key: base of all randomness.
         num_updates: updates made, int32 scalar.
     """
@@ -88,6 +96,7 @@ class EnvironmentPPOState:
     ppo: PPOState
     rollout: RolloutState
     normalizers: Normalizers
+    hyperparams: EnvironmentPPOHyperparams
     key: PyTree
     num_updates: PyTree
 
@@ -116,6 +125,9 @@ def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any
             ppo=algorithm.init(policy.init(params_key), params_key),
             rollout=start_rollout(env, policy, reset_key, config.num_envs, env_params),
             normalizers=init_normalizers(env, env_params, observations=normalized[0], rewards=normalized[1]),
+            hyperparams=EnvironmentPPOHyperparams(
+                discount=jnp.float32(config.discount), trace_decay=jnp.float32(config.trace_decay)
+            ),
             key=state_key,
             num_updates=jnp.zeros((), jnp.int32),
         )
@@ -131,17 +143,17 @@ def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any
             rollout_key,
             state.normalizers,
             num_steps=config.num_steps,
-            discount=config.discount,
-            trace_decay=config.trace_decay,
+            discount=state.hyperparams.discount,
+            trace_decay=state.hyperparams.trace_decay,
         )
         ppo, metrics = algorithm.update(state.ppo, trajectory, learn_key)
-        tracker, episode_metrics = episodes.take_metrics(rollout.tracker)
+        acting, episode_metrics = take_episode_metrics(rollout.acting)
         new = replace(
             state,
             ppo=ppo,
-            rollout=replace(rollout, tracker=tracker),
+            rollout=replace(rollout, acting=acting),
             normalizers=normalizers,
-            num_updates=state.num_updates + 1,
+            num_updates=next_count(state.num_updates),
         )
         return new, metrics | episode_metrics
 
@@ -151,6 +163,7 @@ def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any
         act=_make_act(policy),
         init_memory=policy.init_memory,
         steps_per_update=config.num_envs * config.num_steps,
+        batch_axes=lambda state: replace(fill_axes(state), rollout=rollout_axes(state.rollout)),
     )
 
 

@@ -3,36 +3,43 @@
     L = mean over answers of  sum_t w_t [ max(-A r_t, -A clip(r_t, 1-c, 1+c)) + beta k3(pi, pi_ref)_t ]
 
 with one advantage A an answer, the same at all its tokens, r = pi / pi_old, and w_t = 1 (the gradient of the whole
-answer's log-probability, RLOO) or 1 / length (GRPO).
+answer's log-probability, RLOO) or 1 / length (GRPO). RLOO has the penalty for leaving the reference in the reward and
+not in the loss.
 
 Reference: Ahmadian et al., 2024, Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human
 Feedback in LLMs; Shao et al., 2024, DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl_lm.algorithms.minibatches import annealed, run_epochs, summarize
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import clipped_adam
+from jaxrl_lm.algorithms.schedules import annealed
 from jaxrl_lm.core import kl, masked, policy_losses
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree
+from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.rollouts.answers import AnswerConfig
+from jaxrl_lm.rollouts.generation import Generation
+from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, rollout_error
+from jaxrl_lm.types import AnswerLearner, Evaluate, Metrics, PyTree
 
 TokenWeight = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPolicyConfig:
-    """Settings of the update.
+    """Settings of the update of RLOO and GRPO.
 
     Attributes:
         learning_rate: Adam's step size at the first update.
         anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it; None lets the trainer
-            fill in the length of its run (`make_group_policy` alone then keeps the rate).
+            fill in the length of its run (the learner alone then keeps the rate).
         num_epochs: passes over each batch of answers.
         num_minibatches: parts of an epoch; must divide the number of answers.
         clip_range: how far the ratio may move from 1 and still be pushed.
@@ -51,17 +58,58 @@ class GroupPolicyConfig:
     adam_epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        if self.token_weight not in get_args(TokenWeight):
-            raise InputError(f"token_weight={self.token_weight!r} must be one of {', '.join(get_args(TokenWeight))}")
-        for name in ("num_epochs", "num_minibatches"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "clip_range", "adam_epsilon"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("max_grad_norm", "anneal_updates"):
-            if not (getattr(self, name) or 0) >= 0:
-                raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
+        checks.one_of(self, token_weight=TokenWeight)
+        checks.at_least(self, 1, "num_epochs", "num_minibatches")
+        checks.above(self, 0, "learning_rate", "clip_range", "adam_epsilon")
+        checks.at_least(self, 0, "max_grad_norm", "anneal_updates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """What RLOO and GRPO have in common: answer each prompt several times, compare, learn.
+
+    Attributes:
+        answers: how answers are drawn.
+        group_size: answers to one prompt; divides batch_size.
+        policy: the update.
+        kl_coefficient: beta.
+    """
+
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    group_size: int = 4
+    policy: GroupPolicyConfig = field(default_factory=GroupPolicyConfig)
+    kl_coefficient: float = 0.05
+
+    def __post_init__(self) -> None:
+        checks.at_least(self, 2, "group_size", why="answers are compared with each other")
+        checks.at_least(self, 0, "kl_coefficient")
+        if self.answers.score_at != "last_token":
+            raise InputError(
+                f"answers.score_at={self.answers.score_at!r}: without values an answer is scored whole; "
+                "use 'last_token'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOOConfig(GroupConfig):
+    """RLOO on a language model: REINFORCE, each answer's baseline the mean of the others to its prompt.
+
+    Attributes:
+        policy: the update.
+        kl_coefficient: beta; each answer's reward is lessened by beta times its log-ratio of policy and reference.
+    """
+
+    policy: GroupPolicyConfig = field(default_factory=lambda: GroupPolicyConfig(token_weight="sum"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(GroupConfig):
+    """GRPO on a language model: rewards standardised within the answers to a prompt.
+
+    Attributes:
+        policy: the update.
+        kl_coefficient: beta, weight of the k3 estimate of the KL from the reference in the loss.
+    """
 
 
 @struct.dataclass(kw_only=True)
@@ -110,23 +158,31 @@ class AnswerBatch(NamedTuple):
     mask: PyTree
 
 
-def make_group_policy(config: GroupPolicyConfig, evaluate: Evaluate, *, kl_coefficient: float) -> Algorithm:
-    """`init` and `update` for a policy; `update` takes an `AnswerBatch` in place of a trajectory.
+def make_rloo(config: RLOOConfig, model: CausalLM) -> AnswerLearner:
+    """RLOO's learner for a language model; `update` returns losses, ratio, clipping, KL and lengths as metrics."""
+    return _make_learner(config, model, kind="leave_one_out", is_penalty_in_reward=True)
 
-    Args:
-        config: static settings; those in `GroupPolicyHyperparams` become part of the state.
-        evaluate: `(params, observations, actions) -> ActionEvaluation`; its values are not used.
-        kl_coefficient: beta of the penalty in the loss; 0 where the reward holds it.
 
-    Returns:
-        the algorithm. `update` returns scalar metrics: losses, ratio and clipping, gradient norm.
-    """
-    optimizer = clipped_adam("pytorch", epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm)
+def make_grpo(config: GRPOConfig, model: CausalLM) -> AnswerLearner:
+    """GRPO's learner for a language model; metrics as RLOO's."""
+    return _make_learner(config, model, kind="standardized", is_penalty_in_reward=False)
+
+
+def _make_learner(
+    config: GroupConfig,
+    model: CausalLM,
+    *,
+    kind: Literal["leave_one_out", "standardized"],
+    is_penalty_in_reward: bool,
+) -> AnswerLearner:
+    settings, beta = config.policy, config.kl_coefficient
+    evaluate = make_evaluate(model, temperature=config.answers.temperature)
+    optimizer = clipped_adam("pytorch", epsilon=settings.adam_epsilon, max_grad_norm=settings.max_grad_norm)
 
     def init(params: PyTree, key: jax.Array) -> GroupPolicyState:
         del key
-        traced = {"learning_rate": config.learning_rate, "clip_range": config.clip_range}
-        traced |= {"kl_coefficient": kl_coefficient}
+        traced = {"learning_rate": settings.learning_rate, "clip_range": settings.clip_range}
+        traced |= {"kl_coefficient": 0.0 if is_penalty_in_reward else beta}
         return GroupPolicyState(
             params=params,
             optimizer=optimizer.init(params),
@@ -134,35 +190,57 @@ def make_group_policy(config: GroupPolicyConfig, evaluate: Evaluate, *, kl_coeff
             hyperparams=GroupPolicyHyperparams(**{name: jnp.asarray(x, jnp.float32) for name, x in traced.items()}),
         )
 
-    def update(state: GroupPolicyState, batch: AnswerBatch, key: jax.Array) -> tuple[GroupPolicyState, Metrics]:
-        learning_rate = annealed(state.hyperparams.learning_rate, state.num_updates, config.anneal_updates)
+    def update(
+        state: GroupPolicyState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
+    ) -> tuple[GroupPolicyState, Metrics]:
+        params, mask, inputs = state.params, generation.response_mask, (observe(generation), generation.actions)
+        log_probs, reference = (evaluate(each, *inputs).log_probs for each in (params, reference_params))
+        answer_kl = masked.masked_sum(kl.k1(log_probs, reference), mask, -1)
+        penalised = scores - beta * answer_kl
+        groups = (penalised if is_penalty_in_reward else scores).reshape(-1, config.group_size)
+        advantages = policy_losses.group_advantages(groups, kind=kind).reshape(-1)
+        batch = AnswerBatch(*inputs, log_probs, reference, advantages, mask)
+        rate = annealed(state.hyperparams.learning_rate, state.num_updates, settings.anneal_updates)
 
         def loss(params: PyTree, minibatch: AnswerBatch) -> tuple[jax.Array, Metrics]:
-            return _loss(params, evaluate, minibatch, state.hyperparams, config.token_weight)
+            return group_loss(params, evaluate, minibatch, state.hyperparams, settings.token_weight)
 
         (params, opt_state), stacked = run_epochs(
             loss,
-            (state.params, state.optimizer),
+            (params, state.optimizer),
             batch,
             key,
             optimizer=optimizer,
-            learning_rate=learning_rate,
-            num_epochs=config.num_epochs,
-            num_minibatches=config.num_minibatches,
+            learning_rate=rate,
+            num_epochs=settings.num_epochs,
+            num_minibatches=settings.num_minibatches,
         )
-        new = replace(state, params=params, optimizer=opt_state, num_updates=state.num_updates + 1)
-        return new, summarize(stacked) | {"learning_rate": learning_rate}
+        metrics = summarize(stacked) | rollout_error(log_probs, generation)
+        metrics |= {
+            "learning_rate": rate,
+            "reward/with_penalty": jnp.mean(penalised),
+            "reward/std_in_group": jnp.mean(jnp.std(groups, axis=-1)),
+            "kl/answer": jnp.mean(answer_kl),
+            "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
+        }
+        return replace(state, params=params, optimizer=opt_state, num_updates=state.num_updates + 1), metrics
 
-    return Algorithm(init=init, update=update)  # pyright: ignore[reportArgumentType]
+    return AnswerLearner(
+        init=init,
+        update=update,
+        policy_params=lambda state: state.params,
+        answers_per_prompt=config.group_size,
+    )
 
 
-def _loss(
+def group_loss(
     params: PyTree,
     evaluate: Evaluate,
     batch: AnswerBatch,
     hyperparams: GroupPolicyHyperparams,
     token_weight: TokenWeight,
 ) -> tuple[jax.Array, Metrics]:
+    """Loss of a minibatch and its metrics, as at the top of this file; `evaluate`'s values are not used."""
     evaluation = evaluate(params, batch.observations, batch.actions)
     # Masked here as well as in the sums: a ratio that is not finite would leave 0 * NaN in the gradient.
     log_probs, old, reference = (

@@ -1,4 +1,4 @@
-"""Several passes over a batch in shuffled minibatches, as PPO and its relatives learn."""
+"""Several passes over a batch in shuffled minibatches, as PPO, PQN and the group policies learn."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_lm.core.masked import masked_mean
 from jaxrl_lm.core.shuffling import random_order
 from jaxrl_lm.types import Metrics, PyTree
 
 MinibatchLoss = Callable[[PyTree, PyTree], tuple[jax.Array, Metrics]]
 """`loss(params, minibatch) -> (loss, metrics)`."""
+
+IS_APPLIED = "minibatches/applied"
+"""Metric of `run_epochs` where it may stop: 1 for a minibatch that was learned from, 0 for one that was not."""
 
 
 def run_epochs(
@@ -23,6 +27,7 @@ def run_epochs(
     learning_rate: jax.Array,
     num_epochs: int,
     num_minibatches: int,
+    should_stop: Callable[[Metrics], jax.Array] | None = None,
 ) -> tuple[tuple[PyTree, PyTree], Metrics]:
     """Step down a loss once a minibatch; every epoch shuffles anew.
 
@@ -35,36 +40,48 @@ def run_epochs(
         learning_rate: what it is multiplied by.
         num_epochs: passes over the batch.
         num_minibatches: steps a pass.
+        should_stop: of a minibatch's metrics, before its step: whether this minibatch and all that follow leave the
+            parameters as they are. They are computed all the same, so that the program has one shape.
 
     Returns:
         parameters and optimizer's state, and the metrics of all steps, `[num_epochs, num_minibatches]`.
     """
 
-    def step(carry: tuple[PyTree, PyTree], minibatch: PyTree) -> tuple[tuple[PyTree, PyTree], Metrics]:
-        params, opt_state = carry
-        grads, step_metrics = jax.grad(loss, has_aux=True)(params, minibatch)
-        direction, opt_state = optimizer.update(grads, opt_state, params)
-        params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
-        return (params, opt_state), step_metrics | {"loss/grad_norm": optax.tree.norm(grads)}
+    def step(carry: tuple[PyTree, PyTree, jax.Array], minibatch: PyTree) -> tuple[tuple[PyTree, ...], Metrics]:
+        params, opt_state, is_stopped = carry
+        grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
+        direction, new_opt_state = optimizer.update(grads, opt_state, params)
+        new_params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
+        metrics |= {"loss/grad_norm": optax.tree.norm(grads)}
+        if should_stop is not None:
+            is_stopped |= should_stop(metrics)
+            kept = (params, opt_state), (new_params, new_opt_state)
+            new_params, new_opt_state = jax.tree.map(lambda old, new: jnp.where(is_stopped, old, new), *kept)
+            metrics |= {IS_APPLIED: 1.0 - is_stopped.astype(jnp.float32)}
+        return (new_params, new_opt_state, is_stopped), metrics
 
-    def epoch(carry: tuple[PyTree, PyTree], epoch_key: jax.Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
+    def epoch(carry: tuple[PyTree, ...], epoch_key: jax.Array) -> tuple[tuple[PyTree, ...], Metrics]:
         return jax.lax.scan(step, carry, _shuffle(batch, epoch_key, num_minibatches))
 
-    return jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
+    start = (*carry, jnp.zeros((), bool))
+    (params, opt_state, _), stacked = jax.lax.scan(epoch, start, jax.random.split(key, num_epochs))
+    return (params, opt_state), stacked
 
 
-def annealed(rate: jax.Array, num_updates: jax.Array, anneal_updates: int | None) -> jax.Array:
-    """A learning rate that falls linearly to 0 over `anneal_updates` updates; 0 or None keeps it."""
-    if anneal_updates:
-        rate *= jnp.maximum(0.0, 1.0 - num_updates / anneal_updates)
-    return rate
+def mean_metrics(stacked: Metrics) -> Metrics:
+    """Means over the minibatches of `[epochs, minibatches]` that were learned from."""
+    if IS_APPLIED not in stacked:
+        return {name: jnp.mean(values) for name, values in stacked.items()}
+    is_applied = stacked[IS_APPLIED]
+    metrics = {name: masked_mean(values, is_applied) for name, values in stacked.items()}
+    return metrics | {IS_APPLIED: jnp.mean(is_applied)}
 
 
 def summarize(stacked: Metrics) -> Metrics:
     """Means over `[epochs, minibatches]`, the largest error of a ratio, and that of the first minibatch."""
-    metrics = {name: jnp.mean(values) for name, values in stacked.items()}
     max_errors = stacked["ratio/max_error"]
-    return metrics | {"ratio/max_error": jnp.max(max_errors), "ratio/first_max_error": max_errors[0, 0]}
+    errors = {"ratio/max_error": jnp.max(max_errors), "ratio/first_max_error": max_errors[0, 0]}
+    return mean_metrics(stacked) | errors
 
 
 def _shuffle(batch: PyTree, key: jax.Array, num_minibatches: int) -> PyTree:

@@ -1,7 +1,7 @@
 """Proximal Policy Optimization over trajectories, the same for mazes and for language models.
 
 Per update: whiten rewards (if asked for), advantages by GAE, returns = advantages + old values, whiten
-advantages, then several epochs of minibatches on
+advantages (of the batch or of each minibatch), then several epochs of minibatches on
 
     L = mean[ max(-A r, -A clip(r, 1-c, 1+c)) ]
         + value_coefficient * value_loss - entropy_coefficient * mean[ H ]
@@ -12,22 +12,26 @@ Reference: Schulman et al., 2017, Proximal Policy Optimization Algorithms; Ziegl
 Language Models from Human Preferences.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl_lm.algorithms.minibatches import annealed, run_epochs, summarize
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import AdamKind, clipped_adam
+from jaxrl_lm.algorithms.schedules import ScheduleConfig, scheduled
 from jaxrl_lm.core import masked, policy_losses, returns, value_losses
+from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree, Trajectory
 
 MinibatchUnit = Literal["sequences", "steps"]
-ValueLossKind = Literal["clipped", "huber"]
+ValueLossKind = Literal["clipped", "squared", "huber"]
+AdvantageWhitening = Literal["batch", "minibatch", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,56 +40,65 @@ class PPOConfig:
     for the gradient's longest norm, which they do not bound, and Adam's epsilon, which stands as in PyTorch.
 
     Attributes:
-        learning_rate: Adam's step size at the first update.
-        anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it; None lets the trainer
-            fill in the length of its run (`make_ppo` alone then keeps the rate).
+        learning_rate: Adam's step size.
+        learning_rate_schedule: how it changes over the run; by default it falls linearly to 0.
+        anneal_updates: updates of the run, over which the schedules go; None lets the trainer fill it in; 0 (and None
+            in `make_ppo` alone) leaves all settings as they are.
         num_epochs: passes over each trajectory.
         num_minibatches: parts of an epoch; must divide the number of sequences (or steps).
         minibatch_unit: what is shuffled: whole "sequences" (language models, recurrent policies) or single
             "steps".
+        target_kl: an update's epochs stop at the first minibatch at which the KL divergence from the policy that acted
+            (its estimate, the metric kl/update, nats) is larger; that minibatch and the rest are not learned from. None
+            never stops.
         clip_range: how far the ratio may move from 1 and still be pushed.
-        value_loss: half the squared error, "clipped" around the old value, or "huber".
+        clip_range_schedule: how the clip range changes over the run.
+        value_loss: half the "squared" error, the same "clipped" around the old value, or "huber".
         value_clip_range: how far a value may move from the old value (clipped), or where the loss turns
-            linear (huber), in units of return.
+            linear (huber), in units of return; "squared" does not read it.
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of the entropy bonus.
+        entropy_schedule: how this weight changes over the run.
         max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
         adam: where Adam's epsilon stands: as in "pytorch" or as in "tensorflow".
         adam_epsilon: Adam's epsilon.
         whiten_rewards: divide rewards by their standard deviation, keeping the mean.
-        whiten_advantages: bring advantages to mean 0 and variance 1 over the whole batch.
+        whiten_advantages: bring advantages to mean 0 and variance 1 over the whole "batch", over each "minibatch", or
+            "none".
     """
 
     learning_rate: float = 1e-5
+    learning_rate_schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear"))
     anneal_updates: int | None = None
     num_epochs: int = 4
     num_minibatches: int = 1
     minibatch_unit: MinibatchUnit = "sequences"
+    target_kl: float | None = None
     clip_range: float = 0.2
+    clip_range_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     value_loss: ValueLossKind = "clipped"
     value_clip_range: float = 0.2
     value_coefficient: float = 0.1
     entropy_coefficient: float = 0.0
+    entropy_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     max_grad_norm: float = 1.0
     adam: AdamKind = "pytorch"
     adam_epsilon: float = 1e-5
     whiten_rewards: bool = False
-    whiten_advantages: bool = True
+    whiten_advantages: AdvantageWhitening = "batch"
 
     def __post_init__(self) -> None:
-        kinds = {"minibatch_unit": MinibatchUnit, "value_loss": ValueLossKind, "adam": AdamKind}
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(kind))}")
-        for name in ("num_epochs", "num_minibatches"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "clip_range", "value_clip_range", "adam_epsilon"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("value_coefficient", "entropy_coefficient", "max_grad_norm", "anneal_updates"):
-            if not (getattr(self, name) or 0) >= 0:
-                raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
+        checks.one_of(
+            self,
+            minibatch_unit=MinibatchUnit,
+            value_loss=ValueLossKind,
+            adam=AdamKind,
+            whiten_advantages=AdvantageWhitening,
+        )
+        checks.at_least(self, 1, "num_epochs", "num_minibatches")
+        checks.above(self, 0, "learning_rate", "clip_range", "value_clip_range", "adam_epsilon", "target_kl")
+        checks.at_least(self, 0, "value_coefficient", "entropy_coefficient", "max_grad_norm", "anneal_updates")
+        checks.finite(self, "learning_rate", "adam_epsilon", "value_coefficient", "entropy_coefficient")
 
 
 @struct.dataclass(kw_only=True)
@@ -140,7 +153,8 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
     Returns:
         the algorithm. `update` returns scalar metrics: losses, ratio and clipping, gradient norm, and
         `ratio/first_max_error`, the largest |ratio - 1| of the first minibatch of the first epoch, which is 0
-        up to rounding when the rollout's log-probabilities are those of `evaluate`.
+        up to rounding when the rollout's log-probabilities are those of `evaluate`; with a `target_kl` also
+        `minibatches/applied`, the share of the minibatches that was learned from.
     """
     optimizer = clipped_adam(config.adam, epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm)
 
@@ -158,10 +172,10 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
         check_minibatches(config, *trajectory.rewards.shape)
         chex.assert_equal_shape([trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask])
         batch, metrics = _prepare(config, trajectory)
-        learning_rate = annealed(state.hyperparams.learning_rate, state.num_updates, config.anneal_updates)
+        hyperparams = _current(config, state)
 
         def loss(params: PyTree, minibatch: _Batch) -> tuple[jax.Array, Metrics]:
-            return _loss(params, evaluate, minibatch, state.hyperparams, config.value_loss)
+            return _loss(params, evaluate, minibatch, hyperparams, config)
 
         (params, opt_state), stacked = run_epochs(
             loss,
@@ -169,15 +183,29 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
             batch,
             key,
             optimizer=optimizer,
-            learning_rate=learning_rate,
+            learning_rate=hyperparams.learning_rate,
             num_epochs=config.num_epochs,
             num_minibatches=config.num_minibatches,
+            should_stop=None if config.target_kl is None else lambda found: found["kl/update"] > config.target_kl,
         )
-        metrics |= summarize(stacked) | {"learning_rate": learning_rate}
-        num_updates = state.num_updates + 1
-        return replace(state, params=params, optimizer=opt_state, num_updates=num_updates), metrics
+        metrics |= summarize(stacked) | {"learning_rate": hyperparams.learning_rate}
+        return replace(state, params=params, optimizer=opt_state, num_updates=next_count(state.num_updates)), metrics
 
     return Algorithm(init=init, update=update)
+
+
+def _current(config: PPOConfig, state: PPOState) -> PPOHyperparams:
+    """The settings at this point of the run."""
+    schedules = {
+        "learning_rate": config.learning_rate_schedule,
+        "clip_range": config.clip_range_schedule,
+        "entropy_coefficient": config.entropy_schedule,
+    }
+    now = {
+        name: scheduled(getattr(state.hyperparams, name), schedule, state.num_updates, config.anneal_updates)
+        for name, schedule in schedules.items()
+    }
+    return replace(state.hyperparams, **now)
 
 
 def check_minibatches(config: PPOConfig, num_sequences: int, num_steps: int) -> None:
@@ -209,7 +237,7 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
         "value/explained_variance": value_losses.explained_variance(tr.values, targets, tr.value_mask),
         "value/advantage_std": masked.masked_std(advantages, tr.value_mask),
     }
-    if config.whiten_advantages:
+    if config.whiten_advantages == "batch":
         advantages = masked.whiten(advantages, tr.mask, shift_mean=True)
     batch = _Batch(
         observations=tr.observations,
@@ -241,15 +269,17 @@ def _loss(
     evaluate: Evaluate,
     batch: _Batch,
     hyperparams: PPOHyperparams,
-    value_loss_kind: ValueLossKind,
+    config: PPOConfig,
 ) -> tuple[jax.Array, Metrics]:
     evaluation = evaluate(params, batch.observations, batch.actions)
     # Masked here as well as in the mean: a ratio that is not finite would leave 0 * NaN in the gradient.
     log_probs = masked.zero_masked(evaluation.log_probs, batch.mask)
-    clip_range = hyperparams.clip_range
-    surrogate = policy_losses.clipped_surrogate(log_probs, batch.log_probs, batch.advantages, clip_range)
+    advantages, clip_range = batch.advantages, hyperparams.clip_range
+    if config.whiten_advantages == "minibatch":
+        advantages = masked.whiten(advantages, batch.mask, shift_mean=True)
+    surrogate = policy_losses.clipped_surrogate(log_probs, batch.log_probs, advantages, clip_range)
     policy_loss = masked.masked_mean(surrogate, batch.mask)
-    value_loss, value_metrics = _value_loss(evaluation.values, batch, hyperparams, value_loss_kind)
+    value_loss, value_metrics = _value_loss(evaluation.values, batch, hyperparams, config.value_loss)
     entropy = masked.masked_mean(evaluation.entropies, batch.mask)
     loss = policy_loss + hyperparams.value_coefficient * value_loss - hyperparams.entropy_coefficient * entropy
     metrics = {
@@ -267,6 +297,8 @@ def _value_loss(
 ) -> tuple[jax.Array, Metrics]:
     values = masked.zero_masked(values, batch.value_mask)
     clip_range = hyperparams.value_clip_range
+    if kind == "squared":
+        return masked.masked_mean(value_losses.squared_value_loss(values, batch.returns), batch.value_mask), {}
     if kind == "huber":
         losses = value_losses.huber_value_loss(values, batch.returns, clip_range)
         return masked.masked_mean(losses, batch.value_mask), {}

@@ -18,25 +18,31 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.minibatches import mean_metrics, run_epochs
 from jaxrl_lm.algorithms.q_networks import (
     QFunction,
     action_mask_of,
-    check_minimum,
-    check_positive,
-    check_shares,
+    check_q_learner,
     epsilon_greedy_actions,
     make_greedy_act,
     make_q_function,
 )
-from jaxrl_lm.algorithms.schedules import linear_schedule
+from jaxrl_lm.algorithms.schedules import ScheduleConfig, linear_schedule, run_share, scheduled
 from jaxrl_lm.core import q_losses, returns
-from jaxrl_lm.core.shuffling import random_order
-from jaxrl_lm.envs.base import StepResult, reset_batch, step_batch
+from jaxrl_lm.core.counters import next_count
+from jaxrl_lm.envs.base import StepResult
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
-from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.acting import (
+    ActingState,
+    acting_axes,
+    fill_axes,
+    start_acting,
+    step_acting,
+    take_episode_metrics,
+)
 from jaxrl_lm.rollouts.environments import where_any
-from jaxrl_lm.rollouts.episodes import EpisodeTracker
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 
@@ -56,14 +62,15 @@ class PQNConfig:
         discount: gamma.
         trace_decay: lambda.
         learning_rate: step size of rectified Adam at the first update.
-        anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it; None lets the trainer
-            fill in the length of its run (`make_pqn` alone then keeps the rate).
+        learning_rate_schedule: how it changes over the run.
         max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
         reward_scale: what rewards are multiplied by before learning, so that values of about 10 need not be reached
             by steps of 1e-4; `value/...` metrics and losses are in this unit, `episode/return` is not.
         epsilon_start: share of random actions at the first step.
-        epsilon_end: share of random actions after `epsilon_steps`.
-        epsilon_steps: environment steps over which the share falls linearly.
+        epsilon_end: share of random actions after `epsilon_fraction` of the run.
+        epsilon_fraction: share of the run over which the share of random actions falls linearly; 0 begins at its end.
+        anneal_updates: updates of the run, over which learning rate and epsilon change; None lets the trainer fill it
+            in (in `make_pqn` alone the rate then stays and epsilon begins at its end, as with 0).
         trunk: the network's body.
     """
 
@@ -74,21 +81,21 @@ class PQNConfig:
     discount: float = 0.99
     trace_decay: float = 0.95
     learning_rate: float = 1e-4
-    anneal_updates: int | None = None
+    learning_rate_schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear"))
     max_grad_norm: float = 10.0
     reward_scale: float = 0.1
     epsilon_start: float = 1.0
     epsilon_end: float = 0.2
-    epsilon_steps: int = 100_000
+    epsilon_fraction: float = 0.2
+    anneal_updates: int | None = None
     trunk: TrunkConfig = field(default_factory=_default_trunk)
 
     def __post_init__(self) -> None:
-        check_minimum(self, 1, "num_envs", "num_steps", "num_epochs", "num_minibatches")
-        check_minimum(self, 0, "max_grad_norm", "epsilon_steps")
-        check_positive(self, "learning_rate", "reward_scale")
-        check_shares(self, "discount", "trace_decay", "epsilon_start", "epsilon_end")
-        if (self.anneal_updates or 0) < 0:
-            raise InputError(f"anneal_updates={self.anneal_updates} must be 0 or more")
+        check_q_learner(self, "trace_decay")
+        checks.at_least(self, 1, "num_steps", "num_epochs", "num_minibatches")
+        checks.at_least(self, 0, "max_grad_norm")
+        checks.above(self, 0, "learning_rate", "reward_scale")
+        checks.finite(self, "learning_rate", "reward_scale")
         if self.batch_size % self.num_minibatches:
             raise InputError(
                 f"num_minibatches={self.num_minibatches} does not divide the {self.batch_size} steps of a rollout "
@@ -108,6 +115,9 @@ class PQNHyperparams:
     learning_rate: PyTree
     discount: PyTree
     trace_decay: PyTree
+    epsilon_start: PyTree
+    epsilon_end: PyTree
+    epsilon_fraction: PyTree
 
 
 @struct.dataclass(kw_only=True)
@@ -117,9 +127,7 @@ class PQNState:
     Attributes:
         params: of the Q-network.
         optimizer: moments of rectified Adam.
-        env_states: leaves `[num_envs, ...]`.
-        observations: what the next actions are chosen from, leaves `[num_envs, ...]`.
-        tracker: returns and lengths of episodes.
+        acting: the environments.
         hyperparams: traced settings.
         key: base of all randomness.
         num_updates: updates made, int32 scalar.
@@ -127,20 +135,10 @@ class PQNState:
 
     params: PyTree
     optimizer: PyTree
-    env_states: PyTree
-    observations: PyTree
-    tracker: EpisodeTracker
+    acting: ActingState
     hyperparams: PQNHyperparams
     key: PyTree
     num_updates: PyTree
-
-
-class _Acting(NamedTuple):
-    """What the scan over time carries."""
-
-    env_states: PyTree
-    observations: PyTree
-    tracker: EpisodeTracker
 
 
 class _Step(NamedTuple):
@@ -180,14 +178,11 @@ def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
     def init(key: jax.Array, env_params: Any) -> PQNState:
         params_key, reset_key, state_key = jax.random.split(key, 3)
         params = q_function.init(params_key)
-        observations, env_states = reset_batch(env, reset_key, config.num_envs, env_params)
         names = PQNHyperparams.__dataclass_fields__
         return PQNState(
             params=params,
             optimizer=optimizer.init(params),
-            env_states=env_states,
-            observations=observations,
-            tracker=episodes.init_tracker(config.num_envs),
+            acting=start_acting(env, reset_key, config.num_envs, env_params),
             hyperparams=PQNHyperparams(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}),
             key=state_key,
             num_updates=jnp.zeros((), jnp.int32),
@@ -198,15 +193,9 @@ def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
         epsilon = _epsilon(config, state)
         acting, batch = _collect(config, env, q_function, state, env_params, epsilon, act_key)
         params, opt_state, metrics = _learn(config, q_function, optimizer, state, batch, learn_key)
-        tracker, episode_metrics = episodes.take_metrics(acting.tracker)
+        acting, episode_metrics = take_episode_metrics(acting)
         new = replace(
-            state,
-            params=params,
-            optimizer=opt_state,
-            env_states=acting.env_states,
-            observations=acting.observations,
-            tracker=tracker,
-            num_updates=state.num_updates + 1,
+            state, params=params, optimizer=opt_state, acting=acting, num_updates=next_count(state.num_updates)
         )
         return new, metrics | episode_metrics | {"policy/epsilon": epsilon}
 
@@ -216,6 +205,7 @@ def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
         act=make_greedy_act(q_function, lambda state: state.params),
         init_memory=lambda num_envs: None,
         steps_per_update=config.batch_size,
+        batch_axes=lambda state: replace(fill_axes(state), acting=acting_axes(state.acting)),
     )
 
 
@@ -250,7 +240,7 @@ def lambda_targets(
         jnp.where(is_done, 0.0, hyperparams.trace_decay).T,
         jnp.ones_like(rewards.T),
     )
-    return lambda_returns.T
+    return jax.lax.stop_gradient(lambda_returns.T)
 
 
 def _make_optimizer(config: PQNConfig) -> optax.GradientTransformation:
@@ -259,9 +249,8 @@ def _make_optimizer(config: PQNConfig) -> optax.GradientTransformation:
 
 
 def _epsilon(config: PQNConfig, state: PQNState) -> jax.Array:
-    # In floating point: a long run's count of steps would overflow int32.
-    num_steps = state.num_updates.astype(jnp.float32) * config.batch_size
-    return linear_schedule(num_steps, config.epsilon_start, config.epsilon_end, config.epsilon_steps)
+    hyperparams, progress = state.hyperparams, run_share(state.num_updates, config.anneal_updates)
+    return linear_schedule(progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction)
 
 
 def _collect(
@@ -272,16 +261,16 @@ def _collect(
     env_params: Any,
     epsilon: jax.Array,
     key: jax.Array,
-) -> tuple[_Acting, _Batch]:
+) -> tuple[ActingState, _Batch]:
     """Act for T steps, and turn them into regression targets."""
     explore_key, env_key = jax.random.split(key)
 
-    def step(acting: _Acting, randomness: tuple[jax.Array, jax.Array]) -> tuple[_Acting, _Step]:
+    def step(acting: ActingState, randomness: tuple[jax.Array, jax.Array]) -> tuple[ActingState, _Step]:
         uniforms, step_key = randomness
         mask = action_mask_of(acting.observations)
         q_values = q_function.apply(state.params, acting.observations)
         actions = epsilon_greedy_actions(q_values, uniforms, epsilon, mask)
-        result = step_batch(env, step_key, acting.env_states, actions, env_params)
+        stepped, result = step_acting(env, step_key, acting, actions, env_params)
         record = _Step(
             observations=acting.observations,
             actions=actions,
@@ -291,13 +280,12 @@ def _collect(
             values=q_losses.greedy_values(q_values, mask),
             final_values=_final_values(q_function, state.params, result),
         )
-        tracker = episodes.track(acting.tracker, result.rewards, result.terminated, result.truncated)
-        return _Acting(result.states, result.observations, tracker), record
+        return stepped, record
 
     # Drawn at once: a draw a step costs as much as the step.
-    uniforms = jax.random.uniform(explore_key, (config.num_steps, config.num_envs))
+    uniforms = jax.random.uniform(explore_key, (config.num_steps, config.num_envs), jnp.float32)
     randomness = uniforms, jax.random.split(env_key, config.num_steps)
-    acting, steps = jax.lax.scan(step, _Acting(state.env_states, state.observations, state.tracker), randomness)
+    acting, steps = jax.lax.scan(step, state.acting, randomness)
     targets = lambda_targets(
         steps.rewards * config.reward_scale,
         steps.terminated,
@@ -330,32 +318,24 @@ def _learn(
     key: jax.Array,
 ) -> tuple[PyTree, PyTree, Metrics]:
     """Epochs of minibatches."""
-    rate = state.hyperparams.learning_rate
-    if config.anneal_updates:
-        rate *= jnp.maximum(0.0, 1.0 - state.num_updates / config.anneal_updates)
+    rate = scheduled(
+        state.hyperparams.learning_rate, config.learning_rate_schedule, state.num_updates, config.anneal_updates
+    )
 
     def loss(params: PyTree, part: _Batch) -> tuple[jax.Array, Metrics]:
         predictions = q_losses.values_of_actions(q_function.apply(params, part.observations), part.actions)
         td_loss = jnp.mean(q_losses.td_losses(predictions, part.targets))
         return td_loss, {"loss/td": td_loss, "value/q_mean": jnp.mean(predictions)}
 
-    def step(carry: tuple[PyTree, PyTree], part: _Batch) -> tuple[tuple[PyTree, PyTree], Metrics]:
-        params, opt_state = carry
-        grads, metrics = jax.grad(loss, has_aux=True)(params, part)
-        direction, opt_state = optimizer.update(grads, opt_state, params)
-        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
-        return (params, opt_state), metrics | {"loss/grad_norm": optax.tree.norm(grads)}
-
-    def epoch(carry: tuple[PyTree, PyTree], epoch_key: jax.Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
-        return jax.lax.scan(step, carry, _shuffle(config, batch, epoch_key))
-
-    carry = state.params, state.optimizer
-    (params, opt_state), stacked = jax.lax.scan(epoch, carry, jax.random.split(key, config.num_epochs))
-    metrics = {name: jnp.mean(values) for name, values in stacked.items()}
-    return params, opt_state, metrics | {"learning_rate": rate, "value/targets": jnp.mean(batch.targets)}
-
-
-def _shuffle(config: PQNConfig, batch: _Batch, key: jax.Array) -> _Batch:
-    """Leaves `[N * T, ...]` in random order as `[num_minibatches, N * T / num_minibatches, ...]`."""
-    order = random_order(key, config.batch_size).reshape(config.num_minibatches, -1)
-    return jax.tree.map(lambda x: x[order], batch)
+    (params, opt_state), stacked = run_epochs(
+        loss,
+        (state.params, state.optimizer),
+        batch,
+        key,
+        optimizer=optimizer,
+        learning_rate=rate,
+        num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches,
+    )
+    metrics = mean_metrics(stacked) | {"learning_rate": rate, "value/targets": jnp.mean(batch.targets)}
+    return params, opt_state, metrics

@@ -9,6 +9,7 @@ from flax import linen as nn
 from gymnax.environments import spaces
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrl_lm import checks
 from jaxrl_lm.core import q_losses
 from jaxrl_lm.envs.base import MaskedObservation
 from jaxrl_lm.errors import InputError
@@ -108,7 +109,7 @@ def epsilon_greedy_actions(
     if action_mask is None:
         num_legal, ranks = q_values.shape[-1], None
     else:
-        ranks = jnp.cumsum(action_mask, axis=-1)
+        ranks = jnp.cumsum(action_mask, axis=-1, dtype=jnp.int32)
         num_legal = ranks[..., -1]
     # Rounding may bring a fraction below 1 to the number of actions.
     drawn = jnp.minimum((fractions * num_legal).astype(jnp.int32), num_legal - 1)
@@ -132,37 +133,15 @@ def make_greedy_act(
     return act
 
 
-def check_minimum(config: Any, minimum: int, *names: str) -> None:
-    """Refuse settings below a minimum.
+def check_q_learner(config: Any, *fractions: str) -> None:
+    """Refuse what no Q-learner can have: `fractions` names its own settings that must be from 0 to 1.
 
     Raises:
-        InputError: one is.
+        InputError: a setting is not what it must be.
     """
-    for name in names:
-        if not getattr(config, name) >= minimum:
-            raise InputError(f"{name}={getattr(config, name)} must be at least {minimum}")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Refuse settings that are not above 0.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise InputError(f"{name}={getattr(config, name)} must be above 0")
-
-
-def check_shares(config: Any, *names: str) -> None:
-    """Refuse settings outside [0, 1].
-
-    Raises:
-        InputError: one is outside.
-    """
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"{name}={getattr(config, name)} must lie in [0, 1]")
+    checks.at_least(config, 1, "num_envs")
+    checks.at_least(config, 0, "anneal_updates")
+    checks.between(config, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction", *fractions)
 
 
 def _head(num_outputs: int) -> nn.Dense:

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from jaxrl_lm import checks
 from jaxrl_lm.core.q_losses import n_step_transitions
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
 NUM_CHILDREN = 32
+MAX_TRANSITIONS = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,9 @@ class ReplayConfig:
     priority_exponent: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("buffer_size", "num_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.priority_exponent <= 1:
-            raise InputError(f"priority_exponent={self.priority_exponent} must lie in [0, 1]")
+        checks.at_least(self, 1, "buffer_size", "num_steps")
+        checks.between(self, 1, MAX_TRANSITIONS, "buffer_size", why="transitions are numbered in int32")
+        checks.between(self, 0, 1, "priority_exponent")
 
     def num_slots(self, num_envs: int) -> int:
         """Steps of each environment that are kept.
@@ -87,13 +87,15 @@ class Replay:
 
     Attributes:
         steps: a `Step` with leaves `[slots, num_envs, ...]`.
-        num_added: slots written since the start, int32 scalar.
+        next_slot: which slot is written next, int32 scalar.
+        num_filled: slots that hold a step, int32 scalar; no count of all steps ever written, which would overflow.
         tree: levels of the sum tree from the root's children to the leaves, `[nodes]` each; None if drawn uniformly.
         max_priority: largest leaf that was ever set, which a new transition gets; float32 scalar.
     """
 
     steps: Step
-    num_added: PyTree
+    next_slot: PyTree
+    num_filled: PyTree
     tree: PyTree
     max_priority: PyTree
 
@@ -130,24 +132,27 @@ def init_replay(config: ReplayConfig, example: Step) -> Replay:
     slots = config.num_slots(num_envs)
     return Replay(
         steps=jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), example),
-        num_added=jnp.zeros((), jnp.int32),
+        next_slot=jnp.zeros((), jnp.int32),
+        num_filled=jnp.zeros((), jnp.int32),
         tree=_empty_tree(slots * num_envs) if config.is_prioritized else None,
-        max_priority=jnp.ones(()),
+        max_priority=jnp.ones((), jnp.float32),
     )
 
 
 def add(config: ReplayConfig, replay: Replay, step: Step) -> Replay:
     """The memory with one more step of every environment; a transition can be drawn once n steps follow its start."""
     slots, num_envs = replay.steps.rewards.shape
-    slot = replay.num_added % slots
+    slot = replay.next_slot
     steps = jax.tree.map(lambda kept, new: kept.at[slot].set(new), replay.steps, step)
     tree = replay.tree
     if config.is_prioritized:
         if config.num_steps > 1:
-            tree = _set_slot(tree, slot, num_envs, jnp.zeros(()))
-        start = replay.num_added - (config.num_steps - 1)
-        tree = _set_slot(tree, start % slots, num_envs, jnp.where(start >= 0, replay.max_priority, 0.0))
-    return replace(replay, steps=steps, num_added=replay.num_added + 1, tree=tree)
+            tree = _set_slot(tree, slot, num_envs, jnp.zeros((), jnp.float32))
+        num_before = config.num_steps - 1
+        priority = jnp.where(replay.num_filled >= num_before, replay.max_priority, 0.0)
+        tree = _set_slot(tree, (slot - num_before) % slots, num_envs, priority)
+    num_filled = jnp.minimum(replay.num_filled + 1, slots)
+    return replace(replay, steps=steps, next_slot=(slot + 1) % slots, num_filled=num_filled, tree=tree)
 
 
 def sample(
@@ -168,11 +173,11 @@ def sample(
     if config.is_prioritized:
         indices, priorities = _draw_leaves(replay.tree, key, batch_size)
     else:
-        num_starts = jnp.minimum(replay.num_added, slots) - config.num_steps + 1
-        offsets = jax.random.randint(key, (batch_size,), 0, jnp.maximum(num_starts, 1) * num_envs)
-        oldest = jnp.where(replay.num_added > slots, replay.num_added % slots, 0)
+        num_starts = replay.num_filled - config.num_steps + 1
+        offsets = jax.random.randint(key, (batch_size,), 0, jnp.maximum(num_starts, 1) * num_envs, jnp.int32)
+        oldest = jnp.where(replay.num_filled == slots, replay.next_slot, 0)
         indices = (oldest * num_envs + offsets) % (slots * num_envs)
-        priorities = jnp.ones(batch_size)
+        priorities = jnp.ones(batch_size, jnp.float32)
     return _read(replay.steps, indices, priorities, config.num_steps, discount)
 
 
@@ -193,10 +198,10 @@ def _read(
     slots, num_envs = steps.rewards.shape
     total = slots * num_envs
     flat = jax.tree.map(lambda x: x.reshape(total, *x.shape[2:]), steps)
-    window = (indices[:, None] + jnp.arange(num_steps) * num_envs) % total
+    window = (indices[:, None] + jnp.arange(num_steps, dtype=jnp.int32) * num_envs) % total
     terminated = flat.terminated[window]
     rewards, discounts, last = n_step_transitions(
-        flat.rewards[window], discount * (1.0 - terminated), terminated | flat.truncated[window]
+        flat.rewards[window], jnp.where(terminated, 0.0, discount), terminated | flat.truncated[window]
     )
     ends = (indices + last * num_envs) % total
     return Transitions(
@@ -215,7 +220,7 @@ def _empty_tree(num_leaves: int) -> tuple[jax.Array, ...]:
     levels, size = [], num_leaves
     while not levels or size > 1:
         families = -(-size // NUM_CHILDREN)
-        levels.append(jnp.zeros(families * NUM_CHILDREN))
+        levels.append(jnp.zeros(families * NUM_CHILDREN, jnp.float32))
         size = families
     return tuple(reversed(levels))
 
@@ -223,11 +228,11 @@ def _empty_tree(num_leaves: int) -> tuple[jax.Array, ...]:
 def _set_slot(tree: tuple[jax.Array, ...], slot: jax.Array, num_envs: int, priority: jax.Array) -> PyTree:
     """Give one priority to all transitions that start in a slot."""
     first = slot * num_envs
-    leaves = first + jnp.arange(num_envs)
+    leaves = first + jnp.arange(num_envs, dtype=jnp.int32)
     # Leaves in a row share parents; families that the row ends before are summed again to what they were.
     num_parents = (num_envs - 1) // NUM_CHILDREN + 2
     families = tree[-1].shape[0] // NUM_CHILDREN
-    parents = jnp.minimum(first // NUM_CHILDREN + jnp.arange(num_parents), families - 1)
+    parents = jnp.minimum(first // NUM_CHILDREN + jnp.arange(num_parents, dtype=jnp.int32), families - 1)
     return _set_leaves(tree, leaves, jnp.full(num_envs, priority), parents)
 
 
@@ -245,8 +250,8 @@ def _set_leaves(tree: tuple[jax.Array, ...], leaves: jax.Array, values: jax.Arra
 
 def _draw_leaves(tree: tuple[jax.Array, ...], key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """Leaves in proportion to their values, and those values."""
-    triangle = jnp.triu(jnp.ones((NUM_CHILDREN, NUM_CHILDREN)))
-    parts = jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))
+    triangle = jnp.triu(jnp.ones((NUM_CHILDREN, NUM_CHILDREN), jnp.float32))
+    parts = jnp.arange(batch_size, dtype=jnp.float32) + jax.random.uniform(key, (batch_size,), jnp.float32)
     rest = parts / batch_size * jnp.sum(tree[0])
     nodes, picked = jnp.zeros(batch_size, jnp.int32), rest
     for level in tree:

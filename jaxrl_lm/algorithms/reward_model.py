@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, SupervisedAlgorithm, make_supervised
+from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, make_supervised
 from jaxrl_lm.core import preference_losses
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.types import PyTree, SupervisedLearner
 
 Objective = Literal["pairwise", "best_of_k", "binary"]
 Score = Callable[[PyTree, PyTree], jax.Array]
@@ -46,7 +46,7 @@ class PreferenceBatch:
 
 def make_reward_model(
     objective: Objective, config: AdamWConfig, score: Score, *, num_updates: int
-) -> SupervisedAlgorithm:
+) -> SupervisedLearner:
     """A reward model's `init` and `update`; leaves of a `PreferenceBatch` are `[num_accumulated, B, ...]`.
 
     Args:

@@ -10,16 +10,16 @@ Reference: Ouyang et al., 2022, Training Language Models to Follow Instructions 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, SupervisedAlgorithm, make_supervised
+from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, make_supervised
 from jaxrl_lm.core import masked
 from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.models.causal_lm import encode
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.types import PyTree, SupervisedLearner
 
 
-def make_sft(config: AdamWConfig, model: CausalLM, *, num_updates: int) -> SupervisedAlgorithm:
+def make_sft(config: AdamWConfig, model: CausalLM, *, num_updates: int) -> SupervisedLearner:
     """SFT's `init` and `update`; batches are `PackedRows` of `[num_accumulated, B, T]`.
 
     Args:

@@ -12,15 +12,15 @@ Reference: Loshchilov and Hutter, 2017, Decoupled Weight Decay Regularization.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl_lm.errors import InputError
-from jaxrl_lm.types import Metrics, PyTree
+from jaxrl_lm import checks
+from jaxrl_lm.types import Metrics, PyTree, SupervisedLearner
 
 ScheduleKind = Literal["cosine", "linear", "constant"]
 
@@ -50,17 +50,14 @@ class AdamWConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.schedule not in get_args(ScheduleKind):
-            raise InputError(f"schedule={self.schedule!r} must be one of {', '.join(get_args(ScheduleKind))}")
-        for name in ("learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("weight_decay", "max_grad_norm"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
-        for name in ("warmup_fraction", "b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        checks.one_of(self, schedule=ScheduleKind)
+        checks.above(self, 0, "learning_rate", "epsilon")
+        checks.at_least(self, 0, "weight_decay", "max_grad_norm")
+        checks.fraction(self, "warmup_fraction", "b1", "b2")
+
+    def follows_length(self) -> bool:
+        """Whether the learning rate depends on the run's length, which then cannot be changed."""
+        return self.schedule != "constant" or self.warmup_fraction > 0
 
 
 @struct.dataclass(kw_only=True)
@@ -115,22 +112,9 @@ LossFunction = Callable[[PyTree, PyTree, PyTree], LossSums]
 """`loss(params, batch, hyperparams.loss) -> LossSums`."""
 
 
-class SupervisedAlgorithm(NamedTuple):
-    """A pair of pure functions.
-
-    Attributes:
-        init: `init(params) -> state`.
-        update: `update(state, batch) -> (state, metrics)`; leaves of the batch `[num_accumulated, B, ...]`, of which
-            one `[B, ...]` is in memory at a time.
-    """
-
-    init: Callable[[PyTree], SupervisedState]
-    update: Callable[[SupervisedState, PyTree], tuple[SupervisedState, Metrics]]
-
-
 def make_supervised(
     config: AdamWConfig, loss: LossFunction, *, num_updates: int, loss_hyperparams: PyTree = None
-) -> SupervisedAlgorithm:
+) -> SupervisedLearner:
     """`init` and `update` for a loss.
 
     Args:
@@ -177,7 +161,7 @@ def make_supervised(
         )
         return new, metrics | {"loss/grad_norm": grad_norm, "learning_rate": rate}
 
-    return SupervisedAlgorithm(init=init, update=update)
+    return SupervisedLearner(init=init, update=update, loss=loss)
 
 
 def rate_schedule(config: AdamWConfig, num_updates: int) -> optax.Schedule:

@@ -7,25 +7,33 @@ with `XLA_FLAGS=--xla_gpu_deterministic_ops=true`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import spaces
 
-from jaxrl_lm.algorithms.schedules import linear_schedule, visit_schedule
-from jaxrl_lm.core import td_targets
-from jaxrl_lm.envs.base import MaskedObservation, reset_batch, step_batch
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.schedules import linear_schedule, run_share, visit_schedule
+from jaxrl_lm.core import q_losses
+from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
+from jaxrl_lm.envs.base import MaskedObservation
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.rollouts import episodes
-from jaxrl_lm.rollouts.episodes import EpisodeTracker
+from jaxrl_lm.rollouts.acting import (
+    ActingState,
+    acting_axes,
+    fill_axes,
+    start_acting,
+    step_acting,
+    take_episode_metrics,
+)
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 TabularKind = Literal["q-learning", "double-q", "sarsa", "expected-sarsa", "q-lambda"]
 
 # Visits are counted no further, so that the int32 of an entry never runs over within one update.
-MAX_VISITS = 2**30
+MAX_VISITS = WRAPPED_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +47,11 @@ class TabularConfig:
             all targets.
         discount: gamma.
         epsilon_start: share of uniformly drawn actions at the first step.
-        epsilon_end: share of uniformly drawn actions after `epsilon_steps`.
-        epsilon_steps: environment steps over which the share falls linearly, update by update; 0 begins at its end.
+        epsilon_end: share of uniformly drawn actions after `epsilon_fraction` of the run.
+        epsilon_fraction: share of the run over which the share of random actions falls linearly, update by update; 0
+            begins at its end.
+        anneal_updates: updates of the run, over which epsilon changes; None lets the trainer fill it in (in
+            `make_tabular` alone it then begins at its end, as with 0).
         trace_decay: lambda of q-lambda; the others do not read it.
         initial_value: every entry of the table at the start; a high one makes agents explore.
         num_envs: environments stepped together.
@@ -53,27 +64,22 @@ class TabularConfig:
     discount: float = 0.9
     epsilon_start: float = 0.1
     epsilon_end: float = 0.1
-    epsilon_steps: int = 0
+    epsilon_fraction: float = 0.5
+    anneal_updates: int | None = None
     trace_decay: float = 0.9
     initial_value: float = 0.0
     num_envs: int = 1
     num_steps: int = 128
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(TabularKind):
-            raise InputError(f"kind={self.kind!r} must be one of {', '.join(get_args(TabularKind))}")
-        if not 0 < self.learning_rate <= 1:
-            raise InputError(f"learning_rate={self.learning_rate} must lie in (0, 1]; a target is overshot by more")
-        if not abs(self.initial_value) < float("inf"):
-            raise InputError(f"initial_value={self.initial_value} must be a finite number")
-        for name in ("visit_power", "discount", "epsilon_start", "epsilon_end", "trace_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")
-        for name in ("num_envs", "num_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.epsilon_steps < 0:
-            raise InputError(f"epsilon_steps={self.epsilon_steps} must be 0 or more")
+        checks.one_of(self, kind=TabularKind)
+        checks.above(self, 0, "learning_rate")
+        checks.between(self, 0, 1, "learning_rate", why="a target is overshot by more")
+        checks.finite(self, "initial_value")
+        names = ("discount", "epsilon_start", "epsilon_end", "epsilon_fraction", "visit_power", "trace_decay")
+        checks.between(self, 0, 1, *names)
+        checks.at_least(self, 1, "num_envs", "num_steps")
+        checks.at_least(self, 0, "anneal_updates")
         if self.num_envs * self.num_steps > MAX_VISITS:
             raise InputError(
                 f"num_steps={self.num_steps} of num_envs={self.num_envs} environments are more than {MAX_VISITS} steps "
@@ -90,7 +96,7 @@ class TabularHyperparams:
     discount: PyTree
     epsilon_start: PyTree
     epsilon_end: PyTree
-    epsilon_steps: PyTree
+    epsilon_fraction: PyTree
     trace_decay: PyTree
 
 
@@ -105,9 +111,7 @@ class TabularState:
         visits: how often each entry was learned, int32 `[K, S, A]`, counted up to 2^30.
         traces: eligibility of each entry, float32 `[B, S, A]`; None but for q-lambda.
         next_actions: what SARSA has decided to do next, int32 `[B]`; None for the others.
-        observations: states that the agents are in, int `[B]`.
-        env_states: of the environments, leaves `[B, ...]`.
-        tracker: running episodes.
+        acting: the environments; their observations are the states of the table, int `[B]`.
         hyperparams: traced settings.
         key: base of all randomness.
         num_updates: updates made, int32 scalar.
@@ -117,9 +121,7 @@ class TabularState:
     visits: PyTree
     traces: PyTree
     next_actions: PyTree
-    observations: PyTree
-    env_states: PyTree
-    tracker: EpisodeTracker
+    acting: ActingState
     hyperparams: TabularHyperparams
     key: PyTree
     num_updates: PyTree
@@ -151,9 +153,7 @@ def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> Environmen
         return _init(config, env, env_params, key, (num_states, num_actions))
 
     def update(state: TabularState, env_params: Any) -> tuple[TabularState, Metrics]:
-        # As a float: the number of steps may be beyond an int32's reach.
-        num_steps = state.num_updates * jnp.float32(config.num_envs * config.num_steps)
-        epsilon = _epsilon(state.hyperparams, num_steps)
+        epsilon = _epsilon(config, state.hyperparams, state.num_updates)
         visits = jnp.minimum(state.visits, MAX_VISITS)
 
         def step(state: TabularState, key: jax.Array) -> tuple[TabularState, jax.Array]:
@@ -161,8 +161,8 @@ def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> Environmen
 
         keys = jax.random.split(jax.random.fold_in(state.key, state.num_updates), config.num_steps)
         state, errors = jax.lax.scan(step, replace(state, visits=visits), keys)
-        tracker, metrics = episodes.take_metrics(state.tracker)
-        state = replace(state, tracker=tracker, num_updates=state.num_updates + 1)
+        acting, metrics = take_episode_metrics(state.acting)
+        state = replace(state, acting=acting, num_updates=next_count(state.num_updates))
         return state, metrics | {"loss/td_error": jnp.mean(errors), "policy/epsilon": epsilon}
 
     return EnvironmentLearner(
@@ -171,7 +171,13 @@ def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> Environmen
         act=_act,
         init_memory=lambda num_envs: None,
         steps_per_update=config.num_envs * config.num_steps,
+        batch_axes=_batch_axes,
     )
+
+
+def _batch_axes(state: TabularState) -> TabularState:
+    of_envs = {"traces": fill_axes(state.traces, 0), "next_actions": fill_axes(state.next_actions, 0)}
+    return replace(fill_axes(state), acting=acting_axes(state.acting), **of_envs)
 
 
 def _table_size(env: Any, env_params: Any) -> tuple[int, int]:
@@ -193,23 +199,21 @@ def _table_size(env: Any, env_params: Any) -> tuple[int, int]:
 
 def _init(config: TabularConfig, env: Any, env_params: Any, key: jax.Array, size: tuple[int, int]) -> TabularState:
     state_key, reset_key, act_key = jax.random.split(key, 3)
-    observations, env_states = reset_batch(env, reset_key, config.num_envs, env_params)
+    acting = start_acting(env, reset_key, config.num_envs, env_params)
     shape = (2 if config.kind == "double-q" else 1, *size)
     q_values = jnp.full(shape, config.initial_value, jnp.float32)
     names = TabularHyperparams.__dataclass_fields__
     hyperparams = TabularHyperparams(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names})
     next_actions = None
     if config.kind == "sarsa":
-        next_actions = _choose(q_values, observations, _epsilon(hyperparams, 0), act_key)
+        epsilon = _epsilon(config, hyperparams, jnp.zeros((), jnp.int32))
+        next_actions = _choose(q_values, acting.observations, epsilon, act_key)
     return TabularState(
         q_values=q_values,
         visits=jnp.zeros(shape, jnp.int32),
-        traces=jnp.zeros((config.num_envs, *size)) if config.kind == "q-lambda" else None,
+        traces=jnp.zeros((config.num_envs, *size), jnp.float32) if config.kind == "q-lambda" else None,
         next_actions=next_actions,
-        # A copy: where an environment shows a field of its state, one buffer could not be donated twice.
-        observations=jnp.copy(observations),
-        env_states=env_states,
-        tracker=episodes.init_tracker(config.num_envs),
+        acting=acting,
         hyperparams=hyperparams,
         key=state_key,
         num_updates=jnp.zeros((), jnp.int32),
@@ -220,22 +224,23 @@ def _act(
     state: TabularState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
 ) -> tuple[jax.Array, PyTree]:
     del is_first
-    return _choose(state.q_values, observations, jnp.zeros(()), key), memory
+    return _choose(state.q_values, observations, jnp.zeros((), jnp.float32), key), memory
 
 
-def _epsilon(hyperparams: TabularHyperparams, num_steps: Any) -> jax.Array:
-    return linear_schedule(num_steps, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_steps)
+def _epsilon(config: TabularConfig, hyperparams: TabularHyperparams, num_updates: jax.Array) -> jax.Array:
+    progress = run_share(num_updates, config.anneal_updates)
+    return linear_schedule(progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction)
 
 
 def _choose(q_values: jax.Array, observations: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Array:
     """Epsilon-greedy actions, int32 `[B]`; actions of the same value are equally likely."""
     q = jnp.mean(q_values[:, observations], axis=0)
     # One number decides both whether to explore and, stretched to [0, 1) again, which candidate it is.
-    drawn = jax.random.uniform(key, observations.shape)
+    drawn = jax.random.uniform(key, observations.shape, jnp.float32)
     is_random = drawn < epsilon
     stretched = jnp.where(is_random, drawn / epsilon, (drawn - epsilon) / (1.0 - epsilon))
-    is_candidate = td_targets.is_greedy(q) | is_random[:, None]
-    num_so_far = jnp.cumsum(is_candidate, axis=-1)
+    is_candidate = q_losses.is_greedy(q) | is_random[:, None]
+    num_so_far = jnp.cumsum(is_candidate, axis=-1, dtype=jnp.int32)
     rank = (stretched * num_so_far[:, -1]).astype(jnp.int32)
     # The index of the candidate of that rank: how many actions come before it.
     return jnp.sum(num_so_far <= rank[:, None], axis=-1, dtype=jnp.int32)
@@ -260,11 +265,11 @@ def _step(
     act_key, env_key, table_key, next_key = jax.random.split(key, 4)
     actions = state.next_actions
     if actions is None:
-        actions = _choose(state.q_values, state.observations, epsilon, act_key)
-    result = step_batch(env, env_key, state.env_states, actions, env_params)
+        actions = _choose(state.q_values, state.acting.observations, epsilon, act_key)
+    acting, result = step_acting(env, env_key, state.acting, actions, env_params)
     steps = _Steps(
         tables=_draw_tables(state.q_values.shape[0], actions.shape, table_key),
-        observations=state.observations,
+        observations=state.acting.observations,
         actions=actions,
         rewards=result.rewards,
         discounts=jnp.where(result.terminated, 0.0, state.hyperparams.discount),
@@ -277,15 +282,10 @@ def _step(
         first_actions = _choose(state.q_values, result.observations, epsilon, act_key)
         state = replace(state, next_actions=jnp.where(steps.is_done, first_actions, boot_actions))
     targets = _targets(config.kind, state.q_values, steps, epsilon, boot_actions)
-    errors = td_targets.td_errors(state.q_values[steps.tables, steps.observations], actions, targets)
+    entries = q_losses.values_of_actions(state.q_values[steps.tables, steps.observations], actions)
+    errors = targets - entries
     learn = _learn_by_traces if config.kind == "q-lambda" else _learn
-    state = replace(
-        learn(state, steps, errors),
-        observations=result.observations,
-        env_states=result.states,
-        tracker=episodes.track(state.tracker, result.rewards, result.terminated, result.truncated),
-    )
-    return state, jnp.mean(jnp.abs(errors))
+    return replace(learn(state, steps, errors), acting=acting), jnp.mean(jnp.abs(errors))
 
 
 def _draw_tables(num_tables: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
@@ -301,13 +301,13 @@ def _targets(
     q_t = q_values[steps.tables, steps.next_observations]
     if kind == "double-q":
         q_t_value = q_values[1 - steps.tables, steps.next_observations]
-        return td_targets.double_q_learning(steps.rewards, steps.discounts, q_t_value, q_t)
+        return q_losses.double_q_targets(steps.rewards, steps.discounts, q_t_value, q_t)
     if kind == "expected-sarsa":
-        probs_t = td_targets.epsilon_greedy_probs(q_t, epsilon)
-        return td_targets.expected_sarsa(steps.rewards, steps.discounts, q_t, probs_t)
+        probs_t = q_losses.epsilon_greedy_probs(q_t, epsilon)
+        return q_losses.expected_sarsa_targets(steps.rewards, steps.discounts, q_t, probs_t)
     if boot_actions is not None:
-        return td_targets.sarsa(steps.rewards, steps.discounts, q_t, boot_actions)
-    return td_targets.q_learning(steps.rewards, steps.discounts, q_t)
+        return q_losses.sarsa_targets(steps.rewards, steps.discounts, q_t, boot_actions)
+    return q_losses.q_learning_targets(steps.rewards, steps.discounts, q_t)
 
 
 def _learn(state: TabularState, steps: _Steps, errors: jax.Array) -> TabularState:
@@ -324,9 +324,9 @@ def _learn_by_traces(state: TabularState, steps: _Steps, errors: jax.Array) -> T
     """Move each entry by the mean of the errors, weighted by its eligibility where that sums to more than 1."""
     hyperparams, (q_values,) = state.hyperparams, state.q_values
     num_envs = jnp.arange(errors.shape[0])
-    is_greedy = td_targets.is_greedy(q_values[steps.observations])[num_envs, steps.actions]
+    is_greedy = q_losses.is_greedy(q_values[steps.observations])[num_envs, steps.actions]
     decay = jnp.where(is_greedy, hyperparams.discount * hyperparams.trace_decay, 0.0)
-    traces = td_targets.replacing_traces(state.traces, steps.observations, steps.actions, decay)
+    traces = q_losses.replacing_traces(state.traces, steps.observations, steps.actions, decay)
     visits = state.visits.at[0, steps.observations, steps.actions].add(1)
     weights = jnp.maximum(jnp.sum(traces, axis=0), 1.0)
     rates = visit_schedule(hyperparams.learning_rate, weights, jnp.maximum(visits[0], 1), hyperparams.visit_power)

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 
 _FLAG = "--config"
@@ -41,10 +40,7 @@ def expand_config_file(args: list[str]) -> list[str]:
 
 
 def _read(file: str) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{_FLAG} {file!r} cannot be read ({error}); name a YAML file of options") from error
+    content = guarded.read_yaml(Path(file), remedy=f"name a YAML file of options in {_FLAG}")
     if not isinstance(content, Mapping):
         raise InputError(f"{_FLAG} {file!r} holds no mapping of option names to values")
     return content

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
+from jaxrl_lm.algorithms import AdamWConfig, KLConfig, PPOConfig
 from jaxrl_lm.cli.rlhf import run_chain
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
-from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
-from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
-from jaxrl_lm.training.supervised_config import SFTConfig
+from jaxrl_lm.rollouts import AnswerConfig
+from jaxrl_lm.training.reward_model.config import NormalisationConfig
+from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
 
 # A GPT-2 of 0.9 M parameters, its prompts and examples of better replies: made by experiments/005_dialogue_model.
 DIALOGUE = Path(__file__).resolve().parents[1] / "assets" / "dialogue"
@@ -52,37 +51,24 @@ def demo_chain(config: DemoConfig) -> RLHFConfig:
         out=config.out,
         num_judged=100,
         labels=LabelingConfig(gold="good_manners", num_pairs=1536, noise=0.3),
-        sft=SFTConfig(
-            model="",
-            data="",
-            out="",
+        sft=FineTuningStage(
             num_epochs=2.0,
             row_length=128,
             max_new_tokens=_MAX_NEW_TOKENS,
             optimizer=AdamWConfig(learning_rate=1e-3, schedule="cosine", warmup_fraction=0.1),
-            seed=config.seed,
         ),
-        reward_model=RewardTrainingConfig(
-            model="",
-            preferences="",
-            out="",
+        reward_model=RewardModelStage(
             num_epochs=2.0,
             batch_size=16,
             optimizer=AdamWConfig(learning_rate=5e-4, schedule="linear", warmup_fraction=0.1, weight_decay=0.0),
             normalisation=NormalisationConfig(num_samples=256),
-            seed=config.seed,
         ),
-        ppo=LanguagePPOConfig(
-            model="",
-            prompts="",
-            reward="",
-            out="",
+        ppo=PPOStage(
             num_updates=config.num_updates,
             batch_size=64,
             answers=AnswerConfig(max_new_tokens=_MAX_NEW_TOKENS),
             kl=KLConfig(coefficient=0.1, target=None),
             ppo=PPOConfig(learning_rate=1e-4, num_epochs=2, num_minibatches=2),
-            seed=config.seed,
         ),
         seed=config.seed,
     )

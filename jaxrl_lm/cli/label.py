@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from jaxrl_lm.cli.label_import import read_judged
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode, Pairs
-from jaxrl_lm.training.judgements import load_named_tokenizer
+from jaxrl_lm.training.reward_model.judgements import load_named_tokenizer
 
 _SERVE = "serve"
 _NUM_SHOWN = 5
@@ -178,41 +179,45 @@ def run_serve(config: ServeConfig) -> None:
     serve_labels(config)
 
 
-def serve_labels(config: ServeConfig) -> bool:
-    """Make or read the answers, and serve the page until Ctrl-C, or until nothing is left where that is wanted.
+def serve_labels(config: ServeConfig) -> int | None:
+    """Make or read the answers, and serve the page until a signal, or until nothing is left where that is wanted.
 
     Returns:
-        whether it was Ctrl-C.
+        the number of the signal, Ctrl-C or SIGTERM, that ended it; None where nothing was left.
     """
     console = Console(file=sys.stdout)
     rows = None if config.answers is None else read_answers(config.answers, config.prompt_column)
     found = None if rows is None else feedback.make_items(rows, config.mode, pairs=config.pairs)
-    with feedback.listen(config.port) as listener:
-        engine = _open(config.out, config.database, is_new_allowed=bool(config.policy or config.answers))
-        with feedback.lock_server(engine) as check_lock:
-            if config.policy is not None:
-                found = feedback.make_items(_answer(config, config.policy), config.mode, pairs=config.pairs)
-            if found is not None:
-                _say_what_is_new(console, found, feedback.add_items(engine, found.items))
-            _check_mode(engine, config.mode)
-            store = feedback.LabelStore(
-                engine, mode=config.mode, overlap=config.overlap, lease_seconds=60 * config.lease_minutes
+    is_new_allowed = bool(config.policy or config.answers)
+    with (
+        feedback.listen(config.port) as listener,
+        _opened(config.out, config.database, is_new_allowed=is_new_allowed) as engine,
+        feedback.lock_server(engine) as check_lock,
+    ):
+        if config.policy is not None:
+            found = feedback.make_items(_answer(config, config.policy), config.mode, pairs=config.pairs)
+        if found is not None:
+            _say_what_is_new(console, found, feedback.add_items(engine, found.items))
+        _check_mode(engine, config.mode)
+        feedback.keep_overlap(engine, config.mode, config.overlap)
+        store = feedback.LabelStore(
+            engine, mode=config.mode, overlap=config.overlap, lease_seconds=60 * config.lease_minutes
+        )
+        stopped_by = None
+        try:
+            feedback.serve(
+                store,
+                listener,
+                hosts=config.hosts,
+                is_ended_when_done=config.end_when_done,
+                check_lock=check_lock,
+                announce=_announce,
             )
-            is_stopped = False
-            try:
-                feedback.serve(
-                    store,
-                    listener,
-                    hosts=config.hosts,
-                    is_ended_when_done=config.end_when_done,
-                    check_lock=check_lock,
-                    announce=_announce,
-                )
-            except KeyboardInterrupt:
-                is_stopped = True
-                console.print("Stopped.")
-            print_statistics(feedback.compute_statistics(engine, config.mode), overlap=config.overlap)
-    return is_stopped
+        except KeyboardInterrupt as stop:
+            stopped_by = stop.args[0] if stop.args else signal.SIGINT
+            console.print("Stopped.")
+        print_statistics(feedback.compute_statistics(engine, config.mode), overlap=config.overlap)
+    return stopped_by
 
 
 def run_export(config: ExportConfig) -> None:
@@ -222,18 +227,18 @@ def run_export(config: ExportConfig) -> None:
         raise InputError(f"out={config.out!r} exists; choose another file")
     if not out.parent.is_dir():
         raise InputError(f"out={config.out!r}: there is no folder {str(out.parent)!r}; make it first")
-    engine = _open(config.labels, config.database, is_new_allowed=False)
-    modes: list[Mode] = [config.mode] if config.mode else feedback.list_modes(engine)
-    if len(modes) != 1:
-        raise InputError(f"mode: the labels are of {' and '.join(modes) or 'no mode'}; name one by --mode")
-    if config.all_verdicts:
-        rows = feedback.export_verdicts(engine, modes[0], names=config.annotators)
-        text = f"{len(rows)} verdicts in {config.out}"
-    else:
-        exported = feedback.export_labels(engine, modes[0], names=config.annotators)
-        rows = exported.rows
-        left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
-        text = f"{len(rows)} labels in {config.out}; {left_out} (--all-verdicts writes them too)"
+    with _opened(config.labels, config.database, is_new_allowed=False) as engine:
+        modes: list[Mode] = [config.mode] if config.mode else feedback.list_modes(engine)
+        if len(modes) != 1:
+            raise InputError(f"mode: the labels are of {' and '.join(modes) or 'no mode'}; name one by --mode")
+        if config.all_verdicts:
+            rows = feedback.export_verdicts(engine, modes[0], names=config.annotators)
+            text = f"{len(rows)} verdicts in {config.out}"
+        else:
+            exported = feedback.export_labels(engine, modes[0], names=config.annotators)
+            rows = exported.rows
+            left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
+            text = f"{len(rows)} labels in {config.out}; {left_out} (--all-verdicts writes them too)"
     storage.write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print_text(text, soft_wrap=True)
 
@@ -242,8 +247,8 @@ def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and say how many were new."""
     tokenizer = None if config.tokenizer is None else load_named_tokenizer("tokenizer", config.tokenizer)
     judged = read_judged(config.source, config.mode, annotator=config.annotator, tokenizer=tokenizer)
-    engine = _open(config.labels, config.database, is_new_allowed=True)
-    counts = feedback.import_labels(engine, judged)
+    with _opened(config.labels, config.database, is_new_allowed=True) as engine:
+        counts = feedback.import_labels(engine, judged)
     text = f"{counts.num_added} labels added, {counts.num_repeated} were there already"
     if counts.num_contradicting:
         who = config.annotator or "the same person"
@@ -253,9 +258,10 @@ def run_import(config: ImportConfig) -> None:
 
 def run_stats(config: StatsConfig) -> None:
     """Print the statistics of every mode."""
-    engine = _open(config.labels, config.database, is_new_allowed=False)
-    for mode in feedback.list_modes(engine):
-        print_statistics(feedback.compute_statistics(engine, mode))
+    with _opened(config.labels, config.database, is_new_allowed=False) as engine:
+        for mode in feedback.list_modes(engine):
+            overlap = feedback.kept_overlap(engine, mode)
+            print_statistics(feedback.compute_statistics(engine, mode), overlap=overlap)
 
 
 LABEL_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -271,7 +277,9 @@ def _call(command: Callable[[Any], None], config: Any) -> None:
         command(config)
 
 
-def _open(folder: str | None, database: str | None, *, is_new_allowed: bool) -> Engine:
+@contextmanager
+def _opened(folder: str | None, database: str | None, *, is_new_allowed: bool) -> Iterator[Engine]:
+    """The database of labels, closed at the end, so that SQLite's file holds all and its WAL file is gone."""
     if folder is None and database is None:
         raise InputError("labels: none given; name the folder that `jaxrl-lm label` wrote by --labels FOLDER")
     if is_new_allowed and folder is not None:
@@ -280,7 +288,11 @@ def _open(folder: str | None, database: str | None, *, is_new_allowed: bool) -> 
         except OSError as error:
             raise InputError(f"{folder!r} cannot be made a folder ({error}); name another") from error
     url = database or f"sqlite:///{Path(folder or '') / 'labels.sqlite'}"
-    return feedback.open_database(url, is_new_allowed=is_new_allowed)
+    engine = feedback.open_database(url, is_new_allowed=is_new_allowed)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _check_mode(engine: Engine, mode: Mode) -> None:

@@ -38,20 +38,24 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: An
             if row.get("verdict") is not None and row.get("completions") is not None:
                 return [_verdict(row, name, where)]
             judged = _JUDGED[mode](row, where, decode)
-            seconds = _optional_number(row, "seconds", where) if len(judged) == 1 else None
-            return [JudgedItem(item=item, verdict=verdict, annotator=name, seconds=seconds) for item, verdict in judged]
+            # Of a row that is several items, such as a ranking, time and order are not known.
+            is_one = len(judged) == 1
+            seconds = _optional_number(row, "seconds", where) if is_one else None
+            order = _shown_order(row, mode, where) if is_one else None
+            return [
+                JudgedItem(item=item, verdict=verdict, annotator=name, seconds=seconds, shown_order=order)
+                for item, verdict in judged
+            ]
 
     return data.read_records(source, parse)
 
 
 def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
-    mode, completions, order = fields.required(row, "mode", where), row["completions"], row.get("shown_order")
+    mode, completions = fields.required(row, "mode", where), row["completions"]
     if mode not in MODES:
         raise InputError(f"{where}: mode={mode!r} is none of {', '.join(MODES)}")
     if not isinstance(completions, list):
         raise InputError(f"{where}: completions={completions!r:.60} is no list; give the answers to the prompt")
-    if order is not None and not (isinstance(order, list) and all(type(place) is int for place in order)):
-        raise InputError(f"{where}: shown_order={order!r:.60} is no list of places; leave it out if it is not known")
     answers = {str(place): completion for place, completion in enumerate(completions)}
     return JudgedItem(
         item=Item(
@@ -62,9 +66,30 @@ def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
         verdict=str(row["verdict"]),
         annotator=name,
         seconds=_optional_number(row, "seconds", where),
-        shown_order=None if order is None else tuple(order),
+        shown_order=_places(row, where),
         created_at=_optional_number(row, "created_at", where),
     )
+
+
+def _shown_order(row: dict[str, Any], mode: Mode, where: str) -> tuple[int, ...] | None:
+    """The order in which the answers of a data set's row were shown, as `label export` writes it."""
+    if mode == "best-of-4":
+        return _places(row, where)
+    is_first = row.get("is_chosen_shown_first")
+    if mode == "thumbs" or is_first in (None, ""):
+        return None
+    if not isinstance(is_first, bool):
+        raise InputError(f"{where}: is_chosen_shown_first={is_first!r:.60} must be true or false, or left out")
+    return (0, 1) if is_first else (1, 0)
+
+
+def _places(row: dict[str, Any], where: str) -> tuple[int, ...] | None:
+    order = row.get("shown_order")
+    if order is None:
+        return None
+    if not (isinstance(order, list) and all(type(place) is int for place in order)):
+        raise InputError(f"{where}: shown_order={order!r:.60} is no list of places; leave it out if it is not known")
+    return tuple(order)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from jaxrl_lm.feedback import LabelStatistics
 _NONE = "-"
 
 
-def print_statistics(statistics: LabelStatistics, *, overlap: int = 1) -> None:
+def print_statistics(statistics: LabelStatistics, *, overlap: int) -> None:
     """Who did how much, how fast, and how far they agree.
 
     Args:

@@ -1,4 +1,4 @@
-"""Commands on language models: `ppo`, `rloo`, `grpo` and `generate`."""
+"""Commands on language models: those that train one, and `generate`."""
 
 import json
 import sys
@@ -15,32 +15,23 @@ from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
-from jaxrl_lm.training.group_config import GroupConfig
-from jaxrl_lm.training.language_config import LanguagePPOConfig
-from jaxrl_lm.training.language_groups import train_language_groups
-from jaxrl_lm.training.language_ppo import train_language_ppo
-
-_SHOWN = (
-    "reward/mean",
-    "kl/answer",
-    "answer/length",
-    "ratio/first_max_error",
-    "ratio/rollout_max_error",
-    "time/update",
-)
+from jaxrl_lm.training.offline.config import OfflineRunConfig
+from jaxrl_lm.training.offline.train import train_offline
+from jaxrl_lm.training.online.config import OnlineRunConfig
+from jaxrl_lm.training.online.train import train_online
 
 
-def run_ppo(config: LanguagePPOConfig) -> None:
-    """Train a language model by PPO and say where everything lies."""
-    print_result(train_language_ppo(config))
+def run_offline(config: OfflineRunConfig) -> None:
+    """Train a language model on examples and say where everything is."""
+    print_result(train_offline(config), config.SHOWN)
 
 
-def run_groups(config: GroupConfig) -> None:
-    """Train a language model by RLOO or GRPO and say where everything lies."""
-    print_result(train_language_groups(config))
+def run_online(config: OnlineRunConfig) -> None:
+    """Train a language model on its own answers and say where everything is."""
+    print_result(train_online(config), config.SHOWN)
 
 
-def print_result(folder: storage.RunFolder, shown: tuple[str, ...] = _SHOWN) -> None:
+def print_result(folder: storage.RunFolder, shown: tuple[str, ...]) -> None:
     """First and last of the named metrics of a run, and its files."""
     curves = storage.read_metrics(folder)
     table = Table("", "first", "last")

@@ -15,26 +15,21 @@ from jaxrl_lm.cli.demo import DemoConfig, run_demo
 from jaxrl_lm.cli.doctor import DoctorConfig, run_doctor
 from jaxrl_lm.cli.environment import EvaluateConfig, ReportConfig, parse_train, run_evaluate, run_report
 from jaxrl_lm.cli.extras import needing
-from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_groups, run_ppo
+from jaxrl_lm.cli.language import GenerateConfig, run_generate, run_offline, run_online
 from jaxrl_lm.cli.reward import run_reward_model
 from jaxrl_lm.cli.rlhf import run_chain
-from jaxrl_lm.cli.sft import run_dpo, run_sft
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import visible_text
-from jaxrl_lm.training.group_config import GRPOConfig, RLOOConfig
-from jaxrl_lm.training.language_config import LanguagePPOConfig
-from jaxrl_lm.training.reward_config import RewardTrainingConfig
-from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.offline.train import OFFLINE
+from jaxrl_lm.training.online.train import ONLINE
+from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
+from jaxrl_lm.training.rlhf.config import RLHFConfig
 from jaxrl_lm.training.run import Interrupted, RunFailedError
-from jaxrl_lm.training.supervised_config import DPOConfig, SFTConfig
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "sft": (SFTConfig, run_sft),
-    "dpo": (DPOConfig, run_dpo),
-    "reward-model": (RewardTrainingConfig, run_reward_model),
-    "ppo": (LanguagePPOConfig, run_ppo),
-    "rloo": (RLOOConfig, run_groups),
-    "grpo": (GRPOConfig, run_groups),
+    **{name: (kind, run_offline) for name, (kind, _) in OFFLINE.items()},
+    "reward-model": (RewardModelRunConfig, run_reward_model),
+    **{name: (kind, run_online) for name, (kind, _) in ONLINE.items()},
     "rlhf": (RLHFConfig, run_chain),
     "generate": (GenerateConfig, run_generate),
     "evaluate": (EvaluateConfig, run_evaluate),

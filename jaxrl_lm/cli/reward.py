@@ -5,11 +5,11 @@ from rich.table import Table
 
 from jaxrl_lm import storage
 from jaxrl_lm.cli.console import print_text
-from jaxrl_lm.training.reward_config import RewardTrainingConfig
-from jaxrl_lm.training.reward_model import train_reward_model
+from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
+from jaxrl_lm.training.reward_model.train import train_reward_model
 
 
-def run_reward_model(config: RewardTrainingConfig) -> None:
+def run_reward_model(config: RewardModelRunConfig) -> None:
     """Train a reward model, and say how good it is, beside the bag of words, and where it lies."""
     folder = train_reward_model(config)
     console = Console()

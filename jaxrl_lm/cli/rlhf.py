@@ -1,7 +1,5 @@
 """`jaxrl-lm rlhf`: the whole chain, with labels from a simulated annotator, a file, or people on a web page."""
 
-import signal
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,16 +9,16 @@ from jaxrl_lm import rewards, storage
 from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
-from jaxrl_lm.training.chain_report import table_of
-from jaxrl_lm.training.judgements import labels_tokenizer
-from jaxrl_lm.training.rlhf import ChainResult, Judge, Pair, file_judge, run_rlhf, simulated_judge
-from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.reward_model.judgements import labels_tokenizer
+from jaxrl_lm.training.rlhf.config import RLHFConfig
+from jaxrl_lm.training.rlhf.report import table_of
+from jaxrl_lm.training.rlhf.train import Annotate, ChainResult, Pair, file_annotator, run_rlhf, simulated_annotator
 from jaxrl_lm.training.run import Interrupted
 
 
 def run_chain(config: RLHFConfig) -> None:
     """Run the chain and print what came of it."""
-    print_chain(run_rlhf(config, _judge(config)))
+    print_chain(run_rlhf(config, _annotator(config)))
 
 
 def print_chain(result: ChainResult) -> None:
@@ -42,40 +40,43 @@ def print_chain(result: ChainResult) -> None:
     print_text(f"report: {result.folder.report_file}", console=console, soft_wrap=True)
 
 
-def _judge(config: RLHFConfig) -> Judge | None:
+def _annotator(config: RLHFConfig) -> Annotate | None:
     labels = config.labels
     if config.reward is not None:
         return None
     if labels.file is not None:
-        return file_judge(labels.file, labels_tokenizer(replace(config.reward_model, model=config.model)))
+        return file_annotator(labels.file, labels_tokenizer(config.model, config.reward_model.labels_tokenizer))
     if labels.annotator == "page":
-        return page_judge(labels.port)
+        return page_annotator(labels.port)
     assert labels.gold is not None
-    return simulated_judge(rewards.load_reward(labels.gold), noise=labels.noise, seed=config.seed)
+    return simulated_annotator(rewards.load_reward(labels.gold), noise=labels.noise, seed=config.seed)
 
 
-def page_judge(port: int) -> Judge:
-    """A judge that serves the pairs on the page of `jaxrl-lm label` until all have been judged or skipped."""
+def page_annotator(port: int) -> Annotate:
+    """An annotator that serves the pairs on the page of `jaxrl-lm label` until all have been judged or skipped."""
     with needing("label", "labels.annotator=page"):
         from jaxrl_lm.cli.label import ServeConfig, database_errors_in_words, serve_labels
         from jaxrl_lm.feedback import export_labels, open_database
 
-    def judge(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
-        room = folder / "people"
-        answers = room / "answers.jsonl"
-        room.mkdir(exist_ok=True)
+    def annotate(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
+        label_folder = folder / "people"
+        answers = label_folder / "answers.jsonl"
+        label_folder.mkdir(exist_ok=True)
         rows = [{"prompt": pair.prompt.prompt, "completions": [pair.first, pair.second]} for pair in pairs]
         storage.write_atomically(answers, "")
         storage.append_jsonl(answers, rows)
         with database_errors_in_words():
-            is_stopped = serve_labels(ServeConfig(out=str(room), answers=str(answers), port=port, end_when_done=True))
-            engine = open_database(f"sqlite:///{room / 'labels.sqlite'}", is_new_allowed=False)
+            stopped_by = serve_labels(
+                ServeConfig(out=str(label_folder), answers=str(answers), port=port, end_when_done=True)
+            )
+            engine = open_database(f"sqlite:///{label_folder / 'labels.sqlite'}", is_new_allowed=False)
             found = export_labels(engine, "pairwise").rows
-        if is_stopped:
+            engine.dispose()
+        if stopped_by is not None:
             raise Interrupted(
                 f"stopped while round {number} was being labelled; the labels are kept, and the same command goes on",
-                signal.SIGINT,
+                stopped_by,
             )
         return [Preference(prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]) for row in found]
 
-    return judge
+    return annotate

@@ -23,7 +23,7 @@ def expected_best_of_n(scores: Float[Array, "*B N"], values: Float[Array, "*B N"
     # w_N = n / N and w_(i-1) = w_i (i - n) / (i - 1): no factorial is ever formed.
     rank = jnp.arange(num_answers, 1, -1, dtype=jnp.float32)
     ratios = jnp.maximum(rank - n, 0) / (rank - 1)
-    weights = n / num_answers * jnp.cumprod(jnp.concatenate([jnp.ones(1), ratios]))[::-1]
+    weights = n / num_answers * jnp.cumprod(jnp.concatenate([jnp.ones(1, jnp.float32), ratios]))[::-1]
     order = jnp.argsort(scores, axis=-1)
     return jnp.take_along_axis(values, order, axis=-1) @ weights
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 ILLEGAL_LOGIT = -1e30  # finite, so that p log p of an illegal action is 0 and not NaN
 _LOG_2PI = 1.8378770664093453
+_LOG_2 = 0.6931471805599453
 
 
 def mask_logits(logits: Float[Array, "*B A"], action_mask: Bool[Array, "*B A"]) -> Float[Array, "*B A"]:
@@ -34,7 +35,7 @@ def sample_categorical(key: Key[Array, ""], logits: Float[Array, "*B A"]) -> Int
     """Draw actions by inverting the cumulative distribution: one uniform number an action drawn."""
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     ends = jnp.cumsum(weights, axis=-1)
-    target = jax.random.uniform(key, logits.shape[:-1]) * ends[..., -1]
+    target = jax.random.uniform(key, logits.shape[:-1], jnp.float32) * ends[..., -1]
     drawn = jnp.sum(ends <= target[..., None], axis=-1, dtype=jnp.int32)
     # Rounding can lead past the last action, or leave 0 < p at the end: the last action with any weight then.
     last = jnp.max(jnp.where(weights > 0, jnp.arange(logits.shape[-1], dtype=jnp.int32), 0), axis=-1)
@@ -42,16 +43,16 @@ def sample_categorical(key: Key[Array, ""], logits: Float[Array, "*B A"]) -> Int
 
 
 def gaussian_log_prob(
-    actions: Float[Array, "*B D"], mean: Float[Array, "*B D"], log_std: Float[Array, " D"]
+    actions: Float[Array, "*B D"], mean: Float[Array, "*B D"], log_std: Float[Array, "... D"]
 ) -> Float[Array, "*B"]:
-    """log N(action; mean, diag(exp(log_std)^2)), summed over dimensions."""
+    """log N(action; mean, diag(exp(log_std)^2)), summed over dimensions; `log_std` `[D]`, or one for each mean."""
     standard = (actions - mean) * jnp.exp(-log_std)
     return -jnp.sum(0.5 * jnp.square(standard) + log_std + 0.5 * _LOG_2PI, axis=-1)
 
 
-def gaussian_entropy(log_std: Float[Array, " D"]) -> Float[Array, ""]:
+def gaussian_entropy(log_std: Float[Array, "*B D"]) -> Float[Array, "*B"]:
     """Entropy of a diagonal Gaussian, nats."""
-    return jnp.sum(log_std + 0.5 * (1.0 + _LOG_2PI))
+    return jnp.sum(log_std + 0.5 * (1.0 + _LOG_2PI), axis=-1)
 
 
 def squash_log_det(raw: Float[Array, "*B D"]) -> Float[Array, "*B"]:
@@ -60,4 +61,4 @@ def squash_log_det(raw: Float[Array, "*B D"]) -> Float[Array, "*B"]:
     Reference: Haarnoja et al., 2018, Soft Actor-Critic, appendix C.
     """
     # 1 - tanh(x)^2 = 4 / (e^x + e^-x)^2
-    return jnp.sum(2.0 * (jnp.log(2.0) - raw - jax.nn.softplus(-2.0 * raw)), axis=-1)
+    return jnp.sum(2.0 * (_LOG_2 - raw - jax.nn.softplus(-2.0 * raw)), axis=-1)

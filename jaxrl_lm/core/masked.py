@@ -102,20 +102,6 @@ def masked_max(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = No
     return jnp.where(jnp.any(keep, axis=axis), largest, 0.0)
 
 
-def masked_min(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
-    """Smallest kept entry: `min_{i: m_i} x_i`.
-
-    Args:
-        x: entries.
-        mask: nonzero where an entry counts.
-        axis: axis or axes to reduce; all of them when None.
-
-    Returns:
-        The minimum; 0 where nothing is kept.
-    """
-    return -masked_max(-x, mask, axis)
-
-
 def whiten(
     x: Float[Array, "*S"], mask: Shaped[Array, "*S"], *, shift_mean: bool, epsilon: float = 1e-8
 ) -> Float[Array, "*S"]:

@@ -40,22 +40,6 @@ def clipped_surrogate(
     return jnp.maximum(-advantages * ratio, -advantages * clipped_ratio)
 
 
-def reinforce(log_probs: Float[Array, "*S"], advantages: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """The score-function loss: `-A * log pi(a | o)`.
-
-    Args:
-        log_probs: log pi of what was chosen, per token or per whole answer, nats.
-        advantages: A, constants.
-
-    Returns:
-        Losses, to minimise; their gradient is the policy gradient, their value means nothing.
-
-    Reference: Williams, 1992, Simple Statistical Gradient-Following Algorithms for Connectionist
-    Reinforcement Learning.
-    """
-    return -advantages * log_probs
-
-
 def group_advantages(
     rewards: Float[Array, "groups group_size"], *, kind: Literal["leave_one_out", "standardized"]
 ) -> Float[Array, "groups group_size"]:

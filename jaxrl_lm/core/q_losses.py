@@ -1,7 +1,24 @@
 """Targets and losses of action values; the last axis of `q_values` is the action.
 
-A step's `discount` is gamma, or 0 where the episode terminates; where it is 0 nothing of what follows is read. An
-action mask says which actions are legal; illegal ones are never the maximum, whatever value they hold.
+A target has two parts: what follows a step is worth `next_values`, and it is looked at after one step, n steps, or a
+mean over all numbers of steps that lambda weights. Each part is chosen for itself:
+
+    next_values of a step                            one step               lambda-returns
+    V(s')                                            TD(0)                  TD(lambda)
+    greedy_values(Q(s', .))                          q_learning_targets     Peng and Williams's Q(lambda)
+    values_of_actions(Q(s', .), a')                  sarsa_targets          SARSA(lambda)
+    expected_values(Q(s', .), probabilities)         expected_sarsa_targets expected SARSA(lambda)
+    values_of_actions(Q(s', .), greedy_actions(Q2))  double_q_targets       double Q(lambda)
+
+Lambda-returns are `returns.lambda_returns(rewards, next_values, discounts, traces, mask)`; n steps are
+`returns.n_step_returns` along a rollout, or `n_step_transitions` here, whose sum of rewards and discount take the place
+of `rewards` and `discounts`. On a table, `replacing_traces` spreads one-step errors back in time: Watkins's Q(lambda).
+
+A step's discount is gamma, or 0 where the episode terminates; a time limit keeps its discount, and what follows is then
+the final observation. Where the discount is 0 nothing of what follows is read. An action mask says which actions are
+legal; illegal ones are never the maximum, whatever value they hold.
+
+Gradients: what is named `..._targets` is a constant. They flow through everything else.
 """
 
 import jax
@@ -11,8 +28,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxrl_lm.core.masked import zero_masked
+from jaxrl_lm.core.value_losses import huber_value_loss
 
 ActionMask = Bool[Array, "*B A"] | None
+Scalar = Float[Array, ""] | int | float
 
 
 def values_of_actions(q_values: Float[Array, "*B A"], actions: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -56,6 +75,36 @@ def greedy_values(q_values: Float[Array, "*B A"], action_mask: ActionMask = None
     return jnp.max(_only_legal(q_values, action_mask), axis=-1)
 
 
+def expected_values(q_values: Float[Array, "*B A"], probabilities: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+    """`sum_a pi(a | s) Q(s, a)`.
+
+    Args:
+        q_values: Q(s, .).
+        probabilities: pi(. | s), for instance those of `epsilon_greedy_probs`.
+    """
+    return jnp.sum(probabilities * q_values, axis=-1)
+
+
+def is_greedy(q_values: Float[Array, "*B A"]) -> Bool[Array, "*B A"]:
+    """Which actions have the highest value; several where they tie."""
+    return q_values == jnp.max(q_values, axis=-1, keepdims=True)
+
+
+def epsilon_greedy_probs(q_values: Float[Array, "*B A"], epsilon: Scalar) -> Float[Array, "*B A"]:
+    """Probabilities of the epsilon-greedy policy: `epsilon / A + (1 - epsilon) * is_best / num_best`.
+
+    Args:
+        q_values: Q(s, .).
+        epsilon: share of the steps whose action is drawn uniformly from all.
+
+    Returns:
+        Probabilities; actions of the same, highest value share the greedy part evenly.
+    """
+    is_best = is_greedy(q_values)
+    num_best = jnp.sum(is_best, axis=-1, keepdims=True, dtype=q_values.dtype)
+    return epsilon / q_values.shape[-1] + (1.0 - epsilon) * is_best / num_best
+
+
 def q_learning_targets(
     rewards: Float[Array, "*B"],
     discounts: Float[Array, "*B"],
@@ -71,12 +120,11 @@ def q_learning_targets(
         action_mask: which actions are legal in s'.
 
     Returns:
-        Targets, constants for the gradient.
+        Targets for Q(s, a). Q(lambda): `returns.lambda_returns` of `greedy_values(next_q_values, action_mask)`.
 
-    Reference: Watkins and Dayan, 1992, Q-learning.
+    Reference: Watkins and Dayan, 1992, Q-learning; Peng and Williams, 1996, Incremental Multi-Step Q-Learning.
     """
-    next_values = zero_masked(greedy_values(next_q_values, action_mask), discounts != 0)
-    return jax.lax.stop_gradient(rewards + discounts * next_values)
+    return _targets(rewards, discounts, greedy_values(next_q_values, action_mask))
 
 
 def double_q_targets(
@@ -91,17 +139,64 @@ def double_q_targets(
     Args:
         rewards: r, or the n-step sum of `n_step_transitions`.
         discounts: of s', 0 where the episode terminated.
-        next_q_values: Q(s', .) of the target network, which says the value.
-        selector_q_values: Q(s', .) of the online network, which says the action.
+        next_q_values: Q(s', .) that gives the value: of the target network, or of the table that is not learned.
+        selector_q_values: Q(s', .) that gives the action: of the online network, or of the table that is learned; the
+            first of several best actions is chosen.
         action_mask: which actions are legal in s'.
 
     Returns:
-        Targets, constants for the gradient.
+        Targets for Q_selector(s, a).
 
-    Reference: van Hasselt, Guez and Silver, 2016, Deep Reinforcement Learning with Double Q-learning.
+    Reference: van Hasselt, 2010, Double Q-learning (tables); van Hasselt, Guez and Silver, 2016, Deep Reinforcement
+    Learning with Double Q-learning (networks).
     """
     next_values = values_of_actions(next_q_values, greedy_actions(selector_q_values, action_mask))
-    return jax.lax.stop_gradient(rewards + discounts * zero_masked(next_values, discounts != 0))
+    return _targets(rewards, discounts, next_values)
+
+
+def sarsa_targets(
+    rewards: Float[Array, "*B"],
+    discounts: Float[Array, "*B"],
+    next_q_values: Float[Array, "*B A"],
+    next_actions: Int[Array, "*B"],
+) -> Float[Array, "*B"]:
+    """`y = r + discount * Q(s', a')`.
+
+    Args:
+        rewards: r, or the n-step sum of `n_step_transitions`.
+        discounts: of s', 0 where the episode terminated.
+        next_q_values: Q(s', .).
+        next_actions: a', the action that is taken next.
+
+    Returns:
+        Targets for Q(s, a). SARSA(lambda): `returns.lambda_returns` of
+        `values_of_actions(next_q_values, next_actions)`.
+
+    Reference: Rummery and Niranjan, 1994, On-Line Q-Learning Using Connectionist Systems.
+    """
+    return _targets(rewards, discounts, values_of_actions(next_q_values, next_actions))
+
+
+def expected_sarsa_targets(
+    rewards: Float[Array, "*B"],
+    discounts: Float[Array, "*B"],
+    next_q_values: Float[Array, "*B A"],
+    next_probabilities: Float[Array, "*B A"],
+) -> Float[Array, "*B"]:
+    """`y = r + discount * sum_a pi(a | s') Q(s', a)`.
+
+    Args:
+        rewards: r, or the n-step sum of `n_step_transitions`.
+        discounts: of s', 0 where the episode terminated.
+        next_q_values: Q(s', .).
+        next_probabilities: pi(. | s').
+
+    Returns:
+        Targets for Q(s, a). A greedy pi gives those of Q-learning.
+
+    Reference: van Seijen et al., 2009, A Theoretical and Empirical Analysis of Expected Sarsa.
+    """
+    return _targets(rewards, discounts, expected_values(next_q_values, next_probabilities))
 
 
 def n_step_transitions(
@@ -162,10 +257,7 @@ def td_losses(
 
     Reference: Mnih et al., 2015, Human-level control through deep reinforcement learning.
     """
-    errors = jnp.abs(predictions - targets)
-    # As inf * 0 is NaN, delta multiplies only what exceeds it.
-    inner = jnp.minimum(errors, huber_delta)
-    return inner * (errors - 0.5 * inner)
+    return huber_value_loss(predictions, targets, huber_delta)
 
 
 def importance_weights(probabilities: Float[Array, "*B"], exponent: Float[ArrayLike, ""]) -> Float[Array, "*B"]:
@@ -184,22 +276,35 @@ def importance_weights(probabilities: Float[Array, "*B"], exponent: Float[ArrayL
     return (jnp.min(probabilities) / probabilities) ** exponent
 
 
-def conservative_losses(
-    q_values: Float[Array, "*B A"], actions: Int[Array, "*B"], action_mask: ActionMask = None
-) -> Float[Array, "*B"]:
-    """What holds down actions that the data do not show: `log sum_a exp Q(s, a) - Q(s, a_data)`.
+def replacing_traces(
+    traces: Float[Array, "*B S A"], states: Int[Array, "*B"], actions: Int[Array, "*B"], decay: Float[Array, "*B"]
+) -> Float[Array, "*B S A"]:
+    """Eligibility of every entry of a table for the next error: `e <- decay * e`, then `e(s, a) = 1`.
+
+    With decay `gamma * lambda`, and 0 where the action was not greedy or begins an episode, and
+    `Q += alpha * (target - Q(s, a)) * e` with `q_learning_targets`, this is Watkins's Q(lambda). With `sarsa_targets`
+    and no cut at exploratory actions it is SARSA(lambda).
 
     Args:
-        q_values: Q(s, .).
-        actions: a_data.
-        action_mask: which actions are legal.
+        traces: eligibility of each state (S) and action before the step.
+        states: s.
+        actions: a, taken there.
+        decay: what earlier steps keep.
 
     Returns:
-        Losses, at least 0; as a cross entropy of the data under the policy softmax(Q).
+        Eligibility for the error of this step.
 
-    Reference: Kumar et al., 2020, Conservative Q-Learning for Offline Reinforcement Learning.
+    Reference: Watkins, 1989, Learning from Delayed Rewards; Peng and Williams, 1996, Incremental Multi-Step
+    Q-Learning; Singh and Sutton, 1996, Reinforcement Learning with Replacing Eligibility Traces.
     """
-    return jax.nn.logsumexp(_only_legal(q_values, action_mask), axis=-1) - values_of_actions(q_values, actions)
+    num_states, num_actions = traces.shape[-2:]
+    is_state = states[..., None, None] == jnp.arange(num_states)[:, None]
+    is_action = actions[..., None, None] == jnp.arange(num_actions)
+    return jnp.where(is_state & is_action, 1.0, decay[..., None, None] * traces)
+
+
+def _targets(rewards: Array, discounts: Array, next_values: Array) -> Array:
+    return jax.lax.stop_gradient(rewards + discounts * zero_masked(next_values, discounts != 0))
 
 
 def _only_legal(q_values: Float[Array, "*B A"], action_mask: ActionMask) -> Float[Array, "*B A"]:

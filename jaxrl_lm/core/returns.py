@@ -48,7 +48,7 @@ def generalized_advantages(
     rewards, values, discounts, traces = (zero_masked(x, keep) for x in (rewards, values, discounts, traces))
     next_values = zero_masked(next_values, discounts != 0)
     deltas = rewards + discounts * next_values - values
-    return _accumulate(deltas, discounts * traces, keep, jnp.zeros(rewards.shape[:-1]))
+    return _accumulate(deltas, discounts * traces, keep, jnp.zeros(rewards.shape[:-1], rewards.dtype))
 
 
 def lambda_returns(
@@ -80,7 +80,7 @@ def lambda_returns(
     rewards, discounts = zero_masked(rewards, keep), zero_masked(discounts, keep)
     next_values = zero_masked(next_values, discounts != 0)
     terms = rewards + discounts * (1.0 - traces) * next_values
-    return _accumulate(terms, discounts * traces, keep, jnp.zeros(rewards.shape[:-1]))
+    return _accumulate(terms, discounts * traces, keep, jnp.zeros(rewards.shape[:-1], rewards.dtype))
 
 
 def n_step_returns(

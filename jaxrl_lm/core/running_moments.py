@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
+
+MAX_BATCHES = 2**18
+"""Effective window: once so many batches were seen, older ones lose weight by `1 - 1 / 2^18` a batch."""
 
 
 class RunningMoments(NamedTuple):
@@ -16,7 +19,8 @@ class RunningMoments(NamedTuple):
     Attributes:
         mean: `[...]`, float32.
         variance: biased, `[...]`, float32.
-        count: values seen, float32 scalar; starts just above 0, so that the first batch decides alone.
+        count: values that the moments stand for, float32 scalar; starts just above 0, so that the first batch decides
+            alone, and grows no further than `MAX_BATCHES` times the size of a batch.
     """
 
     mean: jax.Array
@@ -26,19 +30,40 @@ class RunningMoments(NamedTuple):
 
 def init_moments(shape: tuple[int, ...]) -> RunningMoments:
     """Mean 0 and variance 1 before anything was seen."""
-    return RunningMoments(mean=jnp.zeros(shape), variance=jnp.ones(shape), count=jnp.asarray(1e-4))
+    return RunningMoments(
+        mean=jnp.zeros(shape, jnp.float32), variance=jnp.ones(shape, jnp.float32), count=jnp.float32(1e-4)
+    )
 
 
 def update_moments(moments: RunningMoments, batch: Float[Array, "N ..."]) -> RunningMoments:
-    """The moments after N more values of shape `[*D]`."""
+    """The moments after N more values of shape `[*D]`.
+
+    With `w = N / (count + N)`, batch mean `m` and batch variance `v`:
+
+        mean     <- mean + w (m - mean)
+        variance <- (1 - w) variance + w v + w (1 - w) (m - mean)^2
+
+    These are the moments of all values until `count` reaches `MAX_BATCHES * N`. From there on it stays, so that w does
+    too: the moments are then exponentially weighted, with an effective window of 2^18 batches. (An unbounded count in
+    float32 stops at 2^24 batches, from where on old values would never lose weight.)
+
+    Args:
+        moments: of what was seen before.
+        batch: new values.
+    """
     size = batch.shape[0]
     mean, variance = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
-    count = moments.count + size
+    count = jnp.minimum(moments.count, (MAX_BATCHES - 1) * float(size)) + size
+    weight = size / count
     shift = mean - moments.mean
-    squares = moments.variance * moments.count + variance * size + jnp.square(shift) * moments.count * size / count
-    return RunningMoments(mean=moments.mean + shift * size / count, variance=squares / count, count=count)
+    return RunningMoments(
+        mean=moments.mean + weight * shift,
+        variance=moments.variance + weight * (variance - moments.variance + (1.0 - weight) * jnp.square(shift)),
+        count=count,
+    )
 
 
-def standardize(x: Float[Array, "*B"], moments: RunningMoments, *, limit: float = 10.0) -> Float[Array, "*B"]:
-    """(x - mean) / std, clipped to [-limit, limit]."""
-    return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.variance + 1e-8), -limit, limit)
+def standardize(x: Num[Array, "*B"], moments: RunningMoments, *, limit: float = 10.0) -> Float[Array, "*B"]:
+    """`(x - mean) / std`, clipped to `[-limit, limit]`, float32."""
+    centred = x.astype(jnp.float32) - moments.mean
+    return jnp.clip(centred * jax.lax.rsqrt(moments.variance + 1e-8), -limit, limit)

@@ -26,11 +26,12 @@ def random_order(key: Key[Array, ""], size: int) -> Int[Array, " N"]:
     rows = max(divisor for divisor in range(1, math.isqrt(size) + 1) if size % divisor == 0)
     columns = size // rows
     if rows < MIN_ROWS:
-        return jax.random.permutation(key, size)
+        return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
     row_key, column_key = jax.random.split(key)
-    row_shifts = jax.random.randint(row_key, (NUM_ROUNDS, columns), 0, rows)
-    column_shifts = jax.random.randint(column_key, (NUM_ROUNDS, rows), 0, columns)
-    row, column = jnp.arange(size) // columns, jnp.arange(size) % columns
+    row_shifts = jax.random.randint(row_key, (NUM_ROUNDS, columns), 0, rows, jnp.int32)
+    column_shifts = jax.random.randint(column_key, (NUM_ROUNDS, rows), 0, columns, jnp.int32)
+    places = jnp.arange(size, dtype=jnp.int32)
+    row, column = places // columns, places % columns
     for step in range(NUM_ROUNDS):
         row = (row + row_shifts[step][column]) % rows
         column = (column + column_shifts[step][row]) % columns

@@ -1,7 +1,6 @@
 """Regression of values on returns. Losses are per step, to be averaged with `core.masked`."""
 
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
@@ -53,14 +52,17 @@ def huber_value_loss(
     Args:
         values: predicted return.
         returns: target R, a constant.
-        delta: error from which the loss grows linearly, in the unit of the return.
+        delta: error from which the loss grows linearly, in the unit of the return; infinite for the squared loss.
 
     Returns:
         Losses, in the square of the unit of the return.
 
     Reference: Huber, 1964, Robust Estimation of a Location Parameter.
     """
-    return optax.losses.huber_loss(values, returns, delta=delta)
+    errors = jnp.abs(values - returns)
+    # As inf * 0 is NaN, delta multiplies only what exceeds it.
+    inner = jnp.minimum(errors, delta)
+    return inner * (errors - 0.5 * inner)
 
 
 def value_clip_fraction(

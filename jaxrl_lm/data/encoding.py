@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxrl_lm import guarded
 from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.guarded.limits import MAX_TEMPLATE_SECONDS
 
 # A private character, which no template looks for or strips.
 _MARK = "\ue000"
@@ -212,7 +214,8 @@ def _render(messages: list[dict[str, str]], tokenizer: Any, at: str, *, is_open:
             "give plain prompts, or a tokenizer with a chat template"
         )
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=is_open, tokenize=False)
+        with guarded.time_limit(MAX_TEMPLATE_SECONDS):
+            return tokenizer.apply_chat_template(messages, add_generation_prompt=is_open, tokenize=False)
     except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
         raise InputError(
             f"{at}: the tokenizer's chat template fails on it ({type(error).__name__}: {error}); "

@@ -1,9 +1,9 @@
 """Fields of a row: texts, conversations, labels and numbers, checked; each error names the row's place."""
 
-import difflib
 import math
 from typing import Any
 
+from jaxrl_lm.data.columns import guess, listed
 from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
@@ -21,9 +21,7 @@ def required(row: dict[str, Any], name: str, where: str) -> Any:
     if value is not None:
         return value
     present = [column for column, content in row.items() if content is not None]
-    near = difflib.get_close_matches(name, present, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else "."
-    raise InputError(f"{where}: there is no {name!r}{guess} The row has: {', '.join(map(repr, present)) or 'nothing'}")
+    raise InputError(f"{where}: there is no {name!r}{guess(name, present)} The row has: {listed(present)}")
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> Text:

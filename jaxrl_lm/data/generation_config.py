@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 
 GENERATION_FILE = "generation_config.json"
@@ -140,21 +141,11 @@ def _is_missed(name: str, value: Any) -> bool:
 
 def _content_of(path: Path) -> dict[str, Any]:
     """What generation_config.json holds, or the list of stop tokens in config.json."""
-    content = _read_object(path) if path.is_file() else {}
+    content = guarded.read_object(path, remedy="copy or download it again") if path.is_file() else {}
     if path.name == GENERATION_FILE:
         return content
     ids = content.get("eos_token_id")
     return {"eos_token_id": ids} if isinstance(ids, list) else {}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object; copy or download it again")
-    return content
 
 
 def _token_ids(content: dict[str, Any], name: str, path: Path) -> list[int]:

@@ -9,6 +9,8 @@ from jaxrl_lm.errors import InputError
 
 MAX_MISFIT_SHARE = 0.01
 NUM_EXPLAINED_MISFITS = 10
+NUM_HOPELESS_MISFITS = 1000
+"""With so many misfits, more than half of the rows so far, a source is not read further: it is of another form."""
 
 _LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
@@ -39,7 +41,7 @@ def collect_records(
 
     Raises:
         InputError: what reading the rows raises; a SourceError of `parse`; over 1 % of all rows do not fit, where
-            `limit` has not ended the read before; or none is left.
+            `limit` has not ended the read before; the first 1,000 misfits come within 2,000 rows; or no row is left.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all")
@@ -55,7 +57,9 @@ def collect_records(
         except SourceError:
             raise
         except InputError as error:
-            misfits[where] = str(error)
+            misfits[where] = str(error) if len(misfits) < NUM_EXPLAINED_MISFITS else ""
+            if NUM_HOPELESS_MISFITS <= len(misfits) > num_rows / 2:
+                _report(source, misfits, num_rows, is_whole=True)
         if limit is not None and len(records) >= limit:
             break
     _report(source, misfits, num_rows, is_whole=limit is None or len(records) < limit)
@@ -73,7 +77,7 @@ def _report(source: str, misfits: dict[str, str], num_rows: int, *, is_whole: bo
         listed += f"\n  and {_shorten(list(misfits)[NUM_EXPLAINED_MISFITS:])}"
     share = f"{source}: {len(misfits)} of {num_rows} rows do not fit"
     if is_whole and len(misfits) > MAX_MISFIT_SHARE * num_rows:
-        raise InputError(f"{share}, more than {MAX_MISFIT_SHARE:.0%}; mend or remove them:{listed}")
+        raise InputError(f"{share}, more than {MAX_MISFIT_SHARE:.0%}; correct or remove them:{listed}")
     _LOGGER.warning("%s and are left out:%s", share, listed)
 
 

@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from jaxrl_lm.core.host_streams import Stream, host_generator
+from jaxrl_lm.data.columns import check_column
 from jaxrl_lm.data.encoding import encode_prompt
 from jaxrl_lm.data.fields import check_encodable, check_messages
 from jaxrl_lm.data.misfits import collect_records
 from jaxrl_lm.data.records import Text
-from jaxrl_lm.data.rows import check_column, excerpt, try_rows
+from jaxrl_lm.data.rows import excerpt, try_rows
 from jaxrl_lm.errors import InputError
 
 

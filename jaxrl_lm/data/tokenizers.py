@@ -5,11 +5,24 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from jaxrl_lm import guarded
 from jaxrl_lm.data.generation_config import GenerationDefaults, read_generation_config, write_generation_config
 from jaxrl_lm.errors import InputError
 
 # Without any of these transformers makes an empty tokenizer from config.json, and says nothing.
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+# What transformers reads as JSON, by recursive parsers.
+_JSON_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "vocab.json",
+)
+_PROBE = "Hello, 1st w\u00f6rld!\n"
 
 
 def load_tokenizer(folder: Path, *, vocab_size: int | None, is_padding_read: bool = False) -> Any:
@@ -36,13 +49,13 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None, is_padding_read: boo
             f"{folder}: no tokenizer found (wanted one of {', '.join(_VOCABULARY_FILES)}); "
             "copy the model's tokenizer files into the folder"
         )
-    try:
+    remedy = "put tokenizer.json and tokenizer_config.json beside the weights"
+    for name in _JSON_FILES:
+        if (folder / name).is_file():
+            guarded.read_object(folder / name, remedy=remedy)
+    with guarded.foreign_errors(f"{folder}: no tokenizer could be read", remedy), guarded.held_stderr():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its parsers do
-        raise InputError(
-            f"{folder}: no tokenizer could be read ({type(error).__name__}: {error}); "
-            "put tokenizer.json and tokenizer_config.json beside the weights"
-        ) from error
+        tokenizer.decode(tokenizer(_PROBE)["input_ids"])  # some faults show only here, in a panic of Rust
     if vocab_size is not None:
         _fit(tokenizer, folder, vocab_size)
         if is_padding_read and (tokenizer.pad_token_id or 0) >= vocab_size:

@@ -90,7 +90,8 @@ def reset_batch(env: Any, key: jax.Array, num_envs: int, params: Any) -> tuple[P
     if isinstance(env, BatchEnvironment):
         states = env.initial_states(key, (num_envs,), params)
         return jax.vmap(env.observation, (0, None))(states, params), states
-    return jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), params)
+    observations, states = jax.vmap(env.reset, (0, None))(jax.random.split(key, num_envs), params)
+    return _narrow(observations), states
 
 
 def step_batch(env: Any, key: jax.Array, states: PyTree, actions: jax.Array, params: Any) -> StepResult:
@@ -106,18 +107,26 @@ def step_batch(env: Any, key: jax.Array, states: PyTree, actions: jax.Array, par
     if isinstance(env, BatchEnvironment):
         return _step_ours(env, key, states, actions, params)
     keys = jax.random.split(key, jax.tree.leaves(states)[0].shape[0])
+    if jnp.issubdtype(actions.dtype, jnp.floating):
+        actions = actions.astype(jnp.result_type(float))  # gymnax's states are in JAX's default type
     observations, states, rewards, terminated, truncated, info = jax.vmap(env.step, (0, 0, 0, None))(
         keys, states, actions, params
     )
     # An environment's flags may be Python's or of another type; one form for all.
     return StepResult(
-        observations=observations,
+        observations=_narrow(observations),
         states=states,
         rewards=jnp.asarray(rewards, jnp.float32),
         terminated=jnp.asarray(terminated, bool),
         truncated=jnp.asarray(truncated, bool),
-        final_observations=info["final_observation"],
+        final_observations=_narrow(info["final_observation"]),
     )
+
+
+def _narrow(observations: PyTree) -> Any:
+    """Observations in 32 bits where an environment made them in JAX's default type and JAX_ENABLE_X64 widened it."""
+    narrow = {jnp.dtype(jnp.float64): jnp.float32, jnp.dtype(jnp.int64): jnp.int32}
+    return jax.tree.map(lambda x: x.astype(narrow.get(x.dtype, x.dtype)), observations)
 
 
 def _step_ours(env: BatchEnvironment, key: jax.Array, states: PyTree, actions: jax.Array, params: Any) -> StepResult:

@@ -5,7 +5,7 @@ Needs the packages of the extra `label`; imports no JAX.
 
 from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa, krippendorff_alpha
 from jaxrl_lm.feedback.app import make_app
-from jaxrl_lm.feedback.database import describe_error, lock_server, open_database
+from jaxrl_lm.feedback.database import describe_error, keep_overlap, kept_overlap, lock_server, open_database
 from jaxrl_lm.feedback.exchange import (
     ExportedLabels,
     ImportedLabels,
@@ -47,6 +47,8 @@ __all__ = [
     "export_verdicts",
     "import_labels",
     "is_blank",
+    "keep_overlap",
+    "kept_overlap",
     "krippendorff_alpha",
     "list_modes",
     "listen",

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, inspect, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, event, exc, insert, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback.schema import VERSION, metadata, settings
 
 _VERSION_NAME = "version"
+_OVERLAP_NAME = "overlap"
 _READING = "is_reading"
 _MYSQL_LOCK = "concat('jaxrl_lm_label_', left(sha2(database(), 256), 40))"
 """The locks of MySQL are the server's, not the database's, and their names have at most 64 characters."""
@@ -106,6 +107,21 @@ def lock_server(engine: Engine) -> AbstractContextManager[Callable[[], None]]:
         InputError: another server holds it.
     """
     return _file_lock(engine.url) if engine.dialect.name == "sqlite" else _connection_lock(engine)
+
+
+def keep_overlap(engine: Engine, mode: str, overlap: int) -> None:
+    """Remember how many people label an item of a mode, for statistics that are asked for without the server."""
+    name = f"{_OVERLAP_NAME} {mode}"
+    with engine.begin() as connection:
+        connection.execute(delete(settings).where(settings.c.name == name))
+        connection.execute(insert(settings).values(name=name, value=str(overlap)))
+
+
+def kept_overlap(engine: Engine, mode: str) -> int:
+    """How many people label an item of a mode, as the last server had it; 1 where there was none."""
+    with reading(engine) as connection:
+        value = connection.scalar(select(settings.c.value).where(settings.c.name == f"{_OVERLAP_NAME} {mode}"))
+    return 1 if value is None else int(value)
 
 
 def describe_error(error: exc.DBAPIError) -> str:

@@ -1,5 +1,6 @@
 """Who may talk to the page: a token, sessions, and headers that keep other sites and model text out."""
 
+import asyncio
 import secrets
 import threading
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from jaxrl_lm.feedback.store import Annotator
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 MAX_BODY_BYTES = 16_384
+REQUEST_SECONDS = 10.0
+"""How long a browser may take to send a request's headers, and again for its body."""
 MAX_SESSIONS = 10_000
 CSRF_HEADER = "X-CSRF-Token"
 
@@ -120,13 +123,18 @@ async def read_body(request: Request) -> bytes:
     """The body of a request.
 
     Raises:
-        HTTPException: 413, it is larger than anything the page sends.
+        HTTPException: 413, it is larger than anything the page sends; 408, it is not complete in time.
     """
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"The request is larger than {MAX_BODY_BYTES} bytes.")
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"The request is larger than {MAX_BODY_BYTES} bytes.")
+    except TimeoutError:
+        headers = {"Connection": "close"}
+        raise HTTPException(408, f"The request was not complete in {REQUEST_SECONDS} seconds.", headers) from None
     return body
 
 

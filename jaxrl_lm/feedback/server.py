@@ -3,16 +3,21 @@
 import asyncio
 import errno
 import secrets
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from sqlalchemy.exc import DBAPIError
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.feedback import security
 from jaxrl_lm.feedback.app import make_app
 from jaxrl_lm.feedback.store import LabelStore
 
@@ -21,6 +26,8 @@ END_SECONDS = 6.0
 """For how long nothing must be left before the server ends: to undo the last label, and for pages that look again."""
 _POLL_SECONDS = 0.5
 LOCK_CHECK_SECONDS = 3.0
+_SHUTDOWN_SECONDS = 5
+"""For how long requests in progress may go on after a signal; Docker kills after 10."""
 
 
 def serve(
@@ -33,7 +40,7 @@ def serve(
     check_lock: Callable[[], None] = lambda: None,
     announce: Callable[[str], None],
 ) -> None:
-    """Serve the page until Ctrl-C, until nothing is left to label, or until the lock of the database is lost.
+    """Serve the page until Ctrl-C or SIGTERM, until nothing is left to label, or until the database's lock is lost.
 
     Args:
         store: what is labelled; hold `lock_server` of its database meanwhile.
@@ -45,16 +52,29 @@ def serve(
         announce: called with the page's address, token and all, when it can be opened.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after requests under way were answered.
+        KeyboardInterrupt: Ctrl-C or SIGTERM (then with its number), after requests in progress were answered.
         InputError: the lock was lost.
     """
     token = secrets.token_urlsafe(32)
     app = make_app(store, token, hosts=hosts, is_ended_when_done=is_ended_when_done)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
-    # The token is behind '#': browsers do not send it, so it stands in no log and no Referer.
+    server = make_server(app)
+    # The token is behind '#': browsers do not send it, so it is in no log and no Referer.
     announce(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
-    with _stopping_when_lost(server, check_lock):
+    with _sigterm_as_interrupt(), _stopping_when_lost(server, check_lock):
         asyncio.run(_run(server, listener, store if is_ended_when_done else None, end_seconds))
+
+
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """The HTTP server of an application, not yet running."""
+    config = uvicorn.Config(
+        app,
+        http=_TimedProtocol,
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )
+    return uvicorn.Server(config)
 
 
 def listen(port: int) -> socket.socket:
@@ -74,6 +94,56 @@ def listen(port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"port={port} is in use; give another --port, or 0 for any that is free") from error
         raise InputError(f"port={port} cannot be listened on ({error}); give another --port") from error
+
+
+class _TimedProtocol(H11Protocol):
+    """Closes connections whose request line and headers are not complete in time; `read_body` limits bodies.
+
+    Each unfinished request holds a file descriptor, and uvicorn waits for them forever.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._set_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._set_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel_timer()
+
+    def _set_timer(self) -> None:
+        """Run a timer from the first byte until a request has begun to be answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._cancel_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(security.REQUEST_SECONDS, self.transport.close)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the server as Ctrl-C does; by default Python ends at once and the database is not closed."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

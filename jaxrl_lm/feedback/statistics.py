@@ -1,15 +1,16 @@
 """Who did how much, how fast, and how far they agree."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa, krippendorff_alpha
 from jaxrl_lm.feedback.database import reading
-from jaxrl_lm.feedback.items import DOWN, NUM_COMPLETIONS, SKIP, TIE, Mode, Text
+from jaxrl_lm.feedback.items import DOWN, NUM_COMPLETIONS, SKIP, TIE, Mode
 from jaxrl_lm.feedback.schema import annotators, items, labels
 
 
@@ -99,24 +100,35 @@ class _Row:
     first_shown: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _KnownItems:
+    last: int = 0
+    num_items: int = 0
+    firsts: dict[int, list[int]] = field(default_factory=dict)
+
+
+_KNOWN: WeakKeyDictionary[Engine, _KnownItems] = WeakKeyDictionary()
+
+
 def compute_statistics(engine: Engine, mode: Mode) -> LabelStatistics:
     """Statistics of all labels of a mode."""
     is_mode = items.c.mode == mode
     query = (
-        select(labels, annotators.c.name, items.c.completions)
+        select(labels, annotators.c.name)
         .join(annotators, annotators.c.id == labels.c.annotator_id)
         .join(items, items.c.id == labels.c.item_id)
         .where(is_mode)
         .order_by(labels.c.id)
     )
     with reading(engine) as connection:
+        firsts = _first_equals(engine, connection)
         num_items = connection.scalar(select(func.count()).select_from(items).where(is_mode)) or 0
         rows = [
             _Row(
                 item=row.item_id,
                 name=row.name,
                 verdict=row.verdict,
-                meaning=_meaning(row.verdict, row.completions),
+                meaning=_meaning(row.verdict, firsts.get(row.item_id)),
                 seconds=row.seconds,
                 first_shown=None if row.shown_order is None else str(row.shown_order[0]),
             )
@@ -150,9 +162,28 @@ def list_modes(engine: Engine) -> list[Mode]:
         return list(connection.scalars(select(items.c.mode).distinct().order_by(items.c.mode)))
 
 
-def _meaning(verdict: str, completions: list[Text]) -> str:
+def _first_equals(engine: Engine, connection: Connection) -> dict[int, list[int]]:
+    """For items with equal answers, the place of the first that equals each; texts are read once an engine.
+
+    Items do not change and are not deleted, and the stats page asks every few seconds.
+    """
+    known = _KNOWN.get(engine, _KnownItems())
+    if connection.scalar(select(func.count()).where(items.c.id <= known.last)) != known.num_items:
+        known = _KnownItems()  # another program's transaction has added items between those that were read
+    firsts, last, num_items = dict(known.firsts), known.last, known.num_items
+    new = select(items.c.id, items.c.completions).where(items.c.id > last).order_by(items.c.id)
+    for row in connection.execute(new):
+        places = [row.completions.index(completion) for completion in row.completions]
+        if places != list(range(len(places))):
+            firsts[row.id] = places
+        last, num_items = row.id, num_items + 1
+    _KNOWN[engine] = _KnownItems(last=last, num_items=num_items, firsts=firsts)
+    return firsts
+
+
+def _meaning(verdict: str, firsts: list[int] | None) -> str:
     """A verdict for comparing people: of answers that are equal, choosing either is the same."""
-    return str(completions.index(completions[int(verdict)])) if verdict.isdigit() else verdict
+    return str(firsts[int(verdict)]) if firsts is not None and verdict.isdigit() else verdict
 
 
 def _alpha(verdicts: list[dict[str, str]], mode: Mode) -> float | None:

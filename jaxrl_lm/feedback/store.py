@@ -130,6 +130,11 @@ class LabelStore:
             ).first()
             if item is None:
                 return None
+            given_back = connection.execute(_last_lease(annotator, item.id)).first()
+            if given_back is not None:
+                # Undone, then left for an older label: its time is kept, and the order in which it was seen.
+                before = given_back.seconds_before
+                return self._hand_out(connection, annotator, item, given_back.shown_order, seconds_before=before)
             order = list(range(len(item.completions)))
             self._random.shuffle(order)
             return self._hand_out(connection, annotator, item, order)
@@ -363,6 +368,11 @@ def _name_of(connection: Connection, name: str) -> str:
 
 def _is_labelled_by(annotator: int) -> ColumnElement[bool]:
     return exists().where(labels.c.item_id == items.c.id, labels.c.annotator_id == annotator).correlate(items)
+
+
+def _last_lease(annotator: int, item: int) -> Any:
+    theirs = and_(leases.c.item_id == item, leases.c.annotator_id == annotator)
+    return select(leases).where(theirs).order_by(leases.c.created_at.desc()).limit(1)
 
 
 def _give_back(connection: Connection, annotator: int) -> None:

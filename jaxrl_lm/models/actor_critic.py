@@ -3,7 +3,7 @@
 Letters: B environments, T time, F features, A actions of a discrete space, D dimensions of a continuous one.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,15 @@ from flax import linen as nn
 
 from jaxrl_lm.models.trunks import Trunk, orthogonal
 
+MemoryKind = Literal["gru", "lstm"]
+StdKind = Literal["parameter", "state"]
+
 _POLICY_GAIN = 0.01  # a first policy close to uniform
+
+
+def memory_width(kind: MemoryKind, size: int) -> int:
+    """Numbers that a memory of `size` units carries from step to step: an LSTM has its cells besides its outputs."""
+    return 2 * size if kind == "lstm" else size
 
 
 class ActorCritic(nn.Module):
@@ -19,18 +27,21 @@ class ActorCritic(nn.Module):
 
     Attributes:
         trunk: features of the policy; of both where `is_shared`.
-        num_outputs: A logits, or D means.
+        num_actions: A logits, or D means.
         is_shared: one trunk for policy and value, or one each.
-        memory_size: units of a GRU behind the policy's trunk; 0 for none. With a memory the trunk is shared.
-        has_log_std: a state-independent log standard deviation `[D]`, for continuous actions.
-        initial_log_std: its start.
+        memory_size: units of a memory behind the policy's trunk; 0 for none. With a memory the trunk is shared.
+        memory_kind: "gru" or "lstm".
+        std: for continuous actions: the log standard deviation is a "parameter" `log_std` `[D]`, or comes from the
+            "state", as D more outputs behind the means. None for discrete actions.
+        initial_log_std: where the parameter starts.
     """
 
     trunk: Trunk
-    num_outputs: int
+    num_actions: int
     is_shared: bool = False
     memory_size: int = 0
-    has_log_std: bool = False
+    memory_kind: MemoryKind = "gru"
+    std: StdKind | None = None
     initial_log_std: float = 0.0
 
     def setup(self) -> None:
@@ -38,15 +49,17 @@ class ActorCritic(nn.Module):
         if not self.is_shared and not self.memory_size:
             self.value_trunk = self.trunk.clone(name=None)
         if self.memory_size:
-            self.gru = nn.GRUCell(self.memory_size)
-        self.policy_head = nn.Dense(self.num_outputs, kernel_init=orthogonal(_POLICY_GAIN))
+            cell = nn.OptimizedLSTMCell if self.memory_kind == "lstm" else nn.GRUCell
+            self.cell = cell(self.memory_size)
+        num_outputs = 2 * self.num_actions if self.std == "state" else self.num_actions
+        self.policy_head = nn.Dense(num_outputs, kernel_init=orthogonal(_POLICY_GAIN))
         self.value_head = nn.Dense(1, kernel_init=orthogonal(1.0))
-        if self.has_log_std:
+        if self.std == "parameter":
             init = nn.initializers.constant(self.initial_log_std)
-            self.log_std = self.param("log_std", init, (self.num_outputs,))
+            self.log_std = self.param("log_std", init, (self.num_actions,), jnp.float32)
 
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits or means `[..., A]` and values `[...]` of observations `[..., *]`, without memory."""
+        """Outputs of the policy `[..., A]` and values `[...]` of observations `[..., *]`, without memory."""
         features = self.policy_trunk(observations)
         value_features = features if self.is_shared else self.value_trunk(observations)
         return self._heads(features, value_features)
@@ -59,16 +72,20 @@ class ActorCritic(nn.Module):
         Args:
             observations: `[B, T, *]`.
             is_first: whether an episode begins at the step, which forgets what was before, bool `[B, T]`.
-            memory: before the first step, `[B, memory_size]`.
+            memory: before the first step, `[B, M]`, M the `memory_width`; an LSTM's are its cells, then its outputs.
 
         Returns:
-            logits or means `[B, T, A]`, values `[B, T]`, memory behind the last step `[B, memory_size]`.
+            outputs of the policy `[B, T, A]`, values `[B, T]`, memory behind the last step `[B, M]`.
         """
         features = self.policy_trunk(observations)
 
         def remember(module: "ActorCritic", carry: jax.Array, step: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
             seen, begins = step
-            return module.gru(jnp.where(begins[:, None], 0.0, carry), seen)
+            carry = jnp.where(begins[:, None], 0.0, carry)
+            if module.memory_kind == "gru":
+                return module.cell(carry, seen)
+            carry, outputs = module.cell(tuple(jnp.split(carry, 2, axis=-1)), seen)
+            return jnp.concatenate(carry, axis=-1), outputs
 
         scan = nn.scan(remember, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
         memory, remembered = scan(self, memory, (features, is_first))
@@ -78,7 +95,8 @@ class ActorCritic(nn.Module):
         """Create every parameter, from observations `[B, T, *]`."""
         if self.memory_size:
             batch, time = observations.shape[:2]
-            self.unroll(observations, jnp.zeros((batch, time), bool), jnp.zeros((batch, self.memory_size)))
+            memory = jnp.zeros((batch, memory_width(self.memory_kind, self.memory_size)), jnp.float32)
+            self.unroll(observations, jnp.zeros((batch, time), bool), memory)
         else:
             self(observations)
 

@@ -4,6 +4,7 @@ Letters: B batch, T query positions, S key positions (cache slots), K key/value 
 N = K * G query heads, Q = G * T queries that share keys, H head size, D model size.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -75,7 +76,7 @@ def visible_keys(
     key_mask = attention_mask.astype(bool)
     start: int | jax.Array = 0
     if cache is not None:
-        key_mask = jax.lax.dynamic_update_slice(cache.mask, key_mask, (0, cache.length))
+        key_mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, key_mask, cache.length, axis=1)
         start = cache.length
     query_slots = start + jnp.arange(num_queries)[:, None]
     key_slots = jnp.arange(key_mask.shape[1])[None, :]
@@ -95,10 +96,10 @@ def update_layer(
     keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
     if cache is None:
         return keys, values
-    at = (0, 0, cache.length, 0)
+    update = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.length, axis=2)
     return (
-        jax.lax.dynamic_update_slice(cache.keys[layer], keys.astype(cache.keys[layer].dtype), at),
-        jax.lax.dynamic_update_slice(cache.values[layer], values.astype(cache.values[layer].dtype), at),
+        update(cache.keys[layer], keys.astype(cache.keys[layer].dtype)),
+        update(cache.values[layer], values.astype(cache.values[layer].dtype)),
     )
 
 
@@ -111,7 +112,7 @@ def advance(
     if cache is None:
         return None
     keys, values = zip(*layers, strict=True)
-    mask = jax.lax.dynamic_update_slice(cache.mask, attention_mask.astype(bool), (0, cache.length))
+    mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, attention_mask.astype(bool), cache.length, axis=1)
     return KVCache(keys=keys, values=values, mask=mask, length=cache.length + attention_mask.shape[1])
 
 

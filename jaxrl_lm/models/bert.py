@@ -29,7 +29,11 @@ class BertConfig(ModelConfig):
 
 
 def config_from_hf(config: dict[str, Any]) -> BertConfig:
-    """Read a `model_type: bert` configuration."""
+    """Read a `model_type: bert` configuration.
+
+    Raises:
+        InputError: a value is not supported.
+    """
     size, num_heads = config["hidden_size"], config["num_attention_heads"]
     if size % num_heads:
         raise InputError(f"config.json: hidden_size={size} is no multiple of num_attention_heads={num_heads}")
@@ -38,8 +42,9 @@ def config_from_hf(config: dict[str, Any]) -> BertConfig:
         raise InputError(
             f"config.json: position_embedding_type={positions!r} is not supported; take a BERT with 'absolute'"
         )
-    if config.get("is_decoder"):
-        raise InputError("config.json: is_decoder=true: BERT is read as an encoder only; take one with false")
+    for name in ("is_decoder", "add_cross_attention"):
+        if config.get(name):
+            raise InputError(f"config.json: {name}=true: BERT is read as an encoder only; take one with false")
     return BertConfig(
         vocab_size=config["vocab_size"],
         model_size=size,

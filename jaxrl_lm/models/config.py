@@ -1,26 +1,40 @@
 """What a decoder is made of, independent of how Hugging Face names it."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.attention import KVCache, init_cache
 
 Head = Literal["value", "reward"]
 
+# By the names that transformers' `ACT2FN` gives them.
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "gelu_fast": jax.nn.gelu,
+    **dict.fromkeys(("gelu", "gelu_python"), lambda x: jax.nn.gelu(x, approximate=False)),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), jax.nn.gelu),
+    **dict.fromkeys(("silu", "swish"), jax.nn.silu),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
+    "hardswish": jax.nn.hard_swish,
+    "mish": jax.nn.mish,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
 }
+
+
+# The most of what a config.json may ask for, by a part of the field's name.
+_MOST = {"layer": 1000, "labels": 1000, "position": 2**24, "n_ctx": 2**24, "token_id": 2**31}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +72,13 @@ class ModelConfig:
     hf_json: str
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         if self.activation not in ACTIVATIONS:
             raise InputError(
                 f"config.json: activation {self.activation!r} is not known; known: {', '.join(sorted(ACTIVATIONS))}"
             )
-        sizes = ("vocab_size", "model_size", "num_layers", "num_heads", "num_kv_heads", "head_size", "max_positions")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise InputError(f"config.json: {name}={getattr(self, name)} must be at least 1; correct it")
+        sizes = ("vocab_size", "model_size", "num_layers", "num_heads", "num_kv_heads", "head_size", "mlp_size")
+        checks.at_least(self, 1, *sizes, "max_positions", prefix="config.json: ")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"config.json: num_attention_heads={self.num_heads} is no multiple of "
@@ -86,3 +99,39 @@ class ModelConfig:
             head_size=self.head_size,
             dtype=dtype,
         )
+
+
+def check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Refuse sizes that no model has, before anything is made of them.
+
+    transformers makes a table of all labels, a list of all layers; we a table of all positions.
+
+    Args:
+        config: of config.json.
+        path: of config.json, for errors.
+
+    Raises:
+        InputError: a number is too large, or there are no attention heads.
+    """
+    for name, value in config.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            continue
+        limit = next((most for part, most in _MOST.items() if part in name), 2**63)
+        if abs(value) > limit:
+            shown = value if value < 10**30 else f"a number of {len(str(value))} digits"
+            raise InputError(f"{path}: {name[:60]}={shown} is above {limit:,}, the most that is read; correct it")
+        if value == 0 and name in ("n_head", "num_attention_heads", "num_key_value_heads"):  # they divide others
+            raise InputError(f"{path}: {name} must not be 0; correct it")
+
+
+def _check_kinds(config: ModelConfig) -> None:
+    """Refuse what JSON lets through: true or 1.5 where a whole number is meant, text where a number is."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        is_whole = type(value) is int
+        if field.type is int and not is_whole:
+            raise InputError(f"config.json: {field.name}={value!r:.60} is no whole number; correct it")
+        if field.type is float and not (is_whole or (type(value) is float and math.isfinite(value))):
+            raise InputError(f"config.json: {field.name}={value!r:.60} is no finite number; correct it")
+        if field.type is bool and type(value) is not bool:
+            raise InputError(f"config.json: {field.name}={value!r:.60} is neither true nor false; correct it")

@@ -69,6 +69,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": _llama("Llama"),
     "mistral": _llama("Mistral"),
+    "ministral": _llama("Ministral"),
     "qwen2": _llama("Qwen2"),
     "qwen3": _llama("Qwen3"),
     "bert": Family(

@@ -37,9 +37,16 @@ class GPT2Config(ModelConfig):
 
 
 def config_from_hf(config: dict[str, Any]) -> GPT2Config:
-    """Read a `model_type: gpt2` configuration."""
+    """Read a `model_type: gpt2` configuration.
+
+    Raises:
+        InputError: a value is not supported.
+    """
     if config["n_embd"] % config["n_head"]:
         raise InputError(f"config.json: n_embd={config['n_embd']} is no multiple of n_head={config['n_head']}")
+    if config.get("add_cross_attention"):
+        raise InputError("config.json: add_cross_attention=true is not supported; take a GPT-2 that is a decoder only")
+    inner_size = config.get("n_inner")
     return GPT2Config(
         vocab_size=config["vocab_size"],
         model_size=config["n_embd"],
@@ -47,7 +54,7 @@ def config_from_hf(config: dict[str, Any]) -> GPT2Config:
         num_heads=config["n_head"],
         num_kv_heads=config["n_head"],
         head_size=config["n_embd"] // config["n_head"],
-        mlp_size=config.get("n_inner") or 4 * config["n_embd"],
+        mlp_size=4 * config["n_embd"] if inner_size is None else inner_size,
         max_positions=config["n_positions"],
         activation=config.get("activation_function", "gelu_new"),
         norm_epsilon=config.get("layer_norm_epsilon", 1e-5),

@@ -1,12 +1,13 @@
 """The Llama family: rotary positions, RMSNorm, gated feed-forward, grouped key/value heads.
 
-One stack serves Llama and SmolLM2, Mistral (sliding window), Qwen2 (biases on queries, keys and values) and Qwen3
-(norms on queries and keys); the configuration says which parts there are.
+One stack serves Llama and SmolLM2, Mistral (sliding window), Ministral (in some layers only), Qwen2 (biases on queries,
+keys and values) and Qwen3 (norms on queries and keys); the configuration says which parts there are.
 
 Reference: Touvron et al., 2023, Llama 2: Open Foundation and Fine-Tuned Chat Models.
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, rotary
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
 from jaxrl_lm.models.linear import Linear
 from jaxrl_lm.models.rotary import RotaryConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +45,47 @@ class LlamaConfig(ModelConfig):
     has_mlp_bias: bool
     has_qk_norm: bool
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_size % 2 or (self.rotary.kind == "dynamic" and self.head_size == 2):
+            raise InputError(
+                f"config.json: head_dim={self.head_size} must be even for rotary positions (dynamic: above 2)"
+            )
+        if self.rotary.kind == "longrope":
+            for name in ("short_factors", "long_factors"):
+                number = len(getattr(self.rotary, name))
+                if number != self.head_size // 2:
+                    raise InputError(
+                        f"config.json: rope_parameters: {name.removesuffix('s')} has {number} numbers, but "
+                        f"head_dim={self.head_size} needs {self.head_size // 2}"
+                    )
+
 
 def config_from_hf(config: dict[str, Any]) -> LlamaConfig:
-    """Read a configuration with `model_type` llama, mistral, qwen2 or qwen3."""
+    """Read a configuration with `model_type` llama, mistral, ministral, qwen2 or qwen3.
+
+    Raises:
+        InputError: a value is not supported.
+    """
     kind = config["model_type"]
-    num_heads = config["num_attention_heads"]
+    num_heads, num_kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
+    head_size = config.get("head_dim")
     attention_bias = bool(config.get("attention_bias", False)) and kind in ("llama", "qwen3")
+    rotation = rotary.rotary_from_hf(config)
     return LlamaConfig(
         vocab_size=config["vocab_size"],
         model_size=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
         num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
+        num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
+        head_size=config["hidden_size"] // num_heads if head_size is None else head_size,
         mlp_size=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
+        max_positions=max(config["max_position_embeddings"], int(rotation.factor * rotation.original_positions)),
         activation=config.get("hidden_act", "silu"),
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         is_tied=config.get("tie_word_embeddings", False),
         init_std=config.get("initializer_range", 0.02),
-        rotary=rotary.rotary_from_hf(config),
+        rotary=rotation,
         windows=_windows(config),
         has_qkv_bias=attention_bias or kind == "qwen2",
         has_output_bias=attention_bias,
@@ -71,12 +96,34 @@ def config_from_hf(config: dict[str, Any]) -> LlamaConfig:
 
 
 def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
-    """Window of each layer; transformers lists the kinds of layers for Qwen, Mistral has one kind."""
-    num_layers, window = config["num_hidden_layers"], config.get("sliding_window")
-    if config["model_type"] == "mistral":
-        return (window,) * num_layers
-    kinds = config.get("layer_types") or ["full_attention"] * num_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    """Window of each layer, as transformers' class of the family has it.
+
+    Llama's class has none. Mistral's has one for all layers. Ministral's and Qwen's read `layer_types`, which
+    transformers derives from `use_sliding_window` and `max_window_layers` where a file does not list it.
+    """
+    num_layers, window, kind = config["num_hidden_layers"], config.get("sliding_window"), config["model_type"]
+    layer_types = config.get("layer_types") or ["full_attention"] * num_layers
+    if kind == "llama":
+        if window is not None or "sliding_attention" in layer_types:
+            _log.warning(
+                "config.json: sliding_window and layer_types are ignored: every layer of a Llama sees all positions, "
+                "in transformers' class too"
+            )
+        return (None,) * num_layers
+    if kind == "mistral":
+        layer_types = ["full_attention" if window is None else "sliding_attention"] * num_layers
+    unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise InputError(
+            f"config.json: layer_types: {', '.join(unknown)} is not supported; supported: full_attention, "
+            "sliding_attention"
+        )
+    if "sliding_attention" in layer_types and (window is None or window < 1):
+        raise InputError(
+            f"config.json: sliding_window={window} must be at least 1 where layer_types names sliding_attention; "
+            "correct it (Qwen: use_sliding_window must be true)"
+        )
+    return tuple(window if layer_type == "sliding_attention" else None for layer_type in layer_types)
 
 
 class RMSNorm(nn.Module):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -11,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import weights
+from jaxrl_lm.models import placement, quantization, weights
 from jaxrl_lm.models.causal_lm import CausalLM
-from jaxrl_lm.models.config import Head, ModelConfig
+from jaxrl_lm.models.config import Head, ModelConfig, check_sizes
 from jaxrl_lm.models.encoder import Encoder
-from jaxrl_lm.models.families import Family, family_of
-from jaxrl_lm.models.weights import Format, TensorLayout, Tensors
+from jaxrl_lm.models.families import family_of
+from jaxrl_lm.models.weights import Format, Tensors
 from jaxrl_lm.types import PyTree
 
 RewardModel = CausalLM | Encoder
@@ -28,9 +27,6 @@ RewardModel = CausalLM | Encoder
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 REWARD_SCALE_FILE = "reward_scale.json"
-# Buffers that older classes stored beside the weights.
-_BUFFERS = re.compile(r"(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|embeddings\.position_ids)$")
-_HEADS = ("lm_head", "score", "v_head", "classifier", "cls")
 _HUB_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.jinja", "*.txt", "*.model")
 
 
@@ -70,8 +66,9 @@ def from_pretrained(
 
     Args:
         folder_or_hub_id: a folder with config.json and weights, or an id such as `HuggingFaceTB/SmolLM2-135M`.
-        head: "value" (read from the folder where it was saved, else zeros) or "reward". An encoder (BERT) can only be
-            loaded with "reward".
+        head: "value" (read from the folder where it was saved, by `save_pretrained` or by TRL's
+            `AutoModelForCausalLMWithValueHead`, else zeros) or "reward". An encoder (BERT) can only be loaded with
+            "reward".
         dtype: of the activations.
         param_dtype: of the parameters, whatever the file holds.
         is_remat: recompute activations in the backward pass.
@@ -86,14 +83,27 @@ def from_pretrained(
             score head and there is no key to draw one.
     """
     folder = resolve_folder(folder_or_hub_id)
-    model = _build(folder, head, dtype, param_dtype, is_remat)
+    raw = read_config(folder)
+    family = family_of(raw["model_type"])
+    quantized = raw.pop("quantization_config", None)  # what is saved again is not
+    config = _model_config(folder, raw, head)
     tensors, kind = weights.read_weights(folder)
-    shapes: dict[tuple[str, ...], Any] = flatten_dict(
-        jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
-    )
-    found = _place(tensors, kind, model.family, shapes, folder)
+    tensors = {placement.modern(name): tensor for name, tensor in tensors.items()}
+    tensors = quantization.dequantise(tensors, quantized, folder)
+    config, tensors = placement.resolve_tie(config, tensors, kind, family)
+    if config.num_layers > len(tensors):  # seen before the layers are traced, which takes minutes for thousands
+        raise InputError(
+            f"{folder}: the weights lack layers: config.json has {config.num_layers}, the file {len(tensors)} "
+            "tensors; weights and config.json are of different models"
+        )
+    build: Any = CausalLM if family.is_causal else Encoder
+    model: RewardModel = build(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
+    with guarded.foreign_errors(f"{folder / 'config.json'}: no model can be built of it", "correct its sizes"):
+        tree = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    shapes: placement.Shapes = flatten_dict(tree)
+    found = placement.place(tensors, kind, family, shapes, head, folder)
     if head == "value":
-        found |= _value_head(folder, shapes)
+        found |= _value_head(folder, shapes, found)
     missing = {path: shape for path, shape in shapes.items() if path not in found}
     if missing:
         found |= _fresh_head(missing, model, key, folder)
@@ -129,7 +139,7 @@ def save_pretrained(
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
-    layout = _layout(model.family, format)
+    layout = placement.layout_of(model.family, format)
     tensors: Tensors = {}
     for path, leaf in flat.items():
         if path[0] != "value_head":
@@ -156,8 +166,9 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
         InputError: it is neither a folder nor a repository that the hub serves.
     """
     folder = Path(folder_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
+    with guarded.foreign_errors(f"model {str(folder_or_hub_id)[:100]!r} is no folder", "give one, or a hub id"):
+        if folder.is_dir():
+            return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -178,7 +189,7 @@ def has_score_head(folder: Path) -> bool:
     """
     tensors, kind = weights.read_weights(folder)
     family = family_of(read_config(folder)["model_type"])
-    return _layout(family, kind).locate((family.score_head, "kernel"))[0] in tensors
+    return placement.layout_of(family, kind).locate((family.score_head, "kernel"))[0] in tensors
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -190,113 +201,37 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: not found; a model folder holds config.json beside its weights")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); copy or download it again") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: not a JSON object; copy or download it again")
+    raw = guarded.read_object(path, remedy="copy or download it again")
     family_of(raw.get("model_type"))
-    try:
+    if raw["model_type"] == "mistral" and "layer_types" in raw:
+        raw["model_type"] = "ministral"  # as transformers' AutoConfig: its Mistral has one kind of layer
+    quantization.check_config(raw.get("quantization_config"), path)
+    if raw.get("per_layer_config"):
+        raise InputError(f"{path}: per_layer_config is not supported; take a model whose layers are alike")
+    check_sizes(raw, path)
+    with guarded.foreign_errors(f"{path}: not a configuration", "correct the field"):
         return AutoConfig.for_model(**raw).to_dict()
-    except ZeroDivisionError as error:
-        zeros = [name for name, value in raw.items() if name.startswith(("n_", "num_")) and value == 0]
-        raise InputError(f"{path}: {', '.join(zeros)} must not be 0; correct it") from error
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: {error}; correct the field") from error
 
 
-def _build(folder: Path, head: Head | None, dtype: Any, param_dtype: Any, is_remat: bool) -> RewardModel:
-    raw = read_config(folder)
+def _model_config(folder: Path, raw: dict[str, Any], head: Head | None) -> ModelConfig:
     family = family_of(raw["model_type"])
     if not family.is_causal and head != "reward":
         raise InputError(
             f"{folder}: model_type={raw['model_type']!r} is an encoder, which reads text and writes none; "
             "it can be a reward model, not a policy: give a decoder, such as gpt2 or llama"
         )
-    try:
-        config: ModelConfig = family.config_from_hf(raw)
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{folder / 'config.json'}: field {error} is missing or unfit; correct it") from error
-    kind = CausalLM if family.is_causal else Encoder
-    return kind(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)  # pyright: ignore
+    with guarded.foreign_errors(f"{folder / 'config.json'}: a field is missing or unfit", "correct it"):
+        return family.config_from_hf(raw)
 
 
-def _layout(family: Family, kind: Format) -> TensorLayout:
-    is_torch = kind == "safetensors"
-    return TensorLayout(
-        kind,
-        prefix=family.prefix,
-        is_output_first=family.is_torch_output_first if is_torch else family.is_flax_output_first,
-        flax_norm_scale=family.flax_norm_scale,
-    )
-
-
-def _place(
-    tensors: Tensors, kind: Format, family: Family, shapes: dict[tuple[str, ...], Any], folder: Path
+def _value_head(
+    folder: Path, shapes: placement.Shapes, found: dict[tuple[str, ...], np.ndarray]
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Each of our leaves from the file's tensors; heads that the file lacks are left out."""
-    layout = _layout(family, kind)
-    tensors = {_modern(name): tensor for name, tensor in tensors.items()}
-    found, used, absent = {}, set(), []
-    for path, shape in shapes.items():
-        if path[0] == "value_head":
-            continue
-        name, bare, turn = layout.locate(path)
-        stored = name if name in tensors else bare
-        if stored not in tensors:
-            absent += [] if _is_score_head(path, family) else [name]
-            continue
-        used.add(stored)
-        found[path] = turn(tensors[stored])
-        if found[path].shape != shape.shape:
-            raise InputError(
-                f"{folder}: tensor {stored} gives {found[path].shape}, wanted is {shape.shape}; "
-                + _why_misfit(path, family)
-            )
-    if absent:
-        raise InputError(
-            f"{folder}: the weights lack {weights.few(absent)}; weights and config.json are of different models"
-        )
-    spare = [name for name in tensors if name not in used and _is_backbone(name, family, kind)]
-    if spare:
-        raise InputError(
-            f"{folder}: config.json has no place for {weights.few(spare)}; "
-            "weights and config.json are of different models"
-        )
-    return found
-
-
-def _is_backbone(name: str, family: Family, kind: Format) -> bool:
-    separator = "." if kind == "safetensors" else "/"
-    return name.split(separator)[0] not in _HEADS and not _BUFFERS.search(name.replace("/", "."))
-
-
-def _is_score_head(path: tuple[str, ...], family: Family) -> bool:
-    """Whether a leaf belongs to what a reward model has over the network that it started from."""
-    return path[0] == family.score_head or path[:2] == ("backbone", "pooler")
-
-
-def _why_misfit(path: tuple[str, ...], family: Family) -> str:
-    if path[0] == family.score_head:
-        return "a reward model has one output: take a classifier of one label (num_labels=1)"
-    return "weights and config.json are of different models"
-
-
-def _modern(name: str) -> str:
-    """A tensor's name as torch's classes write it today; BERT's of 2018 called a norm's parameters gamma and beta."""
-    stem, _, leaf = name.rpartition("LayerNorm.")
-    today = {"gamma": "weight", "beta": "bias"}.get(leaf)
-    return name if today is None else f"{stem}LayerNorm.{today}"
-
-
-def _value_head(folder: Path, shapes: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], np.ndarray]:
+    """The head saved here, or TRL's if the weights held one, or zeros."""
     wanted = {path: shape for path, shape in shapes.items() if path[0] == "value_head"}
     file = folder / VALUE_HEAD_FILE
     if not file.is_file():
-        return {path: np.zeros(shape.shape, shape.dtype) for path, shape in wanted.items()}
+        return {path: found.get(path, np.zeros(shape.shape, shape.dtype)) for path, shape in wanted.items()}
     tensors = weights.read_file(file, "safetensors")
     for path, shape in wanted.items():
         stored = tensors.get("/".join(path))

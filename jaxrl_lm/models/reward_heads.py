@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.pretrained import REWARD_SCALE_FILE, RewardModel
 from jaxrl_lm.types import PyTree
@@ -119,14 +120,13 @@ def read_scale(folder: Path) -> RewardScale:
     path = folder / REWARD_SCALE_FILE
     if not path.is_file():
         return RewardScale()
-    try:
-        found = json.loads(path.read_text())
+    remedy = "save the reward model again"
+    found = guarded.read_object(path, remedy=remedy)
+    with guarded.foreign_errors(f"{path}: no scale of a reward", remedy):
         max_tokens = found.pop("max_tokens", None)
-        if max_tokens is not None and not (type(max_tokens) is int and max_tokens > 0):
-            raise ValueError(f"max_tokens={max_tokens!r} is no whole number above 0")
+        if max_tokens is not None and not (type(max_tokens) is int and 0 < max_tokens < 2**31):
+            raise ValueError(f"max_tokens={max_tokens!r:.60} is no whole number above 0")
         scale = RewardScale(**{name: float(value) for name, value in found.items()}, max_tokens=max_tokens)
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"{path}: no scale of a reward ({error}); save the reward model again") from error
     if not all(map(math.isfinite, (scale.gain, scale.bias, scale.offset))) or not scale.gain > 0:
         raise InputError(f"{path}: {scale} must be finite with a gain above 0; save the reward model again")
     return scale

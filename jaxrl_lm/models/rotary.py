@@ -1,82 +1,211 @@
-"""Rotary position embeddings, with the frequency scalings that public checkpoints use.
+"""Rotary position embeddings, with the context extensions that public checkpoints use.
 
 Reference: Su et al., 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
+
+RotaryKind = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryConfig:
     """How fast each pair of dimensions turns.
 
+    The frequencies of "dynamic" and "longrope" depend on the length of the call: 1 + the largest position of any of
+    its rows, as in transformers. A key is rotated once, with the frequencies of the call that writes it to the cache.
+    Generation beyond `original_positions` therefore mixes frequencies, as transformers' `generate` does, and its
+    logits differ from those of one pass over the whole sequence. Reinforcement learning needs the two to agree: keep
+    prompt and completion within `original_positions`.
+
     Attributes:
         theta: base of the geometric series of wavelengths.
-        kind: "default", "linear" (all positions divided by `factor`) or "llama3" (only slow dimensions are).
+        kind: "default"; "linear" divides all frequencies by `factor`; "dynamic" raises theta with the length of the
+            sequence once it exceeds `original_positions`; "yarn" and "llama3" divide slow dimensions only; "longrope"
+            has a divisor for each dimension, one list for short and one for long sequences.
         factor: stretch of the context.
-        low_frequency_factor, high_frequency_factor: llama3: dimensions that turn fewer than the first (more than
-            the second) times in the original context are stretched (left alone), those between are blended.
-        original_positions: llama3: context length, in tokens, before stretching.
+        original_positions: context length, in tokens, before stretching.
+        attention_factor: factor of cosine and sine, that is of queries and keys (yarn, longrope).
+        low_frequency_factor: llama3: dimensions that turn fewer times in the original context are divided.
+        high_frequency_factor: llama3: those that turn more often are left alone, those between are blended.
+        beta_fast: yarn: dimensions that turn more often in the original context are left alone.
+        beta_slow: yarn: those that turn fewer times are divided, those between are blended.
+        is_truncated: yarn: whether the two limits are rounded to whole dimensions.
+        short_factors: longrope: divisors up to `original_positions`, one for each pair of dimensions.
+        long_factors: longrope: divisors beyond.
+
+    Reference: Peng et al., 2023, YaRN: Efficient Context Window Extension of Large Language Models (yarn, dynamic);
+    Ding et al., 2024, LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens (longrope).
     """
 
     theta: float
-    kind: str = "default"
+    kind: RotaryKind = "default"
     factor: float = 1.0
+    original_positions: int = 8192
+    attention_factor: float = 1.0
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
-    original_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    is_truncated: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("default", "linear", "llama3"):
+        checks.above(self, 0, "factor", "original_positions", prefix="config.json: rope_parameters: ")
+        checks.above(self, 1, "theta", prefix="config.json: rope_parameters: rope_")
+        if self.kind == "llama3" and not self.high_frequency_factor > self.low_frequency_factor:
             raise InputError(
-                f"config.json: rope_type={self.kind!r} is not supported; supported: default, linear, llama3"
+                f"config.json: rope_parameters: high_freq_factor={self.high_frequency_factor} must be above "
+                f"low_freq_factor={self.low_frequency_factor}"
             )
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the frequencies depend on how long the sequence is."""
+        return self.kind in ("dynamic", "longrope")
 
 
 def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
-    """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    """Read `rope_parameters` of a configuration that transformers has completed.
+
+    Raises:
+        InputError: a kind, or a form, of rotary embedding that is not supported.
+    """
+    rope = config.get("rope_parameters") or {}
+    kind, positions = rope.get("rope_type", "default"), config["max_position_embeddings"]
+    if kind not in get_args(RotaryKind):
+        raise InputError(
+            f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(get_args(RotaryKind))}"
+        )
+    nested = [name for name, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise InputError(
+            f"config.json: rope_parameters has its own values for {', '.join(nested)}; only one set for all layers is "
+            "supported"
+        )
+    if kind != "default" and (rope.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise InputError(
+            f"config.json: partial_rotary_factor={rope['partial_rotary_factor']} is not supported with "
+            f"rope_type={kind!r}; transformers' class fails on it too"
+        )
+    original = rope.get("original_max_position_embeddings") if kind in ("yarn", "longrope", "llama3") else None
+    original = int(positions if original is None else original)
+    factor = 1.0 if kind == "default" else rope.get("factor")
+    if factor is None and kind in ("yarn", "longrope"):
+        factor = positions / original
     return RotaryConfig(
-        theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-        kind=rope.get("rope_type", rope.get("type", "default")),
-        factor=float(rope.get("factor", 1.0)),
+        theta=float(rope.get("rope_theta", 10_000.0)),
+        kind=kind,
+        factor=float(factor),  # pyright: ignore[reportArgumentType] None is refused like any other wrong value
+        original_positions=original,
+        attention_factor=_attention_factor(kind, rope, float(factor or 1.0), original),
         low_frequency_factor=float(rope.get("low_freq_factor", 1.0)),
         high_frequency_factor=float(rope.get("high_freq_factor", 4.0)),
-        original_positions=int(rope.get("original_max_position_embeddings", 8192)),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        is_truncated=bool(rope.get("truncate", True)),
+        short_factors=tuple(map(float, rope.get("short_factor") or ())),
+        long_factors=tuple(map(float, rope.get("long_factor") or ())),
     )
 
 
-def frequencies(config: RotaryConfig, head_size: int) -> np.ndarray:
-    """Radians a position of each pair of dimensions, float32 `[H/2]`."""
-    freqs = config.theta ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+def _attention_factor(kind: str, rope: dict[str, Any], factor: float, original: int) -> float:
+    """The factor given, or the one that the paper of the kind recommends."""
+    if kind not in ("yarn", "longrope"):
+        return 1.0
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if factor <= 1:
+        return 1.0
+    if kind == "longrope":
+        return math.sqrt(1 + math.log(factor) / math.log(original))
+    scale, scale_all = rope.get("mscale"), rope.get("mscale_all_dim")
+    if scale and scale_all:
+        return (0.1 * scale * math.log(factor) + 1) / (0.1 * scale_all * math.log(factor) + 1)
+    return 0.1 * math.log(factor) + 1
+
+
+def frequencies(
+    config: RotaryConfig, head_size: int, length: Int[Array, ""] | int = 0
+) -> Float[np.ndarray, " half"] | Float[Array, " half"]:
+    """Radians a position of each pair of dimensions, float32 `[H/2]`.
+
+    Args:
+        config: kind and its settings.
+        head_size: H.
+        length: of the sequence, tokens; read where `config.depends_on_length`.
+    """
+    exponents = np.arange(0, head_size, 2, dtype=np.float64) / head_size
+    freqs = config.theta**-exponents
     if config.kind == "linear":
         freqs = freqs / config.factor
     elif config.kind == "llama3":
         turns = config.original_positions * freqs / (2 * math.pi)
         span = config.high_frequency_factor - config.low_frequency_factor
-        kept = np.clip((turns - config.low_frequency_factor) / span, 0.0, 1.0)
-        freqs = kept * freqs + (1 - kept) * freqs / config.factor
+        freqs = _divide_partly(freqs, config.factor, (turns - config.low_frequency_factor) / span)
+    elif config.kind == "yarn":
+        freqs = _divide_partly(freqs, config.factor, 1 - _yarn_ramp(config, head_size))
+    elif config.kind == "longrope":
+        is_long = jnp.asarray(length) > config.original_positions
+        return jnp.where(
+            is_long, *(jnp.float32(freqs / np.array(f)) for f in (config.long_factors, config.short_factors))
+        )
+    elif config.kind == "dynamic":
+        excess = jnp.maximum(jnp.asarray(length, jnp.float32) / config.original_positions - 1, 0)
+        theta_growth = (1 + config.factor * excess) ** (head_size / (head_size - 2))
+        return jnp.float32(freqs) * theta_growth ** -jnp.float32(exponents)
     return freqs.astype(np.float32)
+
+
+def _divide_partly(freqs: np.ndarray, factor: float, kept: np.ndarray) -> np.ndarray:
+    """Frequencies left alone where `kept` is 1 or more, divided where it is 0 or less, blended between."""
+    kept = np.clip(kept, 0.0, 1.0)
+    return kept * freqs + (1 - kept) * freqs / factor
+
+
+def _yarn_ramp(config: RotaryConfig, head_size: int) -> np.ndarray:
+    """Over the pairs of dimensions: 0 up to that which turns `beta_fast` times, 1 from `beta_slow` times."""
+
+    def pair_that_turns(times: float) -> float:
+        wavelength = config.original_positions / (times * 2 * math.pi)
+        return head_size * math.log(wavelength) / (2 * math.log(config.theta))
+
+    low, high = pair_that_turns(config.beta_fast), pair_that_turns(config.beta_slow)
+    if config.is_truncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_size - 1)
+    width = high - low if high != low else 0.001
+    return (np.arange(head_size // 2) - low) / width
 
 
 def rotary_table(
     config: RotaryConfig, position_ids: Int[Array, "B T"], head_size: int, num_positions: int
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """Cosine and sine of each position's angles, float32, one axis for the heads.
+    """Cosine and sine of each position's angles times the attention factor, float32, one axis for the heads.
 
     They are looked up in a table of all positions below `num_positions`: where they are computed from `position_ids`
-    directly, XLA's CPU compiler fuses them into every layer that reads them and computes them there again.
+    directly, XLA's CPU compiler fuses them into every layer that reads them and computes them there again. Frequencies
+    that depend on the length leave no other choice.
     """
-    angles = jnp.arange(num_positions, dtype=jnp.float32)[:, None] * frequencies(config, head_size)
-    cos, sin = (jnp.take(table, position_ids, axis=0) for table in (jnp.cos(angles), jnp.sin(angles)))
+    if config.depends_on_length:
+        freqs = frequencies(config, head_size, jnp.max(position_ids) + 1)
+        angles = position_ids[..., None].astype(jnp.float32) * freqs
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+    else:
+        angles = jnp.arange(num_positions, dtype=jnp.float32)[:, None] * frequencies(config, head_size)
+        cos, sin = (jnp.take(table, position_ids, axis=0) for table in (jnp.cos(angles), jnp.sin(angles)))
+    if config.attention_factor != 1.0:
+        cos, sin = cos * config.attention_factor, sin * config.attention_factor
     return cos[:, :, None], sin[:, :, None]
 
 

@@ -4,8 +4,10 @@ Products are plain matrix products on `[N, D]`, convolutions included: under `vm
 become a grouped one, which a CPU computes many times slower than the batched product of its patches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +16,25 @@ from flax import linen as nn
 from gymnax.environments import spaces
 from jaxtyping import Array, Float, Shaped
 
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 
-Activation = Literal["relu", "tanh"]
+Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu"]
 TrunkKind = Literal["auto", "mlp", "conv"]
 
 KERNEL_SIZE = 3
 GAIN = 2**0.5
 # Each iteration multiplies a small singular value by 1.5, so that even one of 1e-8 comes near 1.
 NUM_ITERATIONS = 52
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "leaky_relu": nn.leaky_relu,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +43,7 @@ class TrunkConfig:
 
     Attributes:
         hidden_sizes: units of each fully connected layer, the last of them the features.
-        activation: "relu" or "tanh", after every layer.
+        activation: after every layer; "gelu" is the exact one (with the error function), "leaky_relu" has slope 0.01.
         kind: "mlp" flattens an observation; "conv" sends a grid `[H, W, C]` through 3x3 convolutions first; "auto"
             does so where the observation is a grid large enough for them.
         channels: outputs of each convolution; each takes 2 off height and width.
@@ -45,9 +57,7 @@ class TrunkConfig:
     layer_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name, kinds in (("activation", Activation), ("kind", TrunkKind)):
-            if getattr(self, name) not in get_args(kinds):
-                raise InputError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(kinds))}")
+        checks.one_of(self, activation=Activation, kind=TrunkKind)
         for name in ("hidden_sizes", "channels"):
             sizes = getattr(self, name)
             if not sizes or min(sizes) < 1:
@@ -62,7 +72,8 @@ class Trunk(nn.Module):
         observation_shape: of one observation; axes before it are batch axes.
         num_categories: how many values an observation of a discrete space has, None for arrays.
         is_conv: whether convolutions come first.
-        scale: what an observation is multiplied by.
+        scale: what an observation of bytes is multiplied by. One that comes as floating-point numbers, normalised
+            already, is left as it is.
     """
 
     config: TrunkConfig
@@ -83,7 +94,7 @@ class Trunk(nn.Module):
             sizes = sizes[1:]
         else:
             features = observations.reshape(-1, *self.observation_shape).astype(jnp.float32)
-            if self.scale != 1.0:
+            if self.scale != 1.0 and not jnp.issubdtype(observations.dtype, jnp.floating):
                 features *= self.scale
             if self.is_conv:
                 features = self._convolve(features)
@@ -105,7 +116,7 @@ class Trunk(nn.Module):
     def _activate(self, outputs: jax.Array) -> jax.Array:
         if self.config.layer_norm:
             outputs = nn.LayerNorm()(outputs)
-        return nn.relu(outputs) if self.config.activation == "relu" else jnp.tanh(outputs)
+        return ACTIVATIONS[self.config.activation](outputs)
 
 
 def make_trunk(config: TrunkConfig, observation_space: Any) -> Trunk:
@@ -152,7 +163,7 @@ def orthogonal(gain: float) -> nn.initializers.Initializer:
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del out_sharding
-        x = jax.random.normal(key, (max(shape), min(shape)))
+        x = jax.random.normal(key, (max(shape), min(shape)), jnp.float32)
         x = jax.lax.fori_loop(0, NUM_ITERATIONS, _iterate, x / jnp.linalg.norm(x))
         return (gain * (x if shape[0] >= shape[1] else x.T)).astype(dtype)
 

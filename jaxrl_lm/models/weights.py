@@ -5,18 +5,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 
 Format = Literal["safetensors", "flax"]
 Tensors = dict[str, np.ndarray]
 
 FILE_NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
+_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+# What files are read of; the library knows more, down to four bits.
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+_MAX_NAME_BYTES = 255  # of a file, on every common file system
 _SEPARATORS: dict[Format, str] = {"safetensors": ".", "flax": "/"}
 
 
@@ -44,26 +49,42 @@ def read_file(path: Path, kind: Format) -> Tensors:
     Raises:
         InputError: the file is truncated or is not of this format.
     """
-    try:
+    with guarded.foreign_errors(f"{path}: not a whole {kind} file", "copy or download it again"):
         if kind == "safetensors":
-            return safetensors.numpy.load_file(path)
+            return _load_safetensors(path)
         tree = serialization.msgpack_restore(path.read_bytes())
         flat: dict[str, Any] = flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
-    except (SafetensorError, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
-        raise InputError(
-            f"{path}: not a whole {kind} file ({type(error).__name__}: {error}); copy or download it again"
-        ) from error
     if not flat or not all(isinstance(leaf, np.ndarray) for leaf in flat.values()):
         raise InputError(f"{path}: not a flax file of named tensors; copy or download it again")
     return {str(name): leaf for name, leaf in flat.items()}
 
 
+def _load_safetensors(path: Path) -> Tensors:
+    """As `safetensors.numpy.load_file`, which fails on float8."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 no mapping
+        unknown = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _DTYPES and kind not in _FLOAT8]
+        if unknown:
+            raise InputError(
+                f"{path}: tensors of a type that is not read: {few(unknown)}; take weights of {', '.join(_DTYPES)}"
+            )
+        tensors = {name: file.get_tensor(name) for name, kind in kinds.items() if kind not in _FLOAT8}
+    if len(tensors) < len(kinds):
+        for name, spec in safetensors.deserialize(path.read_bytes()):
+            if spec["dtype"] in _FLOAT8:
+                flat = np.frombuffer(spec["data"], _FLOAT8[spec["dtype"]])
+                tensors[name] = flat.reshape(spec["shape"])
+    return tensors
+
+
 def _read_shards(index: Path, kind: Format) -> Tensors:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+    remedy = "copy or download it again"
+    with guarded.foreign_errors(f"{index}: not an index of shards", remedy):
+        weight_map = guarded.read_object(index, remedy=remedy)["weight_map"]
         shards = sorted({Path(shard).name for shard in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: not an index of shards ({error}); copy or download it again") from error
+        unfit = [shard for shard in shards if not 0 < len(shard.encode()) <= _MAX_NAME_BYTES or "\0" in shard]
+        if unfit:
+            raise ValueError(f"{unfit[0][:60]!r} is no name of a file")
     tensors: Tensors = {}
     for shard in shards:
         path = index.parent / shard

@@ -1,3 +1,4 @@
+from .answers import AnswerConfig as AnswerConfig
 from .generation import (
     Generation as Generation,
     decode as decode,
@@ -11,5 +12,7 @@ from .token_policy import (
     answer_log_probs as answer_log_probs,
     make_evaluate as make_evaluate,
     observe as observe,
+    rollout_error as rollout_error,
     token_trajectory as token_trajectory,
+    with_heads as with_heads,
 )

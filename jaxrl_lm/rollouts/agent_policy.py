@@ -6,19 +6,28 @@ model's; how actions are distributed, and whether there is a memory, is known he
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import spaces
 
+from jaxrl_lm import checks
 from jaxrl_lm.core import distributions
 from jaxrl_lm.envs.base import MaskedObservation
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models.actor_critic import ActorCritic
+from jaxrl_lm.models.actor_critic import ActorCritic, MemoryKind, StdKind, memory_width
 from jaxrl_lm.models.trunks import TrunkConfig, make_trunk
 from jaxrl_lm.types import ActionEvaluation, Evaluate, PyTree
+
+BoundsKind = Literal["clip", "squash"]
+
+# Range of a log standard deviation that a network puts out.
+MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0
+# Environments write "unbounded" as infinity or as the largest float32.
+_UNBOUNDED = float(np.finfo(np.float32).max) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +37,32 @@ class PolicyConfig:
     Attributes:
         trunk: layers between observation and heads.
         is_shared: one trunk for policy and value function, or one each.
-        memory_size: units of a GRU, 0 for a policy without memory; with one the trunk is shared.
+        memory_size: units of the memory, 0 for a policy without; with one the trunk is shared.
+        memory: kind of the memory: "gru" or "lstm".
         bounds: how a continuous policy keeps within the action space: "clip" the Gaussian's draws before they are
-            acted, or "squash" them by tanh.
-        initial_log_std: of a continuous policy, in units of half the action range where squashed, else of actions.
+            acted, or "squash" them by tanh, which needs a bounded space.
+        std: a continuous policy's log standard deviation: one "parameter" for each dimension, the same everywhere, or
+            an output of the network, which depends on the "state" and is kept between -20 and 2.
+        initial_log_std: its start, in units of half the action range where squashed, else of actions.
+
+    Reference: Hausknecht and Stone, 2015, Deep Recurrent Q-Learning for Partially Observable MDPs (LSTM); Haarnoja et
+    al., 2018, Soft Actor-Critic Algorithms and Applications (state-dependent std and its range).
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     is_shared: bool = False
     memory_size: int = 0
-    bounds: Literal["clip", "squash"] = "clip"
+    memory: MemoryKind = "gru"
+    bounds: BoundsKind = "clip"
+    std: StdKind = "parameter"
     initial_log_std: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.memory_size < 0:
-            raise InputError(f"policy.memory_size={self.memory_size} must be 0 (none) or more units")
-        if self.bounds not in get_args(Literal["clip", "squash"]):
-            raise InputError(f"policy.bounds={self.bounds!r} must be clip or squash")
+        checks.at_least(self, 0, "memory_size", prefix="policy.")
+        checks.one_of(self, prefix="policy.", memory=MemoryKind, bounds=BoundsKind, std=StdKind)
+        checks.finite(self, "initial_log_std", prefix="policy.")
+        if self.std == "state":
+            checks.between(self, MIN_LOG_STD, MAX_LOG_STD, "initial_log_std", prefix="policy.")
 
 
 @struct.dataclass(kw_only=True)
@@ -106,18 +124,20 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
     """The policy for an environment's spaces.
 
     Raises:
-        InputError: the action space is neither discrete nor a flat box with bounds.
+        InputError: the action space is neither discrete nor a flat box, or actions are to be squashed into one without
+            bounds.
     """
     action_space = env.action_space(env_params)
     is_discrete = isinstance(action_space, spaces.Discrete)
-    head = _categorical() if is_discrete else _gaussian(config, _flat_box(env, action_space))
+    head = _categorical() if is_discrete else _gaussian(config, _box_of(config, env, action_space))
     trunk = make_trunk(config.trunk, env.observation_space(env_params))
     model = ActorCritic(
         trunk=trunk,
-        num_outputs=action_space.n if is_discrete else action_space.shape[0],
+        num_actions=action_space.n if is_discrete else action_space.shape[0],
         is_shared=config.is_shared,
         memory_size=config.memory_size,
-        has_log_std=not is_discrete,
+        memory_kind=config.memory,
+        std=None if is_discrete else config.std,
         initial_log_std=config.initial_log_std,
     )
     example = env.observation_space(env_params).sample(jax.random.key(0))
@@ -166,6 +186,10 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
         scores = _score(head, params, outputs, values, action_mask, _merge_batch_and_time(actions))
         return jax.tree.map(lambda leaf: leaf.reshape(actions.shape[:2]), scores)
 
+    def init_memory(num_envs: int) -> jax.Array | None:
+        width = memory_width(config.memory, config.memory_size)
+        return jnp.zeros((num_envs, width), jnp.float32) if width else None
+
     return Policy(
         init=init,
         act=act,
@@ -173,7 +197,7 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
         value=value,
         evaluate=evaluate,
         to_env=head.to_env,
-        init_memory=lambda num_envs: jnp.zeros((num_envs, config.memory_size)) if config.memory_size else None,
+        init_memory=init_memory,
         has_memory=config.memory_size > 0,
     )
 
@@ -214,33 +238,58 @@ def _categorical() -> _Head:
 
 
 def _gaussian(config: PolicyConfig, box: spaces.Box) -> _Head:
-    low, high = (jnp.broadcast_to(jnp.asarray(bound, jnp.float32), box.shape) for bound in (box.low, box.high))
+    low, high = (np.broadcast_to(np.asarray(bound, np.float32), box.shape) for bound in (box.low, box.high))
     is_squashed = config.bounds == "squash"
 
-    def sample(key: jax.Array, means: jax.Array, params: PyTree) -> jax.Array:
-        return means + jnp.exp(params["log_std"]) * jax.random.normal(key, means.shape)
+    def split(outputs: jax.Array, params: PyTree) -> tuple[jax.Array, jax.Array]:
+        if config.std == "parameter":
+            return outputs, params["log_std"]
+        means, log_stds = jnp.split(outputs, 2, axis=-1)
+        return means, jnp.clip(log_stds + config.initial_log_std, MIN_LOG_STD, MAX_LOG_STD)
 
-    def log_prob(means: jax.Array, params: PyTree, actions: jax.Array) -> jax.Array:
+    def sample(key: jax.Array, outputs: jax.Array, params: PyTree) -> jax.Array:
+        means, log_stds = split(outputs, params)
+        return means + jnp.exp(log_stds) * jax.random.normal(key, means.shape, means.dtype)
+
+    def log_prob(outputs: jax.Array, params: PyTree, actions: jax.Array) -> jax.Array:
         # Actions are kept before tanh: undoing it would lose all precision where it saturates.
-        density = distributions.gaussian_log_prob(actions, means, params["log_std"])
+        density = distributions.gaussian_log_prob(actions, *split(outputs, params))
         return density - distributions.squash_log_det(actions) if is_squashed else density
 
-    def entropy(means: jax.Array, params: PyTree) -> jax.Array:
+    def entropy(outputs: jax.Array, params: PyTree) -> jax.Array:
         # Of the Gaussian before tanh or clipping: neither of these has a closed form.
-        return jnp.broadcast_to(distributions.gaussian_entropy(params["log_std"]), means.shape[:-1])
+        return jnp.broadcast_to(distributions.gaussian_entropy(split(outputs, params)[1]), outputs.shape[:-1])
+
+    def mode(outputs: jax.Array) -> jax.Array:
+        return outputs[..., : box.shape[0]]
 
     def to_env(actions: jax.Array) -> jax.Array:
         if is_squashed:
             return low + (jnp.tanh(actions) + 1.0) * 0.5 * (high - low)
         return jnp.clip(actions, low, high)
 
-    return _Head(sample=sample, log_prob=log_prob, entropy=entropy, mode=lambda means: means, to_env=to_env)
+    return _Head(sample=sample, log_prob=log_prob, entropy=entropy, mode=mode, to_env=to_env)
 
 
-def _flat_box(env: Any, space: Any) -> spaces.Box:
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return space
-    raise InputError(f"env={env.name}: its action space {space!r} is neither discrete nor a flat box; ppo knows these")
+def _box_of(config: PolicyConfig, env: Any, space: Any) -> spaces.Box:
+    """The action space, if a Gaussian can act in it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise InputError(
+            f"env={env.name}: its action space {space!r} is neither discrete nor a flat box; ppo knows these"
+        )
+    low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+    # Written so that NaN fails too.
+    is_bounded = np.all(np.abs(low) < _UNBOUNDED) and np.all(np.abs(high) < _UNBOUNDED)
+    if config.bounds == "squash" and not is_bounded:
+        raise InputError(
+            f"policy.bounds='squash': the actions of {env.name} have no bounds to be squashed into "
+            f"(low={space.low}, high={space.high}); choose policy.bounds=clip"
+        )
+    return space
 
 
 def _split_mask(observations: PyTree) -> tuple[Any, jax.Array | None]:

@@ -9,31 +9,26 @@ from flax import struct
 
 from jaxrl_lm.core import running_moments
 from jaxrl_lm.core.running_moments import RunningMoments
-from jaxrl_lm.envs.base import MaskedObservation, StepResult, reset_batch, step_batch
-from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.envs.base import MaskedObservation, StepResult
+from jaxrl_lm.rollouts.acting import ActingState, acting_axes, fill_axes, start_acting, step_acting
 from jaxrl_lm.rollouts.agent_policy import Decision, Policy, RememberedObservations
-from jaxrl_lm.rollouts.episodes import EpisodeTracker
 from jaxrl_lm.types import PyTree, Trajectory
 
 
 @struct.dataclass(kw_only=True)
 class RolloutState:
-    """Where B environments and the policy that acts in them stand.
+    """B environments and what the policy that acts in them remembers.
 
     Attributes:
-        env_states: leaves `[B, ...]`.
-        observations: what the next action is chosen from, as the environment gave it, leaves `[B, ...]`.
-        is_first: whether an episode begins with it, bool `[B]`.
+        acting: the environments.
+        is_first: whether an episode begins with their observations, bool `[B]`.
         memory: of the policy, `[B, M]`, or None.
-        tracker: returns and lengths of episodes.
         discounted_returns: running discounted reward of each episode, float32 `[B]`; what rewards are normalised by.
     """
 
-    env_states: PyTree
-    observations: PyTree
+    acting: ActingState
     is_first: PyTree
     memory: PyTree
-    tracker: EpisodeTracker
     discounted_returns: PyTree
 
 
@@ -52,15 +47,18 @@ class Normalizers:
 
 def start_rollout(env: Any, policy: Policy, key: jax.Array, num_envs: int, env_params: Any) -> RolloutState:
     """Environments that have just been reset."""
-    observations, states = reset_batch(env, key, num_envs, env_params)
     return RolloutState(
-        env_states=states,
-        observations=observations,
+        acting=start_acting(env, key, num_envs, env_params),
         is_first=jnp.ones(num_envs, bool),
         memory=policy.init_memory(num_envs),
-        tracker=episodes.init_tracker(num_envs),
-        discounted_returns=jnp.zeros(num_envs),
+        discounted_returns=jnp.zeros(num_envs, jnp.float32),
     )
+
+
+def rollout_axes(rollout: RolloutState) -> RolloutState:
+    """`batch_axes` of an `EnvironmentLearner` for this part of its state."""
+    axes: RolloutState = fill_axes(rollout, 0)
+    return axes.replace(acting=acting_axes(rollout.acting))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def collect(
@@ -73,8 +71,8 @@ def collect(
     normalizers: Normalizers,
     *,
     num_steps: int,
-    discount: float,
-    trace_decay: float,
+    discount: jax.Array | float,
+    trace_decay: jax.Array | float,
 ) -> tuple[RolloutState, Trajectory, Normalizers]:
     """Act for T = `num_steps` in B environments.
 
@@ -86,15 +84,15 @@ def collect(
         policy: acts, and says what its observations are worth.
         params: of the policy.
         env_params: of the environments.
-        state: where they stand.
+        state: the environments and the policy's memory.
         key: for actions, transitions and resets.
-        normalizers: as they stood at the last update; within the rollout they stay, so that the ratio starts at 1.
+        normalizers: as they were at the last update; within the rollout they stay, so that the ratio starts at 1.
         num_steps: T.
         discount: gamma.
         trace_decay: lambda.
 
     Returns:
-        the state behind the rollout, the trajectory with leaves `[B, T, ...]`, and the normalizers that have seen it.
+        the state after the rollout, the trajectory with leaves `[B, T, ...]`, and the normalizers that have seen it.
     """
     start = state
 
@@ -103,9 +101,9 @@ def collect(
     ) -> tuple[tuple[RolloutState, Normalizers], _Step]:
         state, seen_by = carry
         act_key, env_key = jax.random.split(step_key)
-        seen = normalize_observations(state.observations, normalizers)
+        seen = normalize_observations(state.acting.observations, normalizers)
         decision = policy.act(params, seen, state.is_first, state.memory, act_key)
-        result = step_batch(env, env_key, state.env_states, policy.to_env(decision.actions), env_params)
+        acting, result = step_acting(env, env_key, state.acting, policy.to_env(decision.actions), env_params)
         final_values = _final_values(policy, params, result, decision, normalizers)
         discounted = state.discounted_returns * discount + result.rewards
         is_done = result.terminated | result.truncated
@@ -119,17 +117,16 @@ def collect(
             final_values=final_values,
         )
         new = RolloutState(
-            env_states=result.states,
-            observations=result.observations,
+            acting=acting,
             is_first=is_done,
             memory=decision.memory,
-            tracker=episodes.track(state.tracker, result.rewards, result.terminated, result.truncated),
             discounted_returns=jnp.where(is_done, 0.0, discounted),
         )
-        return (new, _update_normalizers(seen_by, state.observations, discounted)), record
+        return (new, _update_normalizers(seen_by, state.acting.observations, discounted)), record
 
     (state, seen_by), steps = jax.lax.scan(step, (state, normalizers), jax.random.split(key, num_steps))
-    last = policy.value(params, normalize_observations(state.observations, normalizers), state.is_first, state.memory)
+    last_seen = normalize_observations(state.acting.observations, normalizers)
+    last = policy.value(params, last_seen, state.is_first, state.memory)
     trajectory = _trajectory(policy, start, steps, last, normalizers, discount=discount, trace_decay=trace_decay)
     return state, trajectory, seen_by
 
@@ -164,7 +161,7 @@ def where_any(is_needed: jax.Array, compute: Callable[[], jax.Array]) -> jax.Arr
 
     A loop of at most one turn: `cond` would compute both branches under `vmap` over seeds.
     """
-    carry = jnp.any(is_needed), jnp.zeros(is_needed.shape)
+    carry = jnp.any(is_needed), jnp.zeros(is_needed.shape, jnp.float32)
     return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros((), bool), compute()), carry)[1]
 
 
@@ -175,8 +172,8 @@ def _trajectory(
     last_values: jax.Array,
     normalizers: Normalizers,
     *,
-    discount: float,
-    trace_decay: float,
+    discount: jax.Array | float,
+    trace_decay: jax.Array | float,
 ) -> Trajectory:
     values = steps.decision.values
     following = jnp.concatenate([values[1:], last_values[None]])

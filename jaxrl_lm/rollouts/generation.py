@@ -101,7 +101,7 @@ def _generate(
 
     def run(ids: jax.Array, mask: jax.Array, cache: KVCache | None) -> tuple[jax.Array, jax.Array, Any]:
         output = encode(model, params, ids, mask, cache)
-        values = jnp.zeros(batch) if output.values is None else output.values[:, -1]
+        values = jnp.zeros(batch, jnp.float32) if output.values is None else output.values[:, -1]
         return unembed(output.hidden_states[:, -1], unembedding), values, output.cache
 
     def decode(state: _State) -> _State:

@@ -2,6 +2,7 @@
 
 import operator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -158,7 +159,7 @@ def sample_categorical(keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> I
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     blocks = jnp.pad(weights, ((0, 0), (0, -vocab_size % _BLOCK))).reshape(batch, -1, _BLOCK)
     block_ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    uniform = jax.vmap(jax.random.uniform)(keys)
+    uniform = jax.vmap(partial(jax.random.uniform, dtype=jnp.float32))(keys)
     target = uniform * block_ends[:, -1]
     block = _first_above(block_ends, target)
     before = jnp.where(block > 0, _pick(block_ends, jnp.maximum(block - 1, 0)), 0.0)

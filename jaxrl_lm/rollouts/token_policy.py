@@ -13,7 +13,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.causal_lm import CausalLM, encode
 from jaxrl_lm.rollouts.generation import Generation
-from jaxrl_lm.types import ActionEvaluation, Evaluate, PyTree, Trajectory
+from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree, Trajectory
 
 
 @struct.dataclass(kw_only=True)
@@ -148,3 +148,19 @@ def answer_log_probs(model: CausalLM, params: PyTree, generation: Generation, te
 def _log_probs(model: CausalLM, params: PyTree, generation: Generation, temperature: float) -> jax.Array:
     evaluation = make_evaluate(model, temperature=temperature)(params, observe(generation), generation.actions)
     return evaluation.log_probs * generation.response_mask
+
+
+def rollout_error(log_probs: jax.Array, generation: Generation) -> Metrics:
+    """`ratio/rollout_max_error`: the largest |ratio - 1| between scoring and decoding.
+
+    Args:
+        log_probs: of the answers' tokens as learning computes them, `[B, T]`.
+        generation: the answers, with the log-probabilities of decoding.
+    """
+    error = jnp.abs(jnp.expm1(log_probs - generation.log_probs))
+    return {"ratio/rollout_max_error": masked.masked_max(error, generation.response_mask)}
+
+
+def with_heads(reference_params: PyTree, policy_params: PyTree) -> PyTree:
+    """The reference's parameters in the policy's form; heads, which it does not use, are the policy's."""
+    return {**policy_params, **reference_params}

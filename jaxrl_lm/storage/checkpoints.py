@@ -1,6 +1,7 @@
 """Checkpoints of a training state: saved whole or not at all, restored bit for bit or with an error."""
 
 import json
+import time
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
+
+_SECONDS_OF_OTHER_READS = 0.2
 
 
 class Checkpoints:
@@ -119,7 +123,7 @@ class Checkpoints:
         description = self._read(step, args)["description"]
         try:
             is_whole = description["checksum"] == _json_checksum(description["leaves"], description["meta"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             is_whole = False
         if not is_whole:
             raise self._damaged(step, "its description is not as it was saved")
@@ -139,10 +143,15 @@ class Checkpoints:
         return arrays | {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items() if not s.size}
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
-        try:
-            return self._manager.restore(step, args=args)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(step, str(error)[:300]) from error
+        remedy = "delete that folder to go on from the checkpoint before it"
+        what = f"checkpoint {str(self._folder / str(step))!r} is damaged"
+        with guarded.foreign_errors(what, remedy), guarded.held_stderr():
+            try:
+                return self._manager.restore(step, args=args)
+            except Exception:
+                # Of several reads the first to fail closes orbax's event loop; the others then print tracebacks.
+                time.sleep(_SECONDS_OF_OTHER_READS)
+                raise
 
     def _damaged(self, step: int, reason: str) -> InputError:
         return InputError(

@@ -15,7 +15,7 @@ from jaxrl_lm.storage.run_folder import (
     RunFolder,
     append_jsonl,
     check_step,
-    line_error,
+    finite_number,
     read_jsonl,
     truncate_jsonl,
     write_atomically,
@@ -102,19 +102,11 @@ def read_metrics(folder: RunFolder) -> dict[str, Curve]:
         step = check_step(folder.metrics_file, number, record)
         for name, value in record.items():
             if name != "step":
-                points.setdefault(name, []).append((step, _number(folder, number, name, value)))
+                points.setdefault(name, []).append((step, finite_number(folder.metrics_file, number, name, value)))
     return {
         name: Curve(np.array([s for s, _ in pairs], np.int64), np.array([v for _, v in pairs], np.float64))
         for name, pairs in points.items()
     }
-
-
-def _number(folder: RunFolder, number: int, name: str, value: Any) -> float:
-    if value is None:
-        return math.nan
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise line_error(folder.metrics_file, number, f"{name} is {value!r}, not a number")
-    return float(value)
 
 
 def check_wandb(project: str | None) -> None:

@@ -15,6 +15,7 @@ from jaxrl_lm.storage.plots import STEPS, write_plots
 from jaxrl_lm.storage.run_folder import (
     RunFolder,
     check_step,
+    finite_number,
     flatten_config,
     line_error,
     read_jsonl,
@@ -36,9 +37,8 @@ _SAMPLE_FIELDS = {
     "index": int,
     "prompt": str,
     "completion": str,
-    "reward": int | float | None,
-    "kl": int | float | None,
 }
+_SAMPLE_NUMBERS = ("reward", "kl")
 _CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #5f6b76; --line: #dde2e7;
@@ -217,9 +217,11 @@ def _read_samples(folder: RunFolder) -> list[dict[str, Any]]:
         check_step(folder.samples_file, number, sample)
         for field, kinds in _SAMPLE_FIELDS.items():
             if not isinstance(sample.get(field), kinds):
-                raise line_error(folder.samples_file, number, f"{field} is {sample.get(field)!r}")
+                raise line_error(folder.samples_file, number, f"{field} is {sample.get(field)!r:.60}")
+        for field in _SAMPLE_NUMBERS:
+            finite_number(folder.samples_file, number, field, sample.get(field))
         if sample["phase"] not in _PHASES:
-            problem = f"phase is {sample['phase']!r}, not one of {', '.join(_PHASES)}"
+            problem = f"phase is {sample['phase']!r:.60}, not one of {', '.join(_PHASES)}"
             raise line_error(folder.samples_file, number, problem)
     return samples
 

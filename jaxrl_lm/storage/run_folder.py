@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 
 
@@ -117,7 +116,7 @@ class RunFolder:
         Returns:
             whether any differs.
         """
-        differing = _differences(self.read_config(), yaml.safe_load(_config_text(config)))
+        differing = _differences(self.read_config(), guarded.parse_yaml(_config_text(config), "config", remedy=""))
         changed = {name: values for name, values in differing.items() if not _is_exempt(name, ignore)}
         if changed:
             lines = "".join(f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items())
@@ -144,12 +143,9 @@ class RunFolder:
             InputError: if it is missing, unreadable, or no mapping.
         """
         remedy = "name the folder of a run, or start one without --resume"
-        try:
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{str(self.path)!r} holds no run (no config.yaml): {remedy}") from None
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            raise InputError(f"{str(self.config_file)!r} cannot be read ({error}): {remedy}") from None
+        if not os.path.exists(self.config_file):  # unlike Path's, it takes names of any length
+            raise InputError(f"{str(self.path)!r} holds no run (no config.yaml): {remedy}")
+        config = guarded.read_yaml(self.config_file, remedy=remedy)
         if not isinstance(config, dict):
             raise InputError(f"{str(self.config_file)!r} holds {type(config).__name__}, no fields: {remedy}")
         return config
@@ -235,12 +231,36 @@ def check_step(path: Path, number: int, record: Mapping[str, Any]) -> int:
     """Return the `step` of the record on a line of a file.
 
     Raises:
-        InputError: if it is not a whole number.
+        InputError: if it is not a whole number of up to 63 bits.
     """
-    step = record.get("step")
-    if not isinstance(step, int) or isinstance(step, bool):
-        raise line_error(path, number, f"step is {step!r}, not a whole number")
-    return step
+    return whole_number(path, number, "step", record.get("step"))
+
+
+def whole_number(path: Path, number: int, name: str, value: Any) -> int:
+    """Return a value on a line of a file that counts something.
+
+    Raises:
+        InputError: if it is not a whole number of up to 63 bits.
+    """
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise line_error(path, number, f"{name} is {value!r:.60}, not a whole number")
+    return value
+
+
+def finite_number(path: Path, number: int, name: str, value: Any) -> float:
+    """Return a value on a line of a file that measures something; null was not finite, and is NaN.
+
+    Raises:
+        InputError: if it is neither a number nor null.
+    """
+    if value is None:
+        return math.nan
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:  # hundreds of digits
+        pass
+    raise line_error(path, number, f"{name} is {value!r:.60}, not a number")
 
 
 def line_error(path: Path, number: int, problem: str) -> InputError:
@@ -257,8 +277,8 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _parse_object(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = guarded.parse_json(line.decode(), "line", remedy="")
+    except (UnicodeDecodeError, InputError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -289,7 +309,7 @@ def _finite(value: Any) -> Any:
 
 
 def _config_text(config: dict[str, Any]) -> str:
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return guarded.dump_yaml(config)
 
 
 def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage.run_folder import RunFolder, write_atomically
 
@@ -63,30 +65,48 @@ def read_sections(folder: RunFolder) -> list[Section]:
     if not path.exists():
         return []
     remedy = "mend or delete the file"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        tables = [
-            {
-                "heads": tuple(entry["heads"]),
-                "rows": tuple(map(tuple, entry["rows"])),
-                "strips": tuple(_strip(**strip) for strip in entry["strips"]),
-            }
-            for entry in entries
-        ]
-        sections = [Section(**(entry | table)) for entry, table in zip(entries, tables, strict=True)]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{str(path)!r} holds no sections of a report ({error}): {remedy}") from error
-    for section in sections:
-        inside = section.picture is None or (folder.path / section.picture).resolve().is_relative_to(
-            folder.path.resolve()
-        )
-        if not inside or (section.picture and not (folder.path / section.picture).is_file()):
-            raise InputError(f"{str(path)!r}: there is no picture {section.picture!r} in the run folder: {remedy}")
+    entries = guarded.read_json(path, remedy=remedy)
+    with guarded.foreign_errors(f"{str(path)!r} holds no sections of a report", remedy):
+        sections = [_section(**entry) for entry in entries]
+        pictures = [section.picture for section in sections if section.picture is not None]
+        absent = [picture for picture in pictures if not _is_inside(folder.path / picture, folder.path)]
+    if absent:
+        raise InputError(f"{str(path)!r}: there is no picture {absent[0]!r} in the run folder: {remedy}")
     return sections
 
 
-def _strip(label: str, pieces: list[str], values: list[float]) -> Strip:
-    return Strip(label=label, pieces=tuple(pieces), values=tuple(map(float, values)))
+def _is_inside(picture: Path, folder: Path) -> bool:
+    return picture.resolve().is_relative_to(folder.resolve()) and picture.is_file()
+
+
+def _section(
+    *, title: str, note: str, heads: list[str], rows: list[list[str]], is_prose: bool, picture: str | None, strips: Any
+) -> Section:
+    """The section of a JSON object that `write_sections` wrote; what is of another kind is a ValueError."""
+    if any(len(row) != len(heads) for row in rows):
+        raise ValueError(f"a row is not as long as the {len(heads)} heads")
+    return Section(
+        title=_text(title),
+        note=_text(note),
+        heads=tuple(map(_text, heads)),
+        rows=tuple(tuple(map(_text, row)) for row in rows),
+        is_prose=bool(is_prose),
+        picture=None if picture is None else _text(picture),
+        strips=tuple(_strip(**strip) for strip in strips),
+    )
+
+
+def _strip(*, label: str, pieces: list[str], values: list[float]) -> Strip:
+    if len(pieces) != len(values):
+        raise ValueError(f"{len(pieces)} pieces have {len(values)} values")
+    return Strip(label=_text(label), pieces=tuple(map(_text, pieces)), values=tuple(map(float, values)))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.60} is not text")
+    value.encode()  # half of a surrogate pair cannot be written into the report
+    return value
 
 
 def _file(folder: RunFolder) -> Path:

@@ -11,7 +11,14 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from jaxrl_lm.storage.plots import COLORS, finish_panel, make_figure, to_png
-from jaxrl_lm.storage.run_folder import RunFolder, line_error, read_jsonl, write_atomically
+from jaxrl_lm.storage.run_folder import (
+    RunFolder,
+    finite_number,
+    line_error,
+    read_jsonl,
+    whole_number,
+    write_atomically,
+)
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
@@ -44,7 +51,9 @@ def read_seeds(folder: RunFolder) -> dict[str, SeedCurves]:
         for name, values in record.items():
             if name in ("step", "num_steps"):
                 continue
-            points.setdefault(name, []).append((_steps(folder, number, record), _row(folder, number, name, values)))
+            rows = points.setdefault(name, [])
+            num_steps = whole_number(folder.seeds_file, number, "num_steps", record.get("num_steps"))
+            rows.append((num_steps, _row(folder, number, name, values, len(rows[0][1]) if rows else None)))
     return {
         name: SeedCurves(np.array([n for n, _ in rows], np.int64), np.array([row for _, row in rows], np.float64))
         for name, rows in points.items()
@@ -112,14 +121,9 @@ def draw_seeds(panel: Any, curve: SeedCurves, *, color: str, label: str | None =
     finish_panel(panel, title=panel.get_title(), x_label="environment steps per seed")
 
 
-def _steps(folder: RunFolder, number: int, record: dict[str, Any]) -> int:
-    steps = record.get("num_steps")
-    if not isinstance(steps, int):
-        raise line_error(folder.seeds_file, number, f"num_steps is {steps!r}, not a whole number")
-    return steps
-
-
-def _row(folder: RunFolder, number: int, name: str, values: Any) -> list[float]:
-    if not isinstance(values, list) or not all(v is None or isinstance(v, int | float) for v in values):
-        raise line_error(folder.seeds_file, number, f"{name} is {values!r}, not a list of numbers")
-    return [np.nan if value is None else float(value) for value in values]
+def _row(folder: RunFolder, number: int, name: str, values: Any, size: int | None) -> list[float]:
+    """Numbers of all seeds, as many as on earlier lines."""
+    if not isinstance(values, list) or len(values) != (len(values) if size is None else size):
+        many = "" if size is None else f"{size} "
+        raise line_error(folder.seeds_file, number, f"{name} is {values!r:.60}, not a list of {many}numbers")
+    return [finite_number(folder.seeds_file, number, name, value) for value in values]

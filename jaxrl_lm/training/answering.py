@@ -7,13 +7,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxrl_lm import data, models, rollouts
+from jaxrl_lm import checks, data, rollouts
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
-from jaxrl_lm.models.pretrained import resolve_folder
 from jaxrl_lm.rollouts import SamplingConfig
-from jaxrl_lm.training.language_config import check_seed
+from jaxrl_lm.training.language_model import load_model
 from jaxrl_lm.types import PyTree
 
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "min_new_tokens")
@@ -62,9 +61,8 @@ class AnsweringConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size} must be at least 1")
-        check_seed(self.seed)
+        checks.at_least(self, 1, "batch_size")
+        checks.seed(self.seed)
         SamplingConfig(**self._given)  # refuses what is out of range before a model is loaded
 
     @property
@@ -147,11 +145,11 @@ def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:
     Raises:
         InputError: the model, its tokenizer or its generation_config.json is not what it must be.
     """
-    folder = resolve_folder(model_name)
-    model, params = models.from_pretrained(folder, dtype=jnp.dtype(config.dtype))
-    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
-    sampling = config.sampling(tokenizer)
-    return Answerer(model=model, params=params, tokenizer=tokenizer, config=config, sampling=sampling)
+    loaded = load_model(model_name, dtype=config.dtype)
+    sampling = config.sampling(loaded.tokenizer)
+    return Answerer(
+        model=loaded.model, params=loaded.params, tokenizer=loaded.tokenizer, config=config, sampling=sampling
+    )
 
 
 def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: AnsweringConfig) -> list[str]:

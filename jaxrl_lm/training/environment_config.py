@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import yaml
 
+from jaxrl_lm import checks
 from jaxrl_lm.algorithms.dqn import DQNConfig
 from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig
 from jaxrl_lm.algorithms.pqn import PQNConfig
 from jaxrl_lm.algorithms.tabular import TabularConfig
 from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.language_config import check_seed
 
 
 def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class EnvironmentRunConfig:
         for name in ("eval_every", "num_devices"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
-        check_seed(self.seed)
+        checks.seed(self.seed)
         self.parsed_env_options()
         self.parsed_sweep()
 

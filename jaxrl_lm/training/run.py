@@ -4,6 +4,7 @@ A trainer gives `train` its settings (a `RunConfig`) and a function that loads w
 is here: the run folder, checkpoints, signals, observers, and what may have changed between a run and its resumption.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -30,6 +31,7 @@ Update = Callable[[PyTree, int], tuple[PyTree, dict[str, float]]]
 a function of these two, so that a resumed run repeats the same numbers."""
 
 Samples = list[dict[str, Any]]
+Config = TypeVar("Config", bound="RunConfig")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _log = logging.getLogger(__name__)
@@ -60,8 +62,8 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaveSettings:
-    """When a run saves, and where else its metrics go.
+class StageConfig:
+    """What a run can be given that is one of several in a chain, which adds the rest.
 
     Attributes:
         save_every: updates between checkpoints; the last one is always saved.
@@ -78,7 +80,7 @@ class SaveSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(SaveSettings):
+class RunConfig(StageConfig):
     """What every run has.
 
     Attributes:
@@ -185,6 +187,17 @@ def train_stage(make: Callable[[Any], RunFolder], config: RunConfig) -> RunFolde
         config: the settings; `resume` is not looked at.
     """
     return make(replace(config, resume=RunFolder(Path(config.out)).config_file.exists()))
+
+
+def run_config(kind: type[Config], stage: StageConfig, **fields: Any) -> Config:
+    """The settings of a run from those that a stage of a chain was given.
+
+    Args:
+        kind: class of the run's settings, which extends the stage's.
+        stage: what was given.
+        fields: what the chain adds.
+    """
+    return kind(**({each.name: getattr(stage, each.name) for each in dataclasses.fields(stage)} | fields))
 
 
 def write_samples_after(folder: RunFolder, after: Samples) -> None:

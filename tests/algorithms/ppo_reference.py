@@ -74,7 +74,7 @@ def prepare(config: PPOConfig, tr: dict[str, np.ndarray]) -> tuple[np.ndarray, n
             accumulated = delta + discount * tr["traces"][b, t] * accumulated
             advantages[b, t] = accumulated
     returns = advantages + tr["values"]
-    if config.whiten_advantages:
+    if config.whiten_advantages != "none":  # one minibatch is the batch
         advantages = whiten(advantages, tr["mask"], shift_mean=True)
     return advantages, returns
 
@@ -132,6 +132,8 @@ def _value_loss(config: PPOConfig, value: float, old: float, target: float) -> t
         if abs(error) <= width:
             return 0.5 * error**2, error, False
         return width * (abs(error) - 0.5 * width), math.copysign(width, error), False
+    if config.value_loss == "squared":
+        return 0.5 * error**2, error, False
     clipped = min(max(value, old - width), old + width)
     if (clipped - target) ** 2 > error**2:
         return 0.5 * (clipped - target) ** 2, 0.0, True

@@ -14,7 +14,7 @@ from jaxrl_lm.algorithms.dpo import DPOHyperparams
 from jaxrl_lm.data import EncodedText, PackedRows
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
-from jaxrl_lm.training.dpo import to_rows
+from jaxrl_lm.training.offline.dpo import to_rows
 from tests.models import tiny
 
 BETA, SMOOTHING, WIDTH = 0.3, 0.1, 9

@@ -26,7 +26,8 @@ CONFIG = DQNConfig(
     learning_rate=2e-3,
     target_every=20,
     epsilon_end=0.2,
-    epsilon_steps=5_000,
+    epsilon_fraction=0.25,
+    anneal_updates=40,
     trunk=TrunkConfig(hidden_sizes=(32, 32), activation="relu"),
 )
 TINY = replace(
@@ -53,6 +54,7 @@ TINY = replace(
             "is_dueling": True,
             "is_prioritized": True,
             "num_steps": 3,
+            "td_loss": "huber",
             "huber_delta": 2.0,
             "max_grad_norm": 10.0,
         },
@@ -88,7 +90,7 @@ def tiny():
         state, metrics = update(states[-1], env_params)
         states.append(state)
         all_metrics.append(metrics)
-    np.testing.assert_array_equal(update(states[0], env_params)[0].observations, states[1].observations)
+    np.testing.assert_array_equal(update(states[0], env_params)[0].acting.observations, states[1].acting.observations)
     return states, all_metrics
 
 
@@ -129,9 +131,9 @@ def test_the_target_network_moves_a_share_of_the_way_every_so_many_gradient_step
 
 def test_the_memory_holds_every_step_and_metrics_are_those_promised(tiny):
     states, metrics = tiny
-    assert int(states[-1].replay.num_added) == 24
+    assert (int(states[-1].replay.next_slot), int(states[-1].replay.num_filled)) == (24 % 16, 16)
     assert states[-1].replay.steps.observations.shape == (16, 4, 4)
-    np.testing.assert_array_equal(states[1].replay.steps.observations[0], states[0].observations)
+    np.testing.assert_array_equal(states[1].replay.steps.observations[0], states[0].acting.observations)
     steps = jax.tree.map(np.asarray, states[-1].replay.steps)
     goes_on = ~(steps.terminated | steps.truncated)
     goes_on[7] = False  # slot 7 was written last; slot 8 holds an older step

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_lm.algorithms import AnswerBatch, GroupPolicyConfig, make_group_policy
-from jaxrl_lm.algorithms.group_policy import GroupPolicyHyperparams, _loss
+from jaxrl_lm.algorithms.group_policy import AnswerBatch, GroupPolicyConfig, GroupPolicyHyperparams, group_loss
 from jaxrl_lm.errors import InputError
-from tests.algorithms.fixtures import KEY, QUICK, evaluate, init_params, largest_difference, make_trajectory
+from tests.algorithms.fixtures import QUICK, evaluate, init_params, make_trajectory
 
 CLIP, BETA = 0.2, 0.3
 HYPERPARAMS = GroupPolicyHyperparams(learning_rate=0.0, clip_range=CLIP, kl_coefficient=BETA)
@@ -35,7 +34,7 @@ def make_batch(noise: float = 0.3) -> AnswerBatch:
 
 @partial(jax.jit, static_argnames="token_weight", compiler_options=QUICK)
 def loss_and_grad(params: Any, batch: AnswerBatch, token_weight: str) -> Any:
-    return jax.value_and_grad(_loss, has_aux=True)(params, evaluate, batch, HYPERPARAMS, token_weight)
+    return jax.value_and_grad(group_loss, has_aux=True)(params, evaluate, batch, HYPERPARAMS, token_weight)
 
 
 def loop_loss(params: Any, batch: AnswerBatch, token_weight: str) -> Any:
@@ -88,38 +87,25 @@ def test_masked_steps_do_not_matter():
     chex.assert_trees_all_equal(*results)
 
 
-def test_updates_raise_what_was_better_and_the_penalty_pulls_back():
+def test_descent_raises_what_was_better_and_the_penalty_pulls_back():
     batch = make_batch(noise=0.0)
     batch = batch._replace(reference_log_probs=batch.log_probs)
-    config = GroupPolicyConfig(learning_rate=3e-2, num_epochs=2, num_minibatches=2, clip_range=10.0)
     moved = {}
     for beta in (0.0, 10.0):
-        algorithm = make_group_policy(config, evaluate, kl_coefficient=beta)
-        update, state = jax.jit(algorithm.update, compiler_options=QUICK), algorithm.init(init_params(), KEY)
-        for step in range(5):
-            state, metrics = update(state, batch, jax.random.fold_in(KEY, step))
-        log_probs = evaluate(state.params, batch.observations, batch.actions).log_probs
+        hyperparams = replace(HYPERPARAMS, clip_range=10.0, kl_coefficient=beta)
+        grad = jax.jit(
+            jax.grad(lambda params, traced: group_loss(params, evaluate, batch, traced, "mean"), has_aux=True),
+            compiler_options=QUICK,
+        )
+        params = init_params()
+        for _ in range(20):
+            grads, metrics = grad(params, hyperparams)
+            params = jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
+        log_probs = evaluate(params, batch.observations, batch.actions).log_probs
         gain = jnp.sum(jnp.where(batch.mask, log_probs - batch.log_probs, 0.0) * batch.advantages[:, None])
         moved[beta] = (float(gain), float(metrics["loss/kl"]))
     assert moved[0.0][0] > 1.0
     assert moved[10.0][1] < 0.5 * moved[0.0][1]
-
-
-def test_a_sweep_of_learning_rates_equals_separate_runs():
-    algorithm = make_group_policy(GroupPolicyConfig(num_minibatches=2), evaluate, kl_coefficient=BETA)
-    batch, rates = make_batch(), np.array([1e-3, 1e-1], np.float32)
-
-    def start(rate: Any) -> Any:
-        state = algorithm.init(init_params(), KEY)
-        return replace(state, hyperparams=replace(state.hyperparams, learning_rate=jnp.asarray(rate)))
-
-    update = jax.jit(algorithm.update, compiler_options=QUICK)
-    swept = jax.jit(jax.vmap(algorithm.update, in_axes=(0, None, None)), compiler_options=QUICK)
-    together, _ = swept(jax.vmap(start)(rates), batch, KEY)
-    for index, rate in enumerate(rates):
-        alone, _ = update(start(rate), batch, KEY)
-        np.testing.assert_allclose(together.params["logits"][index], alone.params["logits"], rtol=0, atol=1e-6)
-    assert largest_difference(init_params(), alone.params) > 1e-3
 
 
 @pytest.mark.parametrize(("field", "value"), [("learning_rate", 0.0), ("num_epochs", 0), ("clip_range", 0.0)])

@@ -162,6 +162,9 @@ def test_steps_as_minibatches_need_an_observation_at_each_step():
         ("entropy_coefficient", -0.1),
         ("max_grad_norm", -1.0),
         ("anneal_updates", -1),
+        ("target_kl", 0.0),
+        ("learning_rate", float("inf")),
+        ("entropy_coefficient", float("inf")),
     ],
 )
 def test_a_bad_setting_is_refused_by_name_and_value(field, value):
@@ -173,7 +176,8 @@ def test_a_bad_setting_is_refused_by_name_and_value(field, value):
     ("field", "value", "choices"),
     [
         ("minibatch_unit", "tokens", "sequences, steps"),
-        ("value_loss", "squared", "clipped, huber"),
+        ("value_loss", "absolute", "clipped, squared, huber"),
+        ("whiten_advantages", "step", "batch, minibatch, none"),
         ("adam", "jax", "pytorch, tensorflow"),
     ],
 )

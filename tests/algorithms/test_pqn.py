@@ -29,7 +29,8 @@ CONFIG = PQNConfig(
     trace_decay=0.7,
     reward_scale=0.5,
     epsilon_end=0.0,
-    epsilon_steps=8_000,
+    epsilon_fraction=0.4,
+    anneal_updates=150,
     trunk=TrunkConfig(hidden_sizes=(32,), activation="relu", layer_norm=True),
 )
 FLOATS = st.floats(-4, 4, width=32)
@@ -37,8 +38,14 @@ targets_jit = jax.jit(lambda_targets)
 
 
 def hyperparams(discount, trace_decay):
+    zero = jnp.float32(0)
     return PQNHyperparams(
-        learning_rate=jnp.float32(0), discount=jnp.float32(discount), trace_decay=jnp.float32(trace_decay)
+        learning_rate=zero,
+        discount=jnp.float32(discount),
+        trace_decay=jnp.float32(trace_decay),
+        epsilon_start=zero,
+        epsilon_end=zero,
+        epsilon_fraction=zero,
     )
 
 
@@ -109,7 +116,7 @@ def test_probes_reach_their_known_values():
 def cartpole():
     """(learner, environment parameters, jitted update)."""
     env, env_params = gymnax.make("CartPole-v1")
-    config = replace(CONFIG, num_epochs=1, epsilon_steps=256, epsilon_end=0.5, anneal_updates=4)
+    config = replace(CONFIG, num_epochs=1, epsilon_fraction=0.5, epsilon_end=0.5, anneal_updates=4)
     learner = make_pqn(config, env, env_params)
     return learner, env_params, jax.jit(jax.vmap(learner.update, (0, None)))
 
@@ -136,7 +143,7 @@ def test_an_update_is_a_function_of_its_state(cartpole):
     other, _ = update(states, env_params)
     again, _ = update(one, env_params)
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
-    assert not np.array_equal(one.observations, again.observations)
+    assert not np.array_equal(one.acting.observations, again.acting.observations)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,17 @@ def test_every_complete_window_is_drawn_and_no_other(num_added, num_steps, is_pr
     assert set(np.asarray(batch.actions).tolist()) == {10 * t + env for t in starts for env in range(NUM_ENVS)}
 
 
+@pytest.mark.parametrize("is_prioritized", [False, True])
+def test_a_full_memory_counts_nothing_that_could_overflow(is_prioritized):
+    """A count of all slots ever written would turn negative after 2^31, and draw one transition for ever."""
+    config = ReplayConfig(buffer_size=5 * NUM_ENVS, num_steps=2, is_prioritized=is_prioritized)
+    counters = [
+        [int(leaf) for leaf in jax.tree.leaves(filled(config, num_added)) if leaf.shape == ()]
+        for num_added in (7, 12, 17)
+    ]
+    assert counters[0] == counters[1] == counters[2]
+
+
 def test_uniform_draws_are_even():
     config = ReplayConfig(buffer_size=4 * NUM_ENVS)
     batch = sample_jit(config, filled(config, 6), jax.random.key(1), 12_000, GAMMA)
@@ -178,6 +189,7 @@ def test_a_row_of_slots_that_ends_inside_a_family_leaves_its_neighbours():
     ("changes", "named"),
     [
         ({"buffer_size": 0}, "buffer_size=0"),
+        ({"buffer_size": 2**31}, "buffer_size=2147483648"),
         ({"num_steps": 0}, "num_steps=0"),
         ({"priority_exponent": 1.5}, "priority_exponent=1.5"),
     ],

@@ -75,7 +75,7 @@ def test_every_step_equals_the_loop(kind, visit_power):
     state = init(KEY, params)
     loop, time, ends_seen = LoopLearner(config, state.q_values.shape[0]), 0, []
     for _ in range(300):
-        visits, planned, here = np.asarray(state.visits), state.next_actions, int(state.observations[0])
+        visits, planned, here = np.asarray(state.visits), state.next_actions, int(state.acting.observations[0])
         planned = None if planned is None else int(planned[0])
         state, _ = update(state, params)
         ((table, at, action),) = np.argwhere(np.asarray(state.visits) - visits)
@@ -137,7 +137,7 @@ def test_environments_that_share_an_entry_move_it_to_the_mean_of_their_targets(k
     params = environment.EnvParams(max_steps_in_episode=9)
     state, loop = init(KEY, params), np.zeros(3)
     for _ in range(4):
-        groups, prizes = np.asarray(state.observations), np.asarray(state.env_states.prize, np.float64)
+        groups, prizes = np.asarray(state.acting.observations), np.asarray(state.acting.env_states.prize, np.float64)
         state, _ = update(state, params)
         for group in range(3):
             loop[group] += 0.5 * (prizes[groups == group].mean() - loop[group])
@@ -150,7 +150,7 @@ def test_power_1_with_rate_1_averages_every_prize():
     params = environment.EnvParams(max_steps_in_episode=9)
     state, seen = init(KEY, params), []
     for _ in range(6):
-        seen.append((np.asarray(state.observations), np.asarray(state.env_states.prize)))
+        seen.append((np.asarray(state.acting.observations), np.asarray(state.acting.env_states.prize)))
         state, _ = update(state, params)
     groups, prizes = (np.concatenate(column) for column in zip(*seen, strict=True))
     means = [prizes[groups == group].mean() for group in range(3)]
@@ -210,7 +210,7 @@ def test_act_is_greedy_in_the_mean_of_the_tables_and_breaks_ties_evenly():
 
 
 def test_epsilon_falls_over_its_steps():
-    config = TabularConfig(epsilon_start=1.0, epsilon_end=0.2, epsilon_steps=4, num_steps=1)
+    config = TabularConfig(epsilon_start=1.0, epsilon_end=0.2, epsilon_fraction=0.4, anneal_updates=10, num_steps=1)
     _, init, update = build(config)
     state, epsilons = init(KEY, CHAIN.default_params), []
     for _ in range(6):
@@ -287,7 +287,8 @@ BAD_CONFIGS = [
     ({"trace_decay": float("nan")}, "trace_decay=nan"),
     ({"trace_decay": 1.5}, "trace_decay=1.5"),
     ({"visit_power": 1.5}, "visit_power=1.5"),
-    ({"epsilon_steps": -1}, "epsilon_steps=-1"),
+    ({"epsilon_fraction": -0.1}, "epsilon_fraction=-0.1"),
+    ({"anneal_updates": -1}, "anneal_updates=-1"),
     ({"initial_value": float("inf")}, "initial_value=inf"),
     ({"num_envs": 0}, "num_envs=0"),
     ({"num_steps": 0}, "num_steps=0"),

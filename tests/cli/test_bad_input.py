@@ -104,6 +104,8 @@ def test_missing_tokenizer(attempt: Callable[..., str], spoiled: Path) -> None:
 
 def test_unreadable_tokenizer(attempt: Callable[..., str], spoiled: Path) -> None:
     (spoiled / "tokenizer.json").write_text("{")
+    assert "tokenizer.json, line 1: not valid JSON" in attempt(model=spoiled)
+    (spoiled / "tokenizer.json").write_text("{}")
     assert "no tokenizer could be read" in attempt(model=spoiled)
 
 

@@ -18,8 +18,8 @@ from jaxrl_lm.cli.doctor import advice, usage
 from jaxrl_lm.cli.main import COMMANDS, _fail, parse, run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
-from jaxrl_lm.training.language_config import LanguagePPOConfig
-from jaxrl_lm.training.rlhf_config import RLHFConfig
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.rlhf.config import RLHFConfig
 from tests.byte_model import write_byte_model
 
 BASE = ["ppo", "--model", "m", "--prompts", "p", "--reward", "vowels", "--out", "o"]
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_options_fill_nested_settings() -> None:
     config = parse([*BASE, "--ppo.learning-rate", "0.001", "--answers.stop", ".", "!", "--kl.target", "None"])
-    assert isinstance(config, LanguagePPOConfig)
+    assert isinstance(config, PPORunConfig)
     assert config.ppo.learning_rate == 0.001
     assert config.answers.stop == (".", "!")
     assert config.kl.target is None

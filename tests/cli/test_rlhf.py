@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from jaxrl_lm import feedback
-from jaxrl_lm.cli.rlhf import page_judge, print_chain
+from jaxrl_lm.cli.rlhf import page_annotator, print_chain
 from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
 from jaxrl_lm.storage import RunFolder
-from jaxrl_lm.training.comparison import PolicyAnswers
-from jaxrl_lm.training.rlhf import ChainResult, Pair
+from jaxrl_lm.training.rlhf.comparison import PolicyAnswers
+from jaxrl_lm.training.rlhf.train import ChainResult, Pair
 from jaxrl_lm.training.run import Interrupted
 
 PAIRS = [
@@ -45,7 +45,7 @@ def test_peoples_choices_become_preferences_and_ctrl_c_stops_the_chain(
         assert options["is_ended_when_done"]
         prefer_longer(store, 9)
 
-    judge = page_judge(port=0)
+    judge = page_annotator(port=0)
     monkeypatch.setattr(feedback, "serve", interrupted)
     with pytest.raises(Interrupted, match="the labels are kept"):
         judge(PAIRS, tmp_path, 1)
@@ -68,7 +68,7 @@ def test_a_locked_database_stops_the_chain_with_words(tmp_path: Path, monkeypatc
     monkeypatch.setattr(feedback, "open_database", opened)
     monkeypatch.setattr(feedback, "serve", locked)
     with pytest.raises(InputError, match="labels: the database is locked by another program; close that program"):
-        page_judge(port=0)(PAIRS, tmp_path, 1)
+        page_annotator(port=0)(PAIRS, tmp_path, 1)
 
 
 def test_what_models_write_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,4 +85,4 @@ def test_the_page_without_its_packages_says_what_to_install(monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "jaxrl_lm.cli.label", raising=False)
     monkeypatch.setitem(sys.modules, "jaxrl_lm.cli.label_tables", None)
     with pytest.raises(InputError, match=r"labels.annotator=page needs .* pip install 'jaxrl-lm\[label\]'"):
-        page_judge(port=0)
+        page_annotator(port=0)

@@ -8,6 +8,7 @@ import pytest
 
 from jaxrl_lm.cli.environment import TRAINERS
 from jaxrl_lm.envs import make
+from jaxrl_lm.types import NO_BATCH_AXIS
 
 SMALL: dict[str, dict[str, Any]] = {
     "dqn": {"num_envs": 16, "steps_per_update": 4, "learning_starts": 128, "batch_size": 16, "buffer_size": 512},
@@ -31,6 +32,8 @@ def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
         "again": update(start),
         "an update later": update(start.replace(num_updates=start.num_updates + 1)),
         "with another key": update(start.replace(key=jax.random.key(9))),
+        "at the largest count": update(start.replace(num_updates=start.num_updates + 2**31 - 1)),
+        "batch axes": learner.batch_axes(start),
     }
 
 
@@ -48,7 +51,26 @@ def test_an_update_is_a_function_of_its_state(updated):
     assert not differ(updated["once"], updated["again"])
 
 
-@pytest.mark.parametrize("other", ["an update later", "with another key"])
+@pytest.mark.parametrize("other", ["an update later", "with another key", "at the largest count"])
 def test_no_two_updates_draw_the_same(updated, other):
     """Else samples repeat: an update's key must come from the state's and from how many went before."""
     assert differ(updated["once"], updated[other])
+
+
+def test_the_count_of_updates_never_becomes_negative(updated):
+    """Schedules would begin anew, with a learning rate above its start."""
+    assert int(updated["once"].num_updates) == 1
+    assert int(updated["at the largest count"].num_updates) == 2**30
+
+
+def test_batch_axes_name_the_axis_of_the_environments(updated):
+    """Of every part of an environment, and of nothing else."""
+    state, axes = updated["once"], updated["batch axes"]
+    assert jax.tree.structure(axes) == jax.tree.structure(state)
+    for (path, axis), leaf in zip(jax.tree_util.tree_leaves_with_path(axes), jax.tree.leaves(state), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert axis == NO_BATCH_AXIS or leaf.shape[axis] == 16, name
+        if "env_states" in name or "observations" in name or ".lengths" in name:
+            assert axis != NO_BATCH_AXIS, name
+        if "params" in name or "optimizer" in name or "_sum" in name:
+            assert axis == NO_BATCH_AXIS, name

@@ -43,7 +43,7 @@ def test_illegal_actions_are_never_drawn_and_leave_finite_gradients():
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-24])
 def test_draws_at_the_ends_of_the_unit_interval_are_legal(monkeypatch: pytest.MonkeyPatch, uniform: float):
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, uniform))
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, uniform, dtype))
     mask = jnp.array([[False, True, True, False]])
     drawn = d.sample_categorical(jax.random.key(0), d.mask_logits(LOGITS[:1], mask))
     assert int(drawn[0]) == (1 if uniform == 0.0 else 2)
@@ -69,3 +69,12 @@ def test_squashed_density_integrates_to_one():
 def test_squash_log_det_is_exact_where_tanh_saturates():
     # 1 - tanh(x)^2 = 4 exp(-2x) to first order for large x
     np.testing.assert_allclose(d.squash_log_det(jnp.array([30.0])), np.log(4) - 60, rtol=1e-6)
+
+
+def test_a_gaussian_with_a_std_for_each_state_equals_scipy():
+    rng = np.random.default_rng(0)
+    actions, mean, log_std = rng.normal(size=(3, 5, 2)).astype(np.float32)
+    expected = stats.norm(mean, np.exp(log_std)).logpdf(actions).sum(-1)
+    np.testing.assert_allclose(d.gaussian_log_prob(*map(jnp.asarray, (actions, mean, log_std))), expected, rtol=1e-5)
+    entropy = stats.norm(mean, np.exp(log_std)).entropy().sum(-1)
+    np.testing.assert_allclose(d.gaussian_entropy(jnp.asarray(log_std)), entropy, rtol=1e-5)

@@ -62,6 +62,20 @@ def test_clip_fraction_counts_kept_steps_whose_clipped_error_is_larger():
     assert np.mean(np.asarray(gradient)[:4] == 0) == fraction
 
 
+@pytest.mark.parametrize("loss", ["huber", "clipped"])
+def test_an_infinite_range_leaves_the_squared_loss_and_its_gradient(loss):
+    values, returns = jnp.array([0.0, 3.0, -1e3]), jnp.array([0.0, 1.0, 1e3])
+
+    def total(v):
+        if loss == "huber":
+            return jnp.sum(value_losses.huber_value_loss(v, returns, jnp.inf))
+        return jnp.sum(clipped_value_loss(v, v + 1.0, returns, jnp.inf))
+
+    value, slope = jax.value_and_grad(total)(values)
+    np.testing.assert_allclose(value, 0.5 * (0 + 4 + 4e6))
+    np.testing.assert_array_equal(slope, values - returns)
+
+
 def test_a_wide_clip_range_leaves_the_squared_loss():
     values, old_values, returns = jnp.array([1.0, -2.0]), jnp.array([0.0, 3.0]), jnp.array([5.0, 5.0])
     np.testing.assert_array_equal(

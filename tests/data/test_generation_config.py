@@ -90,7 +90,7 @@ def test_without_the_file_several_stop_tokens_of_the_configuration_count(tmp_pat
         ({"pad_token_id": True}, "pad_token_id=True must be"),
         ({"temperature": "warm"}, "temperature='warm' must be a number"),
         ({"top_k": [50]}, r"top_k=\[50\] must be a number"),
-        ([], "not a JSON object"),
+        ([], ".*not a JSON object"),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, content, message):
@@ -98,7 +98,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, content, message):
         read(tmp_path, content)
     for text in ("{", "[" * 100_000):
         (tmp_path / "generation_config.json").write_text(text)
-        with pytest.raises(InputError, match=r"generation_config.json: not JSON"):
+        with pytest.raises(InputError, match=r"generation_config.json.*JSON"):
             read_generation_config(tmp_path, vocab_size=9)
 
 

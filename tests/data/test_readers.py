@@ -185,7 +185,7 @@ def test_more_than_one_percent_of_misfits_is_an_error_that_explains_the_first_te
     with pytest.raises(InputError) as caught:
         read_prompt_completions(write(tmp_path, "rows.jsonl", "".join(lines)))
     said = str(caught.value)
-    assert "12 of 1100 rows do not fit, more than 1%; mend or remove them:" in said
+    assert "12 of 1100 rows do not fit, more than 1%; correct or remove them:" in said
     assert said.count("is not an object") == 10
     assert "line 2: [] is not" in said
     assert said.endswith("and lines 951, 1051")
@@ -295,3 +295,9 @@ def test_whatever_stands_in_a_row_it_is_a_record_or_an_input_error(tmp_path, row
         records, said = [], str(error)
     assert bool(records) != ("row.jsonl, line 1" in said)
     assert all(isinstance(record, type(PLAIN[reader][1])) for record in records)
+
+
+def test_a_source_of_another_form_is_not_read_to_its_end(tmp_path):
+    source = write(tmp_path, "rows.jsonl", GOOD_LINE * 900 + "{}\n" * 10_000)
+    with pytest.raises(InputError, match="1000 of 1900 rows do not fit, more than 1%"):
+        read_prompt_completions(source)

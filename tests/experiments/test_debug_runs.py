@@ -1,15 +1,22 @@
 """Every experiment imports and runs with --debug; the benchmarks run on a tiny model."""
 
+import dataclasses
 import importlib
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxrl_lm.algorithms.tabular import TabularConfig, make_tabular
+from jaxrl_lm.cli import demo
+from jaxrl_lm.models import from_pretrained, save_pretrained
 from tests.byte_model import write_byte_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -18,6 +25,20 @@ WITHOUT_PPO = {"005_dialogue_model"}
 EXPERIMENTS = sorted(CHECKOUT.glob("experiments/*/run.py"))
 
 pytestmark = pytest.mark.usefixtures("pictures_drawn_once")
+
+
+@pytest.fixture(scope="module")
+def dialogue_of_one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's files with the first of the model's four layers only: a quarter of the programs to trace."""
+    folder = tmp_path_factory.mktemp("dialogue") / "dialogue"
+    shutil.copytree(demo.DIALOGUE, folder)
+    model, params = from_pretrained(folder / "model")
+    hf_json = json.dumps(model.config.hf_config() | {"n_layer": 1})
+    cut = model.clone(config=dataclasses.replace(model.config, num_layers=1, hf_json=hf_json))
+    kept = flatten_dict(jax.eval_shape(cut.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"])
+    params = unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if path in kept})
+    save_pretrained(folder / "model", cut, params, format="flax")
+    return folder
 
 
 def run_script(*command: object) -> subprocess.CompletedProcess[str]:
@@ -34,8 +55,9 @@ def run_here(script: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> No
 
 @pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda script: script.parent.name)
 def test_experiment_runs_with_debug(
-    script: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    script: Path, tmp_path: Path, shared_data: Path, dialogue_of_one_layer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(demo, "DIALOGUE", dialogue_of_one_layer)
     run_here(script, monkeypatch, "--debug", f"--out={tmp_path / 'run'}")
     results = json.loads((tmp_path / "run-debug" / "results.json").read_text())
     errors = [row[RATIO_ERROR] for row in results.values() if isinstance(row, dict) and RATIO_ERROR in row]

@@ -1,19 +1,19 @@
 """A store on a clock that tests turn, what fills it, and a browser that shows its page."""
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import Engine
 
 from jaxrl_lm import feedback
-from jaxrl_lm.feedback import Item, LabelStore, Mode
+from jaxrl_lm.feedback import Item, LabelStore, Mode, server
 
 TOKEN = "token-of-the-tests"
 
@@ -65,11 +65,18 @@ def numbered_items(num_items: int, mode: Mode) -> list[Item]:
     ]
 
 
+def skip_without(program: str, reason: str) -> NoReturn:
+    """Skip, or fail where JAXRL_LM_REQUIRE names the program, as `.ci/run` does."""
+    if program in os.environ.get("JAXRL_LM_REQUIRE", "").split(","):
+        pytest.fail(f"JAXRL_LM_REQUIRE names {program}, but {reason}")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("there is no chromium on the PATH; install Debian's package chromium")
+        skip_without("chromium", "there is no chromium on the PATH; install Debian's package chromium")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path)
         yield launched
@@ -80,13 +87,13 @@ def browser() -> Iterator[Browser]:
 def served(store: LabelStore, *, port: int = 0, token: str = TOKEN) -> Iterator[str]:
     """The address of a page that labels the store's items."""
     with feedback.listen(port) as listener:
-        server = uvicorn.Server(uvicorn.Config(feedback.make_app(store, token), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        running = server.make_server(feedback.make_app(store, token))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         finally:
-            server.should_exit = True
+            running.should_exit = True
             thread.join()
 
 

@@ -1,7 +1,8 @@
 """Agreement against worked examples of the papers, a loop, and identities."""
 
+import json
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from itertools import permutations
 from pathlib import Path
 from statistics import mean
@@ -14,6 +15,7 @@ from jaxrl_lm import feedback
 from jaxrl_lm.feedback import (
     Item,
     JudgedItem,
+    LabelStore,
     Mode,
     choice_alpha,
     choice_kappa,
@@ -21,6 +23,7 @@ from jaxrl_lm.feedback import (
     import_labels,
     krippendorff_alpha,
 )
+from tests.feedback.conftest import numbered_items
 
 # Krippendorff, 2011, data D: four observers, twelve units, 0 where an observer did not judge.
 OBSERVERS = [
@@ -141,3 +144,20 @@ def test_agreement_depends_on_no_text(mode: Mode, num_answers: int, tmp_path: Pa
         engine.dispose()
         assert statistics.pairs[0].kappa == pytest.approx(kappa)
         assert statistics.alpha == pytest.approx(1 - (3 / 14) / (1 - 1 / num_answers))
+
+
+def test_statistics_read_the_texts_of_an_item_once(
+    make_store: Callable[..., LabelStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, loads = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text: read.append(text) or loads(text))
+    store = make_store(3)
+    ann = store.find_annotator("ann").id
+    for num_items, num_read in ((3, 3), (3, 0), (5, 2)):
+        feedback.add_items(store.engine, numbered_items(num_items, "pairwise"))
+        lease = store.next_lease(ann)
+        assert lease is not None
+        store.label(ann, lease.id, "0")
+        read.clear()
+        assert feedback.compute_statistics(store.engine, "pairwise").num_items == num_items
+        assert len([text for text in read if ".1" in text]) == num_read

@@ -134,6 +134,49 @@ def test_commands_import_and_export_what_the_readers_read(
     assert after == before
 
 
+@pytest.mark.parametrize("mode", ["pairwise", "best-of-4"])
+def test_an_exported_data_set_brings_the_shown_order_back(mode: Mode, tmp_path: Path, engine: Engine) -> None:
+    feedback.add_items(engine, numbered_items(8, mode))
+    store = LabelStore(engine, mode=mode)
+    ann = store.find_annotator("ann").id
+    while (lease := store.next_lease(ann)) is not None:
+        store.label(ann, lease.id, str(int(lease.prompt[-1]) % 2))  # half of them choose what was shown first
+    rows = export_labels(engine, mode).rows
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    url = f"sqlite:///{tmp_path / 'other.sqlite'}"
+    assert label_command("import", "--database", url, "--mode", mode, "--source", tmp_path / "set.jsonl") == 0
+    other = feedback.open_database(url, is_new_allowed=False)
+    assert export_labels(other, mode).rows == rows
+    (person,) = feedback.compute_statistics(other, mode).people
+    assert (person.num_first_chosen, person.num_choices) == (4, 8)
+    other.dispose()
+
+
+def test_a_shown_order_that_is_neither_true_nor_false_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    row = ROWS["pairwise"] | {"annotator": "ann", "is_chosen_shown_first": "perhaps"}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row))
+    assert label_command("import", "--labels", tmp_path / "labels", "--source", tmp_path / "set.jsonl") == 2
+    assert "is_chosen_shown_first='perhaps' must be true or false" in capfd.readouterr().err
+
+
+def test_stats_counts_an_item_as_judged_when_it_has_the_servers_overlap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answers, labels = tmp_path / "answers.jsonl", tmp_path / "labels.jsonl"
+    answers.write_text(json.dumps({"prompt": "p", "completions": ["good \u202e", "<b>bad</b>"]}))
+    labels.write_text(json.dumps(ROWS["pairwise"]))
+    monkeypatch.setattr(feedback, "serve", lambda *_, **__: None)
+    folder = tmp_path / "out"
+    assert label_command("--out", folder, "--answers", answers, "--overlap=2", "--port=0") == 0
+    for name, num_judged in (("ann", 0), ("bob", 1)):
+        assert label_command("import", "--labels", folder, "--source", labels, "--annotator", name) == 0
+        capfd.readouterr()
+        assert label_command("stats", "--labels", folder) == 0
+        assert f"{num_judged} of 1 items judged" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_verdict_survives_export_and_import(mode: Mode, tmp_path: Path, clock: Clock, engine: Engine) -> None:
     feedback.add_items(engine, numbered_items(12, mode))

@@ -1,5 +1,6 @@
 """On a PostgreSQL of the test's own: each item once, one server, a lost lock, commits that wait for the disk."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,15 +17,16 @@ from sqlalchemy import Engine, create_engine, text
 from jaxrl_lm import feedback
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore, server
-from tests.feedback.conftest import numbered_items
+from tests.feedback.conftest import numbered_items, skip_without
 
+_FOLDER = Path(os.environ.get("JAXRL_LM_POSTGRESQL", "/usr/lib/postgresql"))
 _NUMBERS = count()
 
 
 def _programs() -> Path | None:
     """The folder of PostgreSQL's programs, the newest that is installed."""
     found = shutil.which("pg_ctl")
-    folders = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))[::-1]]
+    folders = [*sorted(_FOLDER.glob("*/bin"), key=lambda path: float(path.parent.name))[::-1]]
     folders += [Path(found).resolve().parent] if found else []
     return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "pg_ctl").exists()), None)
 
@@ -46,12 +48,13 @@ def _as_user() -> tuple[str, list[str]] | None:
 @pytest.fixture(scope="module")
 def server_url() -> Iterator[str]:
     """URL of a PostgreSQL server behind a socket in a folder, less the database's name."""
-    pytest.importorskip("psycopg", reason="there is no driver of PostgreSQL; install psycopg[binary]")
     programs, allowed = _programs(), _as_user()
+    if importlib.util.find_spec("psycopg") is None:
+        skip_without("postgresql", "there is no driver of it; install psycopg[binary]")
     if programs is None:
-        pytest.skip("there is no initdb on the PATH or in /usr/lib/postgresql; install Debian's package postgresql")
+        skip_without("postgresql", f"there is no initdb on the PATH or in {_FOLDER}; install Debian's postgresql")
     if allowed is None:
-        pytest.skip("PostgreSQL refuses root, and runuser cannot become postgres or nobody")
+        skip_without("postgresql", "PostgreSQL refuses root, and runuser cannot become postgres or nobody")
     user, begin = allowed
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp", ignore_cleanup_errors=True) as folder:
         if user:

@@ -361,6 +361,25 @@ def test_an_undone_label_took_time_too(make_store: MakeStore, clock: Clock) -> N
     assert [row["seconds"] for row in feedback.export_labels(store.engine, "pairwise").rows] == [64.0, 3.0]
 
 
+def test_undoing_two_labels_keeps_the_time_of_both_and_the_order(make_store: MakeStore, clock: Clock) -> None:
+    store = make_store(2)
+    (ann,) = people(store, "ann")
+    shown = []
+    for seconds in (10.0, 5.0):
+        lease = handed(store, ann)
+        shown.append(lease.completions)
+        clock.now += seconds
+        store.label(ann, lease.id, "0")
+    undo_last(store, ann)
+    undo_last(store, ann)
+    for seconds in (1.0, 2.0):
+        lease = handed(store, ann)
+        assert lease.completions == shown.pop(0)
+        clock.now += seconds
+        store.label(ann, lease.id, "1")
+    assert [row["seconds"] for row in feedback.export_labels(store.engine, "pairwise").rows] == [11.0, 7.0]
+
+
 def test_the_place_that_was_chosen_is_counted(make_store: MakeStore) -> None:
     store = make_store(20)
     (ann,) = people(store, "ann")

@@ -137,24 +137,33 @@ def test_shards_that_lack_a_tensor_of_the_index(model_folder):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "said"),
     [
-        "{",
-        "",
-        "[]",
-        "3",
-        "{}",
-        '{"weight_map": []}',
-        '{"weight_map": {"a": 1}}',
-        '{"weight_map": {"a": null, "b": "x"}}',
-        '{"weight_map": {"a": [1]}}',
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("3", "not a JSON object"),
+        ("[" * 900 + "]" * 900, "nested deeper than 100 levels"),
+        *[
+            (content, "not an index of shards")
+            for content in (
+                "{}",
+                '{"weight_map": []}',
+                '{"weight_map": {"a": 1}}',
+                '{"weight_map": {"a": null, "b": "x"}}',
+                '{"weight_map": {"a": [1]}}',
+                '{"weight_map": {"a": "%s"}}' % ("x" * 5000),
+                '{"weight_map": {"a": "x\\u0000"}}',
+                '{"weight_map": {"a": ""}}',
+            )
+        ],
     ],
 )
-def test_index_that_is_no_index(model_folder, content):
+def test_index_that_is_no_index(model_folder, content, said):
     folder = model_folder("flax", "sharded")
     index = folder / "flax_model.msgpack.index.json"
     index.write_text(content)
-    assert_refused(folder, str(index), "not an index of shards", "download")
+    assert_refused(folder, str(index), said, "download")
 
 
 def test_shards_outside_the_folder_are_not_read(model_folder, tmp_path):
@@ -198,11 +207,72 @@ def test_missing_config(model_folder):
     assert_refused(folder, str(folder / "config.json"), "not found")
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff\xfe\x00", b'"llama"'])
-def test_config_that_is_no_json_object(model_folder, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"[]", "not a JSON object"),
+        (b"\xff\xfe\x00", "not UTF-16-LE"),
+        (b"\x80", "not UTF-8"),
+        (b'"llama"', "not a JSON object"),
+        (b'{"a": ' * 900 + b"1" + b"}" * 900, "nested deeper than 100 levels"),
+    ],
+)
+def test_config_that_is_no_json_object(model_folder, content, said):
     folder = model_folder()
     (folder / "config.json").write_bytes(content)
-    assert_refused(folder, str(folder / "config.json"), "not", "JSON", "copy or download it again")
+    assert_refused(folder, str(folder / "config.json"), said)
+
+
+def test_config_in_utf_16_is_read(model_folder):
+    folder = model_folder()
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_bytes(text.encode("utf-16"))
+    from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_labels": 100_000_000}, "num_labels=100000000 is above 1,000"),  # a table of 5 GB in transformers
+        ({"num_hidden_layers": 100_000}, "num_hidden_layers=100000 is above 1,000"),
+        ({"num_hidden_layers": 900}, "the weights lack layers"),  # known before 900 layers are traced
+        ({"max_position_embeddings": 10**9}, "max_position_embeddings=1000000000 is above 16,777,216"),
+        ({"vocab_size": 10**400}, "vocab_size=a number of 401 digits is above"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps=a number of 401 digits is above"),
+        ({"rms_norm_eps": float("inf")}, "norm_epsilon=inf is no finite number"),
+        ({"rms_norm_eps": [1]}, "rms_norm_eps"),
+        ({"hidden_size": [32]}, "hidden_size"),
+        ({"hidden_size": True}, "True"),
+        ({"hidden_act": ["silu"]}, "hidden_act"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"attention_bias": [1]}, "attention_bias"),
+        ({"rope_parameters": [1]}, "rope_parameters"),
+    ],
+)
+def test_config_of_sizes_and_kinds_that_no_model_has(model_folder, changes, said):
+    folder = model_folder()
+    edit_config(folder, **changes)
+    if said:
+        assert_refused(folder, "config.json", said)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "C64"])
+def test_tensors_of_a_type_that_is_not_read_are_named(model_folder, dtype):
+    folder = model_folder()
+    header = {"model.norm.weight": {"dtype": dtype, "shape": [16 if dtype == "F4" else 8], "data_offsets": [0, 8]}}
+    if dtype == "C64":
+        header["model.norm.weight"]["shape"] = [1]
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    assert_refused(folder, "model.safetensors", f"model.norm.weight ({dtype})", "F32, F16, BF16")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_names_that_no_folder_can_have(name):
+    with pytest.raises(InputError, match="is no folder"):
+        from_pretrained(name)
 
 
 @pytest.mark.parametrize(
@@ -213,25 +283,45 @@ def test_config_that_is_no_json_object(model_folder, content):
         ({"num_hidden_layers": "two"}, ["num_hidden_layers"]),
         ({"num_attention_heads": 0}, ["num_attention_heads"]),
         ({"vocab_size": None}, ["vocab_size"]),
-        (
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
-            ["yarn", "default", "linear", "llama3"],
-        ),
-        (
-            {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}},
-            ["spiral", "default", "linear", "llama3"],
-        ),
-        (
-            {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            ["dynamic", "default", "linear", "llama3"],
-        ),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, ["spiral", "default", "linear", "yarn"]),
+        ({"rope_parameters": None, "rope_scaling": {"type": "spiral"}}, ["spiral", "default", "linear", "yarn"]),
+        ({"rope_parameters": {"rope_type": "linear", "factor": None}}, ["config.json", "NoneType"]),
+        ({"head_dim": 0}, ["head_size=0 must be at least 1"]),
+        ({"num_key_value_heads": 0}, ["num_key_value_heads"]),
+        ({"intermediate_size": 0}, ["mlp_size=0 must be at least 1"]),
     ],
-    ids=["groups", "activation", "text", "no_heads", "null", "yarn", "spiral", "old_dynamic"],
+    ids=[
+        *("groups", "activation", "text", "no_heads", "null", "spiral", "old_spiral", "no_factor", "head_size"),
+        *("kv_heads", "mlp_size"),
+    ],
 )
 def test_unfit_field_of_the_config(model_folder, changes, words):
     folder = model_folder()
     edit_config(folder, **changes)
     assert_refused(folder, "config.json", *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, ["sliding_window=None", "use_sliding"]),
+        ({"model_type": "mistral", "sliding_window": 0}, ["sliding_window=0", "at least 1"]),
+        ({"model_type": "mistral", "layer_types": ["chunked_attention"] * 2}, ["chunked_attention", "full_attention"]),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"]}, ["layer_types"]),
+    ],
+    ids=["no_window", "empty_window", "chunks", "too_few"],
+)
+def test_layers_that_are_not_supported(model_folder, changes, words):
+    folder = model_folder()
+    edit_config(folder, **changes)
+    assert_refused(folder, "config.json", *words)
+
+
+def test_windows_that_llama_ignores_are_named(model_folder, caplog):
+    folder = model_folder()
+    edit_config(folder, sliding_window=3)
+    from_pretrained(folder)
+    assert "sliding_window and layer_types are ignored" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["shape", "name", "bytes"])

@@ -76,7 +76,27 @@ def test_bytes_are_divided_by_their_bound_and_floats_are_not():
     params = init(trunk, pixels)
     bright = trunk.apply(params, jnp.full((1, 4), 255, jnp.uint8))
     np.testing.assert_allclose(bright, plain.apply(params, jnp.ones((1, 4))), rtol=1e-6)
+    # Normalised bytes come as floats, and must not be divided once more.
+    np.testing.assert_allclose(trunk.apply(params, jnp.ones((1, 4))), bright, rtol=1e-6)
     assert make_trunk(TrunkConfig(), GRID).scale == 1.0
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [  # torch.nn.functional at -1 and 0.5
+        ("relu", [0.0, 0.5]),
+        ("tanh", [-0.7615942, 0.46211717]),
+        ("gelu", [-0.15865525, 0.34573123]),
+        ("silu", [-0.26894143, 0.31122968]),
+        ("elu", [-0.63212055, 0.5]),
+        ("leaky_relu", [-0.01, 0.5]),
+    ],
+)
+def test_activations_are_those_of_torch(activation, expected):
+    np.testing.assert_allclose(trunks.ACTIVATIONS[activation](jnp.array([-1.0, 0.5])), expected, rtol=1e-6)
+    trunk = make_trunk(TrunkConfig(hidden_sizes=(1,), activation=activation), spaces.Box(-1.0, 1.0, (1,)))
+    params = {"params": {"Dense_0": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}}
+    np.testing.assert_allclose(trunk.apply(params, jnp.array([[-1.0], [0.5]]))[:, 0], expected, rtol=1e-6)
 
 
 def test_weights_start_orthogonal_with_gain_sqrt_2_and_biases_at_zero():
@@ -127,7 +147,8 @@ def test_config_names_the_field_it_refuses(changes, named):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "choices"), [("activation", "gelu", "relu, tanh"), ("kind", "cnn", "auto, mlp, conv")]
+    ("field", "value", "choices"),
+    [("activation", "swish", "relu, tanh, gelu, silu, elu, leaky_relu"), ("kind", "cnn", "auto, mlp, conv")],
 )
 def test_an_unknown_choice_is_refused_and_the_known_ones_are_named(field, value, choices):
     config = TrunkConfig()

@@ -36,11 +36,24 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,  # below WIDTH
+    "beta_fast": 2.0,
+    "beta_slow": 0.5,
+}
+
 DECODERS = [model_type for model_type, family in FAMILIES.items() if family.is_causal]
 
 # Name of a variant -> model_type and what differs from the family's plain form.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{model_type: (model_type, {}) for model_type in DECODERS},
+    "ministral": (
+        "ministral",
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3, "num_key_value_heads": 2},
+    ),
     "gpt2_untied": ("gpt2", {"tie_word_embeddings": False}),
     "gpt2_inverse_layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 24}),
     "gpt2_unscaled_relu": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
@@ -56,14 +69,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1, "num_key_value_heads": 2},
     ),
-    "qwen3_wide_heads": ("qwen3", {"head_dim": 12, "num_key_value_heads": 2, "attention_bias": True}),
+    "qwen3_wide_heads_yarn": (
+        "qwen3",
+        {"head_dim": 12, "num_key_value_heads": 2, "attention_bias": True, "rope_parameters": _YARN},
+    ),
 }
 
 
 def hf_config(model_type: str, **options: Any) -> transformers.PreTrainedConfig:
     """A small configuration of a family."""
     sizes = _GPT2 if model_type == "gpt2" else _LLAMA
-    if model_type == "qwen3":
+    if model_type in ("qwen3", "ministral"):
         options = {"head_dim": 8, **options}
     fixed = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD_TOKEN, "bos_token_id": 1, "eos_token_id": 2}
     return AutoConfig.for_model(model_type, **{**sizes, **fixed, **options})

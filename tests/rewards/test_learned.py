@@ -13,7 +13,7 @@ from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards import load_reward as load_by_name
 from jaxrl_lm.rewards import score_completions
 from jaxrl_lm.rewards.learned import load_reward
-from jaxrl_lm.training.judgements import Judgement, tokenise
+from jaxrl_lm.training.reward_model.judgements import Judgement, tokenise
 from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import CONTEXT, write_chat_decoder, write_decoder, write_encoder
 

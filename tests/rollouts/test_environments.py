@@ -10,6 +10,7 @@ import pytest
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxrl_lm.core.counters import value_of
 from jaxrl_lm.core.returns import generalized_advantages
 from jaxrl_lm.envs import step_batch
 from jaxrl_lm.envs.base import BatchEnvironment
@@ -61,6 +62,9 @@ ENV = Walk()
 PARAMS = ENV.default_params
 
 
+MEMORIES = [(0, "gru"), (6, "gru"), (6, "lstm")]
+
+
 def rollout(config: PolicyConfig, *, key: int = 0, normalizers: Normalizers | None = None) -> Any:
     policy = make_policy(config, ENV, PARAMS)
     params = policy.init(jax.random.key(1))
@@ -75,7 +79,7 @@ def rollout(config: PolicyConfig, *, key: int = 0, normalizers: Normalizers | No
 
 def replay(start: Any, actions: np.ndarray, key: jax.Array) -> list[Any]:
     """The same steps one by one with the recorded actions, from the environment's own functions."""
-    states, results = start.env_states, []
+    states, results = start.acting.env_states, []
     for step_key, column in zip(jax.random.split(key, NUM_STEPS), actions.T, strict=True):
         _, env_key = jax.random.split(step_key)
         results.append(step_batch(ENV, env_key, states, jnp.asarray(column), PARAMS))
@@ -83,9 +87,9 @@ def replay(start: Any, actions: np.ndarray, key: jax.Array) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("memory_size", [0, 6])
-def test_a_rollout_is_a_loop_over_steps(memory_size: int):
-    policy, params, start, end, trajectory, _ = rollout(PolicyConfig(memory_size=memory_size))
+@pytest.mark.parametrize(("memory_size", "memory"), MEMORIES)
+def test_a_rollout_is_a_loop_over_steps(memory_size: int, memory: Any):
+    policy, params, start, end, trajectory, _ = rollout(PolicyConfig(memory_size=memory_size, memory=memory))
     results = replay(start, np.asarray(trajectory.actions), jax.random.key(0))
     terminated, truncated = (np.stack([np.asarray(r[i]) for r in results], 1) for i in (3, 4))
     assert terminated.any()
@@ -93,9 +97,9 @@ def test_a_rollout_is_a_loop_over_steps(memory_size: int):
     np.testing.assert_array_equal(trajectory.rewards, np.stack([np.asarray(r.rewards) for r in results], 1))
     np.testing.assert_allclose(trajectory.discounts, np.where(terminated, 0, DISCOUNT), rtol=1e-6)
     np.testing.assert_allclose(trajectory.traces, np.where(terminated | truncated, 0, TRACE), rtol=1e-6)
-    np.testing.assert_array_equal(end.observations, results[-1].observations)
+    np.testing.assert_array_equal(end.acting.observations, results[-1].observations)
 
-    memory, is_first, observations = start.memory, start.is_first, start.observations
+    memory, is_first, observations = start.memory, start.is_first, start.acting.observations
     for step, result in enumerate(results):
         values = policy.value(params, observations, is_first, memory)
         np.testing.assert_allclose(trajectory.values[:, step], values, rtol=1e-5, atol=1e-6)
@@ -111,17 +115,18 @@ def test_a_rollout_is_a_loop_over_steps(memory_size: int):
         np.testing.assert_allclose(found[is_alive], expected[is_alive], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory_size", [0, 6])
-def test_evaluate_gives_the_log_probs_and_values_of_acting(memory_size: int):
-    policy, params, _, _, trajectory, _ = rollout(PolicyConfig(memory_size=memory_size))
+@pytest.mark.parametrize(("memory_size", "memory"), MEMORIES)
+def test_evaluate_gives_the_log_probs_and_values_of_acting(memory_size: int, memory: Any):
+    policy, params, _, _, trajectory, _ = rollout(PolicyConfig(memory_size=memory_size, memory=memory))
     evaluation = jax.jit(policy.evaluate)(params, trajectory.observations, trajectory.actions)
     np.testing.assert_allclose(evaluation.log_probs, trajectory.log_probs, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(evaluation.values, trajectory.values, rtol=1e-5, atol=1e-6)
     assert np.all((np.asarray(evaluation.entropies) > 0) & (np.asarray(evaluation.entropies) <= np.log(2) + 1e-6))
 
 
-def test_memory_is_forgotten_where_an_episode_begins():
-    policy, params, _, _, trajectory, _ = rollout(PolicyConfig(memory_size=6))
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+def test_memory_is_forgotten_where_an_episode_begins(memory: Any):
+    policy, params, _, _, trajectory, _ = rollout(PolicyConfig(memory_size=6, memory=memory))
     seen = trajectory.observations
     first = np.argwhere(np.asarray(seen.is_first)[:, 1:])[0] + [0, 1]
     row, step = int(first[0]), int(first[1])
@@ -156,7 +161,8 @@ def test_advantages_stop_at_ends_and_cuts():
 
 def test_episode_sums_are_those_of_the_steps():
     _, _, start, end, trajectory, _ = rollout(PolicyConfig())
-    returns, lengths = np.asarray(start.tracker.returns).copy(), np.asarray(start.tracker.lengths).copy()
+    before, after = start.acting.tracker, end.acting.tracker
+    returns, lengths = np.asarray(value_of(before.returns)).copy(), np.asarray(before.lengths).copy()
     found_returns, found_lengths = [], []
     for step in range(NUM_STEPS):
         returns += np.asarray(trajectory.rewards)[:, step]
@@ -165,9 +171,10 @@ def test_episode_sums_are_those_of_the_steps():
             found_returns.append(returns[env])
             found_lengths.append(lengths[env])
             returns[env] = lengths[env] = 0
-    assert int(end.tracker.count - start.tracker.count) == len(found_returns)
-    assert float(end.tracker.return_sum - start.tracker.return_sum) == pytest.approx(sum(found_returns), rel=1e-5)
-    assert int(end.tracker.length_sum - start.tracker.length_sum) == sum(found_lengths)
+    assert int(after.count - before.count) == len(found_returns)
+    found = float(value_of(after.return_sum) - value_of(before.return_sum))
+    assert found == pytest.approx(sum(found_returns), rel=1e-5)
+    assert int(value_of(after.length_sum) - value_of(before.length_sum)) == sum(found_lengths)
 
 
 def test_normalizers_stay_within_a_rollout_and_have_seen_it_afterwards():

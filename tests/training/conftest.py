@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from jaxrl_lm.algorithms import PPOConfig
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
+from jaxrl_lm.algorithms import KLConfig, PPOConfig
+from jaxrl_lm.rollouts import AnswerConfig
+from jaxrl_lm.training.online.config import PPORunConfig
 from tests.byte_model import write_byte_model
 
 END_OF_TEXT_ID, SECOND_STOP = 256, 200
@@ -39,10 +40,10 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config_in(byte_model: Path, prompts_file: Path) -> Callable[..., LanguagePPOConfig]:
+def make_config_in(byte_model: Path, prompts_file: Path) -> Callable[..., PPORunConfig]:
     """Builds a configuration of a run in a given folder; what is given replaces the small defaults."""
 
-    def make(folder: Path, **changes: Any) -> LanguagePPOConfig:
+    def make(folder: Path, **changes: Any) -> PPORunConfig:
         settings: dict[str, Any] = {
             "model": str(byte_model),
             "prompts": str(prompts_file),
@@ -56,12 +57,12 @@ def make_config_in(byte_model: Path, prompts_file: Path) -> Callable[..., Langua
             "kl": KLConfig(coefficient=0.1, target=0.5, horizon=20),
             "ppo": PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2),
         }
-        return LanguagePPOConfig(**(settings | changes))
+        return PPORunConfig(**(settings | changes))
 
     return make
 
 
 @pytest.fixture
-def make_config(make_config_in: Callable[..., LanguagePPOConfig], tmp_path: Path) -> Callable[..., LanguagePPOConfig]:
+def make_config(make_config_in: Callable[..., PPORunConfig], tmp_path: Path) -> Callable[..., PPORunConfig]:
     """The same in a folder of the test's own."""
     return partial(make_config_in, tmp_path)

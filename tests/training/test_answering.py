@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from jaxrl_lm import data, rollouts
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
-from jaxrl_lm.training.language_config import AnswerConfig
 
 GREEDY = AnsweringConfig(temperature=0.0, max_new_tokens=6)
 PROMPTS = [Prompt(prompt=text, columns={}) for text in ("ab", "abcde", "a")]

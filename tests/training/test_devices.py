@@ -31,7 +31,7 @@ for num_devices in (1, 8):
         ppo=PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, minibatch_unit="steps"),
     )
     task, state = load_environment_task(config, make_environment_ppo)
-    spread = len(state.learners.rollout.observations.sharding.device_set)
+    spread = len(state.learners.rollout.acting.observations.sharding.device_set)
     state, numbers = make_chunk(task, RunFolder.create(out / str(num_devices), {}))(state, 0)
     state, numbers = make_chunk(task, RunFolder(out / str(num_devices)))(state, 1)
     results[num_devices] = {"devices": spread, **{k: v for k, v in numbers.items() if not k.startswith("time/")}}

@@ -16,12 +16,12 @@ from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training import supervised
-from jaxrl_lm.training.dpo import load_dpo_task, read_pairs, train_dpo
+from jaxrl_lm.training.offline import task as offline
+from jaxrl_lm.training.offline.dpo import DPORunConfig, load_dpo, read_pairs
+from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.run import Interrupted
-from jaxrl_lm.training.supervised_config import DPOConfig
 
-MakeConfig = Callable[..., DPOConfig]
+MakeConfig = Callable[..., DPORunConfig]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def preferences_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_dpo_config(byte_model: Path, preferences_file: Path, tmp_path: Path) -> MakeConfig:
     """Builds a configuration; what is given replaces the small defaults."""
 
-    def make(**changes: Any) -> DPOConfig:
+    def make(**changes: Any) -> DPORunConfig:
         settings: dict[str, Any] = {
             "model": str(byte_model),
             "preferences": str(preferences_file),
@@ -51,7 +51,7 @@ def make_dpo_config(byte_model: Path, preferences_file: Path, tmp_path: Path) ->
             "num_samples": 1,
             "max_new_tokens": 4,
         }
-        return DPOConfig(**(settings | changes))
+        return DPORunConfig(**(settings | changes))
 
     return make
 
@@ -65,7 +65,7 @@ def numbers(folder: RunFolder) -> list[dict[str, Any]]:
 def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(
     make_dpo_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = train_dpo(make_dpo_config(out=str(tmp_path / "straight")))
+    straight = train_offline(make_dpo_config(out=str(tmp_path / "straight")))
     curves = read_metrics(straight)
     assert curves["loss/total"].values[0] == pytest.approx(np.log(2), abs=1e-5)
     assert curves["evaluation/loss"].steps.tolist() == [2, 4, 5]
@@ -76,7 +76,7 @@ def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(
     assert [sample["phase"] for sample in read_jsonl(straight.samples_file)] == ["before", "after"]
 
     config = make_dpo_config(out=str(tmp_path / "broken"))
-    make_update = supervised.make_update
+    make_update = offline.make_update
 
     def interrupted(task: Any) -> Any:
         update = make_update(task)
@@ -89,14 +89,14 @@ def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(
         return stopping
 
     with monkeypatch.context() as patch:
-        patch.setattr(supervised, "make_update", interrupted)
+        patch.setattr(offline, "make_update", interrupted)
         with pytest.raises(Interrupted, match="after update 3 of 5"):
-            train_dpo(config)
-    resumed = train_dpo(replace(config, resume=True))
+            train_offline(config)
+    resumed = train_offline(replace(config, resume=True))
     assert numbers(resumed) == numbers(straight)
     chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
     with pytest.raises(InputError, match=r"dpo\.beta: 0\.1 in the run, 0\.2 now"):
-        train_dpo(replace(config, resume=True, dpo=DPOLossConfig(beta=0.2)))
+        train_offline(replace(config, resume=True, dpo=DPOLossConfig(beta=0.2)))
 
 
 def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
@@ -116,7 +116,7 @@ def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
 
 
 def test_the_stored_reference_is_that_of_each_pair_in_any_batch(make_dpo_config: MakeConfig) -> None:
-    tasks = [load_dpo_task(make_dpo_config(batch_size=size, evaluation_fraction=0.0))[0] for size in (5, 12)]
+    tasks = [load_dpo(make_dpo_config(batch_size=size, evaluation_fraction=0.0)) for size in (5, 12)]
     several = [task.take_batch(0) for task in tasks]
     all_at_once = {row.tobytes(): value for row, value in zip(*_flat(several[1]), strict=True)}
     for row, value in zip(*_flat(several[0]), strict=True):
@@ -134,7 +134,7 @@ def test_long_answers_are_cut_and_pairs_without_an_answer_left_out(
         {"prompt": "a", "chosen": "d", "rejected": "e"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task, _ = load_dpo_task(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
+    task = load_dpo(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
     assert "of 3 pairs, 2 were cut at max_tokens=6, and 1 left out" in caplog.text
     rows_of = task.take_batch(0).rows
     assert rows_of.ids.shape == (1, 2, 2, 6)
@@ -153,7 +153,7 @@ def test_bad_input_is_refused_before_the_folder_is_made(
     make_dpo_config: MakeConfig, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        train_dpo(make_dpo_config(**changes))
+        train_offline(make_dpo_config(**changes))
     assert not Path(make_dpo_config().out).exists()
 
 

@@ -184,7 +184,7 @@ def test_no_episode_is_left_in_levels_that_are_replaced(make_config: MakeConfig)
     for num_done in range(8):
         state, _ = chunk(state, num_done)
         banks.append(np.asarray(state.env_params.bank.moves).copy())
-        env_states = state.learners.rollout.env_states
+        env_states = state.learners.rollout.acting.env_states
         here = np.asarray(state.env_params.bank.moves)[np.asarray(env_states.level), np.asarray(env_states.position)]
         assert np.all(here > 0), "an agent stands in a wall"
     changed = [bool(np.any(old != new)) for old, new in itertools.pairwise(banks)]
@@ -272,7 +272,7 @@ def test_the_oracle_solves_every_level_at_the_optimal_return(reward: str) -> Non
         ({"env_options": ("size",)}, "env_options='size' must be KEY=VALUE"),
         ({"env_options": ("size=6",)}, "size=6 must be odd"),
         ({"env": "Mase-v0", "env_options": ()}, "Maze-v0"),
-        ({"discount": 1.5}, "discount=1.5 must lie in"),
+        ({"discount": 1.5}, "discount=1.5 must be from 0 to 1"),
         ({"ppo": PPOConfig(num_minibatches=5, minibatch_unit="steps")}, "num_minibatches=5 does not divide"),
         ({"policy": PolicyConfig(memory_size=4)}, "use 'sequences'"),
     ],

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from jaxrl_lm.algorithms.reward_model import Objective
 from jaxrl_lm.core.calibration import wilson_interval
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training import judgements
-from jaxrl_lm.training.judgements import Judgement, Judgements, read_judgements, split_by_prompt
-from jaxrl_lm.training.judging import judge
-from jaxrl_lm.training.reward_config import RewardTrainingConfig
+from jaxrl_lm.training.reward_model import judgements
+from jaxrl_lm.training.reward_model.agreement import measure_agreement
+from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
+from jaxrl_lm.training.reward_model.judgements import Judgement, Judgements, read_judgements, split_by_prompt
 
 
 def pair(prompt, chosen, rejected):
@@ -113,7 +113,7 @@ def test_each_objective_reads_its_form(tmp_path):
 
 
 def test_rows_of_the_columns_that_the_help_names_are_read(tmp_path):
-    said = " ".join((RewardTrainingConfig.__doc__ or "").split())
+    said = " ".join((RewardModelRunConfig.__doc__ or "").split())
     forms = re.findall(r"of ((?:[a-z0-9.]+, )+[a-z0-9]+) \((\w+)\)", said)
     assert {objective for _, objective in forms} == set(get_args(Objective))
     for columns, objective in forms:
@@ -132,7 +132,7 @@ def test_rows_of_different_numbers_of_answers_are_refused(tmp_path):
 
 def test_verdict_on_pairs_worked_by_hand():
     scores = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    verdict = judge("pairwise", scores, np.zeros(3, int), np.array([[5, 3], [1, 1], [2, 6]]), np.arange(3))
+    verdict = measure_agreement("pairwise", scores, np.zeros(3, int), np.array([[5, 3], [1, 1], [2, 6]]), np.arange(3))
     assert verdict.accuracy.estimate == pytest.approx(2 / 3)
     expected = np.mean(np.log1p(np.exp([-2.0, 1.0, -3.0])))
     assert verdict.loss == pytest.approx(expected)
@@ -144,7 +144,7 @@ def test_verdict_on_pairs_worked_by_hand():
 
 def test_verdict_on_the_best_of_three_counts_the_top_answer():
     scores = np.array([[1.0, 2.0, 0.0], [5.0, 1.0, 1.0]])
-    verdict = judge("best_of_k", scores, np.array([1, 2]), np.ones((2, 3), int), np.arange(2))
+    verdict = measure_agreement("best_of_k", scores, np.array([1, 2]), np.ones((2, 3), int), np.arange(2))
     assert verdict.accuracy.estimate == 0.5
     assert verdict.length_correlation == 0.0
     assert [each.low for each in verdict.by_margin] == [1.0, 4.0]
@@ -152,7 +152,7 @@ def test_verdict_on_the_best_of_three_counts_the_top_answer():
 
 def test_verdict_on_thumbs_worked_by_hand():
     scores, labels = np.array([[2.0], [-1.0], [1.0], [0.0]]), np.array([1, 0, 0, 1])
-    verdict = judge("binary", scores, labels, np.array([[4], [1], [3], [2]]), np.arange(4))
+    verdict = measure_agreement("binary", scores, labels, np.array([[4], [1], [3], [2]]), np.arange(4))
     assert verdict.accuracy.estimate == pytest.approx((1 + 1 + 0 + 0.5) / 4)
     assert verdict.loss == pytest.approx(np.mean(np.log1p(np.exp([-2.0, -1.0, 1.0, 0.0]))))
     assert verdict.length_bias is None
@@ -166,7 +166,7 @@ def test_intervals_know_which_judgements_are_of_one_prompt(objective):
     if objective == "pairwise":
         scores = np.hstack([scores, np.zeros((6, 1))])
     targets = np.full(6, int(objective == "binary"))
-    verdict = judge(objective, scores, targets, np.ones(scores.shape, int), groups)
+    verdict = measure_agreement(objective, scores, targets, np.ones(scores.shape, int), groups)
     number = 3 * (2.570582 / 4.302653) ** 2  # as test_calibration.py has it
     assert verdict.accuracy == pytest.approx(wilson_interval(number / 2, number), rel=1e-5)
     assert [each.accuracy for each in verdict.by_margin] == [verdict.accuracy]
@@ -180,11 +180,15 @@ def test_rows_without_a_prompt_share_none():
 
 
 def test_verdict_is_plain_json():
-    verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 1]]), np.zeros(1, int))
+    verdict = measure_agreement(
+        "pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 1]]), np.zeros(1, int)
+    )
     assert json.loads(json.dumps(verdict.as_record()))["accuracy"]["estimate"] == 1.0
 
 
 def test_verdict_on_answers_of_one_length_is_json_without_nan():
-    verdict = judge("pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 2]]), np.zeros(1, int))
+    verdict = measure_agreement(
+        "pairwise", np.array([[1.0, 0.0]]), np.zeros(1, int), np.array([[2, 2]]), np.zeros(1, int)
+    )
     bias = json.loads(json.dumps(verdict.as_record(), allow_nan=False))["length_bias"]
     assert bias == {"correlation": 0.0, "longer_wins": 0.5, "longer_preferred": None}

@@ -11,19 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrl_lm.algorithms.group_policy as group_policy
 from jaxrl_lm.algorithms import GroupPolicyConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
+from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import read_jsonl, read_metrics
-from jaxrl_lm.training import language_groups
-from jaxrl_lm.training.answer_task import answer
-from jaxrl_lm.training.group_config import GroupConfig, GRPOConfig, RLOOConfig
-from jaxrl_lm.training.language_config import AnswerConfig
-from jaxrl_lm.training.language_groups import init_state, load_task, make_update, train_language_groups
+from jaxrl_lm.training.online.config import GRPORunConfig, RLOORunConfig
+from jaxrl_lm.training.online.train import load, make_update, train_online
 from jaxrl_lm.training.run import Interrupted
 from tests.training import rewards_for_tests
 
-MakeConfig = Callable[..., GroupConfig]
+MakeConfig = Callable[..., Any]
 REWARDS = "tests.training.rewards_for_tests"
 
 
@@ -32,14 +31,14 @@ def _count_calls_anew() -> None:
     rewards_for_tests.CALLS["count"] = 0
 
 
-@pytest.fixture(params=[RLOOConfig, GRPOConfig], ids=["rloo", "grpo"])
+@pytest.fixture(params=[RLOORunConfig, GRPORunConfig], ids=["rloo", "grpo"])
 def make_group_config(
     request: pytest.FixtureRequest, byte_model: Path, prompts_file: Path, tmp_path: Path
 ) -> MakeConfig:
     """Builds a configuration; what is given replaces the small defaults."""
 
-    def make(**changes: Any) -> GroupConfig:
-        weight = "sum" if request.param is RLOOConfig else "mean"
+    def make(**changes: Any) -> Any:
+        weight = "sum" if request.param is RLOORunConfig else "mean"
         settings: dict[str, Any] = {
             "model": str(byte_model),
             "prompts": str(prompts_file),
@@ -67,7 +66,7 @@ def numbers(folder: Any) -> list[dict[str, Any]]:
 def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
     make_group_config: MakeConfig, tmp_path: Path
 ) -> None:
-    straight = train_language_groups(make_group_config(reward=f"{REWARDS}:vowels", out=str(tmp_path / "straight")))
+    straight = train_online(make_group_config(reward=f"{REWARDS}:vowels", out=str(tmp_path / "straight")))
     for member in ("report.html", "plots/kl.png", "plots/reward.png", "model/config.json"):
         assert (straight.path / member).is_file(), member
     assert not (straight.model_folder / "value_head.safetensors").exists()
@@ -78,8 +77,8 @@ def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
     np.testing.assert_allclose(curves["learning_rate"].values, [1e-2, 7.5e-3, 5e-3, 2.5e-3], rtol=1e-5)
     broken = make_group_config(reward=f"{REWARDS}:terminate_at_third_call", out=str(tmp_path / "broken"))
     with pytest.raises(Interrupted, match="--resume"):
-        train_language_groups(broken)
-    resumed = train_language_groups(replace(broken, resume=True))
+        train_online(broken)
+    resumed = train_online(replace(broken, resume=True))
     assert numbers(resumed) == numbers(straight)
     chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
 
@@ -88,30 +87,28 @@ def test_groups_are_compared_and_the_penalty_stands_where_it_belongs(
     make_group_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_group_config(kl_coefficient=0.5)
-    task, params = load_task(config)
+    loaded = load(config)
     batches = []
 
-    class Recorder:
-        def update(self, state: Any, batch: Any, key: jax.Array) -> Any:
-            batches.append(batch)
-            return state, {}
+    def record(loss: Any, carry: Any, batch: Any, key: Any, **settings: Any) -> Any:
+        batches.append(batch)
+        return carry, {"ratio/max_error": jnp.zeros((1, 1))}
 
+    monkeypatch.setattr(group_policy, "run_epochs", record)
     scores = jnp.array([3.0, 1.0, 2.0, 2.5])
-    state, base = init_state(task, params), jax.tree.map(jnp.copy, params)
-    moved = jax.tree.map(lambda p: p * 1.05, params)
-    state = replace(state, policy=replace(state.policy, params=moved))
-    chosen = np.array([0, 0, 2, 2])
-    generation = answer(task, moved, chosen, jax.random.key(1))
-    monkeypatch.setattr(language_groups.GroupTask, "algorithm", lambda self: Recorder())
-    _, metrics = language_groups._learn(task, state, base, generation, scores, jax.random.key(2))
+    base = jax.tree.map(jnp.copy, loaded.params)
+    moved = jax.tree.map(lambda p: p * 1.05, loaded.params)
+    generation = loaded.task.answer(moved, np.array([0, 0, 2, 2]), jax.random.key(1))
+    state = replace(loaded.init_state(), params=moved)
+    _, metrics = loaded.learner.update(state, base, generation, scores, jax.random.key(2))
     batch = batches[0]
-    prompts = np.asarray(generation.sequences)[:, : task.prompt_width]
+    prompts = np.asarray(generation.sequences)[:, : -config.answers.max_new_tokens]
     assert np.array_equal(prompts[0], prompts[1])
     assert np.array_equal(prompts[2], prompts[3])
     mask = np.asarray(batch.mask, bool)
     ratio = np.where(mask, np.asarray(batch.log_probs - batch.reference_log_probs), 0.0).sum(axis=-1)
     assert np.max(np.abs(ratio)) > 1e-3
-    if isinstance(config, RLOOConfig):
+    if isinstance(config, RLOORunConfig):
         earned = scores - 0.5 * ratio
         expected = [earned[0] - earned[1], earned[1] - earned[0], earned[2] - earned[3], earned[3] - earned[2]]
     else:
@@ -124,8 +121,8 @@ def test_groups_are_compared_and_the_penalty_stands_where_it_belongs(
 def test_reward_rises(make_group_config: MakeConfig) -> None:
     config = make_group_config(num_updates=25, batch_size=32, group_size=4, kl_coefficient=0.0)
     config = replace(config, policy=replace(config.policy, anneal_updates=0))
-    task, params = load_task(config)
-    update, state, rewards = make_update(task), init_state(task, params), []
+    loaded = load(config)
+    update, state, rewards = make_update(loaded), loaded.init_state(), []
     for step in range(25):
         state, metrics = update(state, step)
         rewards.append(metrics["reward/mean"])

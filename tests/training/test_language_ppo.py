@@ -12,20 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_lm.algorithms import PPOConfig
+from jaxrl_lm.algorithms import KLConfig, PPOConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
+from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training import language_ppo
-from jaxrl_lm.training.answer_task import answer, score
-from jaxrl_lm.training.language_config import AnswerConfig, KLConfig, LanguagePPOConfig
-from jaxrl_lm.training.language_ppo import init_state, load_task, make_update, train_language_ppo
+from jaxrl_lm.training.online.config import PPORunConfig
+from jaxrl_lm.training.online.train import Loaded, load, make_update, train_online
 from jaxrl_lm.training.run import Interrupted, TrainingDivergedError
 from tests.byte_model import write_byte_model
 from tests.training import rewards_for_tests
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
-MakeConfig = Callable[..., LanguagePPOConfig]
+MakeConfig = Callable[..., PPORunConfig]
 REWARDS = "tests.training.rewards_for_tests"
 
 
@@ -43,42 +42,40 @@ def numbers(folder: RunFolder) -> list[dict[str, Any]]:
 class FirstUpdates(NamedTuple):
     """A task, the state after two updates, their metrics, and how often learning was traced."""
 
-    task: language_ppo.Task
-    params: Any
+    loaded: Loaded
     reference: Any
-    state: language_ppo.LanguageState
+    state: Any
     coefficients: list[float]
     metrics: list[dict[str, float]]
     num_traces: int
 
 
 @pytest.fixture(scope="module")
-def straight_config(make_config_in: Callable[..., LanguagePPOConfig], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def straight_config(make_config_in: Callable[..., PPORunConfig], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The settings of the run that most tests look at."""
     return make_config_in(tmp_path_factory.mktemp("straight"), reward=f"{REWARDS}:vowels")
 
 
 @pytest.fixture(scope="module")
-def straight(straight_config: LanguagePPOConfig) -> RunFolder:
+def straight(straight_config: PPORunConfig) -> RunFolder:
     """A finished run, for the tests that only look."""
-    return train_language_ppo(straight_config)
+    return train_online(straight_config)
 
 
 @pytest.fixture(scope="module")
-def first_updates(make_config_in: Callable[..., LanguagePPOConfig], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def first_updates(make_config_in: Callable[..., PPORunConfig], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Three updates, for the tests that only look."""
-    task, params = load_task(make_config_in(tmp_path_factory.mktemp("updates")))
-    reference = jax.tree.map(np.array, task.reference_params)
+    loaded = load(make_config_in(tmp_path_factory.mktemp("updates")))
+    reference = jax.tree.map(np.array, loaded.task.reference_params)
     traces, coefficients, metrics = [], [], []
-    learn = language_ppo._learn
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language_ppo, "_learn", lambda *args: traces.append(1) or learn(*args))
-        update, state = make_update(task), init_state(task, params)
-        for step in range(3):
-            state, found = update(state, step)
-            metrics.append(found)
-            coefficients.append(float(state.kl_coefficient))
-    return FirstUpdates(task, params, reference, state, coefficients, metrics, len(traces))
+    learn = loaded.learner.update
+    counted = loaded.learner._replace(update=lambda *args: traces.append(1) or learn(*args))
+    update, state = make_update(replace(loaded, learner=counted)), loaded.init_state()
+    for step in range(3):
+        state, found = update(state, step)
+        metrics.append(found)
+        coefficients.append(float(state.kl_coefficient))
+    return FirstUpdates(loaded, reference, state, coefficients, metrics, len(traces))
 
 
 def test_a_run_leaves_the_whole_run_folder(straight: RunFolder) -> None:
@@ -106,7 +103,7 @@ def test_every_stop_token_of_the_model_ends_answers_and_is_carried_over(
 def test_log_probs_and_values_of_decoding_serve_as_well_as_those_of_scoring(
     make_config: MakeConfig, straight: RunFolder
 ) -> None:
-    decoded = train_language_ppo(make_config(rescore=False, reward=f"{REWARDS}:vowels"))
+    decoded = train_online(make_config(rescore=False, reward=f"{REWARDS}:vowels"))
     curves = {True: read_metrics(straight), False: read_metrics(decoded)}
     assert np.max(curves[False]["ratio/first_max_error"].values) < 1e-4
     assert "ratio/rollout_max_error" not in curves[False]
@@ -133,11 +130,11 @@ def test_judges_score_the_same_answers_and_change_nothing(
     make_config: MakeConfig, straight: RunFolder, tmp_path: Path
 ) -> None:
     vowels = f"{REWARDS}:vowels"
-    watched = numbers(train_language_ppo(make_config(reward=vowels, judges=(f"same={vowels}",))))
+    watched = numbers(train_online(make_config(reward=vowels, judges=(f"same={vowels}",))))
     assert [record.pop("judge/same") for record in watched] == [record["reward/mean"] for record in watched]
     assert watched == numbers(straight)
     with pytest.raises(InputError, match="vowles"):
-        train_language_ppo(make_config(judges=("same=vowles",), out=str(tmp_path / "none")))
+        train_online(make_config(judges=("same=vowles",), out=str(tmp_path / "none")))
     for judges in (("vowels",), ("=vowels",), ("a=",), ("a=vowels", "a=good_manners")):
         with pytest.raises(InputError, match="NAME=REWARD"):
             make_config(judges=judges)
@@ -147,7 +144,9 @@ def test_kl_starts_at_zero_and_the_reference_stays(first_updates: FirstUpdates) 
     first, second, _ = first_updates.metrics
     assert first["kl/answer"] == pytest.approx(0.0, abs=1e-5)
     assert abs(second["kl/answer"]) > 1e-4
-    chex.assert_trees_all_equal(first_updates.reference, jax.tree.map(np.array, first_updates.task.reference_params))
+    chex.assert_trees_all_equal(
+        first_updates.reference, jax.tree.map(np.array, first_updates.loaded.task.reference_params)
+    )
 
 
 def test_adaptive_kl_coefficient_follows_its_formula(first_updates: FirstUpdates) -> None:
@@ -165,9 +164,9 @@ def test_learning_rate_falls_linearly_to_zero(straight: RunFolder) -> None:
 
 
 def test_samples_of_two_updates_differ_on_the_same_prompt(first_updates: FirstUpdates) -> None:
-    task, params, key = first_updates.task, first_updates.params, first_updates.state.key
-    chosen = np.zeros(4, int)
-    drawn = [np.asarray(answer(task, params, chosen, jax.random.fold_in(key, step)).sequences) for step in (0, 1)]
+    loaded, chosen, key = first_updates.loaded, np.zeros(4, int), jax.random.key(0)
+    keys = [jax.random.fold_in(key, step) for step in (0, 1)]
+    drawn = [np.asarray(loaded.task.answer(loaded.params, chosen, each).sequences) for each in keys]
     assert not np.array_equal(drawn[0], drawn[1])
     assert len({row.tobytes() for row in drawn[0]}) > 1, "rows of a batch must draw independently"
 
@@ -177,11 +176,11 @@ def test_terminated_run_refuses_another_config_and_resumes_bit_for_bit(
 ) -> None:
     broken = make_config(reward=f"{REWARDS}:terminate_at_third_call", out=str(tmp_path / "broken"))
     with pytest.raises(Interrupted, match="--resume"):
-        train_language_ppo(broken)
+        train_online(broken)
     assert [record["step"] for record in numbers(RunFolder(tmp_path / "broken"))] == [1, 2]
     with pytest.raises(InputError, match=r"seed: 0 in the run, 7 now"):
-        train_language_ppo(replace(broken, seed=7, resume=True))
-    resumed = train_language_ppo(replace(broken, resume=True))
+        train_online(replace(broken, seed=7, resume=True))
+    resumed = train_online(replace(broken, resume=True))
     assert numbers(resumed) == numbers(straight)
     chex.assert_trees_all_equal(
         from_pretrained(resumed.model_folder, head="value")[1], from_pretrained(straight.model_folder, head="value")[1]
@@ -196,34 +195,35 @@ def test_failing_reward_saves_the_state_before_it(make_config: MakeConfig, strai
     config = make_config(reward=f"{REWARDS}:fail_at_second_and_fourth_call")
     for num_done in (0, 1):
         with pytest.raises(InputError, match="judge is out of order"):
-            train_language_ppo(replace(config, resume=num_done > 0))
+            train_online(replace(config, resume=num_done > 0))
         saved = RunFolder(tmp_path / "run").checkpoints_folder.glob("[0-9]*")
         assert max(int(path.name) for path in saved) == num_done
-    assert numbers(train_language_ppo(replace(config, resume=True))) == numbers(straight)
+    assert numbers(train_online(replace(config, resume=True))) == numbers(straight)
 
 
 def test_divergence_names_the_last_good_checkpoint(make_config: MakeConfig) -> None:
     config = make_config(reward=f"{REWARDS}:huge_at_third_call", save_every=1)
     with pytest.raises(TrainingDivergedError, match=r"update 2: .*last good checkpoint is .*checkpoints/1"):
-        train_language_ppo(config)
+        train_online(config)
 
 
 def test_divergence_in_the_first_update_names_the_start(make_config: MakeConfig) -> None:
     with pytest.raises(TrainingDivergedError, match=r"update 1: .*checkpoints/0"):
-        train_language_ppo(make_config(reward=f"{REWARDS}:huge"))
+        train_online(make_config(reward=f"{REWARDS}:huge"))
 
 
 def test_separate_value_network_learns_beside_a_headless_policy_and_a_fixed_kl_coefficient_stays(
     make_config: MakeConfig, byte_model: Path
 ) -> None:
     config = make_config(value_model=str(byte_model), num_updates=2, kl=KLConfig(coefficient=0.3, target=None))
-    task, params = load_task(config)
-    state, _ = make_update(task)(init_state(task, params), 0)
+    loaded = load(config)
+    params = loaded.params
+    state, _ = make_update(loaded)(loaded.init_state(), 0)
     value = state.ppo.params["value"]
     assert jnp.any(value["score"]["kernel"] != params["value"]["score"]["kernel"])
     assert jnp.any(value["backbone"]["wte"]["embedding"] != params["value"]["backbone"]["wte"]["embedding"])
     assert "value_head" not in state.ppo.params["policy"]
-    folder = train_language_ppo(config)
+    folder = train_online(config)
     np.testing.assert_allclose(read_metrics(folder)["kl/coefficient"].values, 0.3, rtol=1e-6)
     assert not (folder.model_folder / "value_head.safetensors").exists()
     from_pretrained(folder.path / "value_model", head="reward")
@@ -231,9 +231,10 @@ def test_separate_value_network_learns_beside_a_headless_policy_and_a_fixed_kl_c
 
 def test_answers_without_a_stop_token_get_the_missing_stop_score(make_config: MakeConfig) -> None:
     answers = AnswerConfig(max_new_tokens=5, missing_stop_score=-1.0, score_at="after_end")
-    task, params = load_task(make_config(answers=answers))
-    generation = answer(task, params, np.zeros(64, int), jax.random.key(3))
-    scores, metrics = score(task, np.zeros(64, int), generation)
+    loaded = load(make_config(answers=answers))
+    task = loaded.task
+    generation = task.answer(loaded.params, np.zeros(64, int), jax.random.key(3))
+    scores, metrics = task.score(np.zeros(64, int), generation)
     tokens = np.asarray(generation.sequences)[:, -5:]
     has_stop = np.isin(tokens, task.sampling.stop_tokens) & np.asarray(generation.response_mask).astype(bool)
     is_stopped = has_stop.any(axis=-1)
@@ -247,9 +248,9 @@ def test_sum_of_rewards_is_score_less_penalty(
 ) -> None:
     metrics = first_updates.metrics[1]
     if score_at == "after_end":
-        task, params = load_task(make_config(answers=AnswerConfig(max_new_tokens=5, score_at=score_at)))
-        update = make_update(task)
-        state, _ = update(init_state(task, params), 0)
+        loaded = load(make_config(answers=AnswerConfig(max_new_tokens=5, score_at=score_at)))
+        update = make_update(loaded)
+        state, _ = update(loaded.init_state(), 0)
         _, metrics = update(state, 1)
     assert abs(metrics["kl/answer"]) > 1e-4
     penalty = metrics["kl/coefficient"] * metrics["kl/answer"]
@@ -259,8 +260,8 @@ def test_sum_of_rewards_is_score_less_penalty(
 def test_bfloat16_activations_and_remat_train(make_config: MakeConfig, first_updates: FirstUpdates) -> None:
     losses = {("float32", False): first_updates.metrics[0]["policy/entropy"]}
     for dtype, remat in (("float32", True), ("bfloat16", False)):
-        task, params = load_task(make_config(dtype=dtype, remat=remat))
-        state, metrics = make_update(task)(init_state(task, params), 0)
+        loaded = load(make_config(dtype=dtype, remat=remat))
+        state, metrics = make_update(loaded)(loaded.init_state(), 0)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.ppo.params))
         losses[dtype, remat] = metrics["policy/entropy"]
     assert losses["float32", True] == pytest.approx(losses["float32", False], rel=1e-5)
@@ -271,7 +272,7 @@ def test_reward_rises(make_config: MakeConfig) -> None:
     ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
     kl, answers = KLConfig(coefficient=0.0, target=None), AnswerConfig(max_new_tokens=5)
     config = make_config(num_updates=25, batch_size=32, ppo=ppo, kl=kl, answers=answers)
-    rewards = read_metrics(train_language_ppo(config))["reward/mean"].values
+    rewards = read_metrics(train_online(config))["reward/mean"].values
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
 
 
@@ -292,20 +293,20 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
     judge = tmp_path / "judge.py"
     judge.write_text("def zero(prompts, completions, **columns):\n    return [0.0] * len(completions)\n")
     config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts), judges=(f"zero={judge}:zero",))
-    train_language_ppo(config)
+    train_online(config)
     with pytest.raises(InputError, match="num_updates=1: the run has made 2 already"):
-        train_language_ppo(replace(config, num_updates=1, resume=True))
+        train_online(replace(config, num_updates=1, resume=True))
     longer = replace(config, num_updates=3, resume=True)
     prompts.write_text("cd\nabcde\n")
     with pytest.raises(InputError, match="prompts changed since the run was started"):
-        train_language_ppo(longer)
+        train_online(longer)
     prompts.write_text("ab\nabcde\n")
     written = judge.read_text()
     judge.write_text(written.replace("0.0", "1.0"))
     with pytest.raises(InputError, match="judge zero changed since the run was started"):
-        train_language_ppo(longer)
+        train_online(longer)
     judge.write_text(written)
-    folder = train_language_ppo(longer)
+    folder = train_online(longer)
     assert [record["step"] for record in numbers(folder)] == [1, 2, 3]
     assert [sample["step"] for sample in read_jsonl(folder.samples_file)] == [0, 0, 3, 3]
 
@@ -313,9 +314,9 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
 def test_value_model_of_a_smaller_vocabulary_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     write_byte_model(tmp_path / "short", num_layers=1, model_size=16, num_heads=2, context=16)
     with pytest.raises(InputError, match="max_positions=16, the policy 32"):
-        load_task(make_config(value_model=str(tmp_path / "short")))
+        load(make_config(value_model=str(tmp_path / "short")))
 
 
-def test_an_annealed_run_cannot_be_made_longer(straight: RunFolder, straight_config: LanguagePPOConfig) -> None:
+def test_an_annealed_run_cannot_be_made_longer(straight: RunFolder, straight_config: PPORunConfig) -> None:
     with pytest.raises(InputError, match="num_updates: 4 in the run, 5 now"):
-        train_language_ppo(replace(straight_config, num_updates=5, resume=True))
+        train_online(replace(straight_config, num_updates=5, resume=True))

@@ -21,9 +21,9 @@ from jaxrl_lm.models.reward_heads import read_scale
 from jaxrl_lm.rewards.learned import load_reward
 from jaxrl_lm.rewards.scoring import score_rows
 from jaxrl_lm.storage import read_jsonl, read_metrics, read_sections
-from jaxrl_lm.training import reward_model
-from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
-from jaxrl_lm.training.reward_model import load_task, train_reward_model
+from jaxrl_lm.training.reward_model import train as reward_model
+from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
+from jaxrl_lm.training.reward_model.train import load_task, train_reward_model
 from jaxrl_lm.training.run import Interrupted
 from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import write_encoder
@@ -73,7 +73,7 @@ def make_config(byte_model, tmp_path_factory):
             "optimizer": OPTIMIZER,
             "normalisation": NormalisationConfig(num_samples=20),
         }
-        return RewardTrainingConfig(**(settings | changes))
+        return RewardModelRunConfig(**(settings | changes))
 
     return make
 
@@ -306,7 +306,7 @@ def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
 )
 def test_unfit_settings_are_refused(make_config, field, value):
     with pytest.raises(InputError, match=f"{field}="):
-        RewardTrainingConfig(model="m", preferences="p", out="o", **{field: value})
+        RewardModelRunConfig(model="m", preferences="p", out="o", **{field: value})
 
 
 def test_a_tokenizer_of_binary_labels_is_refused(make_config):

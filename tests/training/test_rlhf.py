@@ -1,7 +1,7 @@
 """The whole chain: every stage leaves its folder, what has ended is not run again, and labels are the judge's."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,11 @@ from jaxrl_lm.algorithms import AdamWConfig, PPOConfig
 from jaxrl_lm.data import Preference, PromptCompletion
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import REWARDS
-from jaxrl_lm.training import rlhf
-from jaxrl_lm.training.language_config import AnswerConfig, LanguagePPOConfig
-from jaxrl_lm.training.reward_config import NormalisationConfig, RewardTrainingConfig
-from jaxrl_lm.training.rlhf_config import LabelingConfig, RLHFConfig
+from jaxrl_lm.rollouts import AnswerConfig
+from jaxrl_lm.training.reward_model.config import NormalisationConfig
+from jaxrl_lm.training.rlhf import train as rlhf
+from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
 from jaxrl_lm.training.run import Interrupted
-from jaxrl_lm.training.supervised_config import SFTConfig
 from tests.byte_model import write_byte_model
 
 
@@ -36,22 +35,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
         rounds=2,
         labels=LabelingConfig(gold="vowels", num_pairs=12, noise=0.0),
         num_judged=4,
-        sft=SFTConfig(model="", data="", out="", num_updates=2, batch_size=2, row_length=32, max_new_tokens=4),
-        reward_model=RewardTrainingConfig(
-            model="",
-            preferences="",
-            out="",
+        sft=FineTuningStage(num_updates=2, batch_size=2, row_length=32, max_new_tokens=4),
+        reward_model=RewardModelStage(
             num_updates=2,
             batch_size=4,
             evaluation_fraction=0.3,
             optimizer=AdamWConfig(learning_rate=1e-3),
             normalisation=NormalisationConfig(num_samples=4),
         ),
-        ppo=LanguagePPOConfig(
-            model="",
-            prompts="",
-            reward="",
-            out="",
+        ppo=PPOStage(
             num_updates=1,
             batch_size=4,
             num_samples=2,
@@ -63,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
 
 @pytest.fixture(scope="module")
 def result(config: RLHFConfig) -> rlhf.ChainResult:
-    return rlhf.run_rlhf(config, rlhf.simulated_judge(REWARDS["vowels"], noise=0.0, seed=config.seed))
+    return rlhf.run_rlhf(config, rlhf.simulated_annotator(REWARDS["vowels"], noise=0.0, seed=config.seed))
 
 
 def test_every_stage_leaves_its_folder_and_all_policies_are_compared(result, config):
@@ -136,7 +128,7 @@ def test_a_files_labels_are_looked_for_before_fine_tuning(config, tmp_path):
     labels = LabelingConfig(annotator="file", file=missing)
     chain = replace(config, out=str(tmp_path / "chain"), rounds=1, labels=labels)
     with pytest.raises(InputError, match="lables"):
-        rlhf.run_rlhf(chain, rlhf.file_judge(missing))
+        rlhf.run_rlhf(chain, rlhf.file_annotator(missing))
     assert not (tmp_path / "chain").exists()
 
 
@@ -150,15 +142,13 @@ def test_a_policy_that_says_one_thing_only_has_nothing_to_label(config, tmp_path
 def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
     label = Preference(prompt="p", chosen="a", rejected="b")
     data.write_jsonl(tmp_path / "labels-2.jsonl", [label])
-    assert rlhf.file_judge(str(tmp_path / "labels-{round}.jsonl"))([], tmp_path, 2) == [label]
+    assert rlhf.file_annotator(str(tmp_path / "labels-{round}.jsonl"))([], tmp_path, 2) == [label]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"rounds": 0}, "rounds=0"),
-        ({"ppo": LanguagePPOConfig(model="m", prompts="", reward="", out="")}, "ppo.model='m' is filled in"),
-        ({"sft": SFTConfig(model="", data="", out="", resume=True)}, "sft.resume"),
         ({"labels": LabelingConfig()}, "labels.gold: the simulated annotator needs"),
         ({"labels": LabelingConfig(annotator="file", file="x.jsonl")}, "labels.file='x.jsonl' would count 2 times"),
         ({"stop_after": "sft", "sft_data": None}, "stop_after=sft: without sft_data"),
@@ -168,19 +158,33 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
             {"reward": "vowels", "rounds": 1, "labels": LabelingConfig(annotator="page")},
             "labels.annotator=page: reward='vowels' takes the labels' place",
         ),
-        (
-            {"reward_model": RewardTrainingConfig(model="", preferences="", out="", objective="binary")},
-            "reward_model.objective='binary': the labels of a chain are pairs",
-        ),
-        (
-            {"ppo": LanguagePPOConfig(model="", prompts="", reward="", out="", judges=("gold=vowels",))},
-            "ppo.judges: the name gold is taken",
-        ),
+        ({"ppo": PPOStage(judges=("gold=vowels",))}, "ppo.judges: the name gold is taken"),
     ],
 )
-def test_what_the_chain_fills_in_is_not_given(config, changes, message):
+def test_settings_that_do_not_fit_each_other_are_refused(config, changes, message):
     with pytest.raises(InputError, match=message):
         replace(config, **changes)
+
+
+def test_a_stage_has_no_setting_that_the_chain_gives_it():
+    given = {
+        "sft": {"model", "data", "out", "resume"},
+        "reward_model": {"preferences", "out", "resume", "objective"},
+        "ppo": {"model", "prompts", "prompt_column", "reward", "out", "resume"},
+    }
+    for stage, names in given.items():
+        [kind] = [field.default_factory for field in fields(RLHFConfig) if field.name == stage]
+        assert names.isdisjoint(field.name for field in fields(kind))
+
+
+def test_the_seed_of_the_chain_is_that_of_every_stage_without_one_of_its_own(config, tmp_path):
+    chain = replace(config, out=str(tmp_path / "chain"), rounds=1, seed=5, ppo=replace(config.ppo, seed=7))
+    rlhf.run_rlhf(chain, judge_by_vowels())
+    seeds = {
+        stage: storage.RunFolder(Path(chain.out) / stage).read_config()["seed"]
+        for stage in ("sft", "round-1/reward-model", "round-1/ppo")
+    }
+    assert seeds == {"sft": 5, "round-1/reward-model": 5, "round-1/ppo": 7}
 
 
 @pytest.mark.parametrize(
@@ -223,8 +227,8 @@ def test_a_chain_that_is_stopped_says_how_to_go_on(config, tmp_path):
     assert caught.value.signal_number == 2
 
 
-def judge_by_vowels() -> rlhf.Judge:
-    return rlhf.simulated_judge(REWARDS["vowels"], noise=0.0, seed=0)
+def judge_by_vowels() -> rlhf.Annotate:
+    return rlhf.simulated_annotator(REWARDS["vowels"], noise=0.0, seed=0)
 
 
 def test_a_chain_stops_after_a_stage_goes_on_and_grows(config, tmp_path, monkeypatch):
@@ -243,7 +247,7 @@ def test_a_chain_stops_after_a_stage_goes_on_and_grows(config, tmp_path, monkeyp
     assert storage.RunFolder(tmp_path / "chain").read_config()["rounds"] == 2, "what is refused changes nothing"
 
 
-def nobody_judges() -> rlhf.Judge:
+def nobody_judges() -> rlhf.Annotate:
     def fails(*_):
         raise AssertionError("the labels are there")
 

@@ -21,13 +21,13 @@ from jaxrl_lm.algorithms import AdamWConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training import supervised
+from jaxrl_lm.training.offline import task as offline
+from jaxrl_lm.training.offline.sft import SFTRunConfig, load_sft, read_examples
+from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.run import Interrupted
-from jaxrl_lm.training.sft import load_sft_task, read_examples, train_sft
-from jaxrl_lm.training.supervised_config import SFTConfig
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
-MakeConfig = Callable[..., SFTConfig]
+MakeConfig = Callable[..., SFTRunConfig]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def examples_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_config_in(byte_model: Path, examples_file: Path) -> MakeConfig:
     """Builds a configuration of a run in a given folder; what is given replaces the small defaults."""
 
-    def make(folder: Path, **changes: Any) -> SFTConfig:
+    def make(folder: Path, **changes: Any) -> SFTRunConfig:
         settings: dict[str, Any] = {
             "model": str(byte_model),
             "data": str(examples_file),
@@ -59,7 +59,7 @@ def make_config_in(byte_model: Path, examples_file: Path) -> MakeConfig:
             "num_samples": 2,
             "max_new_tokens": 4,
         }
-        return SFTConfig(**(settings | changes))
+        return SFTRunConfig(**(settings | changes))
 
     return make
 
@@ -73,7 +73,7 @@ def make_sft_config(make_config_in: MakeConfig, tmp_path: Path) -> MakeConfig:
 @pytest.fixture(scope="module")
 def straight(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run, for the tests that only look."""
-    return train_sft(make_config_in(tmp_path_factory.mktemp("straight")))
+    return train_offline(make_config_in(tmp_path_factory.mktemp("straight")))
 
 
 def numbers(folder: RunFolder) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def test_the_stop_tokens_of_the_model_are_carried_over(straight: RunFolder) -> N
 
 
 def test_fine_tuning_learns_the_answer_and_lowers_held_out_perplexity(make_sft_config: MakeConfig) -> None:
-    folder = train_sft(
+    folder = train_offline(
         make_sft_config(
             num_updates=60, evaluate_every=5, save_every=60, num_samples=1, optimizer=AdamWConfig(learning_rate=2e-2)
         )
@@ -122,14 +122,15 @@ def test_fine_tuning_learns_the_answer_and_lowers_held_out_perplexity(make_sft_c
 
 def test_evaluation_is_the_mean_over_held_out_tokens_by_hand(make_sft_config: MakeConfig) -> None:
     config = make_sft_config(num_updates=1, evaluate_every=1)
-    task, params = load_sft_task(config)
-    state, metrics = supervised.make_update(task)(task.algorithm.init(params), 0)
+    task = load_sft(config)
+    loaded = task.loaded
+    state, metrics = offline.make_update(task)(task.learner.init(loaded.params), 0)
     _, held_out = read_examples(config)
     assert len(held_out) == 4
     total, count = 0.0, 0
     for example in held_out:
-        encoded = data.encode_completion(example.prompt, example.completion, task.tokenizer)
-        output = task.model.apply({"params": state.params}, np.array([encoded.ids]))
+        encoded = data.encode_completion(example.prompt, example.completion, loaded.tokenizer)
+        output = loaded.model.apply({"params": state.params}, np.array([encoded.ids]))
         log_probs = np.asarray(jax.nn.log_softmax(output.logits[0]))
         for place in range(encoded.num_prompt_tokens, len(encoded.ids)):
             total -= log_probs[place - 1, encoded.ids[place]]
@@ -143,7 +144,7 @@ def test_interrupted_run_resumes_bit_for_bit(
     make_sft_config: MakeConfig, straight: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_sft_config()
-    make_update = supervised.make_update
+    make_update = offline.make_update
 
     def interrupted(task: Any) -> Any:
         update = make_update(task)
@@ -156,10 +157,10 @@ def test_interrupted_run_resumes_bit_for_bit(
         return stopping
 
     with monkeypatch.context() as patch:
-        patch.setattr(supervised, "make_update", interrupted)
+        patch.setattr(offline, "make_update", interrupted)
         with pytest.raises(Interrupted, match="after update 3 of 5"):
-            train_sft(config)
-    resumed = train_sft(replace(config, resume=True))
+            train_offline(config)
+    resumed = train_offline(replace(config, resume=True))
     assert numbers(resumed) == numbers(straight)
     assert read_jsonl(resumed.samples_file) == read_jsonl(straight.samples_file)
     chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
@@ -169,15 +170,16 @@ def test_resuming_on_changed_data_is_refused(make_sft_config: MakeConfig, tmp_pa
     file = tmp_path / "changing.jsonl"
     rows = [{"prompt": letter, "completion": "x"} for letter in "abcd"]
     file.write_text("\n".join(map(json.dumps, rows)))
-    config = make_sft_config(data=str(file), num_updates=1)
-    train_sft(config)
+    constant = AdamWConfig(learning_rate=1e-2, schedule="constant", warmup_fraction=0.0)
+    config = make_sft_config(data=str(file), num_updates=1, optimizer=constant)
+    train_offline(config)
     file.write_text("\n".join(map(json.dumps, rows[::-1])))
     with pytest.raises(InputError, match="data changed since the run was started"):
-        train_sft(replace(config, resume=True))
+        train_offline(replace(config, num_updates=2, resume=True))
 
 
 def test_updates_are_those_of_the_epochs(make_sft_config: MakeConfig) -> None:
-    task, _ = load_sft_task(make_sft_config(num_updates=None, num_epochs=3.0, evaluation_fraction=0.0))
+    task = load_sft(make_sft_config(num_updates=None, num_epochs=3.0, evaluation_fraction=0.0))
     # 20 sequences of 6 tokens, two a row of 16: 10 rows, 2 an update.
     assert task.num_updates == 15
     rows = [batch for step in range(5) for batch in task.take_batch(step).ids.reshape(-1, 16)]
@@ -188,8 +190,8 @@ def test_updates_are_those_of_the_epochs(make_sft_config: MakeConfig) -> None:
 def test_accumulating_equals_a_larger_batch(make_sft_config: MakeConfig) -> None:
     results = []
     for batch_size, num_accumulated in ((4, 1), (1, 4)):
-        task, params = load_sft_task(make_sft_config(batch_size=batch_size, num_accumulated=num_accumulated))
-        _, metrics = jax.jit(task.algorithm.update)(task.algorithm.init(params), task.take_batch(0))
+        task = load_sft(make_sft_config(batch_size=batch_size, num_accumulated=num_accumulated))
+        _, metrics = jax.jit(task.learner.update)(task.learner.init(task.loaded.params), task.take_batch(0))
         results.append((metrics["loss/total"], metrics["loss/grad_norm"]))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
 
@@ -210,7 +212,7 @@ def test_texts_and_conversations_are_learned_whole(
     file.write_text("".join(json.dumps({name: row}) + "\n" for row in rows))
     model = tmp_path / "chat-model"
     _copy_with_template(byte_model, model)
-    task, _ = load_sft_task(make_sft_config(data=str(file), model=str(model), evaluation_fraction=0.0, row_length=32))
+    task = load_sft(make_sft_config(data=str(file), model=str(model), evaluation_fraction=0.0, row_length=32))
     batch = task.take_batch(0)
     num_sequences = np.sum(np.max(batch.segment_ids, axis=-1))
     assert np.sum(batch.is_target) == np.sum(batch.segment_ids > 0) - num_sequences
@@ -267,12 +269,12 @@ def test_bad_input_is_refused_before_the_folder_is_made(
     make_sft_config: MakeConfig, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        train_sft(make_sft_config(**changes))
+        train_offline(make_sft_config(**changes))
     assert not Path(make_sft_config().out).exists()
 
 
 def test_what_is_cut_is_said(make_sft_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
-    load_sft_task(make_sft_config(row_length=5, evaluation_fraction=0.0))
+    load_sft(make_sft_config(row_length=5, evaluation_fraction=0.0))
     assert "of 20 sequences, at row_length=5, 0 texts were split, 20 completions cut" in caplog.text
 
 

@@ -167,7 +167,7 @@ class Maze(BatchEnvironment):
 
     def initial_states(self, key: jax.Array, shape: tuple[int, ...], params: MazeParams) -> MazeState:
         """Starts of levels drawn uniformly."""
-        level = params.first_level + jax.random.randint(key, shape, 0, params.num_drawn)
+        level = params.first_level + jax.random.randint(key, shape, 0, params.num_drawn, jnp.int32)
         return MazeState(time=jnp.zeros(shape, jnp.int32), level=level, position=params.bank.starts[level])
 
     def transition(self, state: MazeState, action: jax.Array, params: MazeParams) -> tuple[MazeState, jax.Array]:

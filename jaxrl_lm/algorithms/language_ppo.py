@@ -1,0 +1,173 @@
+"""PPO on a language model, whose actions are tokens: pure functions of answers and their scores.
+
+An answer earns its score at its end, and at each token a penalty for leaving the reference policy,
+
+    r_t = -beta (log pi(a_t) - log pi_ref(a_t)),        r_end += score,
+
+and `algorithms/ppo.py` learns from that as from any other trajectory.
+
+Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, make_ppo
+from jaxrl_lm.core import kl, masked
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
+from jaxrl_lm.rollouts.answers import AnswerConfig
+from jaxrl_lm.rollouts.generation import Generation
+from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, rollout_error, token_trajectory, with_heads
+from jaxrl_lm.types import AnswerLearner, Metrics, PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """Penalty for leaving the reference policy, which is the model that training starts from.
+
+    Attributes:
+        coefficient: beta, score units a nat; where adaptive, its start.
+        target: KL in nats an answer that the adaptive coefficient aims at; None keeps the coefficient.
+        horizon: episodes over which the adaptive coefficient moves by its proportional error.
+    """
+
+    coefficient: float = 0.15
+    target: float | None = 6.0
+    horizon: int = 10_000
+
+    def __post_init__(self) -> None:
+        checks.at_least(self, 0, "coefficient", prefix="kl.")
+        checks.above(self, 0, "target", prefix="kl.", why="nats, or none for a fixed coefficient")
+        checks.at_least(self, 1, "horizon", prefix="kl.", why="it counts episodes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePPOConfig:
+    """Settings of PPO on a language model; one answer a prompt.
+
+    Attributes:
+        answers: how answers are drawn.
+        discount: gamma.
+        trace_decay: lambda of GAE.
+        kl: penalty for leaving the reference.
+        ppo: the update.
+        rescore: compute the answers' log-probabilities and values again before learning, by the very function that
+            learns, so that the first ratio is 1 in any dtype. Off, those of decoding are taken: a forward pass
+            less, and a first ratio that is 1 up to what decoding rounds: leave it on in bfloat16.
+    """
+
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    discount: float = 1.0
+    trace_decay: float = 0.95
+    kl: KLConfig = field(default_factory=KLConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    rescore: bool = True
+
+    def __post_init__(self) -> None:
+        checks.between(self, 0, 1, "discount", "trace_decay")
+        if self.ppo.minibatch_unit != "sequences":
+            raise InputError(
+                f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: the tokens of an answer are scored together; "
+                "use 'sequences'"
+            )
+        if not self.rescore and self.answers.score_at == "after_end":
+            raise InputError(
+                "rescore=False: decoding gives no value after the last token, which answers.score_at='after_end' "
+                "needs; leave rescore on"
+            )
+
+
+@struct.dataclass(kw_only=True)
+class LanguagePPOState:
+    """Everything an update changes or reads.
+
+    Attributes:
+        ppo: parameters, optimizer, counters, hyperparameters.
+        kl_coefficient: beta, float32 scalar.
+    """
+
+    ppo: PPOState
+    kl_coefficient: PyTree
+
+
+def make_language_ppo(
+    config: LanguagePPOConfig, model: CausalLM, *, value_model: CausalLM | None = None
+) -> AnswerLearner:
+    """PPO's learner for a language model.
+
+    Args:
+        config: the settings; `ppo.anneal_updates` is the number of updates over which the learning rate falls.
+        model: the policy, with a value head unless there is a `value_model`.
+        value_model: a network of its own for the values; the parameters are then `{"policy": ..., "value": ...}`.
+
+    Returns:
+        the learner. `update` returns the metrics of `make_ppo`, and the KL, rewards and lengths of the answers.
+    """
+    temperature = config.answers.temperature
+    evaluate = make_evaluate(model, temperature=temperature, value_model=value_model)
+    evaluate_reference = make_evaluate(model, temperature=temperature)
+    algorithm = make_ppo(config.ppo, evaluate)
+
+    def policy_of(params: PyTree) -> PyTree:
+        return params if value_model is None else params["policy"]
+
+    def init(params: PyTree, key: jax.Array) -> LanguagePPOState:
+        return LanguagePPOState(
+            ppo=algorithm.init(params, key), kl_coefficient=jnp.asarray(config.kl.coefficient, jnp.float32)
+        )
+
+    def update(
+        state: LanguagePPOState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
+    ) -> tuple[LanguagePPOState, Metrics]:
+        params, mask, metrics = state.ppo.params, generation.response_mask, {}
+        observations, actions = observe(generation), generation.actions
+        log_probs, values = generation.log_probs, generation.values
+        if config.rescore:
+            evaluation = evaluate(params, observations, actions)
+            log_probs, values = evaluation.log_probs, evaluation.values
+            metrics |= rollout_error(log_probs, generation)
+        reference = evaluate_reference(with_heads(reference_params, policy_of(params)), observations, actions)
+        value_mask = value_mask_of(mask, is_paid_after_end=config.answers.score_at == "after_end")
+        rewards, token_kl = token_rewards(
+            scores, log_probs, reference.log_probs, mask, value_mask, state.kl_coefficient
+        )
+        trajectory = token_trajectory(
+            generation,
+            rewards,
+            value_mask,
+            log_probs=log_probs,
+            values=values,
+            discount=config.discount,
+            trace_decay=config.trace_decay,
+        )
+        ppo_state, ppo_metrics = algorithm.update(state.ppo, trajectory, key)
+        answer_kl = jnp.mean(jnp.sum(token_kl, axis=-1))
+        metrics |= ppo_metrics | {
+            "reward/with_penalty": jnp.mean(jnp.sum(rewards, axis=-1)),
+            "kl/answer": answer_kl,
+            "kl/token": masked.masked_mean(token_kl, mask),
+            "kl/coefficient": state.kl_coefficient,
+            "answer/length": jnp.mean(jnp.sum(mask, axis=-1)),
+        }
+        coefficient = _next_coefficient(config.kl, state.kl_coefficient, answer_kl, num_episodes=len(scores))
+        return replace(state, ppo=ppo_state, kl_coefficient=coefficient), metrics
+
+    return AnswerLearner(
+        init=init, update=update, policy_params=lambda state: policy_of(state.ppo.params), answers_per_prompt=1
+    )
+
+
+def _next_coefficient(
+    config: KLConfig, coefficient: jax.Array, answer_kl: jax.Array, *, num_episodes: int
+) -> jax.Array:
+    if config.target is None:
+        return coefficient
+    return kl.adaptive_kl_coefficient(
+        coefficient, answer_kl, target=config.target, horizon=config.horizon, num_episodes=num_episodes
+    )

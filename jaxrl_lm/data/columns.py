@@ -1,0 +1,104 @@
+"""Names of columns: as people write them, and as the forms know them."""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from jaxrl_lm.errors import InputError
+
+_NUM_LISTED = 20
+_KNOWN = (
+    "prompt", "completion", "chosen", "rejected", "label", "text", "messages", "conversations", "instruction", "input",
+    "output", "system", "history", "query", "best", "rating", "info", "summaries", "choice", "annotator", "verdict",
+    "completions",
+)  # fmt: skip
+_SAMPLE = re.compile(r"sample\d+")
+# pandas writes its index as a column without a name, or with one of these.
+_INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__")
+
+
+def tidy_names(names: Sequence[str], required: str | None) -> list[str | None]:
+    """Names as the forms know them: without spaces around them, and the known ones in lower case.
+
+    Args:
+        names: of the columns, as the file has them.
+        required: another name to know.
+
+    Returns:
+        For each column its name, or None for one to leave out: pandas' index, and columns without a name.
+    """
+    known = _KNOWN if required is None else (*_KNOWN, required)
+    by_folded = {name.casefold(): name for name in known}
+    present = set(names)
+    tidied: list[str | None] = []
+    for name in names:
+        stripped = name.strip()
+        if _INDEX.fullmatch(stripped) and name != required:
+            tidied.append(None)
+            continue
+        folded = stripped.casefold()
+        wanted = folded if _SAMPLE.fullmatch(folded) else by_folded.get(folded, stripped)
+        tidied.append(name if name in known or wanted in present else wanted)
+    return tidied
+
+
+def tidy_row(row: dict[str, Any], required: str | None) -> dict[str, Any]:
+    """A row by the names that `tidy_names` gives its columns; of two that get the same one the first stays."""
+    names = tuple(row)
+    if not all(isinstance(name, str) for name in names):
+        return row
+    tidied = _tidy(names, required)
+    if tidied is None:
+        return row
+    renamed: dict[str, Any] = {}
+    for name, value in zip(tidied, row.values(), strict=True):
+        if name is not None:
+            renamed.setdefault(name, value)
+    return renamed
+
+
+@lru_cache(maxsize=16)
+def _tidy(names: tuple[str, ...], required: str | None) -> tuple[str | None, ...] | None:
+    """What `tidy_names` gives, or None where it changes nothing."""
+    tidied = tuple(tidy_names(names, required))
+    return None if tidied == names else tidied
+
+
+def check_column(column: str | None, present: Sequence[str], where: str) -> None:
+    """Refuse what lacks a column of the prompt.
+
+    Raises:
+        InputError: the column is not among those present.
+    """
+    if column is None or column in present:
+        return
+    raise InputError(
+        f"{where}: there is no column {column!r}{guess(column, present)} The columns are: {listed(present)}. "
+        "Set `column` to the one that holds the prompt"
+    )
+
+
+def check_unique(names: Sequence[str], where: str) -> None:
+    """Refuse a header that has a name twice.
+
+    Raises:
+        InputError: it has.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{where}: the column {twice[0]!r} stands there twice; rename one")
+
+
+def guess(name: str, present: Sequence[str]) -> str:
+    """`; did you mean 'x'?` where a name is near, else a full stop."""
+    near = difflib.get_close_matches(name, list(present)[:1000], n=1)
+    return f"; did you mean {near[0][:100]!r}?" if near else "."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names for a message: the first of them, and how many more there are."""
+    shown = ", ".join(repr(name[:100]) for name in names[:_NUM_LISTED]) or "nothing"
+    return shown if len(names) <= _NUM_LISTED else f"{shown} and {len(names) - _NUM_LISTED} more"

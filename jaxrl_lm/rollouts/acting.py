@@ -1,0 +1,79 @@
+"""A batch of environments as a learner keeps it: where they are, what is seen, and the episodes that run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl_lm.envs.base import StepResult, reset_batch, step_batch
+from jaxrl_lm.rollouts import episodes
+from jaxrl_lm.rollouts.episodes import EpisodeTracker
+from jaxrl_lm.types import NO_BATCH_AXIS, Metrics, PyTree
+
+
+@struct.dataclass(kw_only=True)
+class ActingState:
+    """B environments that an agent acts in.
+
+    Attributes:
+        env_states: leaves `[B, ...]`.
+        observations: what the next actions are chosen from, as the environment gave it, leaves `[B, ...]`.
+        tracker: returns and lengths of episodes.
+    """
+
+    env_states: PyTree
+    observations: PyTree
+    tracker: EpisodeTracker
+
+
+def start_acting(env: Any, key: jax.Array, num_envs: int, env_params: Any) -> ActingState:
+    """Environments that have just been reset."""
+    observations, env_states = reset_batch(env, key, num_envs, env_params)
+    return ActingState(
+        env_states=env_states,
+        # A copy: where an environment shows a field of its state, one buffer could not be donated twice.
+        observations=jax.tree.map(jnp.copy, observations),
+        tracker=episodes.init_tracker(num_envs),
+    )
+
+
+def step_acting(
+    env: Any, key: jax.Array, acting: ActingState, actions: jax.Array, env_params: Any
+) -> tuple[ActingState, StepResult]:
+    """Step every environment once, reset what ended, and count the episodes.
+
+    Args:
+        env: any gymnax environment.
+        key: for transitions and resets.
+        acting: the environments.
+        actions: as the environment takes them, `[B, ...]`.
+        env_params: shared by the batch.
+    """
+    result = step_batch(env, key, acting.env_states, actions, env_params)
+    stepped = ActingState(
+        env_states=result.states,
+        observations=result.observations,
+        tracker=episodes.track(acting.tracker, result.rewards, result.terminated, result.truncated),
+    )
+    return stepped, result
+
+
+def take_episode_metrics(acting: ActingState) -> tuple[ActingState, Metrics]:
+    """`episode/...` of the episodes that ended since the last call, and the state without them."""
+    tracker, metrics = episodes.take_metrics(acting.tracker)
+    return acting.replace(tracker=tracker), metrics  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def acting_axes(acting: ActingState) -> ActingState:
+    """`batch_axes` of an `EnvironmentLearner` for this part of its state."""
+    return ActingState(
+        env_states=fill_axes(acting.env_states, 0),
+        observations=fill_axes(acting.observations, 0),
+        tracker=episodes.tracker_axes(acting.tracker),
+    )
+
+
+def fill_axes(tree: PyTree, axis: int = NO_BATCH_AXIS) -> Any:
+    """The same axis for every leaf."""
+    return jax.tree.map(lambda _: axis, tree)

@@ -1,0 +1,91 @@
+"""A language model with its tokenizer: what every trainer loads, and leaves in its run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_lm import data, models
+from jaxrl_lm.models.pretrained import resolve_folder
+from jaxrl_lm.training.run import RunConfig, StageConfig
+from jaxrl_lm.types import PyTree
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStageConfig(StageConfig):
+    """What a stage that trains a language model can be given.
+
+    Attributes:
+        dtype: of activations; parameters, optimizer and losses are float32.
+        remat: recompute activations in the backward pass: less memory, a third more work.
+    """
+
+    dtype: Dtype = "float32"
+    remat: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRunConfig(ModelStageConfig, RunConfig):
+    """What every run that trains a language model has.
+
+    Attributes:
+        model: model to start from: a folder or a Hugging Face hub id.
+    """
+
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model that was loaded.
+
+    Attributes:
+        folder: where from.
+        model: the module: a `CausalLM`, or another reward model.
+        params: its parameters.
+        tokenizer: its Hugging Face tokenizer.
+    """
+
+    folder: Path
+    model: Any
+    params: PyTree
+    tokenizer: Any
+
+    def save(self, folder: Path, params: PyTree) -> None:
+        """Write a model folder with these parameters, which Hugging Face's classes load as well."""
+        models.save_pretrained(folder, self.model, params)
+        data.save_tokenizer(self.tokenizer, folder)
+
+
+def load_model(
+    name: str | Path,
+    head: Literal["value", "reward"] | None = None,
+    *,
+    dtype: Dtype = "float32",
+    remat: bool = False,
+    key: jax.Array | None = None,
+    tokenizer: Any = None,
+) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: a folder or a Hugging Face hub id.
+        head: in addition to the language model.
+        dtype: of activations.
+        remat: recompute activations in the backward pass.
+        key: of a new head's weights.
+        tokenizer: of the model whose tokens this one reads; None loads its own.
+
+    Raises:
+        InputError: the folder holds no model, or no tokenizer that fits it.
+    """
+    folder = resolve_folder(name)
+    how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "is_remat": remat, "key": key}
+    model, params = models.from_pretrained(folder, head, **how)  # pyright: ignore[reportArgumentType]
+    if tokenizer is None:
+        tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size, is_padding_read=head == "reward")
+    return LoadedModel(folder=folder, model=model, params=params, tokenizer=tokenizer)

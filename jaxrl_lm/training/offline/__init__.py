@@ -1,0 +1,1 @@
+"""Learning from given examples: supervised fine-tuning and direct preference optimization."""

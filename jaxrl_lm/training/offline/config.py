@@ -1,0 +1,81 @@
+"""Settings that all training of a language model on given examples has."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.supervised import AdamWConfig
+from jaxrl_lm.training.language_model import ModelRunConfig, ModelStageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesStageConfig(ModelStageConfig):
+    """What a stage that learns from examples, a reward model too, can be given.
+
+    Attributes:
+        evaluation: a file of examples to evaluate on, of the form of the training data; None holds out a share.
+        evaluation_fraction: share of the training data that is held out for evaluation where no file is given; rows of
+            one prompt are all held out or all trained on. 0 evaluates on nothing.
+        evaluate_every: updates between evaluations; the last update is always followed by one.
+        num_epochs: passes over the data; a part of one is allowed.
+        num_updates: updates to make; None makes those of num_epochs.
+        num_accumulated: batches whose gradients are summed for one update.
+        batch_size: rows, pairs or prompts a batch.
+        optimizer: AdamW and its schedule.
+        save_every: updates between checkpoints; the last one is always saved.
+    """
+
+    evaluation: str | None = None
+    evaluation_fraction: float = 0.05
+    evaluate_every: int = 50
+    num_epochs: float = 1.0
+    num_updates: int | None = None
+    num_accumulated: int = 1
+    batch_size: int = 8
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(self, 1, "evaluate_every", "num_updates", "num_accumulated", "batch_size")
+        checks.above(self, 0, "num_epochs")
+        checks.fraction(self, "evaluation_fraction")
+
+    def length_setting(self) -> str | None:
+        return None if self.optimizer.follows_length() else "num_updates"
+
+    def updates_of(self, num_examples: int) -> int:
+        """Updates of the run: as many as asked for, or those of the epochs."""
+        per_update = self.batch_size * self.num_accumulated
+        return self.num_updates or math.ceil(self.num_epochs * num_examples / per_update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesRunConfig(ExamplesStageConfig, ModelRunConfig):
+    """What every run has that learns from examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineStageConfig(ExamplesStageConfig):
+    """What a stage that trains a language model on examples can be given.
+
+    Attributes:
+        num_samples: held-out prompts answered before and after training, for the report.
+        max_new_tokens: length of these answers, in tokens.
+    """
+
+    num_samples: int = 8
+    max_new_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(self, 1, "max_new_tokens")
+        checks.at_least(self, 0, "num_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineRunConfig(OfflineStageConfig, ExamplesRunConfig):
+    """What every run has that trains a language model on examples."""
+
+    SHOWN: ClassVar[tuple[str, ...]] = ()

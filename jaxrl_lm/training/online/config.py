@@ -1,0 +1,143 @@
+"""Settings of PPO, RLOO and GRPO on a language model."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.group_policy import GroupConfig, GRPOConfig, RLOOConfig
+from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rollouts.answers import AnswerConfig
+from jaxrl_lm.training.language_model import ModelRunConfig, ModelStageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineStageConfig(ModelStageConfig):
+    """What a stage that answers prompts, scores the answers and learns can be given.
+
+    Attributes:
+        judges: further rewards, each as NAME=REWARD; they score the same answers for the curves `judge/NAME`, and
+            are never learned from.
+        num_updates: updates to make.
+        batch_size: answers an update.
+        answers: how answers are drawn.
+        num_samples: prompts answered before and after training, for the report.
+    """
+
+    UPDATE: ClassVar[str] = ""  # the field with the settings of the update
+
+    judges: tuple[str, ...] = ()
+    num_updates: int = 100
+    batch_size: int = 64
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    num_samples: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(self, 1, "num_updates", "batch_size", "num_samples")
+        minibatches = getattr(self, self.UPDATE).num_minibatches
+        if self.batch_size % minibatches:
+            raise InputError(
+                f"{self.UPDATE}.num_minibatches={minibatches} does not divide batch_size={self.batch_size}; "
+                "choose a divisor, or another batch size"
+            )
+        self.watched_rewards()
+
+    def watched_rewards(self) -> dict[str, str]:
+        """The rewards that are watched, by name.
+
+        Raises:
+            InputError: one is not NAME=REWARD, or a name is given twice.
+        """
+        found: dict[str, str] = {}
+        for judge in self.judges:
+            name, _, reward = judge.partition("=")
+            if not (name and reward) or name in found:
+                raise InputError(f"judges={judge!r} must be NAME=REWARD, each name once, as in gold=good_manners")
+            found[name] = reward
+        return found
+
+    def length_setting(self) -> str | None:
+        return "num_updates" if getattr(self, self.UPDATE).anneal_updates is not None else None
+
+    def with_schedule(self) -> Any:
+        """The same, with the learning rate falling over the run where the settings leave that open."""
+        update = getattr(self, self.UPDATE)
+        if update.anneal_updates is not None:
+            return self
+        return replace(self, **{self.UPDATE: replace(update, anneal_updates=self.num_updates)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineRunConfig(OnlineStageConfig, ModelRunConfig):
+    """What every run has that answers prompts, scores the answers and learns.
+
+    Attributes:
+        model: policy to start from, and reference: a folder or a Hugging Face hub id.
+        prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or
+            hub:NAME[[:CONFIG]:SPLIT].
+        reward: a built-in's name, model:FOLDER (a reward model), module:function or file.py:function, called as
+            f(prompts, completions, **columns) -> list[float].
+        prompt_column: column of the prompts file that holds the prompt.
+    """
+
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        "reward/mean",
+        "kl/answer",
+        "answer/length",
+        "ratio/first_max_error",
+        "ratio/rollout_max_error",
+        "time/update",
+    )
+
+    prompts: str
+    reward: str
+    prompt_column: str = "prompt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOStageConfig(OnlineStageConfig, LanguagePPOConfig):
+    """What a stage of PPO on a language model can be given.
+
+    Attributes:
+        value_model: a folder or hub id to start a separate value network from: a reward model that reads the
+            policy's tokens, or any causal language model of its vocabulary. None puts a value head on the policy.
+    """
+
+    UPDATE: ClassVar[str] = "ppo"
+
+    value_model: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        LanguagePPOConfig.__post_init__(self)
+        if self.value_model and not self.rescore:
+            raise InputError("rescore=False: decoding gives no values of a value_model; leave rescore on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPORunConfig(PPOStageConfig, OnlineRunConfig):
+    """PPO on a language model; one answer a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GroupRunConfig(OnlineRunConfig, GroupConfig):
+    UPDATE: ClassVar[str] = "policy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GroupConfig.__post_init__(self)
+        if self.batch_size % self.group_size:
+            raise InputError(
+                f"group_size={self.group_size} does not divide batch_size={self.batch_size}; choose a divisor"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOORunConfig(RLOOConfig, _GroupRunConfig):
+    """RLOO on a language model: REINFORCE, each answer's baseline the mean of the others to its prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPORunConfig(GRPOConfig, _GroupRunConfig):
+    """GRPO on a language model: rewards standardised within the answers to a prompt."""

@@ -1,0 +1,139 @@
+"""Prompts answered and scored on the way to learning: what PPO, RLOO and GRPO do on the host."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_lm import data, rewards, rollouts
+from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
+from jaxrl_lm.data import Prompt
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rollouts import Generation, SamplingConfig
+from jaxrl_lm.training.language_model import LoadedModel
+from jaxrl_lm.training.online.config import OnlineRunConfig
+from jaxrl_lm.training.run import Samples
+from jaxrl_lm.types import PyTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineTask:
+    """What stays the same during training.
+
+    Attributes:
+        config: the settings.
+        policy: the model that training starts from.
+        prompts: rows of the prompts file.
+        prompt_ids: their tokens.
+        reward: the reward function.
+        watched: rewards that are only watched, by name.
+        sampling: how answers are drawn.
+    """
+
+    config: OnlineRunConfig
+    policy: LoadedModel
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    reward: rewards.RewardFunction
+    watched: dict[str, rewards.RewardFunction]
+    sampling: SamplingConfig
+
+    @property
+    def reference_params(self) -> PyTree:
+        """Parameters of the policy at the start, without heads."""
+        return {name: part for name, part in self.policy.params.items() if name != "value_head"}
+
+    def answer(self, params: PyTree, chosen: np.ndarray, key: jax.Array) -> Generation:
+        """Answer the prompts with these indices."""
+        width = max(map(len, self.prompt_ids))
+        input_ids, mask = data.left_pad(
+            [self.prompt_ids[i] for i in chosen], pad_id=self.sampling.pad_token, width=width
+        )
+        return rollouts.generate(self.policy.model, params, input_ids, mask, key, self.sampling)
+
+    def score(self, chosen: np.ndarray, generation: Generation) -> tuple[np.ndarray, dict[str, float]]:
+        """Score answers by the reward function; `[B]` float32, and metrics, those of watched rewards among them."""
+        prompts, answers = [self.prompts[i] for i in chosen], rollouts.decode(self.policy.tokenizer, generation)
+        raw = rewards.score_completions(self.reward, prompts, answers)
+        watched = {
+            f"judge/{name}": float(np.mean(rewards.score_completions(reward, prompts, answers)))
+            for name, reward in self.watched.items()
+        }
+        is_stopped = rollouts.ended_by_stop(generation, self.sampling)
+        scores = self.config.answers.paid_scores(raw, is_stopped)
+        return scores, watched | {
+            "reward/mean": float(np.mean(raw)),
+            "reward/std": float(np.std(raw)),
+            "reward/score": float(np.mean(scores)),
+            "answer/stopped": float(np.mean(is_stopped)),
+        }
+
+    def samples(self, params: PyTree, *, phase: str, step: int) -> Samples:
+        """Answers to the first prompts with their rewards and KL, as records for samples.jsonl.
+
+        The key is the same before and after training, so that differences come from the weights.
+        """
+        count = min(self.config.num_samples, len(self.prompts))
+        generation = self.answer(params, np.arange(count), jax.random.key(self.config.seed))
+        answers = rollouts.decode(self.policy.tokenizer, generation)
+        scores = rewards.score_completions(self.reward, self.prompts[:count], answers)
+        log_probs, reference_log_probs = (
+            rollouts.answer_log_probs(self.policy.model, each, generation, self.sampling.temperature)
+            for each in (params, rollouts.with_heads(self.reference_params, params))
+        )
+        divergence = np.asarray(jnp.sum(log_probs - reference_log_probs, axis=-1))
+        return [
+            {
+                "step": step,
+                "phase": phase,
+                "index": index,
+                "prompt": self.prompts[index].text(),
+                "completion": answers[index],
+                "reward": float(scores[index]),
+                "kl": float(divergence[index]),
+            }
+            for index in range(count)
+        ]
+
+    def fingerprints(self, params: PyTree) -> dict[str, int]:
+        """Checksums of what a run reads and its settings only name; `params` are those that training starts from."""
+        named = {"reward": self.reward} | {f"judge {name}": reward for name, reward in self.watched.items()}
+        return {
+            "prompts": checksum_value([self.prompt_ids, [prompt.columns for prompt in self.prompts]]),
+            "model": checksum_arrays(params),
+            **{name: rewards.reward_fingerprint(reward) for name, reward in named.items()},
+        }
+
+
+def load_task(config: OnlineRunConfig, load_policy: Any) -> OnlineTask:
+    """Load the reward functions, the prompts, and by `load_policy()` the model, in this order.
+
+    Raises:
+        InputError: one of them is not what it must be.
+    """
+    reward = rewards.load_reward(config.reward)
+    watched = {
+        name: load_named_reward(f"judges={name}={spec!r}", spec) for name, spec in config.watched_rewards().items()
+    }
+    prompts = data.read_prompts(config.prompts, column=config.prompt_column)
+    policy = load_policy()
+    longest = rollouts.longest_prompt(policy.model, config.answers.max_new_tokens)
+    return OnlineTask(
+        config=config,
+        policy=policy,
+        prompts=prompts,
+        prompt_ids=data.encode_prompts(prompts, policy.tokenizer, max_tokens=longest),
+        reward=reward,
+        watched=watched,
+        sampling=config.answers.sampling(policy.tokenizer),
+    )
+
+
+def load_named_reward(option: str, spec: str) -> rewards.RewardFunction:
+    """`rewards.load_reward`, whose errors name the option that asked for it."""
+    try:
+        return rewards.load_reward(spec)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error

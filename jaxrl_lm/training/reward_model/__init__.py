@@ -1,0 +1,1 @@
+"""A reward model learned from people's judgements, and how well it agrees with them."""

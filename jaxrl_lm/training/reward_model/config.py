@@ -1,0 +1,108 @@
+"""Settings of training a reward model."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxrl_lm import checks
+from jaxrl_lm.algorithms.reward_model import Objective
+from jaxrl_lm.algorithms.supervised import AdamWConfig
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.rewards.bag_of_words import BagOfWordsConfig
+from jaxrl_lm.training.offline.config import ExamplesRunConfig, ExamplesStageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalisationConfig:
+    """Scores are brought to mean 0 and standard deviation 1 over samples, before training (a new head) and after.
+
+    Attributes:
+        num_samples: how many; Ziegler et al. take 256. 0 leaves scores as they are.
+        policy: the reference policy that answers training prompts, those that it can read; a folder or hub id. None
+            takes answers of the training data for its samples.
+        max_new_tokens: longest answer of the policy, tokens.
+        temperature: of the policy's sampling.
+    """
+
+    num_samples: int = 256
+    policy: str | None = None
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 0 or self.num_samples == 1:
+            raise InputError(f"normalisation.num_samples={self.num_samples} must be 0 (none) or at least 2")
+        checks.at_least(self, 1, "max_new_tokens", prefix="normalisation.")
+        checks.above(self, 0, "temperature", prefix="normalisation.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelStageConfig(ExamplesStageConfig):
+    """What a stage that trains a reward model can be given.
+
+    Attributes:
+        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
+            `model`, which must then read all ids but one (padding). Not for binary labels, which are text.
+        evaluation: held-out judgements of the same form. None holds out some of the others, by prompt.
+        evaluation_fraction: share of the prompts that are held out.
+        batch_size: rows a batch.
+        max_tokens: longest prompt with its answer, tokens; longer ones lose the prompt's beginning. None for what the
+            model holds.
+        new_head: draw a new score head even if the model has one.
+        head_std: standard deviation of a new head's weights; None for 1/sqrt(D + 1).
+        optimizer: AdamW and its schedule; the defaults are those of Ziegler et al. with a bound on the gradient.
+        normalisation: of the scores.
+        baseline: the bag of words.
+        evaluation_batch_size: texts scored at a time.
+    """
+
+    labels_tokenizer: str | None = None
+    evaluation_fraction: float = 0.1
+    batch_size: int = 32
+    max_tokens: int | None = None
+    new_head: bool = False
+    head_std: float | None = None
+    optimizer: AdamWConfig = field(
+        default_factory=lambda: AdamWConfig(
+            learning_rate=5e-5, schedule="linear", warmup_fraction=0.0, weight_decay=0.0
+        )
+    )
+    normalisation: NormalisationConfig = field(default_factory=NormalisationConfig)
+    baseline: BagOfWordsConfig = field(default_factory=BagOfWordsConfig)
+    evaluation_batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(self, 1, "evaluation_batch_size")
+        checks.at_least(self, 0, "head_std")
+        remedy = "to train on all rows, give held-out ones by --evaluation FILE"
+        checks.above(self, 0, "evaluation_fraction", why=remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelRunConfig(RewardModelStageConfig, ExamplesRunConfig):
+    """Train a reward model on people's judgements, and compare it with a bag of words on held-out ones.
+
+    Attributes:
+        model: what to start from, a folder or a Hugging Face hub id: a language model of any family, a BERT, or a
+            reward model.
+        preferences: the judgements: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or
+            hub:NAME[[:CONFIG]:SPLIT]. Rows of prompt, chosen, rejected (pairwise), of query, sample0, sample1, ...,
+            best (best_of_k), or of prompt, completion, label (binary).
+        objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
+        limit: read no further than so many rows; None reads all.
+    """
+
+    SHOWN: ClassVar[tuple[str, ...]] = ("loss/total", "accuracy/batch", "evaluation/accuracy")
+
+    preferences: str
+    objective: Objective = "pairwise"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.one_of(self, objective=Objective)
+        if self.objective == "binary" and self.labels_tokenizer is not None:
+            raise InputError(
+                f"labels_tokenizer={self.labels_tokenizer!r}: labels of objective='binary' are text, never token ids; "
+                "leave --labels-tokenizer out"
+            )

@@ -1,0 +1,285 @@
+"""A reward model learns from people's judgements, and is measured on held-out ones."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl_lm import data, models, storage
+from jaxrl_lm.algorithms import SupervisedState, make_reward_model
+from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
+from jaxrl_lm.data import Prompt, Text
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import RewardModel, reward_heads
+from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
+from jaxrl_lm.models.reward_heads import RewardScale
+from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, apply_model, make_reader, score_rows
+from jaxrl_lm.training.answering import Answerer, AnsweringConfig, load_answerer
+from jaxrl_lm.training.language_model import load_model
+from jaxrl_lm.training.offline.task import is_evaluation_due, rows_of_update
+from jaxrl_lm.training.reward_model import judgements, report
+from jaxrl_lm.training.reward_model.agreement import Agreement, measure_agreement
+from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
+from jaxrl_lm.training.reward_model.judgements import Judgement, Judgements
+from jaxrl_lm.training.run import Training, Update, train
+from jaxrl_lm.types import PyTree, SupervisedLearner
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTask:
+    """What stays the same during training.
+
+    Attributes:
+        config: the settings.
+        model: the reward model's module.
+        reader: turns texts into its input.
+        training: judgements to learn from.
+        held: held-out ones.
+        references: samples that the scores are normalised over; empty for none.
+        num_updates: of the whole run.
+    """
+
+    config: RewardModelRunConfig
+    model: RewardModel
+    reader: TextReader
+    training: Judgements
+    held: Judgements
+    references: list[ScoreTokens]
+    num_updates: int
+
+    def learner(self) -> SupervisedLearner:
+        """The learner of this model."""
+        score = partial(apply_model, self.model)
+        return make_reward_model(self.config.objective, self.config.optimizer, score, num_updates=self.num_updates)
+
+    def scores(self, params: PyTree, rows: list[ScoreTokens]) -> np.ndarray:
+        """Scores of rows under these parameters."""
+        return score_rows(self.model, params, self.reader, rows, batch_size=self.config.evaluation_batch_size)
+
+
+def train_reward_model(config: RewardModelRunConfig) -> storage.RunFolder:
+    """Train, and leave a run folder with metrics, evaluation, checkpoints, report and model; raises as `train`."""
+
+    def load() -> Training:
+        task, params = load_task(config)
+        return Training(
+            state=task.learner().init(params),
+            update=make_update(task),
+            num_updates=task.num_updates,
+            shown=config.SHOWN,
+            fingerprints=fingerprints(task, params),
+            finish=lambda folder, state: _finish(task, state.params, folder),
+        )
+
+    return train(config, load)
+
+
+def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
+    """Load judgements, model and tokenizer, and make a new head where one is wanted or missing.
+
+    Returns:
+        what stays the same, and the parameters to train.
+
+    Raises:
+        InputError: one of them is not what it must be.
+    """
+    training_rows, held_rows = _read(config)
+    head_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    is_new = config.new_head or not has_score_head(resolve_folder(config.model))
+    loaded = load_model(config.model, "reward", dtype=config.dtype, remat=config.remat, key=head_key)
+    params, tokenizer = loaded.params, loaded.tokenizer
+    model = reward_heads.with_padding(loaded.model, data.padding_token(tokenizer))
+    reader = make_reader(model, tokenizer, config.max_tokens)
+    common = judgements.common_prompt(training_rows + held_rows)
+    training, held = (judgements.tokenise(rows, reader, common) for rows in (training_rows, held_rows))
+    task = RewardTask(
+        config=config,
+        model=model,
+        reader=reader,
+        training=training,
+        held=held,
+        references=_references(config, training_rows, reader),
+        num_updates=config.updates_of(len(training.rows)),
+    )
+    if is_new:
+        params = reward_heads.new_head(model, params, head_key, config.head_std)
+        if task.references and config.head_std != 0:
+            params, _ = normalise(task, params)
+    return task, params
+
+
+def make_update(task: RewardTask) -> Update:
+    """One update on the host: a batch, learning, and now and then the held-out judgements."""
+    learn = jax.jit(task.learner().update, donate_argnums=0)
+
+    def update(state: SupervisedState, num_done: int) -> tuple[SupervisedState, dict[str, float]]:
+        started = time.perf_counter()
+        chosen = rows_of_update(task.config, len(task.training.rows), num_done)
+        batch = judgements.make_batch(task.training, task.reader, chosen)
+        state, metrics = learn(state, batch)
+        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        numbers["score/std"] = max(0.0, numbers.pop("score/mean_square") - numbers["score/mean"] ** 2) ** 0.5
+        numbers["time/update"] = time.perf_counter() - started
+        if is_evaluation_due(task.config, num_done + 1, task.num_updates):
+            numbers |= evaluation_metrics(evaluate(task, held_out_scores(task, state.params)))
+        return state, numbers
+
+    return update
+
+
+def evaluation_metrics(agreement: Agreement) -> dict[str, float]:
+    """`evaluation/...` for the curves."""
+    return {
+        "evaluation/accuracy": agreement.accuracy.estimate,
+        "evaluation/loss": agreement.loss,
+        "evaluation/calibration_error": agreement.calibration_error,
+    }
+
+
+def held_out_scores(task: RewardTask, params: PyTree) -> np.ndarray:
+    """Scores `[N, K]` of the held-out answers."""
+    rows = [tokens for row in task.held.tokens for tokens in row]
+    return task.scores(params, rows).reshape(-1, task.held.num_answers)
+
+
+def evaluate(task: RewardTask, scores: np.ndarray) -> Agreement:
+    """How well these scores agree with people on the held-out judgements."""
+    return measure_agreement(
+        task.config.objective, scores, task.held.targets, report.lengths_of(task.held), task.held.groups
+    )
+
+
+def normalise(task: RewardTask, params: PyTree) -> tuple[PyTree, RewardScale]:
+    """Bring the scores of the reference samples to mean 0 and standard deviation 1.
+
+    Returns:
+        parameters and the scale; gain 1 and bias 0 where there are no samples.
+
+    Raises:
+        InputError: the samples' scores do not differ.
+    """
+    if not task.references:
+        return params, RewardScale(max_tokens=task.config.max_tokens)
+    gain, bias = reward_heads.measure_scale(task.scores(params, task.references))
+    params, offset = reward_heads.scale_head(task.model, params, gain, bias)
+    return params, RewardScale(gain=gain, bias=bias, offset=offset, max_tokens=task.config.max_tokens)
+
+
+def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
+    """Checksums of what a run reads and its configuration only names."""
+    parts = (task.training, task.held)
+    rows = [[[tokens.ids for tokens in row] for row in part.tokens] for part in parts]
+    return {
+        "preferences": checksum_value([rows, [part.targets.tolist() for part in parts]]),
+        "references": checksum_value([tokens.ids for tokens in task.references]),
+        "model": checksum_arrays(params),
+    }
+
+
+def _read(config: RewardModelRunConfig) -> tuple[list[Judgement], list[Judgement]]:
+    """Training and held-out rows."""
+    tokenizer = (
+        None if config.objective == "binary" else judgements.labels_tokenizer(config.model, config.labels_tokenizer)
+    )
+    rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit, tokenizer=tokenizer)
+    if config.evaluation is None:
+        return judgements.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)
+    held = judgements.read_judgements(config.evaluation, config.objective, tokenizer=tokenizer)
+    judgements.check_held_out(rows, held, config.evaluation)
+    return rows, held
+
+
+def _references(config: RewardModelRunConfig, rows: list[Judgement], reader: TextReader) -> list[ScoreTokens]:
+    """Samples that scores are normalised over: of the reference policy, or answers of the training rows."""
+    settings = config.normalisation
+    if not settings.num_samples:
+        return []
+    policy = None if settings.policy is None else _load_policy(config)
+    if policy is not None:
+        rows = _readable_rows(rows, policy, f"normalisation.policy={settings.policy!r}")
+    chosen = data.prompt_order(len(rows), settings.num_samples, 0, config.seed)
+    prompts = [rows[index].prompt for index in chosen]
+    if policy is None:
+        answers = [rows[index].completions[number % len(rows[0].completions)] for number, index in enumerate(chosen)]
+    else:
+        answers = policy([Prompt(prompt=prompt, columns={}) for prompt in prompts])
+    return [reader.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _load_policy(config: RewardModelRunConfig) -> Answerer:
+    settings = config.normalisation
+    assert settings.policy is not None
+    return load_answerer(
+        settings.policy,
+        AnsweringConfig(
+            seed=config.seed,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            generation_config=False,  # the scale is that of the policy itself
+        ),
+    )
+
+
+def _readable_rows(rows: list[Judgement], policy: Answerer, at: str) -> list[Judgement]:
+    """The rows whose prompts the policy can answer: not too long for it, and of one token at least; the log says how
+    many others there are.
+
+    Raises:
+        InputError: it can answer none.
+    """
+    refusals: dict[str, InputError | None] = {}
+    for row in rows:
+        name = json.dumps(row.prompt)
+        if name not in refusals:
+            refusals[name] = _refusal(policy, row.prompt)
+    found = [row for row in rows if refusals[json.dumps(row.prompt)] is None]
+    if len(found) == len(rows):
+        return rows
+    first = next(error for error in refusals.values() if error is not None)
+    if not found:
+        raise InputError(f"{at}: it can answer no training prompt ({first}); give another policy, or none") from first
+    _log.warning(
+        "%s: it cannot answer the prompts of %d of %d training rows, which give no reference samples; the first: %s",
+        *(at, len(rows) - len(found), len(rows), first),
+    )
+    return found
+
+
+def _refusal(policy: Answerer, prompt: Text) -> InputError | None:
+    """Why the policy cannot answer a prompt."""
+    try:
+        policy.encode([Prompt(prompt=prompt, columns={})])
+    except InputError as error:
+        return error
+    return None
+
+
+def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None:
+    """The baseline, the evaluation, the normalised model's folder, plots and report."""
+    config = task.config
+    scores = held_out_scores(task, params)
+    baseline = report.fit_baseline(config.objective, task.training, config.baseline)
+    params, scale = normalise(task, params)
+    facts: dict[str, Any] = {
+        "training_judgements": len(task.training.rows),
+        "held_out_judgements": len(task.held.rows),
+        "held_out_prompts": task.held.num_prompts,
+        "answers_too_long": task.training.num_cut + task.held.num_cut,
+        "reference_samples": len(task.references),
+        "gain": scale.gain,
+        "bias": scale.bias,
+    }
+    models.save_pretrained(folder.model_folder, task.model, params)
+    task.reader.tokenizer.save_pretrained(folder.model_folder)
+    reward_heads.write_scale(folder.model_folder, scale)
+    words = report.baseline_agreement(config.objective, baseline, task.held)
+    report.write_evaluation(folder, evaluate(task, scores), words, baseline, task.held, scores, facts)
+    storage.write_report(folder, title=f"Reward model from {Path(config.model).name}")

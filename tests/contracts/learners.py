@@ -1,0 +1,193 @@
+"""Every learner in one form: a first state, an update, and arguments made up at random; none needs a file."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_lm.algorithms import (
+    ALGORITHMS,
+    AdamWConfig,
+    DPOLossConfig,
+    GroupPolicyConfig,
+    PairRows,
+    PPOConfig,
+    PreferenceBatch,
+    make_dpo,
+    make_reward_model,
+    make_sft,
+)
+from jaxrl_lm.cli.environment import TRAINERS
+from jaxrl_lm.data import PackedRows
+from jaxrl_lm.envs import make
+from jaxrl_lm.rewards.scoring import apply_model
+from jaxrl_lm.rollouts import AnswerConfig, Generation
+from jaxrl_lm.training.online.train import ONLINE
+from jaxrl_lm.types import PyTree
+from tests.algorithms.fixtures import evaluate, init_params, make_trajectory
+from tests.models import tiny
+
+BATCH, PROMPT, ANSWER, ROW = 4, 3, 4, 8
+
+
+class Case(NamedTuple):
+    """A learner.
+
+    Attributes:
+        start: makes the state before the first update.
+        update: `update(state, *args) -> (state, metrics)`.
+        args: `args(number) -> args` of update `number`.
+        params: the parameters in a state.
+        needs_key: whether the last argument is a key that matters.
+    """
+
+    start: Callable[[], PyTree]
+    update: Callable[..., Any]
+    args: Callable[[int], tuple[Any, ...]]
+    params: Callable[[PyTree], PyTree] = lambda state: state.params
+    needs_key: bool = False
+
+
+@cache
+def language_model(head: Any) -> tuple[Any, PyTree]:
+    """A GPT-2 of one layer, with a head or without."""
+    return tiny.random_model("gpt2", n_layer=1, n_embd=16, n_head=2, head=head)
+
+
+def key_of(number: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(7), number)
+
+
+def generation(number: int) -> Generation:
+    """Answers of random lengths to left-padded prompts."""
+    rng = np.random.default_rng(number)
+    is_prompt = np.arange(PROMPT) >= rng.integers(0, PROMPT, size=(BATCH, 1))
+    is_answer = np.arange(ANSWER) < rng.integers(1, ANSWER + 1, size=(BATCH, 1))
+    mask = np.concatenate([is_prompt, is_answer], axis=1)
+    return Generation(
+        sequences=jnp.asarray(np.where(mask, rng.integers(0, tiny.PAD_TOKEN, mask.shape), tiny.PAD_TOKEN), jnp.int32),
+        attention_mask=jnp.asarray(mask, jnp.int32),
+        response_mask=jnp.asarray(is_answer, jnp.int32),
+        log_probs=jnp.asarray(-4.6 * is_answer, jnp.float32),
+        values=jnp.zeros(is_answer.shape, jnp.float32),
+        num_steps=jnp.asarray(ANSWER, jnp.int32),
+    )
+
+
+def rows(number: int, *shape: int) -> PackedRows:
+    """Rows of random tokens, one sequence each, whose second half is to be learned."""
+    rng = np.random.default_rng(number)
+    ids = jnp.asarray(rng.integers(0, tiny.PAD_TOKEN, (*shape, ROW)), jnp.int32)
+    is_target = jnp.broadcast_to(jnp.arange(ROW) >= ROW // 2, ids.shape)
+    return PackedRows(ids, jnp.ones_like(ids), is_target)
+
+
+def online_case(name: str) -> Case:
+    """PPO, RLOO or GRPO on a language model, from the trainers' own table."""
+    kind, make_learner = ONLINE[name]
+    settings: dict[str, Any] = {"answers": AnswerConfig(max_new_tokens=ANSWER)}
+    if name == "ppo":
+        settings["ppo"] = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2)
+    else:
+        settings["policy"] = GroupPolicyConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2)
+        settings["group_size"] = 2
+    config = kind(model="", prompts="", reward="", out="", batch_size=BATCH, **settings)
+    model, params = language_model("value" if name == "ppo" else None)
+    learner = make_learner(config, model)
+    reference = {part: leaves for part, leaves in params.items() if part != "value_head"}
+
+    def args(number: int) -> tuple[Any, ...]:
+        scores = jnp.asarray(np.random.default_rng(number).normal(size=BATCH), jnp.float32)
+        return reference, generation(number), scores, key_of(number)
+
+    return Case(
+        start=lambda: learner.init(jax.tree.map(jnp.copy, params), key_of(0)),
+        update=learner.update,
+        args=args,
+        params=learner.policy_params,
+        needs_key=True,
+    )
+
+
+def pairs(number: int) -> PairRows:
+    """Pairs of answers."""
+    return PairRows(rows(number, 2, BATCH, 2), jnp.full((2, BATCH, 2), -20.0))
+
+
+def judgements(number: int) -> PreferenceBatch:
+    """Pairs of answers of which the first is better."""
+    ids = rows(number, 2, BATCH, 2).ids
+    inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    return PreferenceBatch(inputs=inputs, targets=jnp.zeros((2, BATCH), jnp.int32))
+
+
+def supervised_case(name: str) -> Case:
+    """SFT, DPO or a reward model; two batches are accumulated."""
+    optimizer, num_updates = AdamWConfig(learning_rate=1e-2), 10
+    model, params = language_model("reward" if name == "reward-model" else None)
+    score = partial(apply_model, model)
+    learner, batch = {
+        "sft": (make_sft(optimizer, model, num_updates=num_updates), lambda number: rows(number, 2, BATCH)),
+        "dpo": (make_dpo(optimizer, DPOLossConfig(), model, num_updates=num_updates), pairs),
+        "reward-model": (make_reward_model("pairwise", optimizer, score, num_updates=num_updates), judgements),
+    }[name]
+    return Case(
+        start=lambda: learner.init(jax.tree.map(jnp.copy, params)),
+        update=learner.update,
+        args=lambda number: (batch(number),),
+    )
+
+
+def trajectory_case(name: str, **settings: Any) -> Case:
+    """An algorithm that learns from trajectories, on a policy that is a table."""
+    make_config, make_algorithm = ALGORITHMS[name]
+    algorithm = make_algorithm(make_config(learning_rate=3e-3, num_epochs=2, **settings), evaluate)
+    return Case(
+        start=lambda: algorithm.init(init_params(), key_of(0)),
+        update=algorithm.update,
+        args=lambda number: (make_trajectory(seed=number, noise=0.1), key_of(number)),
+        needs_key=True,
+    )
+
+
+SMALL_ENVIRONMENT: dict[str, dict[str, Any]] = {
+    "dqn": {"num_envs": 16, "steps_per_update": 4, "learning_starts": 32, "batch_size": 16, "buffer_size": 512},
+    "pqn": {"num_envs": 16, "num_steps": 4, "num_minibatches": 2},
+    "ppo": {"num_envs": 16, "num_steps": 4},
+}
+
+
+def environment_case(name: str) -> Case:
+    """An algorithm with the environments it acts in."""
+    kind, make_learner = TRAINERS[name]
+    is_tabular = name not in SMALL_ENVIRONMENT
+    env, env_params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
+    learner = make_learner(
+        kind(out="", **SMALL_ENVIRONMENT.get(name, {"num_envs": 16, "num_steps": 4})), env, env_params
+    )
+    return Case(
+        start=lambda: jax.jit(learner.init)(key_of(0), env_params),
+        update=lambda state: learner.update(state, env_params),
+        args=lambda number: (),
+    )
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "trajectories-ppo": partial(trajectory_case, "ppo", num_minibatches=4),
+    "trajectories-ppo-steps": partial(
+        trajectory_case,
+        "ppo",
+        num_minibatches=2,
+        minibatch_unit="steps",
+        value_loss="huber",
+        adam="tensorflow",
+        whiten_rewards=True,
+        anneal_updates=10,
+    ),
+    **{name: partial(online_case, name) for name in ONLINE},
+    **{name: partial(supervised_case, name) for name in ("sft", "dpo", "reward-model")},
+    **{f"train-{name}": partial(environment_case, name) for name in TRAINERS},
+}

@@ -1,0 +1,160 @@
+"""Every kind of file that the package reads, and how it is read."""
+
+import gzip
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_lm import data, storage
+from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli.label_import import read_judged
+from jaxrl_lm.models import from_pretrained, save_pretrained
+from jaxrl_lm.models.pretrained import VALUE_HEAD_FILE, read_config
+from jaxrl_lm.models.reward_heads import RewardScale, read_scale, write_scale
+from jaxrl_lm.models.weights import FILE_NAMES, read_file, read_weights
+from tests.byte_model import write_byte_model
+from tests.data.files import BLUE, GREEN, MORE, SKY, WRITERS
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A folder with a good file, and what reads it."""
+
+    folder: Path
+    file: str
+    read: Callable[[Path], object]
+
+
+def make_targets(root: Path) -> dict[str, Target]:
+    """All targets by name, their folders made below `root`."""
+    return {**_data_sets(root / "data"), **_models(root / "models"), **_runs(root / "runs")}
+
+
+def _data_sets(folder: Path) -> dict[str, Target]:
+    folder.mkdir(parents=True)
+    plain = [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": True} for n in range(3)]
+    pairs = [{"prompt": f"Say {n}", "chosen": f"{n}.", "rejected": "No."} for n in range(3)]
+    fours = [{"query": "Q", **{f"sample{n}": f"answer {n}" for n in range(4)}, "best": 2, "annotator": "Ann"}]
+    talks = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}] * 2
+    chats = [{"messages": [SKY, BLUE, MORE, GREEN]}] * 2
+    alpaca = [{"instruction": "Add.", "input": "1 2", "output": "3"}]
+    targets = {}
+    kinds = (
+        ("prompts", plain, lambda path: data.read_prompts(str(path))),
+        ("completions", plain, data.read_prompt_completions),
+        ("judged", plain, data.read_unpaired_preferences),
+        ("pairs", pairs, data.read_preferences),
+        ("fours", fours, data.read_best_of_k),
+        ("alpaca", alpaca, data.read_prompt_completions),
+        ("talks", talks, data.read_language_modeling),
+        ("chats", chats, data.read_language_modeling),
+    )
+    for kind, rows, read in kinds:
+        for suffix, writer in WRITERS.items():
+            if kind in ("talks", "chats") and suffix in ("csv", "tsv"):
+                continue
+            name = f"{kind}.{suffix}"
+            (folder / name).write_bytes(writer(rows))
+            targets[name] = Target(folder, name, read)
+    for name in ("pairs.jsonl", "prompts.csv", "talks.parquet"):
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes(), mtime=0))
+        targets[f"{name}.gz"] = Target(folder, f"{name}.gz", targets[name].read)
+    (folder / "poem.txt").write_text("A line\nand another\n")
+    targets["poem.txt"] = Target(folder, "poem.txt", data.read_language_modeling)
+    verdicts = [{"mode": "pairwise", "prompt": "P", "completions": ["a", "b"], "verdict": "1", "annotator": "Ann",
+                 "seconds": 2.5, "shown_order": [1, 0], "created_at": 1.7e9}]  # fmt: skip
+    (folder / "verdicts.jsonl").write_bytes(WRITERS["jsonl"](verdicts))
+    for name in ("verdicts.jsonl", "fours.jsonl"):
+        targets[f"labels {name}"] = Target(
+            folder, name, lambda path: read_judged(str(path), "best-of-4", annotator=None, tokenizer=None)
+        )
+    return targets
+
+
+def _models(root: Path) -> dict[str, Target]:
+    folder = root / "whole"
+    write_byte_model(folder, num_layers=1, model_size=16, num_heads=2, context=32)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHAT_TEMPLATE}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256], "temperature": 0.7}))
+    write_scale(folder, RewardScale(gain=2.0, bias=0.5, offset=0.25, max_tokens=32))
+    model, params = from_pretrained(folder, "value")
+    sharded = root / "sharded"
+    save_pretrained(sharded, model, params, max_shard_bytes=20_000)
+    return {
+        "config.json": Target(folder, "config.json", lambda path: from_pretrained(path.parent)),
+        "config.json alone": Target(folder, "config.json", lambda path: read_config(path.parent)),
+        **{
+            name: Target(folder, name, lambda path: _tokenize(path.parent))
+            for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+        },
+        "flax_model.msgpack": Target(folder, "flax_model.msgpack", lambda path: read_weights(path.parent)),
+        "reward_scale.json": Target(folder, "reward_scale.json", lambda path: read_scale(path.parent)),
+        "index.json": Target(
+            sharded, f"{FILE_NAMES['safetensors']}.index.json", lambda path: read_weights(path.parent)
+        ),
+        "value_head.safetensors": Target(sharded, VALUE_HEAD_FILE, lambda path: read_file(path, "safetensors")),
+    }
+
+
+def _tokenize(folder: Path) -> object:
+    tokenizer = data.load_tokenizer(folder, vocab_size=None)
+    prompts = [data.Prompt(prompt="Hello", columns={}), data.Prompt(prompt=[SKY], columns={})]
+    data.stop_token_ids(tokenizer, ())
+    return data.encode_prompts(prompts, tokenizer, max_tokens=10_000)
+
+
+def _runs(root: Path) -> dict[str, Target]:
+    folder = storage.RunFolder.create(
+        root / "run", {"seed": 0, "ppo": {"clip": 0.2, "lr": 1e-5}, "layers": [64, 64], "note": None, "out": "x"}
+    )
+    metrics = [{"step": step, "loss/total": 1.0 / (step + 1), "eval/reward": math.nan} for step in range(3)]
+    storage.append_jsonl(folder.metrics_file, metrics)
+    seeds = [{"step": n, "num_steps": 100 * n, "eval/reward": [0.1 * n, None]} for n in range(3)]
+    storage.append_jsonl(folder.seeds_file, seeds)
+    # In a folder without curves a report has nothing to draw, which takes most of its time.
+    plain = storage.RunFolder.create(root / "plain", {"seed": 0})
+    sample = {"step": 0, "index": 0, "prompt": "Hi", "completion": "Ho", "reward": 1.0, "kl": None}
+    storage.append_jsonl(plain.samples_file, [sample | {"phase": phase} for phase in ("before", "after")])
+    strip = storage.Strip(label="score", pieces=("a", "b"), values=(0.5, -1.0))
+    section = storage.Section(title="T", note="N", heads=("a",), rows=(("1",),), strips=(strip,))
+    storage.write_sections(plain, [section])
+    reads: dict[str, tuple[storage.RunFolder, Callable[[Path], object]]] = {
+        "config.yaml": (folder, lambda _: folder.read_config()),
+        "metrics.jsonl": (folder, lambda _: storage.read_metrics(folder)),
+        "seeds.jsonl": (folder, lambda _: storage.read_seeds(folder)),
+        "samples.jsonl": (plain, lambda _: storage.write_report(plain, title="run")),
+        "sections.json": (plain, lambda _: storage.write_report(plain, title="run")),
+    }
+    return {
+        "--config": Target(folder.path, "config.yaml", lambda path: expand_config_file(["ppo", f"--config={path}"])),
+        **{f"run {file}": Target(run.path, file, read) for file, (run, read) in reads.items()},
+        **_checkpoint(folder),
+    }
+
+
+def _checkpoint(folder: storage.RunFolder) -> dict[str, Target]:
+    state = {"w": jnp.arange(4.0), "key": jax.random.key(0), "n": jnp.int32(3)}
+    with storage.Checkpoints(folder.checkpoints_folder) as checkpoints:
+        checkpoints.save(1, state, {"note": "x"})
+
+    def restore(_: Path) -> object:
+        with storage.Checkpoints(folder.checkpoints_folder) as checkpoints:
+            _, restored, _ = checkpoints.restore(state)
+        np.testing.assert_array_equal(restored["w"], state["w"])
+        return restored
+
+    files = (path for path in sorted(folder.checkpoints_folder.rglob("*")) if path.is_file())
+    names = [str(path.relative_to(folder.path)) for path in files]
+    return {f"run {name}": Target(folder.path, name, restore) for name in names}
