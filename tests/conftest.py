@@ -104,3 +104,13 @@ def tiny_llama():
     from tests.models import tiny
 
     return tiny.random_model("llama", num_key_value_heads=2)
+
+
+@pytest.fixture
+def as_users_call():
+    """The package as users have it: without jaxtyping's hook, which refuses arguments before the package can."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -40,8 +40,8 @@ def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
         InputError: the tokenizer cannot render a conversation.
     """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return _tokens(_render(prompt, tokenizer, at, is_open=True), tokenizer)
+        return _readable(tokenizer(prompt)["input_ids"], tokenizer, at=at)
+    return _readable(_tokens(_render(prompt, tokenizer, at, is_open=True), tokenizer), tokenizer, at=at)
 
 
 def encode_text(text: Text, tokenizer: Any) -> EncodedText:
@@ -62,8 +62,9 @@ def encode_text(text: Text, tokenizer: Any) -> EncodedText:
         ids, _, end = _with_special_tokens(text, tokenizer)
         if not ids:
             raise InputError(f"{at}: the tokenizer makes no token of it; remove it or use another tokenizer")
+        _readable(ids, tokenizer, at=at)
         return EncodedText(ids=_end_plain(ids, end, tokenizer, is_ended=True), num_prompt_tokens=0)
-    ids = _tokens(_render(text, tokenizer, at, is_open=False), tokenizer)
+    ids = _readable(_tokens(_render(text, tokenizer, at, is_open=False), tokenizer), tokenizer, at=at)
     return EncodedText(ids=_end_turn(ids, 0, tokenizer), num_prompt_tokens=0)
 
 
@@ -78,7 +79,7 @@ def encode_conversation(messages: list[dict[str, str]], tokenizer: Any, *, at: s
     Raises:
         InputError: the tokenizer cannot render it.
     """
-    return _tokens(_render(messages, tokenizer, at, is_open=False), tokenizer)
+    return _readable(_tokens(_render(messages, tokenizer, at, is_open=False), tokenizer), tokenizer, at=at)
 
 
 def encode_completion(prompt: Text, completion: Text, tokenizer: Any, *, is_ended: bool = True) -> EncodedText:
@@ -111,6 +112,7 @@ def encode_completion(prompt: Text, completion: Text, tokenizer: Any, *, is_ende
     else:
         turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
         encoded = _encode_turns(prompt, turns, tokenizer, at, is_ended=is_ended)
+    _readable(encoded.ids, tokenizer, at=at)
     return encoded
 
 
@@ -224,3 +226,15 @@ def _render(messages: list[dict[str, str]], tokenizer: Any, at: str, *, is_open:
 def _tokens(text: str, tokenizer: Any) -> list[int]:
     """Tokens without the special ones that the tokenizer would add; a template has written its own."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _readable(ids: list[int], tokenizer: Any, *, at: str) -> list[int]:
+    """The ids, unless one is a special token that the embedding has no row for (`load_tokenizer` notes which)."""
+    unreadable = getattr(tokenizer, "unreadable_tokens", frozenset()).intersection(ids)
+    if unreadable:
+        token = tokenizer.convert_ids_to_tokens(min(unreadable))
+        raise InputError(
+            f"{at}: it contains {token!r}, a token that the model's embedding has no row for; remove it from the text, "
+            "or resize the model with transformers: model.resize_token_embeddings(len(tokenizer))"
+        )
+    return ids

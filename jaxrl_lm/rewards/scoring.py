@@ -14,7 +14,7 @@ from jaxrl_lm.data.encoding import encode_completion, encode_conversation, encod
 from jaxrl_lm.data.records import Text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import RewardModel
+from jaxrl_lm.models import RewardModel, inputs
 from jaxrl_lm.types import PyTree
 
 SMALLEST_WIDTH = 16
@@ -146,10 +146,10 @@ def make_reader(model: RewardModel, tokenizer: Any, max_tokens: int | None = Non
     )
 
 
-def apply_model(model: RewardModel, params: PyTree, inputs: PyTree) -> jax.Array:
+def apply_model(model: RewardModel, params: PyTree, batch: PyTree) -> jax.Array:
     """Scores `[B]` of rows as `TextReader.stack` makes them."""
-    extra = {} if model.family.is_causal else {"token_type_ids": inputs["token_type_ids"]}
-    output: Any = model.apply({"params": params}, inputs["input_ids"], inputs["attention_mask"], **extra)
+    extra = {} if model.family.is_causal else {"token_type_ids": batch["token_type_ids"]}
+    output: Any = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], **extra)
     return output.scores
 
 
@@ -170,12 +170,17 @@ def score_rows(
 
     Returns:
         One score a row, in the rows' order.
+
+    Raises:
+        InputError: a row has an id outside the vocabulary.
     """
     scores = np.zeros(len(rows), np.float32)
     for chosen in _batches(rows, batch_size):
         width = reader.width(max(len(rows[i].ids) for i in chosen))
         filled = [rows[i] for i in np.resize(chosen, batch_size)]
-        found = _score_batch(model, params, reader.stack(filled, width))
+        batch = reader.stack(filled, width)
+        inputs.check_token_ids(batch["input_ids"], batch["attention_mask"], model.config)
+        found = _score_batch(model, params, batch)
         scores[chosen] = np.asarray(found)[: len(chosen)]
     return scores
 

@@ -25,6 +25,7 @@ from jaxrl_lm.training.offline import task as offline
 from jaxrl_lm.training.offline.sft import SFTRunConfig, load_sft, read_examples
 from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.run import Interrupted
+from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
 MakeConfig = Callable[..., SFTRunConfig]
 
@@ -99,6 +100,11 @@ def test_a_run_leaves_the_whole_run_folder_and_torch_loads_its_model(straight: R
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(model.apply({"params": params}, ids).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_the_stop_tokens_of_the_model_are_carried_over(straight: RunFolder) -> None:
+    content = json.loads((straight.model_folder / "generation_config.json").read_text())
+    assert content["eos_token_id"] == [END_OF_TEXT_ID, SECOND_STOP]
 
 
 def test_fine_tuning_learns_the_answer_and_lowers_held_out_perplexity(make_sft_config: MakeConfig) -> None:

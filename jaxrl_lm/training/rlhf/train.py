@@ -243,6 +243,7 @@ def _make_pairs(
             seed=_seed(config.seed, number),
             max_new_tokens=answers.max_new_tokens,
             temperature=answers.temperature,
+            generation_config=False,  # people judge what PPO learns from
         ),
     )
     pairs = [
