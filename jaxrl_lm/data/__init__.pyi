@@ -34,6 +34,7 @@ from .readers import (
 )
 from .records import (
     BestOfK as BestOfK,
+    Conversation as Conversation,
     LanguageModeling as LanguageModeling,
     Preference as Preference,
     PromptCompletion as PromptCompletion,

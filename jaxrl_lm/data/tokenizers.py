@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from jaxrl_lm import guarded
+from jaxrl_lm.data.chat import end_of_turn_token
 from jaxrl_lm.errors import InputError
 
 # Without any of these transformers makes an empty tokenizer from config.json, and says nothing.
@@ -63,12 +64,12 @@ def padding_token(tokenizer: Any) -> int:
 
 
 def stop_token_ids(tokenizer: Any, stops: tuple[str, ...]) -> tuple[int, ...]:
-    """Ids of the tokens that end an answer: the end-of-text token and each given one.
+    """Ids of the tokens that end an answer: end of text, end of a turn in the chat template, and each given one.
 
     Raises:
         InputError: a given text is not exactly one token.
     """
-    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = [token for token in (tokenizer.eos_token_id, end_of_turn_token(tokenizer)) if token is not None]
     for stop in stops:
         found = tokenizer(stop, add_special_tokens=False)["input_ids"]
         if len(found) != 1:
