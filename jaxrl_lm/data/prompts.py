@@ -46,7 +46,7 @@ class Prompt:
         return replace(self, prompt=[{"role": "user", "content": self.prompt}])
 
 
-def read_prompts(source: str, *, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
+def read_prompts(source: str, *, column: str = "prompt", chat: bool = False, limit: int | None = None) -> list[Prompt]:
     """Read prompts from a file or from a data set of the hub.
 
     A row that does not fit is left out and listed in a warning with its line; more than 1 % of such rows are an error,
@@ -57,6 +57,7 @@ def read_prompts(source: str, *, column: str = "prompt", limit: int | None = Non
             text with one prompt a line; each may end in `.gz`. Or `hub:NAME[[:CONFIG]:SPLIT]`, by default the split
             `train`.
         column: the column that holds the prompt; plain text has no columns and ignores it.
+        chat: wrap each prompt that is plain text as a user's message.
         limit: read no further than this many prompts; None reads all.
 
     Returns:
@@ -69,7 +70,8 @@ def read_prompts(source: str, *, column: str = "prompt", limit: int | None = Non
 
     def parse(row: dict[str, Any], where: str) -> list[Prompt]:
         check_column(column, list(row), where)
-        return [_to_prompt(row, column, where)]
+        prompt = _to_prompt(row, column, where)
+        return [prompt.as_chat() if chat else prompt]
 
     rows = try_rows(source, line_column=column, required=column)
     return collect_records(source, rows, parse, limit=limit)

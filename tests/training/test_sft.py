@@ -229,7 +229,7 @@ def test_the_assistants_turns_alone_are_learned(make_sft_config: MakeConfig, tmp
     for row, form in zip(rows, ("language-modeling", "prompt-completion"), strict=True):
         file = tmp_path / f"{form}.jsonl"
         file.write_text(json.dumps(row) + "\n")
-        task, _ = load_sft_task(replace(config, model=str(folder), data=str(file), evaluation_fraction=0.0))
+        task = load_sft(replace(config, model=str(folder), data=str(file), evaluation_fraction=0.0))
         batch = task.take_batch(0)
         learned = batch.ids[np.asarray(batch.is_target)]
         assert tokenizer.decode(learned) == "h<|endoftext|>ok<|endoftext|>"
