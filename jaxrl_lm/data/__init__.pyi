@@ -39,6 +39,7 @@ from .readers import (
 )
 from .records import (
     BestOfK as BestOfK,
+    Conversation as Conversation,
     LanguageModeling as LanguageModeling,
     Preference as Preference,
     PromptCompletion as PromptCompletion,

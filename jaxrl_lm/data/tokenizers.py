@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from jaxrl_lm import guarded
+from jaxrl_lm.data.chat import end_of_turn_token
 from jaxrl_lm.data.generation_config import GenerationDefaults, read_generation_config, write_generation_config
 from jaxrl_lm.errors import InputError
 
@@ -95,14 +96,14 @@ def padding_token(tokenizer: Any) -> int:
 def stop_token_ids(tokenizer: Any, stops: tuple[str, ...]) -> tuple[int, ...]:
     """Ids of the tokens that end a completion.
 
-    They are those of generation_config.json (of chat models often several), the tokenizer's end-of-text token, which
-    ends the texts that are learned from, and each given one.
+    They are those of generation_config.json (chat models often have several), the end-of-text token, the end
+    of a turn in its chat template, and each given one.
 
     Raises:
         InputError: a given text is not exactly one token.
     """
     ids = list(generation_defaults(tokenizer).stop_tokens)
-    ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids += [token for token in (tokenizer.eos_token_id, end_of_turn_token(tokenizer)) if token is not None]
     for stop in stops:
         found = tokenizer(stop, add_special_tokens=False)["input_ids"]
         if len(found) != 1:

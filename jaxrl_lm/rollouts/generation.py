@@ -224,9 +224,13 @@ def decode(tokenizer: Any, generation: Generation) -> list[str]:
         tokenizer: Hugging Face tokenizer of the model that answered.
         generation: B answers.
     """
+    return tokenizer.batch_decode(answer_tokens(generation), skip_special_tokens=True)
+
+
+def answer_tokens(generation: Generation) -> list[list[int]]:
+    """The answers' tokens without padding, stop tokens included."""
     mask = np.asarray(generation.response_mask).astype(bool)
-    rows = [row[kept].tolist() for row, kept in zip(np.asarray(generation.actions), mask, strict=True)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [row[kept].tolist() for row, kept in zip(np.asarray(generation.actions), mask, strict=True)]
 
 
 def ended_by_stop(generation: Generation, config: SamplingConfig) -> np.ndarray:

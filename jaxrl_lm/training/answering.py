@@ -111,7 +111,7 @@ class Answerer:
         Raises:
             InputError: a prompt is too long or has no tokens, or the tokenizer cannot render a conversation.
         """
-        asked = [_as_chat(prompt) for prompt in prompts] if self.config.chat else prompts
+        asked = [prompt.as_chat() for prompt in prompts] if self.config.chat else prompts
         longest = rollouts.longest_prompt(self.model, self.sampling.max_new_tokens)
         return data.encode_prompts(asked, self.tokenizer, max_tokens=longest)
 
@@ -167,10 +167,3 @@ def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: Answer
         InputError: the model, a prompt or a setting is not what it must be.
     """
     return load_answerer(model_name, config)(prompts)
-
-
-def _as_chat(prompt: Prompt) -> Prompt:
-    """The prompt as a user's message, if it is plain text."""
-    if not isinstance(prompt.prompt, str):
-        return prompt
-    return replace(prompt, prompt=[{"role": "user", "content": prompt.prompt}])

@@ -81,7 +81,7 @@ def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
 
 
 def _run_stages(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
-    prompts = data.read_prompts(config.prompts, column=config.prompt_column)
+    prompts = data.read_prompts(config.prompts, column=config.prompt_column, chat=config.chat)
     fingerprints = {"prompts": checksum_value([(each.prompt, each.columns) for each in prompts])}
     fingerprints |= {name: rewards.reward_fingerprint(reward) for name, reward in _load_rewards(config).items()}
     _check_first_labels(config, annotate)
@@ -282,6 +282,7 @@ def _optimize(config: RLHFConfig, start: str | Path, reward: str, round_folder: 
         "model": str(start),
         "prompts": config.prompts,
         "prompt_column": config.prompt_column,
+        "chat": config.chat,
         "reward": reward,
         "judges": (*config.ppo.judges, *gold),
         "out": str(round_folder / "ppo"),
