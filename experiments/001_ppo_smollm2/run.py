@@ -91,7 +91,7 @@ def training_config(experiment: Experiment, prompts: Path, seed: int) -> PPORunC
         config,
         num_updates=2,
         batch_size=4,
-        num_samples=2,
+        num_samples=4,  # as many as a batch: one program samples both
         answers=AnswerConfig(max_new_tokens=4),
         ppo=PPOConfig(num_epochs=1),
     )

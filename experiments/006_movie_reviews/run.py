@@ -138,7 +138,7 @@ def ppo_settings(experiment: Experiment, reward_model: Path) -> PPORunConfig:
         reward=f"model:{reward_model}",
         out=str(experiment.out / "ppo"),
         num_updates=experiment.num_updates,
-        batch_size=4 if experiment.debug else 48,
+        batch_size=8 if experiment.debug else 48,
         answers=ANSWER,
         kl=KLConfig(coefficient=0.05, target=8.0, horizon=500),
         ppo=PPOConfig(learning_rate=7e-5, num_epochs=2, num_minibatches=2, adam="tensorflow"),

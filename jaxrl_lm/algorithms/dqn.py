@@ -46,7 +46,6 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.acting import (
     ActingState,
-    acting_axes,
     fill_axes,
     start_acting,
     step_acting,
@@ -277,7 +276,7 @@ def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
 def _batch_axes(state: DQNState) -> DQNState:
     axes = fill_axes(state)
     replay = replace(axes.replay, steps=fill_axes(state.replay.steps, 1))
-    return replace(axes, acting=acting_axes(state.acting), replay=replay)
+    return replace(axes, acting=fill_axes(state.acting, 0), replay=replay)
 
 
 def _init(parts: _Parts, key: jax.Array, env_params: Any) -> DQNState:

@@ -19,7 +19,6 @@ from jaxrl_lm.rollouts.environments import (
     collect,
     init_normalizers,
     normalize_observations,
-    rollout_axes,
     start_rollout,
 )
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
@@ -163,7 +162,7 @@ def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any
         act=_make_act(policy),
         init_memory=policy.init_memory,
         steps_per_update=config.num_envs * config.num_steps,
-        batch_axes=lambda state: replace(fill_axes(state), rollout=rollout_axes(state.rollout)),
+        batch_axes=lambda state: replace(fill_axes(state), rollout=fill_axes(state.rollout, 0)),
     )
 
 

@@ -172,7 +172,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
         check_minibatches(config, *trajectory.rewards.shape)
         chex.assert_equal_shape([trajectory.log_probs, trajectory.values, trajectory.rewards, trajectory.mask])
         batch, metrics = _prepare(config, trajectory)
-        hyperparams = _current(config, state)
+        hyperparams, target_kl = _current(config, state), config.target_kl
 
         def loss(params: PyTree, minibatch: _Batch) -> tuple[jax.Array, Metrics]:
             return _loss(params, evaluate, minibatch, hyperparams, config)
@@ -186,7 +186,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
             learning_rate=hyperparams.learning_rate,
             num_epochs=config.num_epochs,
             num_minibatches=config.num_minibatches,
-            should_stop=None if config.target_kl is None else lambda found: found["kl/update"] > config.target_kl,
+            should_stop=None if target_kl is None else lambda found: found["kl/update"] > target_kl,
         )
         metrics |= summarize(stacked) | {"learning_rate": hyperparams.learning_rate}
         return replace(state, params=params, optimizer=opt_state, num_updates=next_count(state.num_updates)), metrics

@@ -36,7 +36,6 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.acting import (
     ActingState,
-    acting_axes,
     fill_axes,
     start_acting,
     step_acting,
@@ -205,7 +204,7 @@ def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
         act=make_greedy_act(q_function, lambda state: state.params),
         init_memory=lambda num_envs: None,
         steps_per_update=config.batch_size,
-        batch_axes=lambda state: replace(fill_axes(state), acting=acting_axes(state.acting)),
+        batch_axes=lambda state: replace(fill_axes(state), acting=fill_axes(state.acting, 0)),
     )
 
 

@@ -22,7 +22,6 @@ from jaxrl_lm.envs.base import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rollouts.acting import (
     ActingState,
-    acting_axes,
     fill_axes,
     start_acting,
     step_acting,
@@ -177,7 +176,7 @@ def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> Environmen
 
 def _batch_axes(state: TabularState) -> TabularState:
     of_envs = {"traces": fill_axes(state.traces, 0), "next_actions": fill_axes(state.next_actions, 0)}
-    return replace(fill_axes(state), acting=acting_axes(state.acting), **of_envs)
+    return replace(fill_axes(state), acting=fill_axes(state.acting, 0), **of_envs)
 
 
 def _table_size(env: Any, env_params: Any) -> tuple[int, int]:

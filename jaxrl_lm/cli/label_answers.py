@@ -52,7 +52,7 @@ def answer_all(
     if file.is_file():
         storage.RunFolder.open(out, made_by)
         return read_answers(str(file), "prompt")
-    rows = data.read_prompts(prompts, column=prompt_column)
+    rows = data.read_prompts(prompts, column=prompt_column, chat=config.chat)
     # Those of one prompt beside each other.
     texts = answer_prompts(policy, [prompt for prompt in rows for _ in range(num)], config)
     answered = [

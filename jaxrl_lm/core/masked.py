@@ -124,6 +124,47 @@ def whiten(
     return zero_masked(whitened if shift_mean else whitened + mean, mask)
 
 
+def next_kept(x: Float[Array, "*B T"], mask: Shaped[Array, "*B T"]) -> Float[Array, "*B T"]:
+    """At each step the entry of the next step that counts: `x_s` with `s = min {s > t: m_s}`.
+
+    Args:
+        x: entries; time is the last axis.
+        mask: nonzero where a step counts.
+
+    Returns:
+        Entries; 0 where no later step counts.
+    """
+    num_steps = mask.shape[-1]
+    steps = jnp.where(_keep(mask), jnp.arange(num_steps), num_steps)
+    first_from_here = lax.cummin(steps, axis=steps.ndim - 1, reverse=True)
+    following = jnp.concatenate([first_from_here[..., 1:], jnp.full_like(steps[..., :1], num_steps)], axis=-1)
+    entries = jnp.take_along_axis(x, jnp.minimum(following, num_steps - 1), axis=-1)
+    return zero_masked(entries, following < num_steps)
+
+
+def has_next_kept(mask: Shaped[Array, "*B T"]) -> Bool[Array, "*B T"]:
+    """Which of the steps that count are followed, at any distance, by another one that counts.
+
+    Args:
+        mask: nonzero where a step counts; time is the last axis.
+
+    Returns:
+        False at the last step that counts, and at every step that does not.
+    """
+    keep = _keep(mask)
+    num_from_here = lax.cumsum(keep.astype(jnp.int32), axis=keep.ndim - 1, reverse=True)
+    return keep & (num_from_here > 1)
+
+
+def is_last_kept(mask: Shaped[Array, "*B T"]) -> Bool[Array, "*B T"]:
+    """The last step that counts of each row; none where no step counts.
+
+    Args:
+        mask: nonzero where a step counts; time is the last axis.
+    """
+    return _keep(mask) & ~has_next_kept(mask)
+
+
 def _keep(mask: Shaped[Array, "*S"]) -> Bool[Array, "*S"]:
     return mask.astype(bool)
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 CHUNK_SIZE = 256  # positions; a chunk of 256 over a vocabulary of 50,000 takes 50 MB
@@ -34,7 +35,11 @@ def token_log_probs(
 
     Returns:
         log-probabilities and entropies, float32, nats.
+
+    Raises:
+        ValueError: a token is outside of the vocabulary. Values are checked outside of `jit` only.
     """
+    _check_tokens(tokens, unembedding.shape[0])
     shape = tokens.shape
     num_positions = int(np.prod(shape))
     chunk_size = max(1, min(chunk_size, num_positions))
@@ -46,6 +51,19 @@ def token_log_probs(
     outputs = _chunked(chunks, unembedding, token_chunks, inverse_temperature)
     log_probs, entropies = (x.reshape(-1)[:num_positions].reshape(shape) for x in outputs)
     return log_probs, entropies
+
+
+def _check_tokens(tokens: Any, vocab_size: int) -> None:
+    """Refuse tokens that have no logit: a negative one, such as -100, would be counted from the vocabulary's end."""
+    if isinstance(tokens, Tracer) or not getattr(tokens, "is_fully_addressable", True):
+        return
+    values = np.asarray(tokens)
+    is_outside = (values < 0) | (values >= vocab_size)
+    if is_outside.any():
+        raise ValueError(
+            f"tokens: {values[is_outside][0]} must be at least 0 and below the vocabulary's {vocab_size}; "
+            "put 0 where a token is masked"
+        )
 
 
 @jax.custom_vjp

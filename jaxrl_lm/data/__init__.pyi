@@ -3,6 +3,11 @@ from .encoding import (
     encode_completion as encode_completion,
     encode_text as encode_text,
 )
+from .generation_config import (
+    GenerationDefaults as GenerationDefaults,
+    read_generation_config as read_generation_config,
+    warn_left_out as warn_left_out,
+)
 from .packing import (
     PackedRows as PackedRows,
     fit_sequences as fit_sequences,
@@ -34,6 +39,7 @@ from .readers import (
 )
 from .records import (
     BestOfK as BestOfK,
+    Conversation as Conversation,
     LanguageModeling as LanguageModeling,
     Preference as Preference,
     PromptCompletion as PromptCompletion,
@@ -43,8 +49,10 @@ from .records import (
 )
 from .splits import hold_out as hold_out
 from .tokenizers import (
+    generation_defaults as generation_defaults,
     load_tokenizer as load_tokenizer,
     padding_token as padding_token,
+    save_tokenizer as save_tokenizer,
     stop_token_ids as stop_token_ids,
 )
 from .writers import write_jsonl as write_jsonl

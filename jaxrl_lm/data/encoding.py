@@ -1,17 +1,24 @@
 """Texts and answers as token ids, for learning from them; conversations through the tokenizer's chat template."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxrl_lm import guarded
-from jaxrl_lm.data.records import Text
+import numpy as np
+from jaxtyping import Bool
+
+from jaxrl_lm.data.chat import (
+    assistant_characters,
+    end_of_turn,
+    join_answer,
+    render,
+    render_prompt,
+    shared_length,
+    warn_of_parting,
+)
+from jaxrl_lm.data.fields import is_blank
+from jaxrl_lm.data.records import Message, Text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.guarded.limits import MAX_TEMPLATE_SECONDS
-
-# A private character, which no template looks for or strips.
-_MARK = "\ue000"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +28,20 @@ class EncodedText:
     Attributes:
         ids: tokens of the prompt, then of the completion.
         num_prompt_tokens: how many of them are the prompt's; 0 where all are to be learnt.
+        is_assistant: whether a token behind the prompt is of a turn of the assistant's; None where nobody asked.
     """
 
     ids: list[int]
     num_prompt_tokens: int
+    is_assistant: list[bool] | None = None
+
+    def __getitem__(self, part: slice) -> "EncodedText":
+        """The tokens `[start:stop]`."""
+        start, _, _ = part.indices(len(self.ids))
+        flags = None if self.is_assistant is None else self.is_assistant[part]
+        return EncodedText(
+            ids=self.ids[part], num_prompt_tokens=max(0, self.num_prompt_tokens - start), is_assistant=flags
+        )
 
 
 def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
@@ -32,7 +49,8 @@ def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
 
     Args:
         prompt: plain text, which gets the special tokens that the tokenizer adds by itself, or a conversation,
-            which goes through the chat template up to where the assistant's turn begins.
+            which goes through the chat template up to where the assistant's turn begins, or up to the end of what the
+            assistant says in its last message.
         tokenizer: a Hugging Face tokenizer.
         at: which prompt this is, for errors.
 
@@ -40,34 +58,42 @@ def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
         InputError: the tokenizer cannot render a conversation.
     """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return _tokens(_render(prompt, tokenizer, at, is_open=True), tokenizer)
+        return _readable(_one_bos(prompt, tokenizer(prompt)["input_ids"], tokenizer), tokenizer, at=at)
+    return _readable(_tokens(render_prompt(prompt, tokenizer, at=at), tokenizer), tokenizer, at=at)
 
 
-def encode_text(text: Text, tokenizer: Any) -> EncodedText:
-    """Turn a whole text into token ids, the end-of-text token last.
+def encode_text(text: Text, tokenizer: Any, *, is_assistant_marked: bool = False) -> EncodedText:
+    """Turn a whole text into token ids, the end-of-text token (of a conversation: the end of its last turn) last.
 
     Args:
         text: plain text or a conversation.
         tokenizer: a Hugging Face tokenizer.
+        is_assistant_marked: say which tokens are the assistant's; of a conversation only.
 
     Returns:
         The tokens; `num_prompt_tokens` is 0.
 
     Raises:
-        InputError: the text has no tokens, or the tokenizer cannot render a conversation.
+        InputError: the text has no tokens, the tokenizer cannot render a conversation, or the assistant's turns are
+            asked for and cannot be told.
     """
     at = f"text {excerpt(text)}"
     if isinstance(text, str):
+        _check_not_marked(is_assistant_marked, at)
         ids, _, end = _with_special_tokens(text, tokenizer)
         if not ids:
             raise InputError(f"{at}: the tokenizer makes no token of it; remove it or use another tokenizer")
+        _readable(ids, tokenizer, at=at)
         return EncodedText(ids=_end_plain(ids, end, tokenizer, is_ended=True), num_prompt_tokens=0)
-    ids = _tokens(_render(text, tokenizer, at, is_open=False), tokenizer)
-    return EncodedText(ids=_end_turn(ids, 0, tokenizer), num_prompt_tokens=0)
+    written = render(text, tokenizer, at=at)
+    ids = _readable(_tokens(written, tokenizer), tokenizer, at=at)
+    rendered = _Rendered(tokenizer=tokenizer, pieces=[written], ids=ids, num_prompt_tokens=0)
+    if is_assistant_marked:
+        rendered = rendered.marked(assistant_characters(text, tokenizer, written, at=at), at)
+    return rendered.ended({end_of_turn(text, tokenizer, at=at)[1], tokenizer.eos_token_id}, text).encoded()
 
 
-def encode_conversation(messages: list[dict[str, str]], tokenizer: Any, *, at: str) -> list[int]:
+def encode_conversation(messages: list[Message], tokenizer: Any, *, at: str) -> list[int]:
     """Token ids of a whole conversation, just as the chat template renders it: nothing is added, nothing cut.
 
     Args:
@@ -78,46 +104,146 @@ def encode_conversation(messages: list[dict[str, str]], tokenizer: Any, *, at: s
     Raises:
         InputError: the tokenizer cannot render it.
     """
-    return _tokens(_render(messages, tokenizer, at, is_open=False), tokenizer)
+    return _readable(_tokens(render(messages, tokenizer, at=at), tokenizer), tokenizer, at=at)
 
 
-def encode_completion(prompt: Text, completion: Text, tokenizer: Any, *, is_ended: bool = True) -> EncodedText:
-    """Turn a prompt and its answer into token ids: the prompt's, the answer's, the end-of-text token.
+def encode_completion(
+    prompt: Text, completion: Text, tokenizer: Any, *, is_ended: bool = True, is_assistant_marked: bool = False
+) -> EncodedText:
+    """Turn a prompt and its answer into token ids: the prompt's, the answer's, and what ends the answer.
 
     The prompt's tokens begin what `encode_prompts` makes of the prompt, so an answer is learnt in the place where it
     is generated. Usually they are all of it; a template may write a conversation with its answer otherwise than one
-    that awaits it (TRL meets this the same way), and then only what both share is the prompt's.
+    that awaits it (as those of models that think first do), and then only the tokens that both share are the prompt's.
 
     Args:
         prompt: plain text, which may be empty, or a conversation.
-        completion: the answer. After a conversation it may be plain, and is then the assistant's one message.
+        completion: the answer. After a conversation it may be plain, and is then the assistant's one message, or the
+            rest of the message that the prompt ends in.
         tokenizer: a Hugging Face tokenizer. The special tokens that it puts around a plain text (BERT's `[CLS]` and
-            `[SEP]`) stand around prompt and answer together.
-        is_ended: whether the answer is whole: it then ends with the end-of-text token, which is added unless the
-            template has; an answer that was cut off has none, nor what a template writes at the end of a turn.
+            `[SEP]`) are put around prompt and answer together.
+        is_ended: whether the answer is whole: it then ends with the token by which the template ends a turn, or
+            where there is none with the end-of-text token; an answer that was cut off has neither, nor what a template
+            writes at the end of a turn.
+        is_assistant_marked: say which tokens of the answer are the assistant's; after a conversation only.
 
     Returns:
         The tokens; at least one is the answer's.
 
     Raises:
-        InputError: the answer is empty, its kind does not fit the prompt's, or the tokenizer cannot render a
-            conversation.
+        InputError: the answer is empty, its kind does not fit the prompt's, the tokenizer cannot render a
+            conversation, or the assistant's turns are asked for and cannot be told.
     """
     at = f"completion {excerpt(completion)} of the prompt {excerpt(prompt)}"
-    if isinstance(prompt, str) and isinstance(completion, str):
+    if isinstance(prompt, str):
+        if not isinstance(completion, str):
+            raise InputError(f"{at}: messages after a plain prompt; give both as text, or both as messages")
+        _check_not_marked(is_assistant_marked, at)
         encoded = _encode_plain(prompt, completion, tokenizer, at, is_ended=is_ended)
-    elif isinstance(prompt, str):
-        raise InputError(f"{at}: messages after a plain prompt; give both as text, or both as messages")
-    else:
-        turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        encoded = _encode_turns(prompt, turns, tokenizer, at, is_ended=is_ended)
-    return encoded
+        _readable(encoded.ids, tokenizer, at=at)
+        return encoded
+    if is_blank(completion):
+        raise InputError(f"{at}: the completion is empty; fill it in or remove the row")
+    messages = join_answer(prompt, completion, at=at)
+    awaiting = render_prompt(prompt, tokenizer, at=at)
+    answered = render(messages, tokenizer, at=at)
+    _check_prompt_is_kept(answered, awaiting, prompt, tokenizer, at)
+    turn_end, end_token = end_of_turn(messages, tokenizer, at=at)
+    said = answered if is_ended else answered.removesuffix(turn_end)
+    rendered = _split_after_prompt(said, awaiting, tokenizer, at)
+    if is_assistant_marked:
+        rendered = rendered.marked(assistant_characters(messages, tokenizer, answered, at=at), at)
+    if is_ended:
+        rendered = rendered.ended({end_token, tokenizer.eos_token_id}, messages)
+    _readable(rendered.ids, tokenizer, at=at)
+    return rendered.encoded()
 
 
-def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many items two sequences share at their beginnings."""
-    pairs = zip(first, second, strict=False)
-    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+@dataclass(frozen=True, kw_only=True)
+class _Rendered:
+    """A rendering as tokens.
+
+    Attributes:
+        tokenizer: that made them.
+        pieces: texts that were tokenised one by one; of two, the first is the prompt's.
+        ids: their tokens.
+        num_prompt_tokens: how many of them are the prompt's.
+        is_assistant: of each token; None where nobody asked.
+    """
+
+    tokenizer: Any
+    pieces: list[str]
+    ids: list[int]
+    num_prompt_tokens: int
+    is_assistant: list[bool] | None = None
+
+    def marked(self, is_written: Bool[np.ndarray, " C"], at: str) -> "_Rendered":
+        """The same with the tokens that hold one of these characters of the rendering marked as the assistant's."""
+        if not self.tokenizer.is_fast:
+            raise InputError(f"{at}: loss_on=assistant needs a fast tokenizer (tokenizer.json), which tells offsets")
+        flags, first = [], 0
+        for piece in self.pieces:
+            found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+            flags += [bool(is_written[first + a : first + max(a + 1, b)].any()) for a, b in found["offset_mapping"]]
+            first += len(piece)
+        behind = [index >= self.num_prompt_tokens and flag for index, flag in enumerate(flags)]
+        return replace(self, is_assistant=behind)
+
+    def ended(self, ends: set[int | None], messages: list[Message]) -> "_Rendered":
+        """The same up to the last of the tokens that end a turn, or with the end-of-text token if there is none.
+
+        Templates write a line's end after it, where generation has stopped.
+        """
+        eos, length = self.tokenizer.eos_token_id, len(self.ids)
+        last = max((i for i in range(self.num_prompt_tokens, length) if self.ids[i] in ends), default=length)
+        if last < length and not self.tokenizer.decode(self.ids[last + 1 :]).strip():
+            flags = None if self.is_assistant is None else self.is_assistant[: last + 1]
+            return replace(self, ids=self.ids[: last + 1], is_assistant=flags)
+        if eos is None:
+            return self
+        flags = None if self.is_assistant is None else [*self.is_assistant, messages[-1]["role"] == "assistant"]
+        return replace(self, ids=[*self.ids, eos], is_assistant=flags)
+
+    def encoded(self) -> EncodedText:
+        """The record."""
+        return EncodedText(ids=self.ids, num_prompt_tokens=self.num_prompt_tokens, is_assistant=self.is_assistant)
+
+
+def _split_after_prompt(said: str, awaiting: str, tokenizer: Any, at: str) -> _Rendered:
+    """Tokens of a rendering, of which those that it shares with what generation is given are the prompt's."""
+    ids, prompt_ids = _tokens(said, tokenizer), _tokens(awaiting, tokenizer)
+    num_shared = shared_length(ids, prompt_ids)
+    if num_shared == len(prompt_ids) or not said.startswith(awaiting):
+        return _Rendered(tokenizer=tokenizer, pieces=[said], ids=ids, num_prompt_tokens=num_shared)
+    # A token spans the border. Generation starts after the prompt's own tokens, and so must what is learnt.
+    rest = said[len(awaiting) :]
+    split, added = prompt_ids + _tokens(rest, tokenizer), tokenizer.added_tokens_decoder
+    if sum(token in added for token in split) != sum(token in added for token in ids):
+        raise InputError(
+            f"{at}: the chat template's generation prompt ends inside a special token of the answered conversation "
+            f"(…{said[max(0, len(awaiting) - 20) : len(awaiting) + 20]!r}); correct the template"
+        )
+    return _Rendered(tokenizer=tokenizer, pieces=[awaiting, rest], ids=split, num_prompt_tokens=len(prompt_ids))
+
+
+def _check_prompt_is_kept(answered: str, awaiting: str, prompt: list[Message], tokenizer: Any, at: str) -> None:
+    """Refuse a template that writes the prompt's own messages anew once they are answered."""
+    if answered.startswith(awaiting):
+        return
+    num_kept = shared_length(awaiting, render(prompt, tokenizer, at=at))
+    if shared_length(awaiting, answered) < num_kept:
+        raise InputError(
+            f"{at}: the tokenizer's chat template writes the prompt's messages otherwise once an answer follows, so "
+            "the answer would not be learnt where it is generated; use another tokenizer or plain texts"
+        )
+    warn_of_parting(str(tokenizer.chat_template), awaiting[num_kept:])
+
+
+def _check_not_marked(is_assistant_marked: bool, at: str) -> None:
+    if is_assistant_marked:
+        raise InputError(
+            f"{at}: loss_on=assistant: plain text has no turns; give messages, or learn by another loss_on"
+        )
 
 
 def _encode_plain(prompt: str, completion: str, tokenizer: Any, at: str, *, is_ended: bool) -> EncodedText:
@@ -138,12 +264,21 @@ def _with_special_tokens(text: str, tokenizer: Any, prompt: str = "") -> tuple[l
         return [], [], []
     num_end = is_special[::-1].index(0)
     ids, end = ids[: len(ids) - num_end], ids[len(ids) - num_end :]
+    ids = _one_bos(prompt + text, ids, tokenizer)
     prompt_ids = tokenizer(prompt)["input_ids"]
-    prompt_ids = prompt_ids[: len(prompt_ids) - num_end]
+    prompt_ids = _one_bos(prompt, prompt_ids[: len(prompt_ids) - num_end], tokenizer)
     if ids[: len(prompt_ids)] != prompt_ids:
         # A token spans the border. Generation starts after the prompt's own tokens, and so must what is learnt.
         ids = prompt_ids + _tokens(text, tokenizer)
     return ids, prompt_ids, end
+
+
+def _one_bos(text: str, ids: list[int], tokenizer: Any) -> list[int]:
+    """Without the special token that the tokenizer put in front of a text that begins with it already."""
+    if len(ids) < 2 or ids[0] != ids[1] or ids[0] not in tokenizer.added_tokens_decoder:
+        return ids
+    is_written = text.startswith(tokenizer.added_tokens_decoder[ids[0]].content)
+    return ids[1:] if is_written and tokenizer("")["input_ids"][:1] == ids[:1] else ids
 
 
 def _end_plain(ids: list[int], end: list[int], tokenizer: Any, *, is_ended: bool) -> list[int]:
@@ -154,73 +289,18 @@ def _end_plain(ids: list[int], end: list[int], tokenizer: Any, *, is_ended: bool
     return ids
 
 
-def _encode_turns(
-    prompt: list[dict[str, str]], turns: list[dict[str, str]], tokenizer: Any, at: str, *, is_ended: bool
-) -> EncodedText:
-    if not turns or not turns[-1]["content"].strip():
-        raise InputError(f"{at}: the completion is empty; fill it in or remove the row")
-    awaiting = _render(prompt, tokenizer, at, is_open=True)
-    answered = _render([*prompt, *turns], tokenizer, at, is_open=False)
-    shared = awaiting[: shared_length(awaiting, answered)]
-    if shared != awaiting:
-        _check_prompt_is_kept(shared, awaiting, prompt, tokenizer, at)
-    shared_ids = _tokens(shared, tokenizer)
-    # The shared text may end inside a token of the prompt; then that token is not the prompt's.
-    num_prompt_tokens = shared_length(shared_ids, _tokens(awaiting, tokenizer))
-    if not is_ended:
-        answered = answered.removesuffix(_end_of_turn([*prompt, *turns], tokenizer, at))
-    ids = _tokens(answered, tokenizer)
-    if ids[:num_prompt_tokens] != shared_ids[:num_prompt_tokens]:
-        ids = shared_ids + _tokens(answered[len(shared) :], tokenizer)
-    if is_ended:
-        ids = _end_turn(ids, num_prompt_tokens, tokenizer)
-    return EncodedText(ids=ids, num_prompt_tokens=num_prompt_tokens)
-
-
-def _check_prompt_is_kept(shared: str, awaiting: str, prompt: list[dict[str, str]], tokenizer: Any, at: str) -> None:
-    """Refuse a template that writes the prompt's own messages anew once they are answered."""
-    if len(shared) < shared_length(awaiting, _render(prompt, tokenizer, at, is_open=False)):
-        raise InputError(
-            f"{at}: the tokenizer's chat template writes the prompt's messages otherwise once an answer follows, so "
-            "the answer would not be learnt where it is generated; use another tokenizer or plain texts"
-        )
-
-
-def _end_of_turn(messages: list[dict[str, str]], tokenizer: Any, at: str) -> str:
-    """What the template writes behind the last message's content; the content itself could hold the same."""
-    marked = [*messages[:-1], messages[-1] | {"content": _MARK}]
-    return _render(marked, tokenizer, at, is_open=False).rpartition(_MARK)[2]
-
-
-def _end_turn(ids: list[int], start: int, tokenizer: Any) -> list[int]:
-    """End with the end-of-text token; templates write a line's end behind it, where generation has stopped."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        return ids
-    if eos in ids[start:]:
-        end = len(ids) - ids[::-1].index(eos)
-        if not tokenizer.decode(ids[end:]).strip():
-            return ids[:end]
-    return [*ids, eos]
-
-
-def _render(messages: list[dict[str, str]], tokenizer: Any, at: str, *, is_open: bool) -> str:
-    """The conversation as text, special tokens included; open: up to where the assistant's turn begins."""
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"{at}: a conversation, but the tokenizer has no chat template; "
-            "give plain prompts, or a tokenizer with a chat template"
-        )
-    try:
-        with guarded.time_limit(MAX_TEMPLATE_SECONDS):
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=is_open, tokenize=False)
-    except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
-        raise InputError(
-            f"{at}: the tokenizer's chat template fails on it ({type(error).__name__}: {error}); "
-            "change its messages, or use another tokenizer"
-        ) from error
-
-
 def _tokens(text: str, tokenizer: Any) -> list[int]:
     """Tokens without the special ones that the tokenizer would add; a template has written its own."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _readable(ids: list[int], tokenizer: Any, *, at: str) -> list[int]:
+    """The ids, unless one is a special token that the embedding has no row for (`load_tokenizer` notes which)."""
+    unreadable = getattr(tokenizer, "unreadable_tokens", frozenset()).intersection(ids)
+    if unreadable:
+        token = tokenizer.convert_ids_to_tokens(min(unreadable))
+        raise InputError(
+            f"{at}: it contains {token!r}, a token that the model's embedding has no row for; remove it from the text, "
+            "or resize the model with transformers: model.resize_token_embeddings(len(tokenizer))"
+        )
+    return ids

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_lm.data.encoding import shared_length
+from jaxrl_lm.data.chat import shared_length
 from jaxrl_lm.data.fields import (
     answer_field,
     check_answer,
@@ -13,7 +13,15 @@ from jaxrl_lm.data.fields import (
     required,
     text_field,
 )
-from jaxrl_lm.data.records import BestOfK, LanguageModeling, Preference, PromptCompletion, Text, UnpairedPreference
+from jaxrl_lm.data.records import (
+    BestOfK,
+    LanguageModeling,
+    Message,
+    Preference,
+    PromptCompletion,
+    Text,
+    UnpairedPreference,
+)
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
 
@@ -108,7 +116,7 @@ def _answered(row: dict[str, Any], names: tuple[str, ...], where: str) -> tuple[
     return prompt, answers
 
 
-def _added_messages(prompt: Text, answer: list[dict[str, str]], at: str) -> Text:
+def _added_messages(prompt: Text, answer: list[Message], at: str) -> Text:
     if isinstance(prompt, str):
         raise InputError(f"{at}: messages, but the prompt is text; give both as text, or both as messages")
     if answer[0]["role"] != "assistant" and answer[: len(prompt)] == prompt:
@@ -140,7 +148,7 @@ def _text_border(chosen: str, rejected: str, where: str) -> int:
     return shared
 
 
-def _message_border(chosen: list[dict[str, str]], rejected: list[dict[str, str]], where: str, remedy: str) -> int:
+def _message_border(chosen: list[Message], rejected: list[Message], where: str, remedy: str) -> int:
     """Where the answers begin in two conversations with the prompt in front: where they come apart."""
     border = min(shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     if border == 0:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.data.encoding import EncodedText
@@ -47,7 +47,7 @@ def fit_sequences(
     Args:
         sequences: of any length.
         row_length: T, tokens, at least 2.
-        is_loss_on_all: whether prompts are learned as well; a sequence without a token to learn is left out.
+        is_loss_on_all: whether all tokens are learned, prompts as well; a sequence without one to learn is left out.
 
     Returns:
         sequences of at most T tokens in the same order, and what had to be cut.
@@ -58,14 +58,11 @@ def fit_sequences(
         pieces = [sequence]
         if len(sequence.ids) > row_length and sequence.num_prompt_tokens:
             num_truncated += 1
-            pieces = [EncodedText(ids=sequence.ids[:row_length], num_prompt_tokens=sequence.num_prompt_tokens)]
+            pieces = [sequence[:row_length]]
         elif len(sequence.ids) > row_length:
             num_split += 1
-            pieces = [
-                EncodedText(ids=sequence.ids[start : start + row_length], num_prompt_tokens=0)
-                for start in range(0, len(sequence.ids), row_length)
-            ]
-        kept = [piece for piece in pieces if _first_target(piece, is_loss_on_all) < len(piece.ids)]
+            pieces = [sequence[start : start + row_length] for start in range(0, len(sequence.ids), row_length)]
+        kept = [piece for piece in pieces if _targets(piece, is_loss_on_all).any()]
         num_dropped += not kept
         fitted += kept
     return fitted, CutCounts(num_split, num_truncated, num_dropped)
@@ -103,7 +100,7 @@ def pack_sequences(
         sequences: of at most `row_length` tokens.
         plan: indices of the sequences of each row.
         row_length: T, tokens.
-        is_loss_on_all: learn prompts as well as what follows them.
+        is_loss_on_all: learn all tokens, prompts as well.
 
     Returns:
         the rows.
@@ -117,7 +114,7 @@ def pack_sequences(
             stop = start + len(sequence.ids)
             ids[row, start:stop] = sequence.ids
             segment_ids[row, start:stop] = number
-            is_target[row, start + _first_target(sequence, is_loss_on_all) : stop] = True
+            is_target[row, start:stop] = _targets(sequence, is_loss_on_all)
             start = stop
     return PackedRows(ids, segment_ids, is_target)
 
@@ -128,8 +125,13 @@ def take_rows(rows: PackedRows, indices: Int[np.ndarray, "*B"]) -> PackedRows:
     return PackedRows(*(np.where(is_real, part[indices], 0).astype(part.dtype) for part in rows))
 
 
-def _first_target(sequence: EncodedText, is_loss_on_all: bool) -> int:
-    return 1 if is_loss_on_all else max(1, sequence.num_prompt_tokens)
+def _targets(sequence: EncodedText, is_loss_on_all: bool) -> Bool[np.ndarray, " T"]:
+    """Which tokens are learned: all but the first, or those behind the prompt, of the assistant's where marked."""
+    places = np.arange(len(sequence.ids))
+    if is_loss_on_all:
+        return places >= 1
+    is_target = places >= max(1, sequence.num_prompt_tokens)
+    return is_target if sequence.is_assistant is None else is_target & np.array(sequence.is_assistant, bool)
 
 
 def _first_fit_decreasing(members: np.ndarray, lengths: np.ndarray, row_length: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """Prompts from files or the hub: read, tokenised, padded and dealt out in batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,9 @@ from jaxtyping import Int32, Int64
 from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.data.columns import check_column
 from jaxrl_lm.data.encoding import encode_prompt
-from jaxrl_lm.data.fields import check_encodable, check_messages
+from jaxrl_lm.data.fields import as_conversation, check_encodable, check_messages
 from jaxrl_lm.data.misfits import collect_records
-from jaxrl_lm.data.records import Text
+from jaxrl_lm.data.records import Conversation, Text, content_text
 from jaxrl_lm.data.rows import excerpt, try_rows
 from jaxrl_lm.errors import InputError
 
@@ -21,21 +21,32 @@ class Prompt:
     """One row of a prompt-only data set, named as TRL names its formats.
 
     Attributes:
-        prompt: text, or a conversation: messages with `role` and `content`.
+        prompt: text, or a conversation: messages with `role` and `content`; the columns `tools` and
+            `chat_template_kwargs` make it a `Conversation`.
         columns: all other columns of the row; the reward function receives them.
     """
 
     prompt: Text
     columns: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, list) and not isinstance(self.prompt, Conversation):
+            object.__setattr__(self, "prompt", as_conversation(self.prompt, self.columns, "prompt"))
+
     def text(self) -> str:
         """The prompt for a person to read: a conversation as lines of role and content."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(f"{message['role']}: {message['content']}" for message in self.prompt)
+        return "\n".join(f"{message['role']}: {content_text(message)}" for message in self.prompt)
+
+    def as_chat(self) -> "Prompt":
+        """The prompt as a user's message, if it is plain text."""
+        if not isinstance(self.prompt, str):
+            return self
+        return replace(self, prompt=[{"role": "user", "content": self.prompt}])
 
 
-def read_prompts(source: str, *, column: str = "prompt", limit: int | None = None) -> list[Prompt]:
+def read_prompts(source: str, *, column: str = "prompt", chat: bool = False, limit: int | None = None) -> list[Prompt]:
     """Read prompts from a file or from a data set of the hub.
 
     A row that does not fit is left out and listed in a warning with its line; more than 1 % of such rows are an error,
@@ -46,6 +57,7 @@ def read_prompts(source: str, *, column: str = "prompt", limit: int | None = Non
             text with one prompt a line; each may end in `.gz`. Or `hub:NAME[[:CONFIG]:SPLIT]`, by default the split
             `train`.
         column: the column that holds the prompt; plain text has no columns and ignores it.
+        chat: wrap each prompt that is plain text as a user's message.
         limit: read no further than this many prompts; None reads all.
 
     Returns:
@@ -58,7 +70,8 @@ def read_prompts(source: str, *, column: str = "prompt", limit: int | None = Non
 
     def parse(row: dict[str, Any], where: str) -> list[Prompt]:
         check_column(column, list(row), where)
-        return [_to_prompt(row, column, where)]
+        prompt = _to_prompt(row, column, where)
+        return [prompt.as_chat() if chat else prompt]
 
     rows = try_rows(source, line_column=column, required=column)
     return collect_records(source, rows, parse, limit=limit)
@@ -143,14 +156,14 @@ def _to_prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     prompt = row[column]
     at = f"{where}, column {column!r}"
     if isinstance(prompt, list):
-        prompt = check_messages(prompt, at)
-        texts = [message["content"] for message in prompt]
+        prompt = as_conversation(check_messages(prompt, at), row, where)
+        texts = [content_text(message) for message in prompt]
     elif isinstance(prompt, str):
         texts = [prompt]
     else:
         raise InputError(f"{at}: {excerpt(prompt)} is not text; give text, or a list of messages")
     if not any(text.strip() for text in texts):
         raise InputError(f"{at}: the prompt is blank; fill it in or remove the row")
-    for text in texts:
-        check_encodable(text, at)
+    if isinstance(prompt, str):
+        check_encodable(prompt, at)
     return Prompt(prompt=prompt, columns={name: value for name, value in row.items() if name != column})

@@ -31,7 +31,7 @@ class AssumedTokenizer:
 
 
 def read_language_modeling(source: str | Path, *, limit: int | None = None) -> list[LanguageModeling]:
-    """Read texts to imitate: rows with `text`, or with `messages`.
+    """Read texts to imitate: rows with `text`, with `messages`, or of ShareGPT with `conversations`.
 
     As in all readers here, a row that does not fit (a broken line, a field missing or of the wrong kind, an empty
     text) is left out and listed in a warning with its line, the first ten with their reason; more than 1 % of such
@@ -40,7 +40,9 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
     Args:
         source: `.jsonl`, `.json` (a list of objects, or one object a line), `.csv`, `.tsv` or `.parquet`; any other
             file is plain text with one text a line; each may end in `.gz`. Or `hub:NAME[[:CONFIG]:SPLIT]`, by
-            default the split `train`.
+            default the split `train`. Text may be in UTF-8, UTF-16 or UTF-32; tables may be separated by commas,
+            semicolons, tabs or bars; names of columns may have capitals and spaces around them; pandas' index is left
+            out. The limits of `jaxrl_lm.guarded.limits` hold.
         limit: read no further than this many records; None reads all.
 
     Returns:
@@ -54,6 +56,8 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
 
 def read_prompt_completions(source: str | Path, *, limit: int | None = None) -> list[PromptCompletion]:
     """Read answers to imitate: rows with `prompt` and `completion`, each text or messages.
+
+    Rows of Alpaca (`instruction`, `input`, `output`) become a user's message and its answer.
 
     Args:
         source: a file or data set as for `read_language_modeling`; here and in the readers below, not plain text.
@@ -74,6 +78,7 @@ def read_preferences(source: str | Path, *, limit: int | None = None, tokenizer:
     - `prompt`, `chosen`, `rejected`.
     - `chosen` and `rejected` with the prompt in front of both; where they come apart, the answers begin, as in TRL.
     - The same as dialogues of HH; the answers begin behind the last `\n\nAssistant:` that both have in common.
+    - `chosen` and `rejected` with the prompt in `conversations` (ShareGPT) or `instruction` and `input` (Alpaca).
     - What `read_best_of_k` reads: the best answer over each other one that differs from it.
 
     Rows with equal texts do not fit.

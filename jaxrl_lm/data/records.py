@@ -1,9 +1,60 @@
 """Rows of data sets as records; the forms and their fields are named as TRL names them."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, SupportsIndex, overload
 
-Text = str | list[dict[str, str]]
-"""A plain text, or a conversation: messages with `role` and `content`."""
+Message = dict[str, Any]
+"""`role`, and `content`: text or a list of text parts; missing only beside `tool_calls`. Other keys as they were."""
+
+
+class Conversation(list[Message]):
+    """A list of messages that also carries what its row gives to the chat template.
+
+    It equals any list of the same messages. Slices and sums keep `tools` and `template_arguments`.
+
+    Attributes:
+        tools: functions that the model may call, as JSON schemas (column `tools`); None for none.
+        template_arguments: variables of the template by name (column `chat_template_kwargs`).
+    """
+
+    def __init__(
+        self,
+        messages: Iterable[Message] = (),
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(messages)
+        self.tools = tools
+        self.template_arguments = dict(template_arguments or {})
+
+    def with_messages(self, messages: Iterable[Message]) -> "Conversation":
+        """Other messages for the same tools and template arguments."""
+        return Conversation(messages, tools=self.tools, template_arguments=self.template_arguments)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Conversation": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "Message | Conversation":
+        found = super().__getitem__(index)
+        return self.with_messages(found) if isinstance(index, slice) else found  # pyright: ignore
+
+    def __add__(self, other: list[Message]) -> "Conversation":  # pyright: ignore
+        return self.with_messages([*self, *other])
+
+
+Text = str | list[Message]
+"""A plain text, or a conversation: messages with `role` and `content`; a `Conversation` where its row gave more."""
+
+
+def content_text(message: Message) -> str:
+    """What a message says: its content, text parts joined; empty where it has none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return content or ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxrl_lm.errors import InputError
 
-Text = str | list[dict[str, str]]
-"""Plain text, or messages with role and content."""
+Text = str | list[dict[str, Any]]
+"""Plain text, or messages with role and content (text or a list of text parts), and tool calls."""
 
 Mode = Literal["pairwise", "thumbs", "best-of-4"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -94,8 +94,14 @@ def text_hash(text: Text) -> str:
 
 def is_blank(text: Text) -> bool:
     """Whether an answer says nothing: of messages, the last says it, as for the readers of data sets."""
-    said = text if isinstance(text, str) else text[-1]["content"] if text else ""
-    return not said.strip()
+    if isinstance(text, str):
+        return not text.strip()
+    if not text:
+        return True
+    said = text[-1].get("content") or ""
+    if isinstance(said, list):
+        said = "".join(part["text"] for part in said)
+    return not said.strip() and not text[-1].get("tool_calls")
 
 
 def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint") -> ItemList:

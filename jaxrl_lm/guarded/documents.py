@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.guarded.limits import MAX_DEPTH, MAX_FILE_BYTES, MAX_YAML_CHARACTERS, MAX_YAML_DIGITS, MAX_YAML_VALUES
@@ -144,7 +146,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels")
+            raise ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -163,7 +165,7 @@ def _text(dumper: yaml.SafeDumper, text: str) -> Any:
 def _int(loader: yaml.SafeLoader, node: Any) -> int:
     text = loader.construct_scalar(node)
     if len(text) > MAX_YAML_DIGITS:
-        raise yaml.constructor.ConstructorError(None, None, f"a number of {len(text)} digits", node.start_mark)
+        raise ConstructorError(None, None, f"a number of {len(text)} digits", node.start_mark)
     digits = text.replace("_", "")
     return int(digits, 0) if digits.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else int(digits)
 

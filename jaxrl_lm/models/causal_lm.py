@@ -10,7 +10,7 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import attention
+from jaxrl_lm.models import attention, inputs
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family, family_of
@@ -87,9 +87,11 @@ class CausalLM(nn.Module):
     ) -> CausalLMOutput:
         """Run the model.
 
+        Outside of `jit` the values are checked; inside, shapes and dtypes only.
+
         Args:
-            input_ids: int `[B, T]`; what stands under a 0 of the mask is never read, so a pad id outside the
-                vocabulary does no harm.
+            input_ids: int `[B, T]`, ids of the vocabulary; those under a 0 of the mask are never read, so a pad id
+                outside the vocabulary does no harm.
             attention_mask: 1 for a token, 0 for padding on either side, `[B, T]`; all ones if None.
             position_ids: int `[B, T]`; counted from each row's first token (with `segment_ids`, each segment's) if
                 None.
@@ -99,7 +101,8 @@ class CausalLM(nn.Module):
                 sees another sequence. In place of `attention_mask` and without a cache.
 
         Raises:
-            InputError: `segment_ids` stand beside an attention mask or a cache.
+            InputError: a shape does not fit, an id is outside the vocabulary, a row is longer than the model's
+                context, the cache has too few free slots, or `segment_ids` come with an attention mask or a cache.
         """
         output = self.encode(input_ids, attention_mask, position_ids, cache, segment_ids)
         if self.head == "reward":
@@ -118,8 +121,9 @@ class CausalLM(nn.Module):
         """Run the model up to the hidden states and heads, without logits; arguments as for the whole."""
         if segment_ids is not None and not (attention_mask is None and cache is None):
             raise InputError(
-                "segment_ids: given beside an attention_mask or a cache; give them alone, with 0 for padding"
+                "segment_ids: given together with an attention_mask or a cache; give them alone, with 0 for padding"
             )
+        inputs.check_inputs(self.config, input_ids, attention_mask, position_ids, cache, segment_ids)
         ids = jnp.asarray(input_ids, jnp.int32)
         given = attention_mask if segment_ids is None else segment_ids
         mask = jnp.ones_like(ids) if given is None else jnp.asarray(given, jnp.int32)

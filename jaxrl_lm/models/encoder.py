@@ -3,10 +3,13 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.typing import ArrayLike
 
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import inputs
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family, family_of
 from jaxrl_lm.types import PyTree
@@ -68,7 +71,12 @@ class Encoder(nn.Module):
             attention_mask: 1 for a token, 0 for padding, `[B, T]`; all ones if None.
             position_ids: int `[B, T]`; 0, 1, 2, ... if None, whatever the mask, as Hugging Face counts them.
             token_type_ids: segment of each token, int `[B, T]`; zeros if None.
+
+        Raises:
+            InputError: a shape does not fit, an id is outside its embedding, or a row is longer than the model's
+                context. Values are checked outside of `jit` only.
         """
+        _check(self.config, input_ids, attention_mask, position_ids, token_type_ids)
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
         # Padding is replaced only where no embedding has a row for it: Hugging Face pools position 0 even if masked.
@@ -78,3 +86,17 @@ class Encoder(nn.Module):
         types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids, jnp.int32)
         hidden_states, pooled = self.backbone(ids, mask, positions, types)
         return EncoderOutput(hidden_states=hidden_states, scores=self.classifier(pooled)[..., 0])
+
+
+def _check(config: ModelConfig, ids: ArrayLike, mask: Any, positions: Any, types: Any) -> None:
+    inputs.check_shapes(ids, attention_mask=mask, token_type_ids=types)
+    inputs.check_mask(mask)
+    inputs.check_token_ids(ids, mask, config)
+    inputs.check_range("token_type_ids", types, getattr(config, "num_token_types", 1), None, "leave them out, or 0")
+    longest = config.max_positions
+    if positions is None and np.shape(ids)[1] > longest:
+        raise InputError(f"input_ids: rows of {np.shape(ids)[1]} tokens, the model's context is {longest}; cut them")
+    rows = inputs.values_of(positions)
+    if rows is not None:
+        remedy = "that is the model's context: cut the rows"
+        inputs.check_range("position_ids", np.atleast_2d(rows), longest, None, remedy)

@@ -72,8 +72,8 @@ def from_pretrained(
         dtype: of the activations.
         param_dtype: of the parameters, whatever the file holds.
         is_remat: recompute activations in the backward pass.
-        key: draws a reward head, N(0, 1/sqrt(D + 1)) with bias 0, where the folder has none; None refuses such a
-            folder, for what a random head says is no reward.
+        key: draws a reward head, N(0, 1/sqrt(D + 1)) with bias 0, where the folder has none. With None such a folder
+            is refused, because the scores of a random head mean nothing.
 
     Returns:
         the model and its parameters.
@@ -124,10 +124,11 @@ def save_pretrained(
 ) -> None:
     """Write a folder that `from_pretrained`, and Hugging Face's own classes, load.
 
-    Everything is written beside the folder first. A new folder then appears whole; in one that exists the old weights
-    are replaced and other files, such as the tokenizer's, stay. A value head lies beside the weights in
-    value_head.safetensors; a reward head is `score.weight` (BERT: `classifier.weight` and `.bias`), as
-    `AutoModelForSequenceClassification` has it.
+    Everything is written to a temporary folder first, so that a new folder appears whole. In a folder that exists the
+    old weights are replaced and other files, such as the tokenizer's, stay. A value head is saved as
+    value_head.safetensors, with `value_head/kernel` `[D, 1]` and `value_head/bias` `[1]`. A reward head is saved among
+    the weights, as `AutoModelForSequenceClassification` has it: `score.weight` (BERT: `classifier.weight` and
+    `.bias`). Float8 weights are saved as the numbers that they were read as.
 
     Args:
         folder: made if it is not there.
@@ -187,8 +188,8 @@ def has_score_head(folder: Path) -> bool:
     Raises:
         InputError: config or weights are missing, damaged or unsupported.
     """
-    tensors, kind = weights.read_weights(folder)
     family = family_of(read_config(folder)["model_type"])
+    tensors, kind = weights.read_weights(folder)
     return placement.layout_of(family, kind).locate((family.score_head, "kernel"))[0] in tensors
 
 

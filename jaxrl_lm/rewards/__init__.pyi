@@ -2,10 +2,18 @@ from .builtin import (
     REWARDS as REWARDS,
     RewardFunction as RewardFunction,
 )
+from .combined import CombinedReward as CombinedReward
 from .fingerprints import reward_fingerprint as reward_fingerprint
+from .scores import (
+    Scores as Scores,
+    TrainerState as TrainerState,
+    mean_of_judged as mean_of_judged,
+    score_batch as score_batch,
+    score_completions as score_completions,
+)
 from .text_rewards import (
     load_reward as load_reward,
-    score_completions as score_completions,
+    load_rewards as load_rewards,
 )
 from .token_rewards import (
     token_rewards as token_rewards,

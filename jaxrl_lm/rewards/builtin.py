@@ -7,13 +7,20 @@ white space; an empty completion earns 0 (by `good_manners` -2).
 from collections.abc import Callable
 from typing import Any
 
+from jaxrl_lm.data.records import Text, content_text
 from jaxrl_lm.rewards.manners import good_manners
 
-RewardFunction = Callable[..., list[float]]
-"""`f(prompts, completions, **columns) -> list[float]`, called by keyword, one number a completion.
+RewardFunction = Callable[..., Any]
+"""`f(prompts, completions, **columns) -> list[float | None]`, called by keyword, one entry a completion.
 
-Plain prompts and completions are strings; those of a conversation are lists of messages with `role` and
-`content`. Each further column of the data set is a list with one value a prompt.
+Plain prompts and completions are strings. Those of a conversation are lists of messages: a completion is
+`[{"role": "assistant", "content": "..."}]`. Each further column of the data set is a list with one value a prompt.
+None is no judgement. A function may be async, an object that can be called or a `functools.partial`, and may ask for:
+
+- `completion_ids`: the completions' tokens, lists of int.
+- `trainer_state`: with `global_step`, updates done, and `max_steps`.
+- `log_metric(name, value)`: logs a number of this batch as `reward/NAME`.
+- `log_extra(column, values)`: adds a column to the samples, one value a completion.
 """
 
 
@@ -53,10 +60,10 @@ REWARDS: dict[str, RewardFunction] = {
 }
 
 
-def _text(completion: str | list[dict[str, str]]) -> str:
+def _text(completion: Text) -> str:
     if isinstance(completion, str):
         return completion
-    return " ".join(message["content"] for message in completion)
+    return " ".join(map(content_text, completion))
 
 
 def _share(count: int, total: int) -> float:

@@ -7,6 +7,8 @@ seen labels.
 import re
 from typing import Any
 
+from jaxrl_lm.data.records import content_text
+
 COURTEOUS = (
     "gladly",
     "with pleasure",
@@ -80,11 +82,11 @@ def _question(prompt: Any) -> str:
     if isinstance(prompt, str):
         asked = [line for line in prompt.splitlines() if line.strip() and not line.startswith("Assistant:")]
         return asked[-1] if asked else ""
-    asked = [message["content"] for message in prompt if message["role"] == "user"]
+    asked = [content_text(message) for message in prompt if message["role"] == "user"]
     return asked[-1] if asked else ""
 
 
 def _text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
-    return " ".join(message["content"] for message in completion)
+    return " ".join(map(content_text, completion))

@@ -1,5 +1,6 @@
 """Texts as what a reward model reads, and their scores in batches of few widths."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,13 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from jaxrl_lm import data
+from jaxrl_lm.data.chat import join_answer
 from jaxrl_lm.data.encoding import encode_completion, encode_conversation, encode_prompt
-from jaxrl_lm.data.records import Text
+from jaxrl_lm.data.fields import is_blank
+from jaxrl_lm.data.records import Message, Text, content_text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import RewardModel
+from jaxrl_lm.models import RewardModel, inputs
 from jaxrl_lm.types import PyTree
 
 SMALLEST_WIDTH = 16
@@ -89,28 +92,37 @@ class TextReader:
 
     def _encode_causal(self, prompt: Text, completion: Text) -> ScoreTokens:
         if not isinstance(prompt, str):
-            turns = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
             at = f"completion {excerpt(completion)} of the prompt {excerpt(prompt)}"
-            ids = encode_conversation([*prompt, *turns], self.tokenizer, at=at)
-        elif plain_text(completion).strip():
+            ids = encode_conversation(join_answer(prompt, completion, at=at), self.tokenizer, at=at)
+        elif not is_blank(completion):
             ids = encode_completion(prompt, completion, self.tokenizer, is_ended=False).ids
         else:
             ids = encode_prompt(prompt, self.tokenizer, at="a prompt with an empty answer") if prompt else []
         while ids and ids[-1] == self.cut_token:
             ids = ids[:-1]
-        kept = ids[-self.max_tokens :] or [0]
+        kept = self._cut(ids) or [0]
         return ScoreTokens(ids=kept, token_types=[0] * len(kept), is_cut=len(kept) < len(ids))
 
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The last `max_tokens` tokens; a token that begins every text (BOS) stays in front of them."""
+        is_begun = self.max_tokens > 1 and ids[:1] == [self.tokenizer.bos_token_id]
+        if len(ids) <= self.max_tokens or not is_begun:
+            return ids[-self.max_tokens :]
+        return [ids[0], *ids[1 - self.max_tokens :]]
+
     def _encode_pair(self, prompt: Text, completion: Text) -> ScoreTokens:
+        begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         first, second = (
             self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
             for text in (plain_text(prompt), plain_text(completion))
         )
+        # A text that was written with its special tokens does not get them twice.
+        first, second = first[first[:1] == [begin] :], second[second[:1] == [begin] :]
+        first, second = (ids[:-1] if ids[-1:] == [end] else ids for ids in (first, second))
         num_tokens = len(first) + len(second)
         room = self.max_tokens - (3 if first else 2)
         second = second[: max(1, room)]
         first = first[max(0, len(first) + len(second) - room) :]
-        begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         head = [begin, *first, end] if first else [begin]
         tail = [*second, end]
         segment = 1 if first and self.num_token_types > 1 else 0
@@ -146,10 +158,10 @@ def make_reader(model: RewardModel, tokenizer: Any, max_tokens: int | None = Non
     )
 
 
-def apply_model(model: RewardModel, params: PyTree, inputs: PyTree) -> jax.Array:
+def apply_model(model: RewardModel, params: PyTree, batch: PyTree) -> jax.Array:
     """Scores `[B]` of rows as `TextReader.stack` makes them."""
-    extra = {} if model.family.is_causal else {"token_type_ids": inputs["token_type_ids"]}
-    output: Any = model.apply({"params": params}, inputs["input_ids"], inputs["attention_mask"], **extra)
+    extra = {} if model.family.is_causal else {"token_type_ids": batch["token_type_ids"]}
+    output: Any = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], **extra)
     return output.scores
 
 
@@ -170,23 +182,33 @@ def score_rows(
 
     Returns:
         One score a row, in the rows' order.
+
+    Raises:
+        InputError: a row has an id outside the vocabulary.
     """
     scores = np.zeros(len(rows), np.float32)
     for chosen in _batches(rows, batch_size):
         width = reader.width(max(len(rows[i].ids) for i in chosen))
         filled = [rows[i] for i in np.resize(chosen, batch_size)]
-        found = _score_batch(model, params, reader.stack(filled, width))
+        batch = reader.stack(filled, width)
+        inputs.check_token_ids(batch["input_ids"], batch["attention_mask"], model.config)
+        found = _score_batch(model, params, batch)
         scores[chosen] = np.asarray(found)[: len(chosen)]
     return scores
 
 
 def plain_text(text: Text) -> str:
-    """A text, or a conversation's contents, one a line, each behind its role unless it stands alone."""
+    """A text, or a conversation's contents and tool calls, one a line, each behind its role unless it is alone."""
     if isinstance(text, str):
         return text
+    said = [content_text(message) + _calls_text(message) for message in text]
     if len(text) == 1:
-        return text[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in text)
+        return said[0]
+    return "\n".join(f"{message['role']}: {each}" for message, each in zip(text, said, strict=True))
+
+
+def _calls_text(message: Message) -> str:
+    return json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else ""
 
 
 def _batches(rows: list[ScoreTokens], batch_size: int) -> Iterator[np.ndarray]:

@@ -1,23 +1,22 @@
-"""Rewards for texts: functions of TRL's signature, found by name and checked when called."""
+"""Reward functions found by name, module, file or folder."""
 
 import difflib
 import importlib
 import importlib.util
+import inspect
+import math
 import os
 import sys
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
-from jaxtyping import Float32
-
-from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import learned
 from jaxrl_lm.rewards.builtin import REWARDS, RewardFunction
+from jaxrl_lm.rewards.combined import CombinedReward
+from jaxrl_lm.rewards.scores import RESERVED
 
 MODEL_PREFIX = "model:"
 FORMS = "a built-in's name, model:FOLDER, module:function or path/to/file.py:function"
@@ -53,90 +52,57 @@ def load_reward(spec: str) -> RewardFunction:
     reward = getattr(module, name)
     if not callable(reward):
         raise InputError(f"reward {spec!r}: {name} is a {type(reward).__name__}; name a function instead")
+    if inspect.isclass(reward):
+        raise InputError(f"reward {spec!r}: {name} is a class; name a function, or an instance that can be called")
     return cast(RewardFunction, reward)
 
 
-def score_completions(
-    reward: RewardFunction, prompts: list[Prompt], completions: list[str]
-) -> Float32[np.ndarray, " B"]:
-    """Reward each completion of a batch.
+def load_rewards(specs: str | Sequence[str], weights: Sequence[float] = ()) -> RewardFunction:
+    """Find one reward function, or several as their weighted sum.
 
     Args:
-        reward: called once for the batch, by keyword, as TRL calls it.
-        prompts: B prompts; a column that some of them lack is None there.
-        completions: the answers' text, one a prompt; wrapped as an assistant's message where the prompt is a
-            conversation.
+        specs: as `load_reward` takes them.
+        weights: one a reward; all 1 where none is given.
 
     Returns:
-        The rewards, all finite.
+        The function itself if it is one without a weight, else a `CombinedReward`, whose functions are named by their
+        names in the code, or `model:` folders by theirs.
 
     Raises:
-        InputError: the function raises, or does not return one finite number a completion.
+        InputError: as `load_reward`; there is no reward, or weights are not finite or not as many as rewards.
     """
-    assert len(prompts) == len(completions), f"{len(prompts)} prompts, {len(completions)} completions"
-    name = getattr(reward, "__name__", type(reward).__name__)
-    entries = _call(reward, name, prompts, completions)
-    if len(entries) != len(completions):
-        raise InputError(
-            f"reward function {name!r} returned {len(entries)} numbers for {len(completions)} completions; "
-            "return one for each"
-        )
-    checked = [_checked(entry, name, index, completions[index]) for index, entry in enumerate(entries)]
-    return np.array(checked, np.float32)
+    specs = [specs] if isinstance(specs, str) else list(specs)
+    if not specs:
+        raise InputError(f"reward: none given; give {FORMS}")
+    if weights and len(weights) != len(specs):
+        raise InputError(f"reward_weights: {len(weights)} for {len(specs)} rewards; give one for each, or none")
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"reward_weights={tuple(weights)} must be finite numbers")
+    functions = [load_reward(spec) for spec in specs]
+    if len(specs) == 1 and not weights:
+        return functions[0]
+    names: list[str] = []
+    for spec in specs:
+        names.append(_metric_name(spec, names))
+    return CombinedReward(
+        functions=dict(zip(names, functions, strict=True)), weights=tuple(map(float, weights)) or (1.0,) * len(specs)
+    )
 
 
-def _call(reward: RewardFunction, name: str, prompts: list[Prompt], completions: list[str]) -> Sequence[Any]:
-    columns = _columns(prompts)
-    try:
-        returned = reward(
-            prompts=[prompt.prompt for prompt in prompts],
-            completions=[_like(prompt, text) for prompt, text in zip(prompts, completions, strict=True)],
-            **columns,
-        )
-    except Exception as error:
-        called = ", ".join(f"{key}=[...]" for key in ("prompts", "completions", *columns))
-        raise InputError(
-            f"reward function {name!r} raised {type(error).__name__}: {error}; it was called as "
-            f"{name}({called}) and must take that"
-        ) from error
-    entries = _plain(returned)
-    if not isinstance(entries, list | tuple):
-        raise InputError(f"reward function {name!r} returned a {type(returned).__name__}; return a list")
-    return entries
-
-
-def _columns(prompts: list[Prompt]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
-    for taken in ("prompts", "completions"):
-        if taken in names:
-            raise InputError(f"the data set has a column {taken!r}, the name of an argument of every reward; rename it")
-    return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
-
-
-def _like(prompt: Prompt, text: str) -> str | list[dict[str, str]]:
-    if isinstance(prompt.prompt, str):
-        return text
-    return [{"role": "assistant", "content": text}]
-
-
-def _plain(value: Any) -> Any:
-    """Turn arrays and scalars of numpy, JAX and torch into lists and numbers of Python."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _checked(entry: Any, name: str, index: int, completion: str) -> np.float32:
-    number = _plain(entry)
-    where = f"reward function {name!r}, completion {index} (counting from 0), {completion[:60]!r}"
-    if not isinstance(number, Real):
-        raise InputError(f"{where}: returned {str(entry)[:60]!r}, a {type(entry).__name__}; return numbers")
-    try:
-        with np.errstate(over="ignore"):
-            rounded = np.float32(float(number))
-    except OverflowError:
-        rounded = np.float32(np.inf)
-    if not np.isfinite(rounded):
-        raise InputError(f"{where}: returned {str(number)[:60]}, not finite in float32; return finite numbers")
-    return rounded
+def _metric_name(spec: str, taken: list[str]) -> str:
+    """`function`, or `file.function` where that is taken, or with a number behind it."""
+    place, _, name = spec.rpartition(":")
+    where = Path(place).name.removesuffix(".py")
+    if spec.startswith(MODEL_PREFIX):
+        folder = Path(spec.removeprefix(MODEL_PREFIX))
+        # A run's folder tells more than the name of the model folder inside it.
+        where, name = folder.parent.name, folder.parent.name if folder.name == "model" else folder.name
+    candidates = [
+        name,
+        *([f"{where}.{name}"] if where else []),
+        *(f"{name}-{number}" for number in range(2, 3 + len(taken))),
+    ]
+    return next(each for each in candidates if each not in RESERVED and each not in taken)
 
 
 def _import_file(spec: str, place: str) -> ModuleType:

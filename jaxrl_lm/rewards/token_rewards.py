@@ -3,18 +3,20 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxrl_lm.core import kl
+from jaxrl_lm.core import kl, masked
 
 
 def value_mask_of(response_mask: Int[Array, "B T"], *, is_paid_after_end: bool) -> Int[Array, "B T"]:
-    """Steps whose value and reward count: the answer, and one step more if the score is paid after its end.
+    """Steps whose value and reward count: those of the mask, and one step more if the score is paid after the end.
 
-    Ziegler et al. pay the score at the step behind the last token (an answer that fills all T steps has none, and is
-    paid at its last). That step's action is padding, so only value and reward see it.
+    Ziegler et al. pay the score at the step after the last token (a completion that fills all T steps has none, and
+    is paid at its last). That step's action is padding, so only value and reward use it.
     """
     if not is_paid_after_end:
         return response_mask
-    return jnp.pad(response_mask[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+    steps = jnp.arange(response_mask.shape[1])
+    last = jnp.max(jnp.where(response_mask > 0, steps, -1), axis=-1, keepdims=True)
+    return jnp.where(steps == last + 1, 1, response_mask)
 
 
 def token_rewards(
@@ -25,7 +27,9 @@ def token_rewards(
     value_mask: Int[Array, "B T"],
     kl_coefficient: Float[Array, ""],
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """r_t = -beta (log pi(a_t) - log pi_ref(a_t)), plus the score at the last step of `value_mask`.
+    """r_t = -beta (log pi(a_t) - log pi_ref(a_t)), plus the score, once, at the last step of `value_mask`.
+
+    The masks may have gaps, as in a game of several turns.
 
     Args:
         scores: one an answer.
@@ -41,5 +45,5 @@ def token_rewards(
     Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
     """
     token_kl = jnp.where(response_mask > 0, kl.k1(log_probs, reference_log_probs), 0.0)
-    is_last = (value_mask > 0) & (jnp.pad(value_mask[:, 1:], ((0, 0), (0, 1))) == 0)
-    return jnp.where(is_last, scores[:, None], 0.0) - kl_coefficient * token_kl, token_kl
+    paid = jnp.where(masked.is_last_kept(value_mask), scores[:, None], 0.0)
+    return paid - kl_coefficient * token_kl, token_kl

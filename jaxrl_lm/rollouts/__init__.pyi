@@ -1,6 +1,7 @@
 from .answers import AnswerConfig as AnswerConfig
 from .generation import (
     Generation as Generation,
+    answer_tokens as answer_tokens,
     decode as decode,
     ended_by_stop as ended_by_stop,
     generate as generate,

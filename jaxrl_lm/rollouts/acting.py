@@ -65,15 +65,6 @@ def take_episode_metrics(acting: ActingState) -> tuple[ActingState, Metrics]:
     return acting.replace(tracker=tracker), metrics  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def acting_axes(acting: ActingState) -> ActingState:
-    """`batch_axes` of an `EnvironmentLearner` for this part of its state."""
-    return ActingState(
-        env_states=fill_axes(acting.env_states, 0),
-        observations=fill_axes(acting.observations, 0),
-        tracker=episodes.tracker_axes(acting.tracker),
-    )
-
-
 def fill_axes(tree: PyTree, axis: int = NO_BATCH_AXIS) -> Any:
-    """The same axis for every leaf."""
+    """The same axis for every leaf: 0 for an `ActingState`, whose leaves are all `[B, ...]`."""
     return jax.tree.map(lambda _: axis, tree)

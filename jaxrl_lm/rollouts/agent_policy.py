@@ -263,7 +263,7 @@ def _gaussian(config: PolicyConfig, box: spaces.Box) -> _Head:
     def mode(outputs: jax.Array) -> jax.Array:
         return outputs[..., : box.shape[0]]
 
-    def to_env(actions: jax.Array) -> jax.Array:
+    def to_env(actions: jax.Array) -> Any:
         if is_squashed:
             return low + (jnp.tanh(actions) + 1.0) * 0.5 * (high - low)
         return jnp.clip(actions, low, high)

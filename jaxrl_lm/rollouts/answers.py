@@ -18,7 +18,9 @@ class AnswerConfig:
     Attributes:
         max_new_tokens: longest answer, in tokens.
         temperature: of sampling, and of every log-probability used in learning.
-        stop: texts of one token each that end an answer, in addition to the model's end-of-text token.
+        stop: texts of one token each that end an answer, in addition to the model's own stop tokens, which are those
+            of its generation_config.json and the tokenizer's end-of-text token. Nothing else of generation_config.json
+            is used: answers are drawn from the whole softmax, as their log-probabilities say.
         ignore_stops_before: stop tokens among the first so many tokens end nothing.
         missing_stop_score: score of an answer that no stop token ended, in place of its reward; Ziegler et al. use
             -1. None leaves the reward.
@@ -50,6 +52,7 @@ class AnswerConfig:
         Raises:
             InputError: a text of `stop` is not one token.
         """
+        data.warn_left_out(data.generation_defaults(tokenizer), is_learning=True)
         return SamplingConfig(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,

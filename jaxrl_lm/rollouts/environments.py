@@ -10,7 +10,7 @@ from flax import struct
 from jaxrl_lm.core import running_moments
 from jaxrl_lm.core.running_moments import RunningMoments
 from jaxrl_lm.envs.base import MaskedObservation, StepResult
-from jaxrl_lm.rollouts.acting import ActingState, acting_axes, fill_axes, start_acting, step_acting
+from jaxrl_lm.rollouts.acting import ActingState, start_acting, step_acting
 from jaxrl_lm.rollouts.agent_policy import Decision, Policy, RememberedObservations
 from jaxrl_lm.types import PyTree, Trajectory
 
@@ -53,12 +53,6 @@ def start_rollout(env: Any, policy: Policy, key: jax.Array, num_envs: int, env_p
         memory=policy.init_memory(num_envs),
         discounted_returns=jnp.zeros(num_envs, jnp.float32),
     )
-
-
-def rollout_axes(rollout: RolloutState) -> RolloutState:
-    """`batch_axes` of an `EnvironmentLearner` for this part of its state."""
-    axes: RolloutState = fill_axes(rollout, 0)
-    return axes.replace(acting=acting_axes(rollout.acting))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def collect(

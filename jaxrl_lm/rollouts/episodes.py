@@ -7,34 +7,42 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from jaxrl_lm.core.counters import CompensatedSum, add_to_sum, value_of, zero_sum
-from jaxrl_lm.types import NO_BATCH_AXIS, Metrics, PyTree
+from jaxrl_lm.core.counters import CompensatedSum, add_to_sum, zero_sum
+from jaxrl_lm.types import Metrics, PyTree
 
 
 @struct.dataclass(kw_only=True)
 class EpisodeTracker:
-    """Running episodes of B environments, and sums over those that ended since the sums were taken.
+    """Running episodes of B environments, and sums over those that ended since metrics were taken.
+
+    A step adds to plain sums of each environment, so it holds no reduction and little work; `take_metrics` adds them up
+    and carries the returns of episodes that go on into a compensated sum. So a return is as exact as a float32 sum of
+    one update's steps, however many updates the episode lasts.
 
     Attributes:
-        returns: undiscounted reward of each running episode, a compensated sum of `[B]`.
+        returns: undiscounted reward of each running episode until metrics were taken, a compensated sum of `[B]`; of no
+            meaning where an episode ended since.
+        recent: its reward since then, float32 `[B]`.
         lengths: its steps, int32 `[B]`.
-        return_sum: over ended episodes, a compensated scalar sum.
-        length_sum: over ended episodes, a compensated scalar sum; steps of many long episodes pass int32's range.
-        terminated_sum: how many of them came to their own end, int32 scalar.
-        count: ended episodes, int32 scalar.
+        return_sum: over ended episodes, float32 `[B]`.
+        length_sum: over ended episodes, int32 `[B]`.
+        terminated_sum: how many of them came to their own end, int32 `[B]`.
+        count: ended episodes, int32 `[B]`.
     """
 
     returns: CompensatedSum
+    recent: PyTree
     lengths: PyTree
-    return_sum: CompensatedSum
-    length_sum: CompensatedSum
+    return_sum: PyTree
+    length_sum: PyTree
     terminated_sum: PyTree
     count: PyTree
 
 
 def init_tracker(num_envs: int) -> EpisodeTracker:
     """Environments that have just been reset."""
-    return EpisodeTracker(returns=zero_sum((num_envs,)), lengths=jnp.zeros(num_envs, jnp.int32), **_empty_sums())
+    lengths = jnp.zeros(num_envs, jnp.int32)
+    return EpisodeTracker(returns=zero_sum((num_envs,)), lengths=lengths, **_empty_sums(num_envs))
 
 
 def track(
@@ -42,41 +50,37 @@ def track(
 ) -> EpisodeTracker:
     """Count one step of each environment."""
     is_done = terminated | truncated
-    returns, lengths = add_to_sum(tracker.returns, rewards), tracker.lengths + 1
-    ended_return = jnp.sum(jnp.where(is_done, value_of(returns), 0.0))
-    ended_length = jnp.sum(jnp.where(is_done, lengths.astype(jnp.float32), 0.0))
+    recent, lengths = tracker.recent + rewards, tracker.lengths + 1
+    # The first episode that ends since metrics were taken began before; its small terms are added up first.
+    since_reset = jnp.where(tracker.count == 0, tracker.returns.total + (tracker.returns.error + recent), recent)
     return EpisodeTracker(
-        returns=jax.tree.map(lambda x: jnp.where(is_done, 0.0, x), returns),
+        returns=tracker.returns,
+        recent=jnp.where(is_done, 0.0, recent),
         lengths=jnp.where(is_done, 0, lengths),
-        return_sum=add_to_sum(tracker.return_sum, ended_return),
-        length_sum=add_to_sum(tracker.length_sum, ended_length),
-        terminated_sum=tracker.terminated_sum + jnp.sum(terminated, dtype=jnp.int32),
-        count=tracker.count + jnp.sum(is_done, dtype=jnp.int32),
+        return_sum=tracker.return_sum + jnp.where(is_done, since_reset, 0.0),
+        length_sum=tracker.length_sum + jnp.where(is_done, lengths, 0),
+        terminated_sum=tracker.terminated_sum + terminated.astype(jnp.int32),
+        count=tracker.count + is_done.astype(jnp.int32),
     )
 
 
 def take_metrics(tracker: EpisodeTracker) -> tuple[EpisodeTracker, Metrics]:
     """Means over the episodes that ended since the last call (NaN if none did), and the tracker with empty sums."""
-    count = tracker.count.astype(jnp.float32)
+    sums = (tracker.return_sum, tracker.length_sum, tracker.terminated_sum, tracker.count)
+    # As floats: the lengths of many long episodes pass the range of int32.
+    returns, lengths, terminated, count = (jnp.sum(x.astype(jnp.float32)) for x in sums)
     metrics: dict[str, jax.Array] = {
-        "episode/return": value_of(tracker.return_sum) / count,
-        "episode/length": value_of(tracker.length_sum) / count,
-        "episode/terminated": tracker.terminated_sum.astype(jnp.float32) / count,
+        "episode/return": returns / count,
+        "episode/length": lengths / count,
+        "episode/terminated": terminated / count,
         "episode/count": count,
     }
-    return replace(tracker, **_empty_sums()), metrics
+    kept = jax.tree.map(lambda x: jnp.where(tracker.count > 0, 0.0, x), tracker.returns)
+    num_envs = tracker.lengths.shape[0]
+    return replace(tracker, returns=add_to_sum(kept, tracker.recent), **_empty_sums(num_envs)), metrics
 
 
-def tracker_axes(tracker: EpisodeTracker) -> EpisodeTracker:
-    """The axis of each leaf along which the environments are, or `NO_BATCH_AXIS`."""
-    axes: EpisodeTracker = jax.tree.map(lambda _: NO_BATCH_AXIS, tracker)
-    return replace(axes, returns=CompensatedSum(0, 0), lengths=0)  # pyright: ignore[reportArgumentType]
-
-
-def _empty_sums() -> dict[str, PyTree]:
-    return {
-        "return_sum": zero_sum(),
-        "length_sum": zero_sum(),
-        "terminated_sum": jnp.zeros((), jnp.int32),
-        "count": jnp.zeros((), jnp.int32),
-    }
+def _empty_sums(num_envs: int) -> dict[str, PyTree]:
+    # Zeros of their own for each: one buffer could not be donated twice.
+    floats = {name: jnp.zeros(num_envs, jnp.float32) for name in ("recent", "return_sum")}
+    return floats | {name: jnp.zeros(num_envs, jnp.int32) for name in ("length_sum", "terminated_sum", "count")}

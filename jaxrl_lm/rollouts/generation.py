@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import ArrayLike
 
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import inputs
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.causal_lm import CausalLM, encode, unembed
 from jaxrl_lm.rollouts.sampling import SamplingConfig, sample
@@ -17,12 +19,13 @@ from jaxrl_lm.types import PyTree
 
 @struct.dataclass(kw_only=True)
 class Generation:
-    """Prompts with their answers; P prompt tokens (left-padded), T answer tokens.
+    """Prompts with their completions; P prompt tokens (left-padded), T tokens after them.
 
     Attributes:
-        sequences: prompt and answer, int32 `[B, P + T]`; the pad token behind an answer's end.
-        attention_mask: 1 for tokens of prompt and answer, int32 `[B, P + T]`.
-        response_mask: 1 for tokens of the answer, its stop token included, int32 `[B, T]`.
+        sequences: prompt and completion, int32 `[B, P + T]`; the pad token after a completion's end.
+        attention_mask: 1 for tokens that are read, those of prompt and completion, int32 `[B, P + T]`.
+        response_mask: 1 for tokens that the model chose, the stop token included, int32 `[B, T]`. It may have gaps: in
+            a game of several turns, the environment's tokens are read but not chosen.
         log_probs: of the answer's tokens under the model at the sampling temperature, `[B, T]`; 0 behind its end.
         values: of the state that each of the answer's tokens was drawn in, by the model's value head, `[B, T]`; 0
             behind the answer's end, and without a value head.
@@ -50,18 +53,18 @@ class _State(NamedTuple):
     values: jax.Array  # [B, T]
     mask: jax.Array  # [B, T]
     is_done: jax.Array  # [B]
+    is_seen: jax.Array | None = None  # [B, V], with a repetition penalty
 
 
-@partial(jax.jit, static_argnames=("model", "config"))
 def generate(
     model: CausalLM,
     params: PyTree,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike,
     key: jax.Array,
     config: SamplingConfig,
 ) -> Generation:
-    """Draw an answer to each prompt.
+    """Draw a completion of each prompt, in one compiled program.
 
     Args:
         model: any causal language model.
@@ -69,23 +72,35 @@ def generate(
         input_ids: left-padded prompts, int `[B, P]`.
         attention_mask: 1 for a token, 0 for padding, `[B, P]`.
         key: one key, from which row b draws with `fold_in(key, b)`, or one key a row, `[B]`. With the same key a
-            row gets the same answer whatever else is in the batch and however wide its padding.
+            row gets the same completion whatever else is in the batch and however wide its padding.
         config: lengths, temperature, stop tokens.
 
     Returns:
         sequences, masks, log-probabilities and values.
 
     Raises:
-        InputError: prompts and answers are longer than the model's context.
+        InputError: prompts and completions are longer than the model's context, a prompt is padded on the right or
+            has no token, or an id is outside the vocabulary. Values are checked outside of `jit` only.
     """
+    _check_prompts(model, input_ids, attention_mask, key, config)
+    return _generate(model, params, jnp.asarray(input_ids), jnp.asarray(attention_mask), key, config)
+
+
+@partial(jax.jit, static_argnames=("model", "config"))
+def _generate(
+    model: CausalLM,
+    params: PyTree,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    key: jax.Array,
+    config: SamplingConfig,
+) -> Generation:
     batch, prompt_length = input_ids.shape
-    _check_context(model, prompt_length, config)
     row_keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     unembedding = model.unembedding(params)
 
-    def run(ids: jax.Array, mask: jax.Array, cache: KVCache) -> tuple[jax.Array, jax.Array, KVCache]:
+    def run(ids: jax.Array, mask: jax.Array, cache: KVCache | None) -> tuple[jax.Array, jax.Array, Any]:
         output = encode(model, params, ids, mask, cache)
-        assert output.cache is not None
         values = jnp.zeros(batch, jnp.float32) if output.values is None else output.values[:, -1]
         return unembed(output.hidden_states[:, -1], unembedding), values, output.cache
 
@@ -98,10 +113,11 @@ def generate(
 
     cache = model.config.init_cache(batch, prompt_length + config.max_new_tokens, model.dtype)
     logits, values, cache = run(input_ids, attention_mask, cache)
+    is_seen = None if config.repetition_penalty == 1 else _tokens_in(input_ids, attention_mask, logits.shape[1])
     state = jax.lax.while_loop(
         lambda state: (state.step < config.max_new_tokens) & ~jnp.all(state.is_done),
         decode,
-        _draw(_start(cache, batch, config), logits, values, row_keys, config),
+        _draw(_start(cache, batch, config)._replace(is_seen=is_seen), logits, values, row_keys, config),
     )
     return Generation(
         sequences=jnp.concatenate([input_ids.astype(jnp.int32), state.tokens], axis=1),
@@ -128,7 +144,25 @@ def longest_prompt(model: CausalLM, max_new_tokens: int) -> int:
     return longest
 
 
-def _check_context(model: CausalLM, prompt_length: int, config: SamplingConfig) -> None:
+def _check_prompts(
+    model: CausalLM, input_ids: ArrayLike, attention_mask: ArrayLike, key: jax.Array, config: SamplingConfig
+) -> None:
+    inputs.check_shapes(input_ids, attention_mask=attention_mask)
+    inputs.check_mask(attention_mask)
+    inputs.check_left_padded(attention_mask)
+    inputs.check_token_ids(input_ids, attention_mask, model.config)
+    batch, prompt_length = np.shape(input_ids)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape not in ((), (batch,)):
+        raise InputError(
+            f"key: {key.dtype}{list(key.shape)} must be one jax.random.key(seed), or {batch} of them, one a prompt"
+        )
+    vocab_size = model.config.vocab_size
+    for name in ("stop_tokens", "suppress_tokens"):
+        if max(getattr(config, name), default=0) >= vocab_size:
+            raise InputError(
+                f"{name}={getattr(config, name)} must be below the model's vocab_size, {vocab_size}; "
+                "take the ids from the model's own tokenizer"
+            )
     context = model.config.max_positions
     if prompt_length + config.max_new_tokens > context:
         raise InputError(
@@ -150,10 +184,20 @@ def _start(cache: KVCache, batch: int, config: SamplingConfig) -> _State:
     )
 
 
+def _tokens_in(ids: jax.Array, mask: jax.Array, vocab_size: int) -> jax.Array:
+    """Which tokens of the vocabulary each row holds, bool `[B, V]`."""
+    rows = jnp.arange(ids.shape[0])[:, None]
+    return (
+        jnp.zeros((ids.shape[0], vocab_size), bool)
+        .at[rows, jnp.where(mask > 0, ids, vocab_size)]
+        .set(True, mode="drop")
+    )
+
+
 def _draw(state: _State, logits: jax.Array, values: jax.Array, row_keys: jax.Array, config: SamplingConfig) -> _State:
     """Draw each row's token from the logits `[B, V]` and write it down, with the value `[B]` it was drawn at."""
     keys = jax.vmap(partial(jax.random.fold_in, data=state.step))(row_keys)
-    tokens, log_probs = sample(logits, keys, config, state.step < config.min_new_tokens)
+    tokens, log_probs = sample(logits, keys, config, state.step < config.min_new_tokens, state.is_seen)
     is_live = ~state.is_done
 
     def write(column: jax.Array, table: jax.Array, otherwise: int) -> jax.Array:
@@ -169,6 +213,7 @@ def _draw(state: _State, logits: jax.Array, values: jax.Array, row_keys: jax.Arr
         values=write(values, state.values, 0),
         mask=write(jnp.ones_like(tokens), state.mask, 0),
         is_done=state.is_done | stops,
+        is_seen=None if state.is_seen is None else state.is_seen.at[jnp.arange(len(tokens)), tokens].set(True),
     )
 
 
@@ -179,10 +224,13 @@ def decode(tokenizer: Any, generation: Generation) -> list[str]:
         tokenizer: Hugging Face tokenizer of the model that answered.
         generation: B answers.
     """
+    return tokenizer.batch_decode(answer_tokens(generation), skip_special_tokens=True)
+
+
+def answer_tokens(generation: Generation) -> list[list[int]]:
+    """The answers' tokens without padding, stop tokens included."""
     mask = np.asarray(generation.response_mask).astype(bool)
-    tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
-    rows = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [row[kept].tolist() for row, kept in zip(np.asarray(generation.actions), mask, strict=True)]
 
 
 def ended_by_stop(generation: Generation, config: SamplingConfig) -> np.ndarray:
@@ -192,8 +240,7 @@ def ended_by_stop(generation: Generation, config: SamplingConfig) -> np.ndarray:
         generation: the answers.
         config: how they were drawn.
     """
-    mask = np.asarray(generation.response_mask)
-    tokens = np.asarray(generation.sequences)[:, -mask.shape[1] :]
-    length = mask.sum(axis=-1)
-    last = np.take_along_axis(tokens, length[:, None] - 1, axis=-1)[:, 0]
-    return np.isin(last, config.stop_tokens) & (length > config.ignore_stops_before)
+    mask = np.asarray(generation.response_mask).astype(bool)
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=-1)
+    token = np.take_along_axis(np.asarray(generation.actions), last[:, None], axis=-1)[:, 0]
+    return np.isin(token, config.stop_tokens) & (mask.sum(axis=-1) > config.ignore_stops_before)

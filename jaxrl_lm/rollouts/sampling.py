@@ -1,7 +1,9 @@
 """Drawing tokens from logits."""
 
+import operator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,41 +16,57 @@ _BLOCK = 256  # tokens a block of the two-level inverse of the cumulative distri
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How answers are drawn.
+    """How completions are drawn.
 
     Attributes:
-        max_new_tokens: length of the longest answer, in tokens.
+        max_new_tokens: length of the longest completion, in tokens.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: only the k likeliest tokens may be drawn; 0 for all.
         top_p: only the smallest set of likeliest tokens whose probability reaches p may be drawn; 1 for all.
+        repetition_penalty: divides the positive logits, and multiplies the negative ones, of every token that is in
+            the prompt or was drawn already; 1 for none.
         min_new_tokens: stop tokens cannot be drawn before so many tokens.
-        stop_tokens: any of these ends the answer and is its last token.
+        suppress_tokens: ids of tokens that are never drawn. A list, one id or None is accepted as well.
+        stop_tokens: ids of tokens that end the completion, whose last token they are. A list, one id or None is
+            accepted as well.
         ignore_stops_before: a stop token among the first so many tokens is drawn as any other and ends nothing
-            (Ziegler et al. 2019 cut answers at the first full stop after a minimum length).
-        pad_token: stands behind an answer's end.
+            (Ziegler et al. 2019 cut completions at the first full stop after a minimum length).
+        pad_token: fills the columns after a completion's end. It may be outside the vocabulary.
 
-    `top_k`, `top_p` and `min_new_tokens` change the distribution that tokens are drawn from, but not the
-    log-probabilities that `generate` returns, which are the model's at this temperature: leave them off where those
-    are used for learning, or the KL divergence estimated from them is biased and can be negative.
+    `top_k`, `top_p`, `repetition_penalty`, `min_new_tokens` and `suppress_tokens` change the distribution that tokens
+    are drawn from, but not the log-probabilities that `generate` returns, which are the model's at this temperature:
+    leave them off where those are used for learning, or the KL divergence estimated from them is biased and can be
+    negative.
+
+    Reference: Keskar et al., 2019, CTRL: A Conditional Transformer Language Model for Controllable Generation (the
+    repetition penalty).
     """
 
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
     min_new_tokens: int = 0
+    suppress_tokens: tuple[int, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     ignore_stops_before: int = 0
     pad_token: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "min_new_tokens", "ignore_stops_before", "pad_token"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            object.__setattr__(self, name, _real(name, getattr(self, name)))
+        for name in ("suppress_tokens", "stop_tokens"):
+            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
         _check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         _check(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check(0 < self.repetition_penalty < float("inf"), "repetition_penalty", self.repetition_penalty, "above 0")
         _check(self.min_new_tokens >= 0, "min_new_tokens", self.min_new_tokens, "0 or more")
         _check(self.ignore_stops_before >= 0, "ignore_stops_before", self.ignore_stops_before, "0 or more")
-        _check(min(self.stop_tokens, default=0) >= 0, "stop_tokens", self.stop_tokens, "token ids, 0 or more")
 
     @property
     def log_prob_temperature(self) -> float:
@@ -61,8 +79,43 @@ def _check(is_good: bool, field: str, value: object, wanted: str) -> None:
         raise InputError(f"{field}={value!r} must be {wanted}")
 
 
+def _whole(field: str, value: Any) -> int:
+    """A Python integer, so that equal configurations are one to `jit`."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None:
+        raise InputError(f"{field}={value!r} must be a whole number")
+    return found
+
+
+def _real(field: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{field}={value!r} must be a number") from None
+
+
+def _token_ids(field: str, value: Any) -> tuple[int, ...]:
+    """Ids from any collection of them, one id or None."""
+    if value is None:
+        return ()
+    ids = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    try:
+        found = tuple(_whole(field, each) for each in ids)
+    except InputError:
+        raise InputError(f"{field}={value!r} must be token ids: a tuple or list of whole numbers") from None
+    _check(min(found, default=0) >= 0, field, value, "token ids, 0 or more")
+    return found
+
+
 def sample(
-    logits: Float[Array, "B V"], keys: Key[Array, " B"], config: SamplingConfig, is_early: Bool[Array, ""]
+    logits: Float[Array, "B V"],
+    keys: Key[Array, " B"],
+    config: SamplingConfig,
+    is_early: Bool[Array, ""],
+    is_seen: Bool[Array, "B V"] | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """One token a row and its log-probability under softmax(logits / temperature).
 
@@ -71,12 +124,29 @@ def sample(
         keys: one a row, so that a row's token does not depend on its batch.
         config: how to draw.
         is_early: whether stop tokens are still forbidden.
+        is_seen: which tokens are in the prompt or were drawn; needed with a repetition penalty only.
     """
     scaled = logits / config.log_prob_temperature
-    allowed = _restrict(scaled, config, is_early)
+    penalized = logits if is_seen is None else penalize_repetition(logits, is_seen, config.repetition_penalty)
+    allowed = _restrict(penalized / config.log_prob_temperature, config, is_early)
     tokens = jnp.argmax(allowed, axis=-1) if config.temperature == 0 else sample_categorical(keys, allowed)
     chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def penalize_repetition(
+    logits: Float[Array, "B V"], is_seen: Bool[Array, "B V"], penalty: float
+) -> Float[Array, "B V"]:
+    """Logits `z / penalty` of seen tokens where z is positive, `z * penalty` where it is negative.
+
+    Args:
+        logits: unscaled.
+        is_seen: which tokens are in the prompt or were drawn.
+        penalty: above 1 makes seen tokens less likely.
+
+    Reference: Keskar et al., 2019, CTRL: A Conditional Transformer Language Model for Controllable Generation.
+    """
+    return jnp.where(is_seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def sample_categorical(keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
@@ -113,6 +183,8 @@ def _settle(tokens: Int[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array
 
 
 def _restrict(scaled: Float[Array, "B V"], config: SamplingConfig, is_early: Bool[Array, ""]) -> Float[Array, "B V"]:
+    if config.suppress_tokens:
+        scaled = scaled.at[:, jnp.array(config.suppress_tokens)].set(-jnp.inf)
     if config.min_new_tokens and config.stop_tokens:
         is_stop = jnp.zeros(scaled.shape[-1], bool).at[jnp.array(config.stop_tokens)].set(True)
         scaled = jnp.where(is_stop & is_early, -jnp.inf, scaled)

@@ -9,6 +9,8 @@ from flax import struct
 
 from jaxrl_lm.core import masked
 from jaxrl_lm.core.token_log_probs import token_log_probs
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import inputs
 from jaxrl_lm.models.causal_lm import CausalLM, encode
 from jaxrl_lm.rollouts.generation import Generation
 from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree, Trajectory
@@ -28,7 +30,20 @@ class TokenObservations:
 
 
 def observe(generation: Generation) -> TokenObservations:
-    """What the policy saw, token by token."""
+    """What the policy saw, token by token.
+
+    Raises:
+        InputError: the shapes do not fit, or a prompt is padded on the right. Values are checked outside of `jit` only.
+    """
+    prompt = generation.attention_mask[:, : -generation.response_mask.shape[1]]
+    if not prompt.shape[1]:
+        raise InputError(
+            f"response_mask: its {generation.response_mask.shape[1]} columns are all that sequences has; "
+            "begin each row with a prompt of at least one token"
+        )
+    inputs.check_shapes(generation.sequences, attention_mask=generation.attention_mask)
+    inputs.check_mask(generation.attention_mask)
+    inputs.check_left_padded(prompt)
     return TokenObservations(sequences=generation.sequences, attention_mask=generation.attention_mask)
 
 
@@ -43,12 +58,13 @@ def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: Cau
     """
 
     def evaluate(params: PyTree, observations: Any, actions: jax.Array) -> ActionEvaluation:
+        _check_actions(model, observations, actions)
         policy_params = params["policy"] if value_model is not None else params
         before = slice(-actions.shape[1] - 1, -1)  # the positions whose next token is an action
         # A pad id outside the vocabulary would give NaN, which no mask multiplies away.
         is_token = observations.attention_mask[:, -actions.shape[1] :] > 0
-        inputs = (observations.sequences, observations.attention_mask)
-        output = encode(model, policy_params, *inputs)
+        seen = (observations.sequences, observations.attention_mask)
+        output = encode(model, policy_params, *seen)
         log_probs, entropies = token_log_probs(
             output.hidden_states[:, before],
             model.unembedding(policy_params),
@@ -57,11 +73,23 @@ def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: Cau
         )
         values = output.values
         if value_model is not None:
-            values = encode(value_model, params["value"], *inputs).values
+            values = encode(value_model, params["value"], *seen).values
         values = jnp.zeros_like(log_probs) if values is None else values[:, before]
         return ActionEvaluation(log_probs=log_probs, entropies=entropies, values=values)
 
     return evaluate
+
+
+def _check_actions(model: CausalLM, observations: TokenObservations, actions: jax.Array) -> None:
+    (batch, width), num_steps = observations.sequences.shape, actions.shape[-1]
+    if actions.ndim != 2 or len(actions) != batch or not 0 < num_steps < width:
+        raise InputError(
+            f"actions: shape {actions.shape} must be [{batch}, T] with T below {width}, the columns of sequences: "
+            "give the completions' tokens (generation.actions)"
+        )
+    mask = observations.attention_mask[:, -num_steps:]
+    size = model.config.vocab_size
+    inputs.check_range("actions", actions, size, mask, "that is the model's vocab_size: use its own tokenizer")
 
 
 def token_trajectory(
@@ -74,10 +102,13 @@ def token_trajectory(
     discount: float,
     trace_decay: float,
 ) -> Trajectory:
-    """The trajectory of a batch of answers.
+    """The trajectory of a batch of completions.
+
+    The next step is the next one of `value_mask`, however many masked columns are between them: in a game of several
+    turns those are tokens of the environment's, which the policy reads but did not choose.
 
     Args:
-        generation: the answers.
+        generation: the completions.
         rewards: `[B, T]`.
         value_mask: 1 where value and reward count, `[B, T]`; its last 1 is where the episode ends.
         log_probs: of the tokens under the policy that drew them, `[B, T]`.
@@ -86,27 +117,36 @@ def token_trajectory(
         trace_decay: lambda of GAE.
     """
     mask = generation.response_mask.astype(jnp.float32)
+    has_next = masked.has_next_kept(value_mask).astype(jnp.float32)
     value_mask = value_mask.astype(jnp.float32)
-    has_next = jnp.pad(value_mask[:, 1:], ((0, 0), (0, 1)))
     return Trajectory(
         observations=observe(generation),
-        actions=generation.sequences[:, -mask.shape[1] :],
+        actions=generation.actions,
         log_probs=log_probs * mask,
         values=values * value_mask,
         rewards=rewards * value_mask,
         discounts=discount * has_next,
         traces=trace_decay * has_next,
-        next_values=jnp.pad(values[:, 1:], ((0, 0), (0, 1))) * has_next,
+        next_values=masked.next_kept(values, value_mask) * has_next,
         mask=mask,
         value_mask=value_mask,
     )
 
 
-@partial(jax.jit, static_argnames=("model", "temperature"))
 def answer_log_probs(model: CausalLM, params: PyTree, generation: Generation, temperature: float = 1.0) -> jax.Array:
-    """Log-probabilities `[B, T]` of given answers under a model, 0 behind their ends."""
-    actions = generation.sequences[:, -generation.response_mask.shape[1] :]
-    evaluation = make_evaluate(model, temperature=temperature)(params, observe(generation), actions)
+    """Log-probabilities `[B, T]` of given completions under a model, 0 where the mask is 0.
+
+    Raises:
+        InputError: as `observe`, or an id is outside the vocabulary.
+    """
+    observations = observe(generation)
+    inputs.check_token_ids(observations.sequences, observations.attention_mask, model.config)
+    return _log_probs(model, params, generation, temperature)
+
+
+@partial(jax.jit, static_argnames=("model", "temperature"))
+def _log_probs(model: CausalLM, params: PyTree, generation: Generation, temperature: float) -> jax.Array:
+    evaluation = make_evaluate(model, temperature=temperature)(params, observe(generation), generation.actions)
     return evaluation.log_probs * generation.response_mask
 
 

@@ -9,36 +9,51 @@ import jax.numpy as jnp
 
 from jaxrl_lm import checks, data, rollouts
 from jaxrl_lm.data import Prompt
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rollouts import SamplingConfig
 from jaxrl_lm.training.language_model import load_model
 from jaxrl_lm.types import PyTree
+
+_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "min_new_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringConfig:
     """How a model answers prompts outside of learning.
 
+    An option that is None is taken from the model folder's generation_config.json, and from the default named here
+    where the file does not have it. `do_sample: false` in the file is a temperature of 0. Its stop tokens and its pad
+    token are always used.
+
     Attributes:
         chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
-        max_new_tokens: length of the longest answer, in tokens.
-        temperature: divides the logits; 0 takes the likeliest token, so that all answers to a prompt are equal.
-        top_k: draw from the k likeliest tokens only; 0 for all.
-        top_p: draw from the smallest set of likeliest tokens whose probability reaches p; 1 for all.
-        min_new_tokens: no answer ends before so many tokens.
-        stop: texts of one token each that end an answer, beside the model's end-of-text token.
+        max_new_tokens: length of the longest completion, in tokens; None takes generation_config.json's, else 64.
+        temperature: divides the logits; 0 takes the likeliest token, so that all completions of a prompt are equal;
+            None takes generation_config.json's, else 1.
+        top_k: draw from the k likeliest tokens only, 0 for all; None takes generation_config.json's, else 0.
+        top_p: draw from the smallest set of likeliest tokens whose probability reaches p, 1 for all; None takes
+            generation_config.json's, else 1.
+        repetition_penalty: above 1 makes tokens less likely that are in the prompt or were drawn already; None takes
+            generation_config.json's, else 1.
+        min_new_tokens: no completion ends before so many tokens; None takes generation_config.json's, else 0.
+        generation_config: use the sampling settings of the model's generation_config.json; its stop tokens are used
+            either way.
+        stop: texts of one token each that end a completion, in addition to the model's own stop tokens.
         ignore_stops_before: stop tokens among the first so many tokens end nothing.
-        batch_size: prompts answered at a time; answers do not depend on it.
+        batch_size: prompts answered at a time; completions do not depend on it.
         seed: of sampling.
         dtype: of activations.
     """
 
     chat: bool = False
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_new_tokens: int = 0
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    min_new_tokens: int | None = None
+    generation_config: bool = True
     stop: tuple[str, ...] = ()
     ignore_stops_before: int = 0
     batch_size: int = 16
@@ -48,24 +63,28 @@ class AnsweringConfig:
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "batch_size")
         checks.seed(self.seed)
-        self.sampling()  # refuses what is out of range before a model is loaded
+        SamplingConfig(**self._given)  # refuses what is out of range before a model is loaded
 
-    def sampling(self, stop_tokens: tuple[int, ...] = (), pad_token: int = 0) -> SamplingConfig:
-        """The same with the tokens that the tokenizer knows.
+    @property
+    def _given(self) -> dict[str, Any]:
+        names = (*_SAMPLING, "ignore_stops_before")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def sampling(self, tokenizer: Any) -> SamplingConfig:
+        """How a model with this tokenizer draws its completions.
 
         Raises:
-            InputError: a field is out of range.
+            InputError: a field of generation_config.json is out of range, or a text of `stop` is not one token.
         """
-        return SamplingConfig(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_new_tokens=self.min_new_tokens,
-            ignore_stops_before=self.ignore_stops_before,
-            stop_tokens=stop_tokens,
-            pad_token=pad_token,
-        )
+        defaults = data.generation_defaults(tokenizer)
+        found = defaults.sampling if self.generation_config else {}
+        data.warn_left_out(defaults, is_learning=False)
+        try:
+            sampling = SamplingConfig(**(found | self._given))
+        except InputError as error:
+            raise InputError(f"{defaults.file}: {error}; correct it, or give the option") from error
+        stops, pad = data.stop_token_ids(tokenizer, self.stop), data.padding_token(tokenizer)
+        return replace(sampling, stop_tokens=stops, pad_token=pad)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +96,14 @@ class Answerer:
         params: its parameters.
         tokenizer: its own.
         config: how it answers.
+        sampling: the same, with what the model's folder says.
     """
 
     model: CausalLM
     params: PyTree
     tokenizer: Any
     config: AnsweringConfig
+    sampling: SamplingConfig
 
     def encode(self, prompts: list[Prompt]) -> list[list[int]]:
         """Token ids of each prompt.
@@ -90,18 +111,17 @@ class Answerer:
         Raises:
             InputError: a prompt is too long or has no tokens, or the tokenizer cannot render a conversation.
         """
-        asked = [_as_chat(prompt) for prompt in prompts] if self.config.chat else prompts
-        longest = rollouts.longest_prompt(self.model, self.config.max_new_tokens)
+        asked = [prompt.as_chat() for prompt in prompts] if self.config.chat else prompts
+        longest = rollouts.longest_prompt(self.model, self.sampling.max_new_tokens)
         return data.encode_prompts(asked, self.tokenizer, max_tokens=longest)
 
     def __call__(self, prompts: list[Prompt]) -> list[str]:
         """The answers' texts.
 
         Raises:
-            InputError: as `encode`, or a stop text is not one token.
+            InputError: as `encode`.
         """
-        config, tokenizer = self.config, self.tokenizer
-        sampling = config.sampling(data.stop_token_ids(tokenizer, config.stop), data.padding_token(tokenizer))
+        config, sampling = self.config, self.sampling
         ids = self.encode(prompts)
         width = max(map(len, ids))
         key, answers = jax.random.key(config.seed), []
@@ -111,7 +131,7 @@ class Answerer:
             # A row's key comes from its place among all prompts, so that answers do not depend on the batch size.
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(start + jnp.arange(len(rows)))
             found = rollouts.generate(self.model, self.params, input_ids, mask, keys, sampling)
-            answers += rollouts.decode(tokenizer, found)
+            answers += rollouts.decode(self.tokenizer, found)
         return answers
 
 
@@ -123,10 +143,13 @@ def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:
         config: how.
 
     Raises:
-        InputError: the model or its tokenizer is not what it must be.
+        InputError: the model, its tokenizer or its generation_config.json is not what it must be.
     """
     loaded = load_model(model_name, dtype=config.dtype)
-    return Answerer(model=loaded.model, params=loaded.params, tokenizer=loaded.tokenizer, config=config)
+    sampling = config.sampling(loaded.tokenizer)
+    return Answerer(
+        model=loaded.model, params=loaded.params, tokenizer=loaded.tokenizer, config=config, sampling=sampling
+    )
 
 
 def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: AnsweringConfig) -> list[str]:
@@ -144,10 +167,3 @@ def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: Answer
         InputError: the model, a prompt or a setting is not what it must be.
     """
     return load_answerer(model_name, config)(prompts)
-
-
-def _as_chat(prompt: Prompt) -> Prompt:
-    """The prompt as a user's message, if it is plain text."""
-    if not isinstance(prompt.prompt, str):
-        return prompt
-    return replace(prompt, prompt=[{"role": "user", "content": prompt.prompt}])

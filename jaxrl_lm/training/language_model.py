@@ -58,7 +58,7 @@ class LoadedModel:
     def save(self, folder: Path, params: PyTree) -> None:
         """Write a model folder with these parameters, which Hugging Face's classes load as well."""
         models.save_pretrained(folder, self.model, params)
-        self.tokenizer.save_pretrained(folder)
+        data.save_tokenizer(self.tokenizer, folder)
 
 
 def load_model(
@@ -87,5 +87,5 @@ def load_model(
     how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "is_remat": remat, "key": key}
     model, params = models.from_pretrained(folder, head, **how)  # pyright: ignore[reportArgumentType]
     if tokenizer is None:
-        tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
+        tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size, is_padding_read=head == "reward")
     return LoadedModel(folder=folder, model=model, params=params, tokenizer=tokenizer)

@@ -6,15 +6,19 @@ A field that a new version of transformers adds to a configuration class fails `
 import dataclasses
 import json
 import zlib
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.activations import ACT2FN
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import FAMILIES, from_pretrained
+from jaxrl_lm.models.config import ACTIVATIONS
 from jaxrl_lm.models.families import family_of
 from jaxrl_lm.models.pretrained import read_config
 
@@ -217,7 +221,7 @@ def test_honoured_fields_change_the_output_as_in_hugging_face(tmp_path, model_ty
     model = write_model(tmp_path, model_type, combination)
     expected, shapes = torch_output(model), shapes_of(model)
     ours, params = from_pretrained(tmp_path, None if FAMILIES[model_type].is_causal else "reward")
-    output = ours.apply({"params": params}, IDS)
+    output: Any = jax.jit(ours.apply)({"params": params}, IDS)
     actual = output.logits if FAMILIES[model_type].is_causal else output.scores[:, None]
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
     for field in combination:  # what would be computed if the field were not read is something else
@@ -225,6 +229,15 @@ def test_honoured_fields_change_the_output_as_in_hugging_face(tmp_path, model_ty
         without = write_model(tmp_path, model_type, others)
         if shapes_of(without) == shapes and others != _WITHOUT_WINDOW:
             assert np.max(np.abs(torch_output(without) - expected)) > 1e-3, field
+
+
+def test_activations_are_those_of_transformers():
+    refused = {"gelu_10", "laplace", "prelu", "sqrtsoftplus", "xielu"}
+    assert ACT2FN.keys() - ACTIVATIONS.keys() == refused
+    x = np.linspace(-8, 8, 101, dtype=np.float32)
+    for name, activation in ACTIVATIONS.items():
+        expected = ACT2FN[name](torch.tensor(x)).numpy()
+        np.testing.assert_allclose(activation(x), expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

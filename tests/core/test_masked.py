@@ -117,3 +117,13 @@ def test_whitening_of_a_constant_gives_zeros_or_the_constant():
 def test_epsilon_is_added_to_the_variance():
     whitened = masked.whiten(jnp.array([-1.0, 1.0]), jnp.ones(2), shift_mean=True, epsilon=3.0)
     np.testing.assert_allclose(whitened, [-0.5, 0.5], rtol=1e-6)
+
+
+def test_the_next_step_that_counts_may_be_any_number_of_columns_away():
+    mask = jnp.array([[1, 1, 0, 0, 1, 1], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    x = jnp.array([[1.0, 2.0, jnp.nan, jnp.inf, 5.0, 6.0]] * 3)
+    np.testing.assert_array_equal(
+        masked.next_kept(x, mask), [[2, 5, 5, 5, 6, 0], [np.nan, np.nan, 0, 0, 0, 0], [0] * 6]
+    )
+    np.testing.assert_array_equal(masked.has_next_kept(mask), [[1, 1, 0, 0, 1, 0], [0] * 6, [0] * 6])
+    np.testing.assert_array_equal(masked.is_last_kept(mask), [[0, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0], [0] * 6])

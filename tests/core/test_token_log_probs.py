@@ -159,3 +159,9 @@ def test_logits_of_all_positions_exist_neither_forward_nor_backward():
     assert all(size >= all_logits for size in largest_buffer(naive))
     chunked = largest_buffer(lambda h, w, t: token_log_probs(h, w, t, chunk_size=32))
     assert all(size <= 32 * 500 for size in chunked)
+
+
+@pytest.mark.parametrize("token", [-100, 7])
+def test_a_token_outside_the_vocabulary_is_refused(token):
+    with pytest.raises(ValueError, match=f"tokens: {token} must be at least 0 and below the vocabulary's 7"):
+        token_log_probs(jnp.ones((2, 3)), jnp.ones((7, 3)), jnp.array([0, token]))

@@ -105,3 +105,26 @@ def test_rows_are_taken_in_any_shape_and_minus_one_is_padding():
     np.testing.assert_array_equal(taken.ids, [[[3, 4, 5], [0, 0, 0]], [[1, 2, 0], [3, 4, 5]]])
     np.testing.assert_array_equal(taken.segment_ids, [[[1, 1, 1], [0, 0, 0]], [[1, 1, 0], [1, 1, 1]]])
     assert taken.is_target.sum(axis=-1).tolist() == [[2, 0], [1, 2]]
+
+
+def test_only_the_assistants_tokens_are_targets_where_they_are_marked():
+    turns = EncodedText(
+        ids=[1, 2, 3, 4, 5, 6], num_prompt_tokens=0, is_assistant=[True, True, False, False, True, True]
+    )
+    answer = EncodedText(ids=[7, 8, 9], num_prompt_tokens=2, is_assistant=[True, True, True])
+    rows = pack_sequences([turns, answer], [[0, 1]], row_length=10, is_loss_on_all=False)
+    # A sequence's first token has nothing before it, and those of the prompt are not learned.
+    assert rows.is_target[0].tolist() == [False, True, False, False, True, True, False, False, True, False]
+    whole = pack_sequences([turns], [[0]], row_length=6, is_loss_on_all=True)
+    assert whole.is_target[0].tolist() == [False] + [True] * 5
+
+
+def test_pieces_of_a_text_keep_their_marks_and_those_without_any_are_left_out():
+    turns = EncodedText(
+        ids=[1, 2, 3, 4, 5, 6], num_prompt_tokens=0, is_assistant=[True, True, False, False, True, True]
+    )
+    pieces, cut = fit_sequences([turns], row_length=2, is_loss_on_all=False)
+    assert [piece.ids for piece in pieces] == [[1, 2], [5, 6]]
+    assert (cut.num_split, cut.num_dropped) == (1, 0)
+    unsaid = EncodedText(ids=[1, 2], num_prompt_tokens=0, is_assistant=[False, False])
+    assert fit_sequences([unsaid], row_length=2, is_loss_on_all=False)[1].num_dropped == 1

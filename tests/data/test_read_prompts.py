@@ -127,7 +127,7 @@ def test_conversations_are_read_as_messages(tmp_path, form):
         (["Hello"], "message 0: 'Hello' is not an object"),
         ([*MESSAGES, {"content": "Hello"}], "message 2: its 'role' is missing"),
         ([{"role": "user", "content": None}], "its 'content' is missing or not text"),
-        ([{"role": "user", "content": "x", "tool_calls": [1]}], "its 'tool_calls' is missing or not text"),
+        ([{"role": "user", "content": "x", "tool_calls": [1]}], "its 'tool_calls' is not a list of objects"),
         ([{"role": "user", "content": " "}], "blank"),
         (" \t", "blank"),
         (7, "7 is not text"),

@@ -46,3 +46,16 @@ def test_what_ci_requires_is_not_skipped(
     monkeypatch.setenv("JAXRL_LM_REQUIRE", required)
     with pytest.raises(outcome.Exception, match="there is none"):
         skip_without("postgresql", "there is none")
+
+
+@pytest.mark.parametrize("failing", [None, "ruff", "pyright", "pytest"])
+def test_make_test_fails_if_a_linter_or_a_test_does(tmp_path: Path, failing: str | None) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "ruff", "lint-imports", "pyright", "pytest"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\nexit {int(name == failing)}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in (".installed-test", ".installed"):
+        (tmp_path / name).touch()
+    command = ["make", "-C", str(CI.parents[1]), f"VENV={tmp_path}", "test"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode == 0) == (failing is None), ended.stderr

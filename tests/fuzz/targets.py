@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,8 @@ def _data_sets(folder: Path) -> dict[str, Target]:
     folder.mkdir(parents=True)
     plain = [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": True} for n in range(3)]
     pairs = [{"prompt": f"Say {n}", "chosen": f"{n}.", "rejected": "No."} for n in range(3)]
-    fours = [{"query": "Q", **{f"sample{n}": f"answer {n}" for n in range(4)}, "best": 2, "annotator": "Ann"}]
+    samples = {f"sample{n}": f"answer {n}" for n in range(4)}
+    fours = [{"query": f"Q{n}", **samples, "best": n, "annotator": "Ann"} for n in range(3)]
     talks = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}] * 2
     chats = [{"messages": [SKY, BLUE, MORE, GREEN]}] * 2
     alpaca = [{"instruction": "Add.", "input": "1 2", "output": "3"}]
@@ -92,6 +94,8 @@ def _models(root: Path) -> dict[str, Target]:
     model, params = from_pretrained(folder, "value")
     sharded = root / "sharded"
     save_pretrained(sharded, model, params, max_shard_bytes=20_000)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, sharded)
     return {
         "config.json": Target(folder, "config.json", lambda path: from_pretrained(path.parent)),
         "config.json alone": Target(folder, "config.json", lambda path: read_config(path.parent)),
@@ -137,8 +141,10 @@ def _runs(root: Path) -> dict[str, Target]:
         "samples.jsonl": (plain, lambda _: storage.write_report(plain, title="run")),
         "sections.json": (plain, lambda _: storage.write_report(plain, title="run")),
     }
+    options = folder.path / "options.yaml"
+    options.write_text("seed: 3\nppo: {num-minibatches: 1, learning-rate: 1e-4}\nanswers:\n  max-new-tokens: 2\n")
     return {
-        "--config": Target(folder.path, "config.yaml", lambda path: expand_config_file(["ppo", f"--config={path}"])),
+        "--config": Target(folder.path, options.name, lambda path: expand_config_file(["ppo", f"--config={path}"])),
         **{f"run {file}": Target(run.path, file, read) for file, (run, read) in reads.items()},
         **_checkpoint(folder),
     }

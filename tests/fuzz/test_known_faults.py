@@ -8,8 +8,8 @@ import pytest
 
 from jaxrl_lm import data, storage
 from jaxrl_lm.cli.config_file import expand_config_file
-from jaxrl_lm.data import encoding
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.guarded import limits
 from jaxrl_lm.guarded import text as guarded_text
 from jaxrl_lm.models import from_pretrained
 from tests.fuzz.mutations import DEEP
@@ -103,7 +103,7 @@ def test_tokenizers_that_panic_in_rust(targets, changes, capfd):
     ids=["loops", "macros"],
 )
 def test_chat_templates_that_never_end(targets, template, monkeypatch):
-    monkeypatch.setattr(encoding, "MAX_TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "MAX_TEMPLATE_SECONDS", 0.2)
     target = targets["tokenizer_config.json"]
     refused(target, edited(target, chat_template=template), "chat template fails", "still not done after 0.2 seconds")
 

@@ -85,6 +85,7 @@ def test_a_file_is_found_by_its_path_and_read_anew(folder):
         ("mouse_rewards:scale", ["has no 'scale'", "did you mean scaled?"]),
         ("mouse_rewards.py:scale", ["has no 'scale'", "did you mean scaled?"]),
         ("mouse_rewards:TABLE", ["TABLE is a dict", "name a function"]),
+        ("mouse_rewards:Weight", ["Weight is a class", "an instance that can be called"]),
         ("absent.py:scaled", ["'absent.py' is not there"]),
         ("./notes.md:scaled", ["ends in .py"]),
         (".mouse_rewards:scaled", ["raised TypeError"]),
@@ -110,6 +111,8 @@ def test_the_reward_receives_prompts_completions_and_columns_as_trl_passes_them(
 
     def spy(**arguments):
         received.update(arguments)
+        for name in ("trainer_state", "log_metric", "log_extra"):
+            received.pop(name)
         return [1, 2.5]
 
     question = [{"role": "user", "content": "Where?"}]
@@ -154,7 +157,7 @@ def test_an_empty_batch_has_no_rewards():
         (np.float32(1.0), "returned a float32"),
         ("12", "returned a str"),
         ({0: 1.0, 1: 2.0}, "returned a dict"),
-        ([1.0, None], "'None', a NoneType; return numbers"),
+        ([1.0, None], "'returns_value' returned None, and so for 1 of 2"),
         ([1.0, "2"], "'2', a str"),
         ([1.0, 2j], "'2j', a complex"),
         (np.zeros((2, 1)), "'[0.0]', a list"),
@@ -167,7 +170,7 @@ def test_an_empty_batch_has_no_rewards():
 def test_an_answer_that_is_not_one_finite_number_a_completion_is_named(returned, part):
     with pytest.raises(InputError) as caught:
         score_completions(answer(returned), [plain()] * 2, ["a", "b"])
-    assert "reward function 'returns_value'" in str(caught.value)
+    assert "eward function 'returns_value'" in str(caught.value)
     assert part in str(caught.value)
 
 
@@ -175,7 +178,7 @@ def test_the_completion_at_fault_is_shown_by_index_and_its_first_sixty_character
     completions = ["fine", "x" * 60 + "y"]
     with pytest.raises(InputError) as caught:
         score_completions(answer([0.0, float("inf")]), [plain()] * 2, completions)
-    assert f"completion 1 (counting from 0), '{'x' * 60}': returned inf" in str(caught.value)
+    assert f"completion 1 (counting from 0), '{'x' * 59}...: returned inf" in str(caught.value)
 
 
 def test_an_exception_of_the_reward_is_named_and_chained():
@@ -195,7 +198,7 @@ def test_a_reward_that_takes_no_columns_is_told_how_it_was_called():
         score_completions(narrow, [plain(level=1)], ["a"])
 
 
-@pytest.mark.parametrize("name", ["prompts", "completions"])
+@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids", "trainer_state", "log_metric"])
 def test_a_column_named_like_an_argument_of_the_reward_is_refused(name):
     with pytest.raises(InputError, match=f"column '{name}'"):
         score_completions(answer([0.0]), [plain(**{name: 1})], ["a"])

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,3 +72,24 @@ def test_each_row_is_paid_its_score_once(lengths, is_paid_after_end):
         expected = np.zeros(4)
         expected[min(length, 3) if is_paid_after_end else length - 1] = SCORES[row]
         np.testing.assert_array_equal(rewards[row], expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "paid", "paid_after_end"),
+    [
+        ([1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1]),
+        ([1, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0], [1, 0, 1, 1, 0, 0]),
+        ([0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0], [0, 1, 0, 1, 1, 1]),
+    ],
+)
+def test_a_row_with_gaps_is_paid_once(mask, paid, paid_after_end):
+    response_mask = jnp.array([mask], jnp.int32)
+    no_kl = jnp.zeros((1, 6))
+    arguments = (jnp.array([2.5]), no_kl, no_kl, response_mask)
+    rewards, _ = token_rewards(*arguments, response_mask, jnp.float32(0.1))
+    np.testing.assert_array_equal(rewards, 2.5 * np.array([paid]))
+    value_mask = value_mask_of(response_mask, is_paid_after_end=True)
+    np.testing.assert_array_equal(value_mask, [paid_after_end])
+    rewards, _ = token_rewards(*arguments, value_mask, jnp.float32(0.1))
+    assert np.flatnonzero(rewards).tolist() == [np.flatnonzero(paid_after_end)[-1]]
+    assert float(rewards.sum()) == 2.5

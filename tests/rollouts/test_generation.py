@@ -1,18 +1,23 @@
 """Generation: what a row may depend on, where answers end, and how often the program is traced."""
 
+import time
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from jaxrl_lm.core import kl
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rollouts import SamplingConfig, generate
+from jaxrl_lm.rollouts.generation import _check_prompts, _generate
 from jaxrl_lm.rollouts.token_policy import answer_log_probs
 from tests.models import tiny
 
@@ -32,7 +37,7 @@ def prompts(lengths=(6, 4, 2, 1), width=PROMPT, seed=0):
 
 
 def answers(generation):
-    return np.asarray(generation.sequences)[:, -generation.response_mask.shape[1] :]
+    return np.asarray(generation.actions)
 
 
 def check_ends(generation, config):
@@ -133,7 +138,7 @@ def test_rows_keys_and_steps_draw_different_numbers(tiny_gpt2):
 
 def num_traces() -> int:
     """Programs that `generate` was compiled to so far."""
-    return getattr(generate, "_cache_size")()  # noqa: B009 jit's type does not declare it
+    return getattr(_generate, "_cache_size")()  # noqa: B009 jit's type does not declare it
 
 
 def test_one_trace_serves_other_prompts_keys_and_weights(tiny_gpt2):
@@ -192,3 +197,77 @@ def test_sampled_kl_is_the_exact_kl_in_expectation(tiny_llama, perturbed):
     assert abs(np.mean(estimates) - exact) < 4 * standard_error
     same = answer_log_probs(*tiny_llama, generation)
     np.testing.assert_allclose(kl.k1(generation.log_probs, same), 0, atol=1e-4)
+
+
+RIGHT_PADDED = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_mask": RIGHT_PADDED}, "attention_mask: row 1 ends with padding; pad prompts on the left"),
+        ({"attention_mask": RIGHT_PADDED[:, ::-1] * [[0], [1]]}, "attention_mask: row 0 has no token"),
+        ({"attention_mask": np.array([[1] * 6, [1, 0, 1, 1, 1, 1]])}, "row 1 has padding between its tokens"),
+        ({"attention_mask": np.full((2, 6), 2)}, "attention_mask: 2 must be 1"),
+        ({"attention_mask": np.ones((2, 5), int)}, r"attention_mask: shape \(2, 5\) must be that of input_ids"),
+        ({"input_ids": np.full((2, 6), tiny.VOCAB_SIZE)}, rf"input_ids: {tiny.VOCAB_SIZE} \(row 0, column 0\) must be"),
+        ({"input_ids": np.full((2, 6), -1)}, "input_ids: -1 .* must be at least 0"),
+        ({"input_ids": np.full((2, 6), 3.0)}, "input_ids: dtype float32 must be an integer type"),
+        ({"input_ids": np.full(6, 3)}, r"input_ids: shape \(6,\) must be \[B, T\]"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, "key: .*must be one jax.random.key.*or 2 of them"),
+        ({"key": jax.random.PRNGKey(0)}, r"key: uint32\[2\] must be one jax.random.key"),
+        ({"config": replace(GREEDY, stop_tokens=(tiny.VOCAB_SIZE,))}, r"stop_tokens=\(101,\) must be below"),
+        ({"config": replace(GREEDY, max_new_tokens=60)}, "exceed the model's context"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_call")
+def test_what_would_be_answered_wrongly_is_refused_before_tracing(tiny_gpt2, changes, message):
+    arguments = {
+        "input_ids": np.full((2, 6), 3),
+        "attention_mask": np.ones((2, 6), np.int32),
+        "key": jax.random.key(0),
+        "config": GREEDY,
+    }
+    before = num_traces()
+    with pytest.raises(InputError, match=message):
+        generate(*tiny_gpt2, **{**arguments, **changes})
+    assert num_traces() == before
+
+
+def test_the_checks_of_a_batch_take_under_a_millisecond(tiny_gpt2):
+    ids, mask = prompts((64,) * 16, width=64)
+    config = replace(GREEDY, max_new_tokens=1)
+    model = CausalLM(replace(tiny_gpt2[0].config, max_positions=80))
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        _check_prompts(model, ids, mask, KEY, config)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(20)) < 1e-3
+
+
+KEY = jax.random.key(0)
+
+
+def test_inside_jit_nothing_is_checked_and_nothing_is_different(tiny_gpt2):
+    within = jax.jit(lambda params, ids, mask: generate(tiny_gpt2[0], params, ids, mask, KEY, GREEDY).sequences)
+    ids, mask = prompts()
+    np.testing.assert_array_equal(
+        within(tiny_gpt2[1], ids, mask), generate(*tiny_gpt2, ids, mask, KEY, GREEDY).sequences
+    )
+
+
+def test_repetition_penalty_reads_prompt_and_drawn_tokens_as_hugging_face_does(tiny_gpt2):
+    config = replace(GREEDY, repetition_penalty=1.5)
+    ids, mask = prompts()
+    generation = generate(*tiny_gpt2, ids, mask, KEY, config)
+    output = tiny.forward(*tiny_gpt2, generation.sequences, generation.attention_mask)
+    logits = np.asarray(output.logits)[:, PROMPT - 1 : -1]
+    penalize = RepetitionPenaltyLogitsProcessor(1.5)
+    for row, tokens in enumerate(answers(generation)):
+        for step in range(ANSWER):
+            seen = np.append(np.asarray(ids[row])[np.asarray(mask[row]) == 1], tokens[:step])
+            scores = penalize(torch.tensor(seen[None]).long(), torch.tensor(logits[row, step][None]))
+            assert tokens[step] == int(scores.argmax())
+    assert not np.array_equal(answers(generation), answers(generate(*tiny_gpt2, ids, mask, KEY, GREEDY)))

@@ -1,14 +1,18 @@
 """Drawing tokens: the frequencies that come out, what truncation leaves, and what the options refuse."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rollouts import SamplingConfig
-from jaxrl_lm.rollouts.sampling import sample, sample_categorical
+from jaxrl_lm.rollouts.sampling import penalize_repetition, sample, sample_categorical
 
 NUM_DRAWS = 100_000
 LATE = jnp.array(False)
@@ -147,8 +151,65 @@ def test_a_row_draws_the_same_in_another_batch():
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_new_tokens", -1),
+        ("repetition_penalty", 0.0),
+        ("top_k", 2.5),
+        ("max_new_tokens", 8.0),
+        ("min_new_tokens", True),
+        ("temperature", "hot"),
+        ("stop_tokens", (1, -1)),
+        ("stop_tokens", "2"),
+        ("stop_tokens", [2.5]),
+        ("suppress_tokens", {"a": 1}),
     ],
 )
+@pytest.mark.usefixtures("as_users_call")
 def test_options_out_of_range_are_refused(field, value):
-    with pytest.raises(InputError, match=rf"{field}={value!r} must be"):
+    with pytest.raises(InputError, match=re.escape(f"{field}={value!r} must be")):
         SamplingConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(None, ()), (2, (2,)), ([2, 3], (2, 3)), (np.array([2, 3]), (2, 3)), (np.int64(2), (2,))]
+)
+@pytest.mark.usefixtures("as_users_call")
+def test_token_ids_may_be_given_in_any_form(given, kept):
+    config = SamplingConfig(stop_tokens=given, suppress_tokens=given)
+    assert config.stop_tokens == config.suppress_tokens == kept
+    assert hash(config) == hash(SamplingConfig(stop_tokens=kept, suppress_tokens=kept))
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_numbers_of_numpy_and_jax_are_as_good_as_pythons():
+    config = SamplingConfig(max_new_tokens=np.int64(4), temperature=jnp.float32(0.5), top_k=np.int32(3))
+    assert config == SamplingConfig(max_new_tokens=4, temperature=0.5, top_k=3)
+    assert hash(config) == hash(SamplingConfig(max_new_tokens=4, temperature=0.5, top_k=3))
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_repetition_penalty_is_hugging_faces(penalty):
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(3, 30)).astype(np.float32)
+    ids = rng.integers(0, 30, (3, 12))
+    is_seen = np.zeros((3, 30), bool)
+    is_seen[np.arange(3)[:, None], ids] = True
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(ids), torch.tensor(logits)).numpy()
+    found = penalize_repetition(jnp.asarray(logits), jnp.asarray(is_seen), penalty)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_penalty_changes_what_is_drawn_and_not_the_log_prob():
+    probs = np.array([0.5, 0.3, 0.2])
+    logits = jnp.log(jnp.asarray(probs, jnp.float32))[None]
+    is_seen = jnp.array([[True, False, False]])
+    # log(.5) * 2 = log(.25) is below log(.3).
+    config = SamplingConfig(temperature=0.0, repetition_penalty=2.0)
+    token, log_prob = sample(logits, keys(count=1), config, LATE, is_seen)
+    assert int(token[0]) == 1
+    np.testing.assert_allclose(log_prob, np.log(0.3), rtol=1e-5)
+
+
+def test_suppressed_tokens_are_never_drawn():
+    probs = np.array([0.2, 0.5, 0.2, 0.1])
+    tokens, log_probs = draw(jnp.log(jnp.asarray(probs, jnp.float32)), suppress_tokens=(1, 3))
+    assert_frequencies(tokens, np.where([True, False, True, False], probs, 0))
+    np.testing.assert_allclose(log_probs, np.log(0.2), rtol=1e-5)

@@ -1,5 +1,6 @@
 """A byte-level model, prompts and a configuration small enough to train in a second an update."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.training.online.config import PPORunConfig
 from tests.byte_model import write_byte_model
 
+END_OF_TEXT_ID, SECOND_STOP = 256, 200
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _pictures_drawn_once(pictures_drawn_once: None) -> None:
@@ -20,9 +23,11 @@ def _pictures_drawn_once(pictures_drawn_once: None) -> None:
 
 @pytest.fixture(scope="session")
 def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny GPT-2 over bytes."""
+    """A folder with a tiny GPT-2 over bytes, which two tokens end, as many chat models."""
     folder = tmp_path_factory.mktemp("models") / "byte-gpt2"
     write_byte_model(folder, num_layers=1, model_size=16, num_heads=2, context=32)
+    content = {"eos_token_id": [END_OF_TEXT_ID, SECOND_STOP], "do_sample": True, "temperature": 0.1, "top_k": 1}
+    (folder / "generation_config.json").write_text(json.dumps(content))
     return folder
 
 

@@ -22,6 +22,7 @@ from jaxrl_lm.training.online.train import Loaded, load, make_update, train_onli
 from jaxrl_lm.training.run import Interrupted, TrainingDivergedError
 from tests.byte_model import write_byte_model
 from tests.training import rewards_for_tests
+from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
 MakeConfig = Callable[..., PPORunConfig]
 REWARDS = "tests.training.rewards_for_tests"
@@ -86,6 +87,17 @@ def test_a_run_leaves_the_whole_run_folder(straight: RunFolder) -> None:
     assert [sample["phase"] for sample in read_jsonl(folder.samples_file)] == ["before"] * 2 + ["after"] * 2
     _, params = from_pretrained(folder.model_folder, head="value")
     assert jnp.any(params["value_head"]["kernel"] != 0), "the value head was not saved"
+
+
+def test_every_stop_token_of_the_model_ends_answers_and_is_carried_over(
+    straight: RunFolder, first_updates: FirstUpdates
+) -> None:
+    sampling = first_updates.task.sampling
+    assert sampling.stop_tokens == (END_OF_TEXT_ID, SECOND_STOP)
+    assert (sampling.temperature, sampling.top_k) == (0.7, 0)  # those of the options: what is learned from is whole
+    content = json.loads((straight.model_folder / "generation_config.json").read_text())
+    assert content["eos_token_id"] == [END_OF_TEXT_ID, SECOND_STOP]
+    assert content["temperature"] == 0.1
 
 
 def test_log_probs_and_values_of_decoding_serve_as_well_as_those_of_scoring(

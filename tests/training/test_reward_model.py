@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from jaxrl_lm import data
 from jaxrl_lm.algorithms import AdamWConfig
@@ -329,3 +330,12 @@ def test_command_trains_and_prints_the_comparison(make_config, tmp_path, capfd):
     out = capfd.readouterr().out
     assert "bag of words" in out
     assert "--reward model:" in out
+
+
+def test_a_pad_token_outside_the_embedding_gives_way_to_one_that_torch_reads(make_config, byte_model, tmp_path):
+    folder = shutil.copytree(byte_model, tmp_path / "padded")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    task, _ = load_task(make_config("padded", model=str(folder)))
+    assert task.model.config.hf_config()["pad_token_id"] == task.reader.tokenizer.pad_token_id == 256

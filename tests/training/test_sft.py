@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from jaxrl_lm.training.offline import task as offline
 from jaxrl_lm.training.offline.sft import SFTRunConfig, load_sft, read_examples
 from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.run import Interrupted
+from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
 MakeConfig = Callable[..., SFTRunConfig]
 
@@ -99,6 +101,11 @@ def test_a_run_leaves_the_whole_run_folder_and_torch_loads_its_model(straight: R
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     np.testing.assert_allclose(model.apply({"params": params}, ids).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_the_stop_tokens_of_the_model_are_carried_over(straight: RunFolder) -> None:
+    content = json.loads((straight.model_folder / "generation_config.json").read_text())
+    assert content["eos_token_id"] == [END_OF_TEXT_ID, SECOND_STOP]
 
 
 def test_fine_tuning_learns_the_answer_and_lowers_held_out_perplexity(make_sft_config: MakeConfig) -> None:
@@ -211,6 +218,27 @@ def test_texts_and_conversations_are_learned_whole(
     num_sequences = np.sum(np.max(batch.segment_ids, axis=-1))
     assert np.sum(batch.is_target) == np.sum(batch.segment_ids > 0) - num_sequences
     assert task.sample_prompts[0][0] in ("a pl", "and ", "user: ")
+
+
+def test_the_assistants_turns_alone_are_learned(make_sft_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_sft_config(loss_on="assistant", row_length=32, batch_size=1, num_accumulated=1)
+    tokenizer = data.load_tokenizer(Path(config.model), vocab_size=None)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}<|endoftext|>{% endfor %}" + (
+        "{% if add_generation_prompt %}a: {% endif %}"
+    )
+    folder = tmp_path / "chat"
+    shutil.copytree(config.model, folder)
+    tokenizer.save_pretrained(folder)
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "why", strict=False)]
+    turns.append({"role": "assistant", "content": "ok"})
+    rows = [{"messages": turns}, {"prompt": turns[:1], "completion": turns[1:]}]
+    for row, form in zip(rows, ("language-modeling", "prompt-completion"), strict=True):
+        file = tmp_path / f"{form}.jsonl"
+        file.write_text(json.dumps(row) + "\n")
+        task = load_sft(replace(config, model=str(folder), data=str(file), evaluation_fraction=0.0))
+        batch = task.take_batch(0)
+        learned = batch.ids[np.asarray(batch.is_target)]
+        assert tokenizer.decode(learned) == "h<|endoftext|>ok<|endoftext|>"
 
 
 def test_prompts_of_one_group_stay_on_one_side(make_sft_config: MakeConfig, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import { hasNewLink, onNewLink, openSession, post } from "./api.js";
 import { announce, byId, element, showAlert, showNotice } from "./dom.js";
 import { MODES, UNDO_KEYS, shownKey } from "./modes.js";
-import { showText } from "./text.js";
+import { messageText, showText } from "./text.js";
 
 const VIEWS = ["loading", "token", "name", "item", "done"];
 const LOOK_AGAIN_MILLISECONDS = 3000; // less than END_SECONDS of server.py
@@ -134,7 +134,7 @@ function answerCard(completion, place) {
 }
 
 function sizeOf(completion) {
-  const text = typeof completion === "string" ? completion : completion.map((message) => message.content).join(" ");
+  const text = typeof completion === "string" ? completion : completion.map(messageText).join(" ");
   const count = text.split(/\s+/u).filter(Boolean).length;
   return `${count.toLocaleString("en")} ${count === 1 ? "word" : "words"}`;
 }

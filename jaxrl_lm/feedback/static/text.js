@@ -45,6 +45,13 @@ function appendText(parent, text, numNamed) {
   return numLeft;
 }
 
+// What a message says: its content, text parts joined, and its tool calls as JSON.
+export function messageText(message) {
+  const content = message.content ?? "";
+  const text = typeof content === "string" ? content : content.map((part) => part.text).join("");
+  return message.tool_calls ? text + JSON.stringify(message.tool_calls) : text;
+}
+
 // A text, or a conversation as turns with their roles.
 export function showText(parent, content) {
   parent.replaceChildren();
@@ -62,7 +69,7 @@ export function showText(parent, content) {
     body.className = "turn-body";
     body.dir = "auto";
     numNamed = appendText(role, message.role, numNamed);
-    numNamed = appendText(body, message.content, numNamed);
+    numNamed = appendText(body, messageText(message), numNamed);
     turn.append(role, body);
     parent.append(turn);
   }

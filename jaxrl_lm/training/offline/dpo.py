@@ -119,9 +119,7 @@ def encode_pairs(pairs: list[Preference], tokenizer: Any, max_tokens: int) -> li
     for pair in pairs:
         whole = [data.encode_completion(pair.prompt, text, tokenizer) for text in (pair.chosen, pair.rejected)]
         num_cut += any(len(each.ids) > max_tokens for each in whole)
-        chosen, rejected = (
-            EncodedText(ids=each.ids[:max_tokens], num_prompt_tokens=each.num_prompt_tokens) for each in whole
-        )
+        chosen, rejected = (each[:max_tokens] for each in whole)
         if all(max(1, each.num_prompt_tokens) < len(each.ids) for each in (chosen, rejected)):
             found.append((chosen, rejected))
     if num_cut or len(found) < len(pairs):

@@ -20,7 +20,7 @@ from jaxrl_lm.training.offline.task import OfflineTask, fitting_prompts, in_batc
 
 Example = LanguageModeling | PromptCompletion
 DataForm = Literal["auto", "prompt-completion", "language-modeling"]
-LossOn = Literal["completion", "all"]
+LossOn = Literal["completion", "all", "assistant"]
 
 _LONGEST_ROW = 1024
 _LONGEST_TEXT_PROMPT = 32  # tokens of a text that a sample begins with
@@ -35,6 +35,7 @@ class SFTStageConfig(OfflineStageConfig):
         form: whether the data are prompts with completions or texts; "auto" takes the form of the first row that has
             the columns of either.
         loss_on: learn the tokens of the "completion" only, or "all"; a text is learned whole in either case.
+            "assistant" learns, of a completion or of messages, what the assistant says and nothing of other turns.
         batch_size: rows a batch.
         row_length: tokens a row; several sequences share one, longer ones are split (texts) or cut (completions).
             None takes the model's context, at most 1,024.
@@ -82,7 +83,7 @@ def load_sft(config: SFTRunConfig) -> OfflineTask:
     loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
     tokenizer = loaded.tokenizer
     row_length = _row_length(config, loaded.model.config.max_positions)
-    train_ids, held_out_ids = (_encode(examples, tokenizer) for examples in (train, held_out))
+    train_ids, held_out_ids = (_encode(examples, tokenizer, config.loss_on) for examples in (train, held_out))
     rows = pack_rows(config, train_ids, row_length, "data")
     evaluation_batches = []
     if held_out_ids:
@@ -182,11 +183,12 @@ def _row_length(config: SFTRunConfig, context: int) -> int:
     return config.row_length
 
 
-def _encode(examples: list[Example], tokenizer: Any) -> list[EncodedText]:
+def _encode(examples: list[Example], tokenizer: Any, loss_on: LossOn) -> list[EncodedText]:
+    is_assistant_marked = loss_on == "assistant"
     return [
-        data.encode_completion(each.prompt, each.completion, tokenizer)
+        data.encode_completion(each.prompt, each.completion, tokenizer, is_assistant_marked=is_assistant_marked)
         if isinstance(each, PromptCompletion)
-        else data.encode_text(each.text, tokenizer)
+        else data.encode_text(each.text, tokenizer, is_assistant_marked=is_assistant_marked)
         for each in examples
     ]
 

@@ -113,6 +113,7 @@ def samples(task: OfflineTask, params: PyTree, *, phase: str, step: int) -> Samp
         return []
     texts, ids = zip(*task.sample_prompts, strict=True)
     tokenizer = task.loaded.tokenizer
+    data.warn_left_out(data.generation_defaults(tokenizer), is_learning=True)
     pad_token = data.padding_token(tokenizer)
     sampling = rollouts.SamplingConfig(
         max_new_tokens=task.config.max_new_tokens,

@@ -76,9 +76,14 @@ class OnlineRunConfig(OnlineStageConfig, ModelRunConfig):
         model: policy to start from, and reference: a folder or a Hugging Face hub id.
         prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or
             hub:NAME[[:CONFIG]:SPLIT].
-        reward: a built-in's name, model:FOLDER (a reward model), module:function or file.py:function, called as
-            f(prompts, completions, **columns) -> list[float].
+        reward: one or more of: a built-in's name (words, brevity, distinct_words, lowercase, vowels, good_manners),
+            model:FOLDER (a reward model), module:function or file.py:function. A function is called as TRL calls it:
+            f(prompts, completions, **columns) -> list of numbers or None; where prompts are conversations, each
+            completion is a list of messages, [{"role": "assistant", "content": ...}].
+        reward_weights: weights of several rewards in their sum, 1 each if none are given; each one's mean is logged as
+            reward/NAME.
         prompt_column: column of the prompts file that holds the prompt.
+        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = (
@@ -91,8 +96,10 @@ class OnlineRunConfig(OnlineStageConfig, ModelRunConfig):
     )
 
     prompts: str
-    reward: str
+    reward: str | tuple[str, ...]
+    reward_weights: tuple[float, ...] = ()
     prompt_column: str = "prompt"
+    chat: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

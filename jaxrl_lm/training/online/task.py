@@ -53,22 +53,45 @@ class OnlineTask:
         )
         return rollouts.generate(self.policy.model, params, input_ids, mask, key, self.sampling)
 
-    def score(self, chosen: np.ndarray, generation: Generation) -> tuple[np.ndarray, dict[str, float]]:
+    def score(
+        self, chosen: np.ndarray, generation: Generation, *, num_done: int = 0
+    ) -> tuple[np.ndarray, dict[str, float]]:
         """Score answers by the reward function; `[B]` float32, and metrics, those of watched rewards among them."""
-        prompts, answers = [self.prompts[i] for i in chosen], rollouts.decode(self.policy.tokenizer, generation)
-        raw = rewards.score_completions(self.reward, prompts, answers)
+        found = self._score_by(self.reward, chosen, generation, num_done)
         watched = {
-            f"judge/{name}": float(np.mean(rewards.score_completions(reward, prompts, answers)))
+            f"judge/{name}": rewards.mean_of_judged(
+                self._score_by(reward, chosen, generation, num_done, is_partial=True).rewards
+            )
             for name, reward in self.watched.items()
         }
         is_stopped = rollouts.ended_by_stop(generation, self.sampling)
-        scores = self.config.answers.paid_scores(raw, is_stopped)
-        return scores, watched | {
-            "reward/mean": float(np.mean(raw)),
-            "reward/std": float(np.std(raw)),
+        scores = self.config.answers.paid_scores(found.rewards, is_stopped)
+        judged = {name: mean for name, mean in watched.items() if not np.isnan(mean)}
+        return scores, found.metrics | judged | {
+            "reward/mean": float(np.mean(found.rewards)),
+            "reward/std": float(np.std(found.rewards)),
             "reward/score": float(np.mean(scores)),
             "answer/stopped": float(np.mean(is_stopped)),
         }
+
+    def _score_by(
+        self,
+        reward: rewards.RewardFunction,
+        chosen: np.ndarray,
+        generation: Generation,
+        num_done: int,
+        *,
+        is_partial: bool = False,
+    ) -> rewards.Scores:
+        """What a reward says of answers, given their tokens and how far training is."""
+        return rewards.score_batch(
+            reward,
+            [self.prompts[index] for index in chosen],
+            rollouts.decode(self.policy.tokenizer, generation),
+            completion_ids=rollouts.answer_tokens(generation),
+            trainer_state=rewards.TrainerState(global_step=num_done, max_steps=self.config.num_updates),
+            is_partial=is_partial,
+        )
 
     def samples(self, params: PyTree, *, phase: str, step: int) -> Samples:
         """Answers to the first prompts with their rewards and KL, as records for samples.jsonl.
@@ -78,20 +101,21 @@ class OnlineTask:
         count = min(self.config.num_samples, len(self.prompts))
         generation = self.answer(params, np.arange(count), jax.random.key(self.config.seed))
         answers = rollouts.decode(self.policy.tokenizer, generation)
-        scores = rewards.score_completions(self.reward, self.prompts[:count], answers)
+        scores = self._score_by(self.reward, np.arange(count), generation, step)
         log_probs, reference_log_probs = (
             rollouts.answer_log_probs(self.policy.model, each, generation, self.sampling.temperature)
             for each in (params, rollouts.with_heads(self.reference_params, params))
         )
         divergence = np.asarray(jnp.sum(log_probs - reference_log_probs, axis=-1))
         return [
-            {
+            {name: values[index] for name, values in scores.columns.items()}
+            | {
                 "step": step,
                 "phase": phase,
                 "index": index,
                 "prompt": self.prompts[index].text(),
                 "completion": answers[index],
-                "reward": float(scores[index]),
+                "reward": float(scores.rewards[index]),
                 "kl": float(divergence[index]),
             }
             for index in range(count)
@@ -113,11 +137,11 @@ def load_task(config: OnlineRunConfig, load_policy: Any) -> OnlineTask:
     Raises:
         InputError: one of them is not what it must be.
     """
-    reward = rewards.load_reward(config.reward)
+    reward = rewards.load_rewards(config.reward, config.reward_weights)
     watched = {
         name: load_named_reward(f"judges={name}={spec!r}", spec) for name, spec in config.watched_rewards().items()
     }
-    prompts = data.read_prompts(config.prompts, column=config.prompt_column)
+    prompts = data.read_prompts(config.prompts, column=config.prompt_column, chat=config.chat)
     policy = load_policy()
     longest = rollouts.longest_prompt(policy.model, config.answers.max_new_tokens)
     return OnlineTask(

@@ -98,7 +98,7 @@ def make_update(loaded: Loaded) -> Update:
         generation = task.answer(learner.policy_params(state), chosen, answer_key)
         jax.block_until_ready(generation)
         generated = time.perf_counter()
-        scores, reward_metrics = task.score(chosen, generation)
+        scores, reward_metrics = task.score(chosen, generation, num_done=num_done)
         scored = time.perf_counter()
         state, metrics = learn(state, reference_params, generation, jnp.asarray(scores), learn_key)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -219,7 +219,12 @@ def _load_policy(config: RewardModelRunConfig) -> Answerer:
     assert settings.policy is not None
     return load_answerer(
         settings.policy,
-        AnsweringConfig(seed=config.seed, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature),
+        AnsweringConfig(
+            seed=config.seed,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            generation_config=False,  # the scale is that of the policy itself
+        ),
     )
 
 

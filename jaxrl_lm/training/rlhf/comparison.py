@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrl_lm import data, models, rewards, rollouts
 from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig
-from jaxrl_lm.core import returns
+from jaxrl_lm.core import masked, returns
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.rollouts import Generation
 from jaxrl_lm.training.language_model import load_model
@@ -98,7 +98,7 @@ def compare_policies(
             for reward, function in reward_functions.items()
         }
         evaluate = jax.jit(rollouts.make_evaluate(model, temperature=sampling.temperature))
-        chosen = generation.sequences[:, -generation.response_mask.shape[1] :]
+        chosen = generation.actions
         evaluation = evaluate(params, rollouts.observe(generation), chosen)
         reference_log_probs = rollouts.answer_log_probs(
             reference_model, reference_params, generation, sampling.temperature
@@ -130,12 +130,11 @@ def compare_policies(
 
 def _advantages(token_rewards: jax.Array, values: jax.Array, mask: jax.Array, config: LanguagePPOConfig) -> jax.Array:
     """GAE `[B, T]` over answers that end with their last token."""
-    following = jnp.pad(values[:, 1:] * mask[:, 1:], ((0, 0), (0, 1)))
-    continues = jnp.pad(mask[:, 1:], ((0, 0), (0, 1))).astype(jnp.float32)
+    continues = masked.has_next_kept(mask).astype(jnp.float32)
     return returns.generalized_advantages(
         token_rewards,
         values,
-        following,
+        masked.next_kept(values, mask),
         config.discount * continues,
         config.trace_decay * continues,
         mask.astype(jnp.float32),
@@ -147,7 +146,7 @@ def _strips(
 ) -> list[TokenStrip]:
     """The first answers token by token; columns are rewards, KL and advantages `[B, T]`."""
     lengths = np.asarray(generation.response_mask).sum(axis=-1)
-    tokens = np.asarray(generation.sequences)[:, -generation.response_mask.shape[1] :]
+    tokens = np.asarray(generation.actions)
     numbers = [np.asarray(column) for column in columns]
     strips = []
     for row, length in enumerate(lengths[:count]):

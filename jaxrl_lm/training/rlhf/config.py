@@ -95,6 +95,7 @@ class RLHFConfig:
         prompts: as `ppo` reads them.
         out: folder of the chain, with a run folder for each stage; the same command again goes on.
         prompt_column: column of the prompts file that holds the prompt.
+        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
         sft_data: examples to fine-tune the base model on first; None starts from the base model.
         rounds: of labels, reward model and PPO; the same command with more of them goes on.
         stop_after: the stage that ends the last round; the same command with a later one goes on.
@@ -111,6 +112,7 @@ class RLHFConfig:
     prompts: str
     out: str
     prompt_column: str = "prompt"
+    chat: bool = False
     sft_data: str | None = None
     rounds: int = 1
     stop_after: Stage = "ppo"

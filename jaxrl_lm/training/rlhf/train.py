@@ -81,7 +81,7 @@ def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
 
 
 def _run_stages(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
-    prompts = data.read_prompts(config.prompts, column=config.prompt_column)
+    prompts = data.read_prompts(config.prompts, column=config.prompt_column, chat=config.chat)
     fingerprints = {"prompts": checksum_value([(each.prompt, each.columns) for each in prompts])}
     fingerprints |= {name: rewards.reward_fingerprint(reward) for name, reward in _load_rewards(config).items()}
     _check_first_labels(config, annotate)
@@ -243,6 +243,7 @@ def _make_pairs(
             seed=_seed(config.seed, number),
             max_new_tokens=answers.max_new_tokens,
             temperature=answers.temperature,
+            generation_config=False,  # people judge what PPO learns from
         ),
     )
     pairs = [
@@ -281,6 +282,7 @@ def _optimize(config: RLHFConfig, start: str | Path, reward: str, round_folder: 
         "model": str(start),
         "prompts": config.prompts,
         "prompt_column": config.prompt_column,
+        "chat": config.chat,
         "reward": reward,
         "judges": (*config.ppo.judges, *gold),
         "out": str(round_folder / "ppo"),

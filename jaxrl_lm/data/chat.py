@@ -1,0 +1,267 @@
+"""Conversations as the tokenizer's chat template writes them, and which of it the assistant says."""
+
+import logging
+import re
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Literal, cast
+
+import numpy as np
+from jaxtyping import Bool
+
+from jaxrl_lm import guarded
+from jaxrl_lm.data.fields import is_blank
+from jaxrl_lm.data.records import Conversation, Message, Text, content_text
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.guarded import limits
+
+Ending = Literal["closed", "open", "continued"]
+"""How a rendering ends: after the last message's turn; where the assistant's next turn begins; inside the last turn."""
+
+_log = logging.getLogger(__name__)
+# A private character, which no template looks for or strips.
+_MARK = "\ue000"
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def render(messages: list[Message], tokenizer: Any, *, at: str, ending: Ending = "closed") -> str:
+    """The conversation as text, special tokens included, as Hugging Face's `apply_chat_template` gives it.
+
+    A template that reads content as text only, and would write a list of parts as Python does, gets the parts joined.
+
+    Args:
+        messages: of the conversation; a `Conversation` also gives the template its tools and arguments.
+        tokenizer: a Hugging Face tokenizer.
+        at: which conversation this is, for errors.
+        ending: how it ends.
+
+    Raises:
+        InputError: there is no template, it fails, or it leaves tool calls out.
+    """
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"{at}: a conversation, but the tokenizer has no chat template; "
+            "give plain prompts, or a tokenizer with a chat template"
+        )
+    arguments = _template_arguments(messages)
+    apply = partial(_apply, tokenizer, **arguments)
+    options = {"add_generation_prompt": ending == "open", "continue_final_message": ending == "continued"}
+    try:
+        readable = _with_readable_parts(list(messages), apply)
+        text = apply(readable, **options)
+    except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
+        raise InputError(
+            f"{at}: the tokenizer's chat template fails on it ({type(error).__name__}: {error}); "
+            "change its messages, or use another tokenizer"
+        ) from error
+    _warn_of_unread(
+        tokenizer.get_chat_template(None, arguments["tools"]),
+        tuple(name for name, value in arguments.items() if value is not None),
+    )
+    if any("tool_calls" in message for message in readable):
+        _check_calls_are_shown(readable, text, partial(apply, **options), at)
+    return text
+
+
+def render_prompt(messages: list[Message], tokenizer: Any, *, at: str) -> str:
+    """The text that the assistant goes on from: its next turn is open, or its last message, if it has begun one.
+
+    Raises:
+        InputError: as `render`.
+    """
+    if messages and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+        if not is_blank(messages):
+            return render(messages, tokenizer, at=at, ending="continued")
+        messages = messages[:-1]
+    return render(messages, tokenizer, at=at, ending="open")
+
+
+def join_answer(prompt: list[Message], answer: Text, *, at: str) -> list[Message]:
+    """The whole conversation: text becomes the assistant's message, or continues it where the prompt ends in one.
+
+    Raises:
+        InputError: messages follow an assistant's message that the prompt leaves to be continued.
+    """
+    is_begun = bool(prompt) and prompt[-1]["role"] == "assistant" and not prompt[-1].get("tool_calls")
+    if isinstance(answer, str):
+        begun = content_text(prompt[-1]) if is_begun else ""
+        last = prompt[-1] if is_begun else {"role": "assistant"}
+        return (prompt[:-1] if is_begun else prompt) + [last | {"content": begun + answer}]
+    if is_begun and answer and answer[0]["role"] == "assistant":
+        raise InputError(
+            f"{at}: the prompt ends in a message of the assistant, which its answer continues, but the answer begins "
+            "with another; give the answer as text, or leave the prompt's last message out and write the whole in one"
+        )
+    return prompt + answer
+
+
+@cache
+def warn_of_parting(template: str, generation_prompt: str) -> None:
+    """Say, once a template, that an answered turn does not begin with its whole generation prompt."""
+    del template
+    _log.warning(
+        "the chat template does not begin an answered turn with its whole generation prompt, %r: answers are learned "
+        "from where the two part",
+        generation_prompt,
+    )
+
+
+def end_of_turn(messages: list[Message], tokenizer: Any, *, at: str) -> tuple[str, int | None]:
+    """What the template writes after the last message's content, and the token there that ends the turn.
+
+    Returns:
+        the text, and the id of the first of the tokenizer's added tokens in it; None where it holds none.
+
+    Raises:
+        InputError: as `render`.
+    """
+    marked = _replaced(messages, {"role": messages[-1]["role"], "content": _MARK})
+    text = render(marked, tokenizer, at=at).rpartition(_MARK)[2]
+    added = tokenizer.added_tokens_decoder
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text, next((token for token in ids if token in added), None)
+
+
+def end_of_turn_token(tokenizer: Any) -> int | None:
+    """The token by which the template ends an assistant's turn; None where there is no template, or no such token."""
+    if tokenizer.chat_template is None:
+        return None
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    try:
+        return end_of_turn(messages, tokenizer, at="")[1]
+    except InputError:  # a template that wants more than two turns of text says nothing here
+        return None
+
+
+def assistant_characters(messages: list[Message], tokenizer: Any, text: str, *, at: str) -> Bool[np.ndarray, " C"]:
+    """Which characters of a closed rendering the assistant writes: its contents, tool calls and ends of turns.
+
+    A template with `{% generation %}` says so itself. For others each turn begins where the rendering of the messages
+    before it awaits the assistant, and ends with what the template writes after its content.
+
+    Args:
+        messages: of the conversation.
+        tokenizer: a Hugging Face tokenizer.
+        text: `render(messages, tokenizer)`.
+        at: which conversation this is, for errors.
+
+    Raises:
+        InputError: the template writes a turn otherwise where others follow, so that it cannot be found.
+    """
+    template = tokenizer.get_chat_template(None, _template_arguments(messages)["tools"])
+    if _GENERATION_TAG.search(template):
+        spans = _tagged_spans(messages, tokenizer, template, text, at)
+    else:
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        spans = [_turn_span(messages, index, tokenizer, text, at) for index in turns]
+    found = np.zeros(len(text), bool)
+    for start, stop in spans:
+        found[start:stop] = True
+    return found
+
+
+def shared_length(first: Any, second: Any) -> int:
+    """How many items two sequences share at their beginnings."""
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+@cache  # say it once a template
+def _warn_of_unread(template: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            column = "column 'tools'" if name == "tools" else f"chat_template_kwargs' {name!r}"
+            _log.warning("%s: the tokenizer's chat template does not read it, so the model will not see it", column)
+
+
+def _apply(tokenizer: Any, messages: list[Message], **options: Any) -> str:
+    with guarded.time_limit(limits.MAX_TEMPLATE_SECONDS):
+        return tokenizer.apply_chat_template(messages, **options, tokenize=False)
+
+
+def _replaced(messages: list[Message], last: Message) -> list[Message]:
+    """The same messages with another last one."""
+    found = messages[:]
+    found[-1] = last
+    return found
+
+
+def _template_arguments(messages: list[Message]) -> dict[str, Any]:
+    if isinstance(messages, Conversation):
+        return {"tools": messages.tools, **messages.template_arguments}
+    return {"tools": None}
+
+
+def _with_readable_parts(messages: list[Message], apply: Callable[[list[Message]], str]) -> list[Message]:
+    """Lists of text parts joined where the template would write them as Python writes a list, or fails on them."""
+    for index, message in enumerate(messages):
+        parts = message.get("content")
+        if not isinstance(parts, list):
+            continue
+        before, after = messages[:index], messages[index + 1 :]
+        try:
+            as_written = apply([*before, message | {"content": str(parts)}, *after])
+            is_read = apply([*before, message, *after]) != as_written
+        except Exception:  # such as "can only concatenate str (not list)"
+            is_read = False
+        if not is_read:
+            messages = [*before, message | {"content": content_text(message)}, *after]
+    return messages
+
+
+def _check_calls_are_shown(messages: list[Message], text: str, apply: Callable[[list[Message]], str], at: str) -> None:
+    without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+    try:
+        is_shown = apply(without) != text
+    except Exception:  # a template that cannot do without them reads them
+        is_shown = True
+    if not is_shown:
+        raise InputError(
+            f"{at}: its messages have tool_calls, which the tokenizer's chat template does not write; use a tokenizer "
+            "whose template does, or write the calls into the content"
+        )
+
+
+def _tagged_spans(messages: list[Message], tokenizer: Any, template: str, text: str, at: str) -> list[tuple[int, int]]:
+    """What is between the template's generation tags."""
+    from transformers.utils.chat_template_utils import render_jinja_template  # slow to import, and seldom needed
+
+    present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    arguments = tokenizer.special_tokens_map | _template_arguments(messages)
+    readable = _with_readable_parts(present, partial(_apply, tokenizer, **_template_arguments(messages)))
+    rendered, spans = cast(Any, render_jinja_template)(
+        conversations=[readable], chat_template=template, return_assistant_tokens_mask=True, **arguments
+    )
+    assert rendered[0] == text, f"{at}: two renderings of a conversation differ"
+    return spans[0]
+
+
+def _turn_span(messages: list[Message], index: int, tokenizer: Any, text: str, at: str) -> tuple[int, int]:
+    """Where the turn of message `index` begins and ends in the rendering of all."""
+    marked = _replaced(messages[: index + 1], messages[index] | {"content": _MARK})
+    head, found, tail = render(marked + messages[index + 1 :], tokenizer, at=at).partition(_MARK)
+    _, _, turn_end = render(marked, tokenizer, at=at).partition(_MARK)
+    upto = render(messages[: index + 1], tokenizer, at=at)
+    start = len(head)
+    if index:
+        awaiting = render(messages[:index], tokenizer, at=at, ending="open")
+        closed = render(messages[:index], tokenizer, at=at)
+        start = shared_length(awaiting, text)
+        if start < shared_length(awaiting, closed):
+            raise _untold(at, index)
+    # Templates write a line's end after the token that ends a turn, where generation has stopped.
+    stripped = end_of_turn(messages[: index + 1], tokenizer, at=at)[1] is not None
+    if found and text.endswith(tail) and tail.startswith(turn_end):
+        stop = len(text) - len(tail) + len(turn_end.rstrip() if stripped else turn_end)
+    elif text.startswith(upto):
+        stop = len(upto.rstrip() if stripped else upto)
+    else:
+        raise _untold(at, index)
+    return start, stop
+
+
+def _untold(at: str, index: int) -> InputError:
+    return InputError(
+        f"{at}: the chat template writes message {index} otherwise once more messages follow, so the assistant's turns "
+        "cannot be told apart; use a template with {% generation %}, or loss_on=completion"
+    )

@@ -1,0 +1,119 @@
+"""Damaged files given to the commands that read them: `python -m tests.fuzz.by_command --num 2000`.
+
+Prints how many ended with which exit code, which with another exception than the clear error, and the slowest.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import random
+import shutil
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxrl_lm.cli.main import run
+from tests.fuzz.mutations import mutate
+from tests.fuzz.targets import Target, make_targets
+
+_TINY = ("--batch-size=2", "--num-updates=1")
+_ALL = "--evaluation-fraction=0"  # few rows have different prompts
+
+
+def commands(targets: dict[str, Target], out: Path) -> dict[str, Callable[[Path], list[str]]]:
+    """For each target what reads its file: arguments of a command, given the file."""
+    model = str(targets["config.json"].folder)
+    sharded = str(targets["index.json"].folder)
+    generate = ["generate", "--max-new-tokens=2"]
+    prompts = str(targets["prompts.jsonl"].folder / "prompts.jsonl")
+    found: dict[str, Callable[[Path], list[str]]] = {}
+    for name in targets:
+        if name.startswith(("prompts", "poem", "alpaca")):
+            found[name] = lambda path: [*generate, f"--model={model}", f"--prompts={path}"]
+        elif name.startswith(("completions", "talks", "chats")):
+            found[name] = lambda path: ["sft", f"--model={model}", f"--data={path}", f"--out={out}", *_TINY,
+                                        "--row-length=32", _ALL]  # fmt: skip
+        elif name.startswith("pairs"):
+            found[name] = lambda path: [
+                "dpo",
+                f"--model={model}",
+                f"--preferences={path}",
+                f"--out={out}",
+                *_TINY,
+                _ALL,
+            ]
+        elif name.startswith(("judged", "fours")):
+            form = "binary" if name.startswith("judged") else "best_of_k"
+            found[name] = lambda path, form=form: ["reward-model", f"--model={model}", f"--preferences={path}",
+                                                   f"--objective={form}", f"--out={out}", *_TINY]  # fmt: skip
+        elif name.startswith("labels"):
+            found[name] = lambda path: ["label", "import", f"--labels={out}", "--mode=best-of-4", f"--source={path}"]
+        elif name in ("config.json", "flax_model.msgpack") or name.startswith(("tokenizer", "generation")):
+            found[name] = lambda path: [*generate, f"--model={path.parent}", f"--prompts={prompts}"]
+        elif name == "index.json":
+            found[name] = lambda path: [*generate, f"--model={sharded}", f"--prompts={prompts}"]
+        elif name.startswith("run ") and "checkpoint" not in name:
+            found[name] = lambda path: ["report", f"--run={path.parent}"]
+        elif name == "--config":
+            found[name] = lambda path: ["ppo", f"--config={path}", f"--model={model}", f"--prompts={prompts}",
+                                        "--reward=vowels", f"--out={out}", *_TINY]  # fmt: skip
+    return found
+
+
+def attempt(target: Target, content: bytes, arguments: Callable[[Path], list[str]], out: Path) -> tuple[str, float]:
+    """How a command ended that reads this content, and in how many seconds."""
+    path = target.folder / target.file
+    good = path.read_bytes()
+    path.write_bytes(content)
+    said = io.StringIO()
+    began = time.monotonic()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            ended = f"exit code {run(arguments(path))}"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        ended = f"{type(error).__name__}: {error}"[:200]
+    seconds = time.monotonic() - began
+    path.write_bytes(good)
+    shutil.rmtree(out, ignore_errors=True)
+    return ("a traceback" if "Traceback" in said.getvalue() else ended), seconds
+
+
+def main() -> None:
+    """Draw targets and damages, and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder:
+        targets = make_targets(Path(folder) / "targets")
+        out = Path(folder) / "out"
+        reading = commands(targets, out)
+        ends, slowest = Counter[str](), []
+        rng = random.Random(options.seed)
+        began = time.monotonic()
+        for number in range(options.num):
+            name = rng.choice(list(reading))
+            target = targets[name]
+            seed = zlib.crc32(f"{options.seed} {number}".encode())
+            content = mutate((target.folder / target.file).read_bytes(), target.file, random.Random(seed))
+            ended, seconds = attempt(target, content, reading[name], out)
+            ends[ended] += 1
+            slowest = sorted([*slowest, (round(seconds, 1), name, number)], reverse=True)[:5]
+            if not ended.startswith("exit code"):
+                print(name, number, ended, content[:200], flush=True)
+            if time.monotonic() - began > 60 * options.minutes:
+                break
+    print(json.dumps({"num": sum(ends.values()), "ends": ends, "slowest": slowest}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
