@@ -287,7 +287,7 @@ def test_names_that_no_folder_can_have(name):
         ({"rope_parameters": None, "rope_scaling": {"type": "spiral"}}, ["spiral", "default", "linear", "yarn"]),
         ({"rope_parameters": {"rope_type": "linear", "factor": None}}, ["config.json", "NoneType"]),
         ({"head_dim": 0}, ["head_size=0 must be at least 1"]),
-        ({"num_key_value_heads": 0}, ["num_kv_heads=0 must be at least 1"]),
+        ({"num_key_value_heads": 0}, ["num_key_value_heads must not be 0"]),
         ({"intermediate_size": 0}, ["mlp_size=0 must be at least 1"]),
     ],
     ids=[

@@ -92,7 +92,7 @@ def test_a_run_leaves_the_whole_run_folder(straight: RunFolder) -> None:
 def test_every_stop_token_of_the_model_ends_answers_and_is_carried_over(
     straight: RunFolder, first_updates: FirstUpdates
 ) -> None:
-    sampling = first_updates.task.sampling
+    sampling = first_updates.loaded.task.sampling
     assert sampling.stop_tokens == (END_OF_TEXT_ID, SECOND_STOP)
     assert (sampling.temperature, sampling.top_k) == (0.7, 0)  # those of the options: what is learned from is whole
     content = json.loads((straight.model_folder / "generation_config.json").read_text())
