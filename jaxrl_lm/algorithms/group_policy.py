@@ -181,14 +181,7 @@ def _make_learner(
 
     def init(params: PyTree, key: jax.Array) -> GroupPolicyState:
         del key
-        traced = {"learning_rate": settings.learning_rate, "clip_range": settings.clip_range}
-        traced |= {"kl_coefficient": 0.0 if is_penalty_in_reward else beta}
-        return GroupPolicyState(
-            params=params,
-            optimizer=optimizer.init(params),
-            num_updates=jnp.zeros((), jnp.int32),
-            hyperparams=GroupPolicyHyperparams(**{name: jnp.asarray(x, jnp.float32) for name, x in traced.items()}),
-        )
+        return _init_state(settings, params, optimizer.init(params), 0.0 if is_penalty_in_reward else beta)
 
     def update(
         state: GroupPolicyState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
@@ -230,6 +223,19 @@ def _make_learner(
         update=update,
         policy_params=lambda state: state.params,
         answers_per_prompt=config.group_size,
+    )
+
+
+def _init_state(
+    settings: GroupPolicyConfig, params: PyTree, opt_state: PyTree, kl_coefficient: float
+) -> GroupPolicyState:
+    traced = {"learning_rate": settings.learning_rate, "clip_range": settings.clip_range}
+    traced |= {"kl_coefficient": kl_coefficient}
+    return GroupPolicyState(
+        params=params,
+        optimizer=opt_state,
+        num_updates=jnp.zeros((), jnp.int32),
+        hyperparams=GroupPolicyHyperparams(**{name: jnp.asarray(x, jnp.float32) for name, x in traced.items()}),
     )
 
 

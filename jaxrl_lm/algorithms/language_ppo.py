@@ -125,14 +125,14 @@ def make_language_ppo(
     def update(
         state: LanguagePPOState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
     ) -> tuple[LanguagePPOState, Metrics]:
-        params, mask, metrics = state.ppo.params, generation.response_mask, {}
-        observations, actions = observe(generation), generation.actions
-        log_probs, values = generation.log_probs, generation.values
+        params, mask = state.ppo.params, generation.response_mask
+        log_probs, values, metrics = generation.log_probs, generation.values, {}
         if config.rescore:
-            evaluation = evaluate(params, observations, actions)
+            evaluation = evaluate(params, observe(generation), generation.actions)
             log_probs, values = evaluation.log_probs, evaluation.values
             metrics |= rollout_error(log_probs, generation)
-        reference = evaluate_reference(with_heads(reference_params, policy_of(params)), observations, actions)
+        reference_params = with_heads(reference_params, policy_of(params))
+        reference = evaluate_reference(reference_params, observe(generation), generation.actions)
         value_mask = value_mask_of(mask, is_paid_after_end=config.answers.score_at == "after_end")
         rewards, token_kl = token_rewards(
             scores, log_probs, reference.log_probs, mask, value_mask, state.kl_coefficient
@@ -158,9 +158,7 @@ def make_language_ppo(
         coefficient = _next_coefficient(config.kl, state.kl_coefficient, answer_kl, num_episodes=len(scores))
         return replace(state, ppo=ppo_state, kl_coefficient=coefficient), metrics
 
-    return AnswerLearner(
-        init=init, update=update, policy_params=lambda state: policy_of(state.ppo.params), answers_per_prompt=1
-    )
+    return AnswerLearner(init, update, policy_params=lambda state: policy_of(state.ppo.params), answers_per_prompt=1)
 
 
 def _next_coefficient(

@@ -86,7 +86,13 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close; nothing can be written afterwards."""
-        self._tensorboard.close()
+        try:
+            self._tensorboard.close()
+        except OSError:  # on a full disk; tensorboardX would try again, and print a traceback, when the process ends
+            events: Any = self._tensorboard.file_writer
+            events.event_writer._worker.stop()
+            events.event_writer._closed = True
+            raise
         if self._wandb_run is not None:
             self._wandb_run.finish()
 

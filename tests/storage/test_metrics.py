@@ -1,5 +1,6 @@
 """Metrics: JSON lines and TensorBoard events written together, cut on resume, read back as curves."""
 
+import errno
 import json
 import math
 import struct
@@ -115,3 +116,17 @@ def test_wandb_gets_the_values_and_a_resumed_run_keeps_its_id(folder, monkeypatc
     assert starts[0]["config"] == {"seed": 3}
     first, resumed, afresh = (start["id"] for start in starts)
     assert first == resumed != afresh
+
+
+def test_a_full_disk_is_raised_by_closing_once_and_leaves_no_thread_behind(folder, monkeypatch):
+    writer = MetricsWriter(folder, start_step=1)
+    events = writer._tensorboard.file_writer.event_writer
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(events, "flush", fail)
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    assert not events._worker.is_alive()
+    events.close()  # as tensorboardX does when the process ends
