@@ -14,16 +14,18 @@ import pytest
 
 from jaxrl_lm.algorithms import (
     AdamWConfig,
-    AnswerBatch,
     DPOLossConfig,
     GroupPolicyConfig,
+    GRPOConfig,
     PairRows,
     PPOConfig,
     PreferenceBatch,
+    RLOOConfig,
     make_dpo,
-    make_group_policy,
+    make_grpo,
     make_ppo,
     make_reward_model,
+    make_rloo,
     make_sft,
 )
 from jaxrl_lm.algorithms.schedules import ScheduleConfig
@@ -33,7 +35,7 @@ from jaxrl_lm.envs import make
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts import SamplingConfig, generate
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
-from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, token_trajectory
+from jaxrl_lm.rollouts.token_policy import make_evaluate, token_trajectory
 from tests.models import tiny
 
 KEY = jax.random.key(0)
@@ -175,23 +177,16 @@ def test_generation_and_ppo_of_a_language_model(language_model):
         check(lambda s, t: algorithm.update(s, t, KEY), state, zeros_of(trajectory))
 
 
-@pytest.mark.parametrize("token_weight", ["sum", "mean"])
-def test_rloo_and_grpo(language_model, token_weight):
+@pytest.mark.parametrize(("make_config", "make_learner"), [(RLOOConfig, make_rloo), (GRPOConfig, make_grpo)])
+def test_rloo_and_grpo(language_model, make_config, make_learner):
     model, params = language_model
     with jax.enable_x64(True):
         generation = zeros_of(jax.eval_shape(lambda p: generation_of(model, p), params))
-        zeros = jnp.zeros((4, 4), jnp.float32)
-        batch = AnswerBatch(
-            observations=observe(generation),
-            actions=generation.sequences[:, -4:],
-            log_probs=zeros,
-            reference_log_probs=zeros,
-            advantages=zeros[:, 0],
-            mask=generation.response_mask,
-        )
-        config = GroupPolicyConfig(num_minibatches=2, token_weight=token_weight, anneal_updates=5)
-        algorithm = make_group_policy(config, make_evaluate(model), kl_coefficient=0.1)
-        check(lambda s, b: algorithm.update(s, b, KEY), jax.eval_shape(algorithm.init, params, KEY), batch)
+        scores = jnp.zeros(4, jnp.float32)
+        policy = GroupPolicyConfig(num_minibatches=2, anneal_updates=5)
+        learner = make_learner(make_config(group_size=2, policy=policy), model)
+        state = jax.eval_shape(learner.init, params, KEY)
+        check(lambda s, p, g: learner.update(s, p, g, scores, KEY), state, params, generation)
 
 
 def rows(*shape: int) -> PackedRows:
