@@ -80,17 +80,7 @@ def play(
         discount: gamma of `discounted_returns`.
     """
     reset_key, step_key = jax.random.split(key)
-    observations, env_states = start_episodes(env, reset_key, num_episodes, env_params)
-    batch = jax.tree.leaves(env_states)[0].shape[0]
-    start = _Running(
-        time=jnp.zeros((), jnp.int32),
-        env_states=env_states,
-        observations=observations,
-        is_first=jnp.ones(batch, bool),
-        memory=init_memory(batch),
-        is_over=jnp.zeros(batch, bool),
-        found=Episodes(jnp.zeros(batch), jnp.zeros(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)),
-    )
+    start = _begin(*start_episodes(env, reset_key, num_episodes, env_params), init_memory)
 
     def step(now: _Running) -> _Running:
         act_key, env_key = jax.random.split(jax.random.fold_in(step_key, now.time))
@@ -107,6 +97,19 @@ def play(
         return _Running(now.time + 1, result.states, result.observations, is_done, memory, now.is_over | is_done, found)
 
     return jax.lax.while_loop(lambda now: ~jnp.all(now.is_over), step, start).found
+
+
+def _begin(observations: PyTree, env_states: PyTree, init_memory: Callable[[int], PyTree]) -> _Running:
+    batch = jax.tree.leaves(env_states)[0].shape[0]
+    return _Running(
+        time=jnp.zeros((), jnp.int32),
+        env_states=env_states,
+        observations=observations,
+        is_first=jnp.ones(batch, bool),
+        memory=init_memory(batch),
+        is_over=jnp.zeros(batch, bool),
+        found=Episodes(jnp.zeros(batch), jnp.zeros(batch), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)),
+    )
 
 
 def evaluation_metrics(
