@@ -31,7 +31,7 @@ from jaxrl_lm.algorithms.q_networks import (
 from jaxrl_lm.algorithms.schedules import ScheduleConfig, exploration, run_share, scheduled
 from jaxrl_lm.core import q_losses, returns
 from jaxrl_lm.core.counters import next_count
-from jaxrl_lm.envs.base import StepResult
+from jaxrl_lm.envs.stepping import StepResult
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics

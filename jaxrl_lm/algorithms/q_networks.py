@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from gymnax.environments import spaces
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_lm import checks
 from jaxrl_lm.core import q_losses
-from jaxrl_lm.envs.base import MaskedObservation
+from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import GAIN, Trunk, TrunkConfig, make_trunk, orthogonal
+from jaxrl_lm.spaces import is_discrete
 from jaxrl_lm.types import PyTree
 
 
@@ -66,7 +66,7 @@ def make_q_function(config: TrunkConfig, env: Any, env_params: Any, *, is_duelin
         InputError: the action space is not discrete, or the observation space fits no network.
     """
     actions = env.action_space(env_params)
-    if not isinstance(actions, spaces.Discrete):
+    if not is_discrete(actions):
         raise InputError(
             f"action_space={actions!r} of {env.name} is not discrete, and Q-learning takes the maximum over all "
             "actions; choose ppo, which fits continuous actions, or set binning.num_actions"

@@ -12,15 +12,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from gymnax.environments import spaces
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.schedules import exploration, run_share, visit_schedule
 from jaxrl_lm.core import q_losses
 from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
-from jaxrl_lm.envs.base import MaskedObservation
+from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics
+from jaxrl_lm.spaces import is_discrete
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 TabularKind = Literal["q-learning", "double-q", "sarsa", "expected-sarsa", "q-lambda"]
@@ -176,7 +176,7 @@ def _batch_axes(state: TabularState) -> TabularState:
 def _table_size(env: Any, env_params: Any) -> tuple[int, int]:
     """Numbers of states and actions."""
     for what, space in (("observation", env.observation_space(env_params)), ("action", env.action_space(env_params))):
-        if not isinstance(space, spaces.Discrete):
+        if not is_discrete(space):
             raise InputError(
                 f"env={env.name}: a table needs categories, but the {what} space is {space}; put the environment "
                 "into bins (binning.num_bins, binning.num_actions), or train dqn (discrete actions) or ppo on it"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from gymnax.environments import spaces
 
-from jaxrl_lm.envs.base import MaskedObservation
+from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 

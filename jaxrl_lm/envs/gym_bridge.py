@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 from gymnax.environments import spaces
 
-from jaxrl_lm.envs.base import MaskedObservation, reset_batch, step_batch
 from jaxrl_lm.envs.registry import ENVS, make, option_names
+from jaxrl_lm.envs.stepping import MaskedObservation, reset_batch, step_batch
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 

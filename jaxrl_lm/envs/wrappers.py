@@ -10,7 +10,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxrl_lm.envs.base import LevelEnvironment, MaskedObservation
+from jaxrl_lm.envs.base import LevelEnvironment
+from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from gymnax.environments import spaces
 from jaxtyping import Array, Float, Shaped
 
 from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.spaces import is_box, is_discrete
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu"]
 TrunkKind = Literal["auto", "mlp", "conv"]
@@ -129,11 +129,11 @@ def make_trunk(config: TrunkConfig, observation_space: Any) -> Trunk:
     Raises:
         InputError: another space, or convolutions asked for where the observation is no grid large enough.
     """
-    if isinstance(observation_space, spaces.Discrete):
+    if is_discrete(observation_space):
         if config.kind == "conv":
             raise InputError("kind=conv needs observations [H, W, C], but they are integers; choose mlp or auto")
         return Trunk(config=config, observation_shape=(), num_categories=observation_space.n, is_conv=False, scale=1.0)
-    if not isinstance(observation_space, spaces.Box):
+    if not is_box(observation_space):
         raise InputError(
             f"observation_space={observation_space!r} is neither Discrete nor Box; flatten its parts into one array"
         )
@@ -175,7 +175,7 @@ def _iterate(_: jax.Array, x: jax.Array) -> jax.Array:
     return 1.5 * x - 0.5 * jnp.matmul(x, jnp.matmul(x.T, x, precision=exact), precision=exact)
 
 
-def _scale(space: spaces.Box) -> float:
+def _scale(space: Any) -> float:
     if np.dtype(space.dtype) != np.uint8:
         return 1.0
     return 1.0 / max(1.0, float(np.max(np.asarray(space.high))))

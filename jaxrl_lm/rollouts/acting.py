@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl_lm.envs.base import StepResult, reset_batch, step_batch
+from jaxrl_lm.envs.stepping import StepResult, reset_batch, step_batch
 from jaxrl_lm.rollouts import episodes
 from jaxrl_lm.rollouts.episodes import EpisodeTracker
 from jaxrl_lm.types import NO_BATCH_AXIS, Metrics, PyTree

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import spaces
 
 from jaxrl_lm import checks
 from jaxrl_lm.core import distributions
-from jaxrl_lm.envs.base import MaskedObservation
+from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.actor_critic import ActorCritic, MemoryKind, StdKind, memory_width
 from jaxrl_lm.models.trunks import TrunkConfig, make_trunk
+from jaxrl_lm.spaces import is_box, is_discrete
 from jaxrl_lm.types import ActionEvaluation, Evaluate, PyTree
 
 BoundsKind = Literal["clip", "squash"]
@@ -128,8 +128,8 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
             bounds.
     """
     action_space = env.action_space(env_params)
-    is_discrete = isinstance(action_space, spaces.Discrete)
-    head = _categorical() if is_discrete else _gaussian(config, _box_of(config, env, action_space))
+    has_choices = is_discrete(action_space)
+    head = _categorical() if has_choices else _gaussian(config, _box_of(config, env, action_space))
     network = _make_network(config, env, env_params)
 
     def act(params: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array) -> Decision:
@@ -185,14 +185,14 @@ class _Network(NamedTuple):
 
 def _make_network(config: PolicyConfig, env: Any, env_params: Any) -> _Network:
     action_space, observation_space = env.action_space(env_params), env.observation_space(env_params)
-    is_discrete = isinstance(action_space, spaces.Discrete)
+    has_choices = is_discrete(action_space)
     model = ActorCritic(
         trunk=make_trunk(config.trunk, observation_space),
-        num_actions=action_space.n if is_discrete else action_space.shape[0],
+        num_actions=action_space.n if has_choices else action_space.shape[0],
         is_shared=config.is_shared,
         memory_size=config.memory_size,
         memory_kind=config.memory,
-        std=None if is_discrete else config.std,
+        std=None if has_choices else config.std,
         initial_log_std=config.initial_log_std,
     )
     example = observation_space.sample(jax.random.key(0))
@@ -248,7 +248,7 @@ def _categorical() -> _Head:
     )
 
 
-def _gaussian(config: PolicyConfig, box: spaces.Box) -> _Head:
+def _gaussian(config: PolicyConfig, box: Any) -> _Head:
     low, high = (np.broadcast_to(np.asarray(bound, np.float32), box.shape) for bound in (box.low, box.high))
     is_squashed = config.bounds == "squash"
 
@@ -282,13 +282,13 @@ def _gaussian(config: PolicyConfig, box: spaces.Box) -> _Head:
     return _Head(sample=sample, log_prob=log_prob, entropy=entropy, mode=mode, to_env=to_env)
 
 
-def _box_of(config: PolicyConfig, env: Any, space: Any) -> spaces.Box:
+def _box_of(config: PolicyConfig, env: Any, space: Any) -> Any:
     """The action space, if a Gaussian can act in it.
 
     Raises:
         InputError: it cannot.
     """
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+    if not is_box(space) or len(space.shape) != 1:
         raise InputError(
             f"env={env.name}: its action space {space!r} is neither discrete nor a flat box; ppo knows these"
         )

@@ -9,7 +9,7 @@ from flax import struct
 
 from jaxrl_lm.core import running_moments
 from jaxrl_lm.core.running_moments import RunningMoments
-from jaxrl_lm.envs.base import MaskedObservation, StepResult
+from jaxrl_lm.envs.stepping import MaskedObservation, StepResult
 from jaxrl_lm.rollouts.acting import ActingState, start_acting, step_acting
 from jaxrl_lm.rollouts.agent_policy import Decision, Policy, RememberedObservations
 from jaxrl_lm.types import PyTree, Trajectory

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl_lm.envs.base import LevelEnvironment, reset_batch, step_batch
+from jaxrl_lm.envs.base import LevelEnvironment
+from jaxrl_lm.envs.stepping import reset_batch, step_batch
 from jaxrl_lm.types import Metrics, PyTree
 
 Act = Callable[[PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]

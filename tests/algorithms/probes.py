@@ -12,7 +12,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxrl_lm.envs.base import BatchEnvironment, MaskedObservation
+from jaxrl_lm.envs.base import BatchEnvironment
+from jaxrl_lm.envs.stepping import MaskedObservation
 
 NEVER = 1_000_000
 

@@ -9,7 +9,8 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxrl_lm.algorithms.tabular import TabularConfig
-from jaxrl_lm.envs.base import BatchEnvironment, MaskedObservation
+from jaxrl_lm.envs.base import BatchEnvironment
+from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.types import PyTree
 
 GAMMA, NUM_STATES, NUM_ACTIONS = 0.9, 6, 4

@@ -14,12 +14,13 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxrl_lm import checks
-from jaxrl_lm.envs.base import LevelEnvironment, LevelPart, MaskedObservation
+from jaxrl_lm.envs.base import LevelEnvironment, LevelPart
 from jaxrl_lm.envs.maze import grid
 from jaxrl_lm.envs.maze.grid import LevelBank
 from jaxrl_lm.envs.maze.held_out import count_distinct
 from jaxrl_lm.envs.maze.levels import LevelSource
 from jaxrl_lm.envs.maze.oracle import optimal_return
+from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
