@@ -135,6 +135,7 @@ class EnvironmentLearner(NamedTuple):
         steps_per_update: environment steps of one update.
         batch_axes: `batch_axes(state)`: a tree like the state, with the axis of each leaf along which the environments
             are, or `NO_BATCH_AXIS`; what is spread over devices.
+        sample: as `act`, but actions are drawn from the policy; None for an algorithm whose policy is greedy.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
@@ -143,3 +144,4 @@ class EnvironmentLearner(NamedTuple):
     init_memory: Callable[[int], PyTree]
     steps_per_update: int
     batch_axes: Callable[[PyTree], PyTree] = _no_batch_axes
+    sample: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]] | None = None

@@ -23,9 +23,9 @@ from jaxrl_lm.envs.maze.environment import Maze, MazeState
 from jaxrl_lm.envs.maze.rendering import animate_episode, draw_level
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import Policy, PolicyConfig, make_policy
-from jaxrl_lm.training.environment import train_environment
-from jaxrl_lm.training.environment_config import TrainPPOConfig
-from jaxrl_lm.training.evaluate_run import evaluate_run, restore_run
+from jaxrl_lm.training.environments.algorithms import TrainPPOConfig
+from jaxrl_lm.training.environments.evaluate import evaluate_run, restore_run
+from jaxrl_lm.training.environments.train import train_environment
 
 CURVES = ("episode/return", "eval/solved", "eval/oracle_share")
 
@@ -142,9 +142,10 @@ def draw_policy(config: TrainPPOConfig, folder: Path) -> None:
     Without a memory it can look from every cell, and the best moves are drawn too.
     """
     task, state = restore_run(config, make_environment_ppo)
-    env, params = task.held_out_env, task.held_out
+    env = task.held_out_env
     assert isinstance(env, Maze)
-    learned = jax.tree.map(lambda leaf: leaf[0], state.learners).ppo.params
+    params, learner = jax.tree.map(lambda leaf: leaf[0], (task.held_out, state.learners))
+    learned = learner.ppo.params
     policy = make_policy(config.policy, env, params)
     level = int(np.argmax(np.asarray(start_distances(params))))
     if policy.has_memory:

@@ -23,8 +23,8 @@ from jaxrl_lm.algorithms.pqn import make_pqn
 from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
-from jaxrl_lm.training.environment import train_environment
-from jaxrl_lm.training.environment_config import TrainDQNConfig, TrainPPOConfig, TrainPQNConfig
+from jaxrl_lm.training.environments.algorithms import TrainDQNConfig, TrainPPOConfig, TrainPQNConfig
+from jaxrl_lm.training.environments.train import train_environment
 
 MAKERS: dict[str, Callable[..., Any]] = {"ppo": make_environment_ppo, "dqn": make_dqn, "pqn": make_pqn}
 LAST_SHARE = 0.1  # of a run: episodes that end in it are what a run has reached

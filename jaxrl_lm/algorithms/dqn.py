@@ -19,7 +19,7 @@ import optax
 from flax import struct
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.optimizers import adam
+from jaxrl_lm.algorithms.optimizers import clipped_adam
 from jaxrl_lm.algorithms.q_networks import (
     QFunction,
     action_mask_of,
@@ -34,23 +34,18 @@ from jaxrl_lm.algorithms.replay import (
     Step,
     Transitions,
     add,
+    blank_step,
     init_replay,
     priorities_of,
     sample,
     set_priorities,
 )
-from jaxrl_lm.algorithms.schedules import linear_schedule, run_share
+from jaxrl_lm.algorithms.schedules import exploration, linear_schedule, run_share
 from jaxrl_lm.core import masked, q_losses
 from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
-from jaxrl_lm.rollouts.acting import (
-    ActingState,
-    fill_axes,
-    start_acting,
-    step_acting,
-    take_episode_metrics,
-)
+from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 TDLossKind = Literal["squared", "huber"]
@@ -246,8 +241,8 @@ def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
         InputError: the action space is not discrete, or the observation space fits no network.
     """
     q_function = make_q_function(config.trunk, env, env_params, is_dueling=config.is_dueling)
-    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-    parts = _Parts(config, env, q_function, optax.chain(clip, adam("pytorch", epsilon=1e-8)))
+    optimizer = clipped_adam("pytorch", epsilon=1e-8, max_grad_norm=config.max_grad_norm)
+    parts = _Parts(config, env, q_function, optimizer)
 
     def update(state: DQNState, env_params: Any) -> tuple[DQNState, Metrics]:
         inputs = _round_inputs(config, state)
@@ -284,14 +279,7 @@ def _init(parts: _Parts, key: jax.Array, env_params: Any) -> DQNState:
     params_key, reset_key, state_key = jax.random.split(key, 3)
     params = parts.q_function.init(params_key)
     acting = start_acting(parts.env, reset_key, config.num_envs, env_params)
-    example = Step(
-        observations=acting.observations,
-        actions=jnp.zeros(config.num_envs, jnp.int32),
-        rewards=jnp.zeros(config.num_envs, jnp.float32),
-        terminated=jnp.zeros(config.num_envs, bool),
-        truncated=jnp.zeros(config.num_envs, bool),
-        next_observations=acting.observations,
-    )
+    example = blank_step(acting.observations, config.num_envs)
     learner = QLearnerState(
         params=params,
         # A buffer that stands twice in a state cannot be donated.
@@ -311,9 +299,7 @@ def _init(parts: _Parts, key: jax.Array, env_params: Any) -> DQNState:
 
 
 def _round_inputs(config: DQNConfig, state: DQNState) -> _RoundInput:
-    """Randomness, exploration and step counts of an update, leaves `[rounds, ...]`; drawn at once, as a draw a step
-    costs as much as the step.
-    """
+    """What the rounds of an update need, leaves `[rounds, ...]`; drawn at once, as a draw costs as much as a step."""
     explore_key, env_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.num_updates), 3)
     shape = config.steps_per_update // config.train_every, config.train_every
     # Steps of each environment in this update, and those of the whole run that learning waits for; a count of all steps
@@ -323,14 +309,11 @@ def _round_inputs(config: DQNConfig, state: DQNState) -> _RoundInput:
     updates_before = jnp.minimum(state.num_updates, num_waiting // config.steps_per_update + 1)
     is_learning = updates_before * config.steps_per_update + steps[:, -1] + 1 >= num_waiting
     done = state.num_updates.astype(jnp.float32) + steps.astype(jnp.float32) / config.steps_per_update
-    progress, hyperparams = run_share(done, config.anneal_updates), state.hyperparams
-    epsilon = linear_schedule(
-        progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction
-    )
+    progress = run_share(done, config.anneal_updates)
     acting = _ActInput(
         uniforms=jax.random.uniform(explore_key, (*shape, config.num_envs), jnp.float32),
         key=jax.random.split(env_key, shape),
-        epsilon=epsilon,
+        epsilon=exploration(state.hyperparams, progress),
     )
     return _RoundInput(
         acting=acting,
@@ -360,17 +343,16 @@ def _act(parts: _Parts, state: DQNState, env_params: Any, given: _ActInput) -> D
 def _train(parts: _Parts, state: DQNState, given: _RoundInput) -> tuple[DQNState, Metrics]:
     """Gradient steps; until learning starts, they are computed and change nothing."""
     config = parts.config
-    is_learning, beta = given.is_learning, given.beta
 
     def step(carry: tuple[QLearnerState, Replay], key: jax.Array) -> tuple[tuple[QLearnerState, Replay], Metrics]:
         learner, replay = carry
         batch = sample(config.replay, replay, key, config.batch_size, state.hyperparams.discount)
-        new, errors, metrics = _gradient_step(parts, learner, batch, state.hyperparams, beta)
-        learner = jax.tree.map(lambda after, before: jnp.where(is_learning, after, before), new, learner)
+        new, errors, metrics = _gradient_step(parts, learner, batch, state.hyperparams, given.beta)
+        learner = jax.tree.map(lambda after, before: jnp.where(given.is_learning, after, before), new, learner)
         if config.is_prioritized:
-            priorities = jnp.where(is_learning, priorities_of(config.replay, errors), batch.priorities)
+            priorities = jnp.where(given.is_learning, priorities_of(config.replay, errors), batch.priorities)
             replay = set_priorities(replay, batch.indices, priorities)
-        return (learner, replay), metrics | {"is_learning": is_learning}
+        return (learner, replay), metrics | {"is_learning": given.is_learning}
 
     (learner, replay), metrics = jax.lax.scan(step, (state.learner, state.replay), given.learn_keys)
     return replace(state, learner=learner, replay=replay), metrics

@@ -163,6 +163,7 @@ def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any
         init_memory=policy.init_memory,
         steps_per_update=config.num_envs * config.num_steps,
         batch_axes=lambda state: replace(fill_axes(state), rollout=fill_axes(state.rollout, 0)),
+        sample=_make_sample(policy),
     )
 
 
@@ -176,3 +177,14 @@ def _make_act(policy: Policy) -> Any:
         return policy.to_env(actions), memory
 
     return act
+
+
+def _make_sample(policy: Policy) -> Any:
+    def sample(
+        state: EnvironmentPPOState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        seen = normalize_observations(observations, state.normalizers)
+        decision = policy.act(state.ppo.params, seen, is_first, memory, key)
+        return policy.to_env(decision.actions), decision.memory
+
+    return sample

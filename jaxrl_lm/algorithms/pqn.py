@@ -28,19 +28,13 @@ from jaxrl_lm.algorithms.q_networks import (
     make_greedy_act,
     make_q_function,
 )
-from jaxrl_lm.algorithms.schedules import ScheduleConfig, linear_schedule, run_share, scheduled
+from jaxrl_lm.algorithms.schedules import ScheduleConfig, exploration, run_share, scheduled
 from jaxrl_lm.core import q_losses, returns
 from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.envs.base import StepResult
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
-from jaxrl_lm.rollouts.acting import (
-    ActingState,
-    fill_axes,
-    start_acting,
-    step_acting,
-    take_episode_metrics,
-)
+from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics
 from jaxrl_lm.rollouts.environments import where_any
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
@@ -248,8 +242,7 @@ def _make_optimizer(config: PQNConfig) -> optax.GradientTransformation:
 
 
 def _epsilon(config: PQNConfig, state: PQNState) -> jax.Array:
-    hyperparams, progress = state.hyperparams, run_share(state.num_updates, config.anneal_updates)
-    return linear_schedule(progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction)
+    return exploration(state.hyperparams, run_share(state.num_updates, config.anneal_updates))
 
 
 def _collect(

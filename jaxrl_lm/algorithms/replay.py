@@ -122,6 +122,19 @@ class Transitions(NamedTuple):
     priorities: jax.Array
 
 
+def blank_step(observations: PyTree, num_envs: int) -> Step:
+    """A step of the types that `init_replay` is to keep."""
+    flags = jnp.zeros(num_envs, bool)
+    return Step(
+        observations=observations,
+        actions=jnp.zeros(num_envs, jnp.int32),
+        rewards=jnp.zeros(num_envs, jnp.float32),
+        terminated=flags,
+        truncated=flags,
+        next_observations=observations,
+    )
+
+
 def init_replay(config: ReplayConfig, example: Step) -> Replay:
     """An empty memory for steps like `example`, whose leaves are `[num_envs, ...]`.
 

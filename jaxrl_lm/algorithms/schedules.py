@@ -5,7 +5,7 @@ from `anneal_updates`, which the trainers fill in.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
@@ -109,6 +109,11 @@ def linear_schedule(
     share = jnp.where(fraction > 0, progress / jnp.where(fraction > 0, fraction, 1.0), 1.0)
     share = jnp.clip(share, 0.0, 1.0)
     return (1.0 - share) * start + share * end
+
+
+def exploration(hyperparams: Any, progress: Num[Array, "*S"]) -> Float[Array, "*S"]:
+    """`linear_schedule` of a Q-learner's `epsilon_start`, `epsilon_end` and `epsilon_fraction`."""
+    return linear_schedule(progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction)
 
 
 def visit_schedule(

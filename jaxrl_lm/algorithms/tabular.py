@@ -15,18 +15,12 @@ from flax import struct
 from gymnax.environments import spaces
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.schedules import linear_schedule, run_share, visit_schedule
+from jaxrl_lm.algorithms.schedules import exploration, run_share, visit_schedule
 from jaxrl_lm.core import q_losses
 from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
 from jaxrl_lm.envs.base import MaskedObservation
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.rollouts.acting import (
-    ActingState,
-    fill_axes,
-    start_acting,
-    step_acting,
-    take_episode_metrics,
-)
+from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics
 from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 TabularKind = Literal["q-learning", "double-q", "sarsa", "expected-sarsa", "q-lambda"]
@@ -227,8 +221,7 @@ def _act(
 
 
 def _epsilon(config: TabularConfig, hyperparams: TabularHyperparams, num_updates: jax.Array) -> jax.Array:
-    progress = run_share(num_updates, config.anneal_updates)
-    return linear_schedule(progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction)
+    return exploration(hyperparams, run_share(num_updates, config.anneal_updates))
 
 
 def _choose(q_values: jax.Array, observations: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Array:

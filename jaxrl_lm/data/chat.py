@@ -166,7 +166,7 @@ def shared_length(first: Any, second: Any) -> int:
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
-@cache  # say it once a template
+@cache  # say it once per template
 def _warn_of_unread(template: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not re.search(rf"\b{re.escape(name)}\b", template):
@@ -229,9 +229,10 @@ def _tagged_spans(messages: list[Message], tokenizer: Any, template: str, text: 
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
     arguments = tokenizer.special_tokens_map | _template_arguments(messages)
     readable = _with_readable_parts(present, partial(_apply, tokenizer, **_template_arguments(messages)))
-    rendered, spans = cast(Any, render_jinja_template)(
-        conversations=[readable], chat_template=template, return_assistant_tokens_mask=True, **arguments
-    )
+    with guarded.time_limit(limits.MAX_TEMPLATE_SECONDS):
+        rendered, spans = cast(Any, render_jinja_template)(
+            conversations=[readable], chat_template=template, return_assistant_tokens_mask=True, **arguments
+        )
     assert rendered[0] == text, f"{at}: two renderings of a conversation differ"
     return spans[0]
 

@@ -1,4 +1,5 @@
 from .base import (
+    LevelEnvironment as LevelEnvironment,
     MaskedObservation as MaskedObservation,
     StepResult as StepResult,
     reset_batch as reset_batch,

@@ -5,7 +5,7 @@ for a batch, and are stepped by one transition and one select; `env.step` and `e
 environment, key by key.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from flax import struct
 from gymnax.environments import environment
 
 from jaxrl_lm.types import PyTree
+
+LevelPart = Literal["all", "training", "held-out"]
+"""Which levels are drawn: any, those of training, or those that training never meets."""
 
 
 class StepResult(NamedTuple):
@@ -52,7 +55,12 @@ class BatchEnvironment(environment.Environment[Any, Any]):
     """A gymnax environment whose transitions draw no random numbers and whose resets are drawn by the batch.
 
     Subclasses define `initial_states`, `transition`, `observation` and `is_terminated`.
+
+    Attributes:
+        end_name: what an episode that came to its own end is called in metrics, such as "solved".
     """
+
+    end_name: ClassVar[str] = "terminated"
 
     def initial_states(self, key: jax.Array, shape: tuple[int, ...], params: Any) -> Any:
         """States of new episodes, leaves `[*shape, ...]`, from one key."""
@@ -83,6 +91,71 @@ class BatchEnvironment(environment.Environment[Any, Any]):
         """gymnax's observation hook."""
         del key
         return self.observation(state, params)
+
+
+class LevelEnvironment(BatchEnvironment):
+    """A `BatchEnvironment` whose episodes are played in levels of a bank, which its parameters hold.
+
+    This is all that a trainer needs in order to replace levels while it runs, to hold levels out for evaluation and to
+    compare returns with the best possible. Parameters are pure data: those of several seeds can be stacked.
+    """
+
+    @property
+    def generates_levels(self) -> bool:
+        """Whether levels are drawn at random; if not, `new_params` always gives the same ones."""
+        raise NotImplementedError
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of a bank."""
+        raise NotImplementedError
+
+    @property
+    def level_seed(self) -> int:
+        """The user's choice of levels: trainers fold it into the keys that they draw levels from."""
+        raise NotImplementedError
+
+    @property
+    def blindness(self) -> str | None:
+        """Why no policy can act well in levels that change, or None: an error message with the remedy."""
+        return None
+
+    def of_part(self, part: LevelPart, num_levels: int | None = None, *, trained: Any = None) -> "LevelEnvironment":
+        """The same environment with levels of one part.
+
+        Args:
+            part: which levels.
+            num_levels: size of the bank; None keeps it.
+            trained: environment whose training levels a held-out part avoids; None for this one.
+        """
+        raise NotImplementedError
+
+    def new_params(self, key: jax.Array) -> Any:
+        """Parameters with a bank of levels; jit it."""
+        raise NotImplementedError
+
+    def refresh(self, params: Any, key: jax.Array) -> Any:
+        """Fresh levels for the episodes to come; running episodes go on in theirs. Jit it.
+
+        Call it no more often than every `max_steps_in_episode` steps.
+        """
+        raise NotImplementedError
+
+    def current_levels(self, params: Any, key: jax.Array, num_levels: int) -> Any:
+        """Parameters with a bank of `num_levels` of the levels that new episodes are drawn from."""
+        raise NotImplementedError
+
+    def level_resets(self, params: Any) -> tuple[Any, Any]:
+        """Observations and states of an episode at the start of every level of the bank, leaves `[L, ...]`."""
+        raise NotImplementedError
+
+    def optimal_returns(self, params: Any, discount: float | jax.Array) -> jax.Array:
+        """The best discounted return in every level of the bank, `[L]`."""
+        raise NotImplementedError
+
+    def count_levels(self, params: Any) -> tuple[int, int]:
+        """How many different levels the bank has, and how many different layouts; on the host."""
+        raise NotImplementedError
 
 
 def reset_batch(env: Any, key: jax.Array, num_envs: int, params: Any) -> tuple[PyTree, PyTree]:

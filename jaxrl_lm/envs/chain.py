@@ -38,6 +38,8 @@ class ChainMaze(BatchEnvironment):
     Up, down and moves beyond the ends leave the agent where it is. Episodes begin in s0 and end in s5.
     """
 
+    end_name = "solved"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ChainMaze)
 

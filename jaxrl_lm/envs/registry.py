@@ -1,4 +1,4 @@
-"""Environments by name: those of `ENVS`, and every one that gymnax knows."""
+"""Environments by name: those of `ENVS`, every one that gymnax knows, and one's own from a file."""
 
 import inspect
 from collections.abc import Callable
@@ -10,8 +10,10 @@ import gymnax
 from beartype.door import is_bearable
 
 from jaxrl_lm.envs.chain import ChainMaze
+from jaxrl_lm.envs.custom import check_environment, file_of, load_factory, trace
 from jaxrl_lm.envs.maze.environment import Maze, MazeConfig, Observation, Reward
 from jaxrl_lm.envs.maze.levels import source_from_options
+from jaxrl_lm.envs.settings import make_with_options
 from jaxrl_lm.errors import InputError
 
 
@@ -57,23 +59,31 @@ def make(env_id: str, /, **options: Any) -> tuple[Any, Any]:
 
     Options of `Maze-v0` are those of `maze.levels.source_from_options` (size, generator, num_levels, seed, layout) and
     of `maze.environment.MazeConfig` (observation, reward, window_size, max_steps, discount, has_action_mask);
-    `ChainMaze-v0` has none; gymnax's environments take the arguments of their classes.
+    `ChainMaze-v0` has none. Gymnax's environments and those of a file take the arguments of their classes, and fields
+    of their parameters, such as max_steps_in_episode.
 
     Args:
-        env_id: one of `list_ids()`.
+        env_id: one of `list_ids()`, or `file.py:NAME` where NAME is a class or a function that returns an environment
+            (or an environment and its parameters).
         options: of that environment.
 
     Returns:
         The environment, static and hashable, and the parameters to give to its `reset` and `step`.
 
     Raises:
-        InputError: for an unknown id (names the nearest), an unknown option (names those that exist) or a wrong value.
+        InputError: for an unknown id (names the nearest), an unknown option (names those that exist), a wrong value, or
+            an environment that raises an error or whose shapes do not fit.
     """
     if env_id in ENVS:
         env = _build(env_id, **options)
         return env, env.default_params
     if env_id in gymnax.registered_envs:
         return _make_from_gymnax(env_id, options)
+    if file_of(env_id) is not None:
+        factory = load_factory(env_id)
+        env, env_params = make_with_options(env_id, factory, factory, options)
+        check_environment(env_id, env, env_params)
+        return env, env_params
     raise InputError(_unknown_id(env_id))
 
 
@@ -113,13 +123,11 @@ def _build(env_id: str, /, **options: Any) -> Any:
 
 
 def _make_from_gymnax(env_id: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    try:
-        return gymnax.make(env_id, **options)
-    except (TypeError, ValueError) as error:
-        if not options:
-            raise
-        names = list(inspect.signature(type(gymnax.make(env_id)[0])).parameters)
-        raise InputError(f"{env_id} cannot be made with {options}: {error}; {_say_options(names)}") from error
+    constructor = gymnax.registration._registry[env_id]
+    env, env_params = make_with_options(env_id, partial(gymnax.make, env_id), constructor, options)
+    # Values that a class does not check itself fail no later than here.
+    trace(env_id, env, env_params)
+    return env, env_params
 
 
 def _unknown_id(env_id: str) -> str:

@@ -151,6 +151,13 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+            raise ConstructorError(None, None, f"{twice!r:.60} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
 
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, which also puts quotes around text that our loader would read as a number."""

@@ -6,7 +6,7 @@ model's; how actions are distributed, and whether there is a memory, is known he
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,60 +130,26 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
     action_space = env.action_space(env_params)
     is_discrete = isinstance(action_space, spaces.Discrete)
     head = _categorical() if is_discrete else _gaussian(config, _box_of(config, env, action_space))
-    trunk = make_trunk(config.trunk, env.observation_space(env_params))
-    model = ActorCritic(
-        trunk=trunk,
-        num_actions=action_space.n if is_discrete else action_space.shape[0],
-        is_shared=config.is_shared,
-        memory_size=config.memory_size,
-        memory_kind=config.memory,
-        std=None if is_discrete else config.std,
-        initial_log_std=config.initial_log_std,
-    )
-    example = env.observation_space(env_params).sample(jax.random.key(0))
-
-    def init(key: jax.Array) -> PyTree:
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], example)
-        return model.init(key, batch, method="init_all")["params"]
-
-    def forward(params: PyTree, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return cast(tuple[jax.Array, jax.Array], model.apply({"params": params}, seen))
-
-    def step(
-        params: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree
-    ) -> tuple[jax.Array, jax.Array, PyTree]:
-        seen, action_mask = _split_mask(observations)
-        if config.memory_size:
-            unrolled: Any = model.apply({"params": params}, seen[:, None], is_first[:, None], memory, method="unroll")
-            outputs, values, memory = unrolled[0][:, 0], unrolled[1][:, 0], unrolled[2]
-        else:
-            outputs, values = forward(params, seen)
-        return _masked(outputs, action_mask), values, memory
+    network = _make_network(config, env, env_params)
 
     def act(params: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array) -> Decision:
-        outputs, values, memory = step(params, observations, is_first, memory)
+        outputs, values, memory = network.step(params, observations, is_first, memory)
         actions = head.sample(key, outputs, params)
         return Decision(actions, head.log_prob(outputs, params, actions), values, memory)
 
     def best(params: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree) -> tuple[jax.Array, PyTree]:
-        outputs, _, memory = step(params, observations, is_first, memory)
+        outputs, _, memory = network.step(params, observations, is_first, memory)
         return head.mode(outputs), memory
 
     def value(params: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree) -> jax.Array:
-        return step(params, observations, is_first, memory)[1]
+        return network.step(params, observations, is_first, memory)[1]
 
     def evaluate(params: PyTree, observations: PyTree, actions: jax.Array) -> ActionEvaluation:
-        if config.memory_size:
-            seen, action_mask = _split_mask(observations.observations)
-            unrolled: Any = model.apply(
-                {"params": params}, seen, observations.is_first, observations.memory, method="unroll"
-            )
-            outputs, values, _ = unrolled
-            return _score(head, params, outputs, values, action_mask, actions)
-        # One batch axis instead of two: sums over a few actions are then three times as fast on a CPU.
-        seen, action_mask = _split_mask(jax.tree.map(_merge_batch_and_time, observations))
-        outputs, values = forward(params, seen)
-        scores = _score(head, params, outputs, values, action_mask, _merge_batch_and_time(actions))
+        outputs, values = network.window(params, observations)
+        taken = actions.reshape(*values.shape, *actions.shape[2:])
+        scores = ActionEvaluation(
+            log_probs=head.log_prob(outputs, params, taken), entropies=head.entropy(outputs, params), values=values
+        )
         return jax.tree.map(lambda leaf: leaf.reshape(actions.shape[:2]), scores)
 
     def init_memory(num_envs: int) -> jax.Array | None:
@@ -191,7 +157,7 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
         return jnp.zeros((num_envs, width), jnp.float32) if width else None
 
     return Policy(
-        init=init,
+        init=network.init,
         act=act,
         best=best,
         value=value,
@@ -202,6 +168,66 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
     )
 
 
+class _Network(NamedTuple):
+    """The policy's model as pure functions; outputs of illegal actions are masked.
+
+    Attributes:
+        init: `init(key) -> params`.
+        step: `step(params, observations, is_first, memory) -> (outputs [B, A], values [B], memory)`.
+        window: `window(params, observations) -> (outputs, values)` of windows of T steps: `[B, T, A]` and `[B, T]` with
+            a memory, else `[B * T, A]` and `[B * T]`.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    step: Callable[[PyTree, PyTree, jax.Array, PyTree], tuple[jax.Array, jax.Array, PyTree]]
+    window: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
+
+
+def _make_network(config: PolicyConfig, env: Any, env_params: Any) -> _Network:
+    action_space, observation_space = env.action_space(env_params), env.observation_space(env_params)
+    is_discrete = isinstance(action_space, spaces.Discrete)
+    model = ActorCritic(
+        trunk=make_trunk(config.trunk, observation_space),
+        num_actions=action_space.n if is_discrete else action_space.shape[0],
+        is_shared=config.is_shared,
+        memory_size=config.memory_size,
+        memory_kind=config.memory,
+        std=None if is_discrete else config.std,
+        initial_log_std=config.initial_log_std,
+    )
+    example = observation_space.sample(jax.random.key(0))
+
+    def init(key: jax.Array) -> PyTree:
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], example)
+        return model.init(key, batch, method="init_all")["params"]
+
+    def apply(params: PyTree, *inputs: Any, method: str | None = None) -> Any:
+        return model.apply({"params": params}, *inputs, method=method)
+
+    def step(
+        params: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        seen, action_mask = _split_mask(observations)
+        if config.memory_size:
+            outputs, values, memory = apply(params, seen[:, None], is_first[:, None], memory, method="unroll")
+            outputs, values = outputs[:, 0], values[:, 0]
+        else:
+            outputs, values = apply(params, seen)
+        return _masked(outputs, action_mask), values, memory
+
+    def window(params: PyTree, observations: PyTree) -> tuple[jax.Array, jax.Array]:
+        if config.memory_size:
+            seen, action_mask = _split_mask(observations.observations)
+            outputs, values, _ = apply(params, seen, observations.is_first, observations.memory, method="unroll")
+        else:
+            # One batch axis instead of two: sums over a few actions are then three times as fast on a CPU.
+            seen, action_mask = _split_mask(jax.tree.map(_merge_batch_and_time, observations))
+            outputs, values = apply(params, seen)
+        return _masked(outputs, action_mask), values
+
+    return _Network(init=init, step=step, window=window)
+
+
 class _Head(NamedTuple):
     """A distribution over actions, from a network's outputs and the parameters."""
 
@@ -210,21 +236,6 @@ class _Head(NamedTuple):
     entropy: Callable[[jax.Array, PyTree], jax.Array]
     mode: Callable[[jax.Array], jax.Array]
     to_env: Callable[[jax.Array], jax.Array]
-
-
-def _score(
-    head: _Head,
-    params: PyTree,
-    outputs: jax.Array,
-    values: jax.Array,
-    action_mask: jax.Array | None,
-    actions: jax.Array,
-) -> ActionEvaluation:
-    """What the distribution that a network's outputs stand for says of given actions."""
-    outputs = _masked(outputs, action_mask)
-    return ActionEvaluation(
-        log_probs=head.log_prob(outputs, params, actions), entropies=head.entropy(outputs, params), values=values
-    )
 
 
 def _categorical() -> _Head:

@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from jaxrl_lm import load_agent
 from jaxrl_lm.cli.environment import TRAINERS
 from jaxrl_lm.cli.main import run
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, read_metrics, read_seeds
 
 TABULAR = ["--num-envs=2", "--num-steps=32"]
@@ -24,6 +27,8 @@ SMALL = {
     "pqn": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16", "--num-minibatches=2"],
     "ppo": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16"],
 }
+
+OWN_FILE = str(Path(__file__).parents[1] / "envs" / "own_environments.py")
 
 pytestmark = pytest.mark.usefixtures("pictures_drawn_once")
 
@@ -67,11 +72,18 @@ def test_a_runs_config_file_starts_it_again(tmp_path: Path) -> None:
         (["ppo", "--env-options", "layout=nowhere"], ["layout"]),
         (["ppo", "--env-options", "num_levels=90000000000"], ["num_levels=90000000000", "GB"]),
         (["ppo", "--discount=1.2"], ["discount=1.2"]),
-        (["ppo", "--num-envs=3", "--num-steps=3"], ["num_minibatches=4", "9 steps"]),
+        (["ppo", "--num-envs=3", "--num-steps=3"], ["num_minibatches=8", "9 steps"]),
         (["dqn", "--env=Pendulum-v1"], ["ppo"]),
         (["pqn", "--env=Pendulum-v1"], ["ppo"]),
         (["q-learning", "--env=CartPole-v1"], ["bin"]),
         (["ppo", "--env=CartPole-v1", "--num-devices=64"], ["num_devices=64"]),
+        (["ppo", "--env-options", "observation=position"], ["observation=position", "observation=grid"]),
+        (["ppo", "--env=MetaMaze-misc", "--env-options", "maze_size=8"], ["maze_size", "rf_size"]),
+        (["ppo", "--env=CartPole-v1", "--env-options", "gravty=3"], ["gravty", "gravity"]),
+        (["ppo", "--env=CartPole-v1", "--wrappers", "frame_stak"], ["frame_stack"]),
+        (["ppo", f"--env={OWN_FILE}:FiveValues"], [OWN_FILE, "six values"]),
+        (["ppo", "--sweep", "learning_rate=1e-3,1e-3"], ["1e-3,1e-3", "twice"]),
+        (["dqn", "--env=CartPole-v1", "--buffer-size=1000000000", "--num-seeds=64"], ["replay", "buffer_size", "GB"]),
     ],
 )
 def test_bad_input_exits_with_2_and_leaves_nothing(
@@ -82,6 +94,39 @@ def test_bad_input_exits_with_2_and_leaves_nothing(
     for word in words:
         assert word in message
     assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_of_ones_own_is_trained_in_a_grid_evaluated_and_resumed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = [f"--env={OWN_FILE}:Corridor", "--wrappers", "frame_stack=2", "--env-options", "length=2", "bonus=3"]
+    sizes = [*SMALL["ppo"][1:], "--total-steps=128", "--chunk-updates=1", "--eval-episodes=4"]
+    sweep = ["--sweep", "learning_rate=1e-3,1e-4", "discount=0.9,0.8"]
+    assert run(["train", "ppo", f"--out={out}", *options, *sizes, *sweep]) == 0
+    labels = {name.partition(" ")[2] for name in read_metrics(RunFolder(out)) if name.startswith("eval/return")}
+    assert labels == {
+        f"learning_rate={rate} discount={discount}" for rate in ("0.001", "0.0001") for discount in ("0.9", "0.8")
+    }
+    capfd.readouterr()
+    assert run(["evaluate", f"--run={out}", "--episodes=4"]) == 0
+    assert "eval/return" in capfd.readouterr().out
+    assert run(["train", "ppo", f"--out={out}", *options, *sizes, *sweep, "--resume"]) == 0
+    assert "has ended" in capfd.readouterr().err
+    agent = load_agent(out, value={"learning_rate": 1e-3, "discount": 0.8})
+    observation, _ = agent.env.reset(jax.random.key(0), agent.env_params)
+    assert int(agent.act(observation, jax.random.key(1))) in (0, 1)
+    with pytest.raises(InputError, match=r"value=0.001: choose one of the run's: learning_rate=0.001 discount=0.9, "):
+        load_agent(out, value=1e-3)
+    with pytest.raises(InputError, match="seed=1: the run has seeds 0 to 0"):
+        load_agent(out, seed=1)
+
+
+def test_the_help_names_what_can_be_swept(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (("ppo", ["clip_range", "trace_decay"]), ("dqn", ["epsilon_end"]), ("sarsa", ["visit_power"])):
+        assert run(["train", name, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(word in shown.partition("--sweep takes:")[2] for word in words)
 
 
 def test_a_run_is_evaluated_on_other_levels_and_reported_again(
@@ -98,7 +143,9 @@ def test_a_run_is_evaluated_on_other_levels_and_reported_again(
     capfd.readouterr()
     assert run(["evaluate", f"--run={out}", "--episodes=12", "--env-options", "generator=wilson"]) == 0
     shown = capfd.readouterr().out
-    assert "eval/solved" in shown
+    for metric in ("eval/solved", "eval_sampled/solved", "eval_train/solved", "eval/distinct_layouts"):
+        assert metric in shown
+    assert "nan" not in shown
     assert "12 episodes a seed" in shown
     assert run(["evaluate", f"--run={out}", "--env-options", "size=7"]) == 2
     assert "keep size and observation" in capfd.readouterr().err

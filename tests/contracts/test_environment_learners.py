@@ -20,7 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", params=TRAINERS)
 def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
     """States after an update: of one state twice, of the same as if an update later, and of another seed's."""
-    kind, make_learner = TRAINERS[request.param]
+    kind, make_learner, _ = TRAINERS[request.param]
     is_tabular = request.param not in SMALL
     env, params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
     config = kind(out="", **(SMALL.get(request.param) or {"num_envs": 16, "num_steps": 4}))

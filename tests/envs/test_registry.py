@@ -85,15 +85,6 @@ def test_an_unknown_option_names_those_that_exist(env_id):
     assert all(name in str(caught.value) for name in option_names(env_id))
 
 
-def test_an_unknown_option_of_a_gymnax_environment_names_those_that_exist():
-    with pytest.raises(
-        InputError, match=r"FourRooms-misc.*visual.*its options are use_visual_obs, goal_fixed, pos_fixed"
-    ):
-        make("FourRooms-misc", visual=True)
-    with pytest.raises(InputError, match=r"CartPole-v1.*it has no options"):
-        make("CartPole-v1", length=2.0)
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

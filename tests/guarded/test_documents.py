@@ -68,6 +68,7 @@ def test_plain_values_of_yaml(text, value):
         ("!!float x", "unreadable YAML"),
         ("!!python/name:os.system x", "unreadable YAML"),
         ("? [1]\n: 2", "unhashable key"),
+        ("ppo: {a: 1}\nseed: 0\nppo: {b: 2}", "'ppo' is given twice"),  # PyYAML forgets the first
         ("a: [1", "unreadable YAML"),
         ("\0", "unreadable YAML"),
         ("*a", "undefined alias"),

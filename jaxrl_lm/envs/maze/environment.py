@@ -5,17 +5,19 @@ integers; so mazes are stepped by the million a second, and the bank is replaced
 `new_params`, which is how training always meets new mazes.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxrl_lm.envs.base import BatchEnvironment, MaskedObservation
+from jaxrl_lm import checks
+from jaxrl_lm.envs.base import LevelEnvironment, LevelPart, MaskedObservation
 from jaxrl_lm.envs.maze import grid
 from jaxrl_lm.envs.maze.grid import LevelBank
+from jaxrl_lm.envs.maze.held_out import count_distinct
 from jaxrl_lm.envs.maze.levels import LevelSource
 from jaxrl_lm.envs.maze.oracle import optimal_return
 from jaxrl_lm.errors import InputError
@@ -49,15 +51,11 @@ class MazeConfig:
     has_action_mask: bool = False
 
     def __post_init__(self) -> None:
-        for name, kinds in (("observation", Observation), ("reward", Reward)):
-            if getattr(self, name) not in get_args(kinds):
-                raise InputError(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(kinds))}")
+        checks.one_of(self, observation=Observation, reward=Reward)
         if self.window_size < 3 or self.window_size % 2 == 0:
             raise InputError(f"window_size={self.window_size} must be odd and at least 3")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise InputError(f"max_steps={self.max_steps} must be at least 1")
-        if not 0 <= self.discount <= 1:
-            raise InputError(f"discount={self.discount} must lie in [0, 1]")
+        checks.at_least(self, 1, "max_steps")
+        checks.between(self, 0, 1, "discount")
 
 
 @struct.dataclass
@@ -93,18 +91,53 @@ class MazeParams(environment.EnvParams):
     num_drawn: PyTree = 1
 
 
-class Maze(BatchEnvironment):
+class Maze(LevelEnvironment):
     """Moves up, down, left and right through mazes; an illegal move leaves the agent where it is."""
+
+    end_name = "solved"
 
     def __init__(self, config: MazeConfig, source: LevelSource) -> None:
         self.config = config
         self.source = source
+        self._default_params: MazeParams | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Maze) and (self.config, self.source) == (other.config, other.source)
 
     def __hash__(self) -> int:
         return hash((self.config, self.source))
+
+    @property
+    def generates_levels(self) -> bool:
+        """Not where the layout is drawn by hand."""
+        return self.source.layout is None
+
+    @property
+    def num_levels(self) -> int:
+        """The source's number; where a layout is drawn by hand, its starts."""
+        return self.source.num_levels
+
+    @property
+    def level_seed(self) -> int:
+        """The source's seed."""
+        return self.source.seed
+
+    @property
+    def blindness(self) -> str | None:
+        """A position says nothing about the walls, so that the best move depends on what is not seen."""
+        if self.config.observation != "position" or self.config.has_action_mask:
+            return None
+        return (
+            "observation=position shows neither walls nor goal, so that no policy can find its way through mazes that "
+            "change; choose observation=grid or observation=window, or one maze: a layout such as layout=medium, or "
+            "num_levels=1 without --refresh-levels"
+        )
+
+    def of_part(self, part: LevelPart, num_levels: int | None = None, *, trained: Any = None) -> "Maze":
+        """The same environment with levels of one part; see `LevelSource`."""
+        trained_on = None if trained is None else trained.source.generator
+        num_levels = self.source.num_levels if num_levels is None else num_levels
+        return Maze(self.config, replace(self.source, part=part, num_levels=num_levels, trained_on=trained_on))
 
     def new_params(self, key: jax.Array) -> MazeParams:
         """Levels from the environment's source; jit it. A fixed layout gives the same levels whatever the key."""
@@ -134,10 +167,27 @@ class Maze(BatchEnvironment):
         )
         return params.replace(bank=bank, first_level=first)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def level_states(self, params: MazeParams) -> MazeState:
-        """An episode at the start of every level of the bank, leaves `[L]`: for an evaluation that leaves none out."""
+    def current_levels(self, params: MazeParams, key: jax.Array, num_levels: int) -> MazeParams:
+        """Levels that new episodes are drawn from, each of them once before any comes again."""
+        order = jax.random.permutation(key, params.bank.num_levels)
+        is_current = (order >= params.first_level) & (order < params.first_level + params.num_drawn)
+        rows = order[jnp.argsort(~is_current)[jnp.arange(num_levels) % params.num_drawn]]
+        return MazeParams(
+            max_steps_in_episode=params.max_steps_in_episode,
+            bank=jax.tree.map(lambda leaf: leaf[rows], params.bank),
+            first_level=jnp.zeros((), jnp.int32),
+            num_drawn=jnp.asarray(num_levels, jnp.int32),
+        )
+
+    def level_resets(self, params: MazeParams) -> tuple[Any, MazeState]:
+        """An episode at the start of every level of the bank: for an evaluation that leaves none out."""
         level = jnp.arange(params.bank.num_levels, dtype=jnp.int32)
-        return MazeState(time=jnp.zeros_like(level), level=level, position=params.bank.starts)
+        states = MazeState(time=jnp.zeros_like(level), level=level, position=params.bank.starts)
+        return jax.vmap(self.observation, (0, None))(states, params), states
+
+    def count_levels(self, params: MazeParams) -> tuple[int, int]:
+        """Different levels (walls, start and goal) of the bank, and different layouts (walls alone)."""
+        return count_distinct(params.bank)
 
     def optimal_returns(self, params: MazeParams, discount: float | jax.Array) -> jax.Array:
         """The return of a shortest way through every level of the bank, `[L]`."""
@@ -147,8 +197,13 @@ class Maze(BatchEnvironment):
 
     @property
     def default_params(self) -> MazeParams:
-        """Levels of the source's own seed."""
-        return jax.jit(self.new_params)(jax.random.key(self.source.seed))
+        """Levels of the source's own seed; generated once, since gymnax asks at every step that is given none."""
+        kept = self._default_params
+        if kept is None or kept.bank.moves.is_deleted():
+            # A step may be traced when it asks; levels that are kept must not be tracers.
+            with jax.ensure_compile_time_eval():
+                kept = self._default_params = jax.jit(self.new_params)(jax.random.key(self.source.seed))
+        return kept
 
     @property
     def name(self) -> str:

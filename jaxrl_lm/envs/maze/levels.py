@@ -1,30 +1,28 @@
 """Where levels come from: a generator with sizes and a seed, or a layout drawn by hand."""
 
-import os
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from jaxrl_lm.envs.base import LevelPart
 from jaxrl_lm.envs.maze.generators import GENERATORS
 from jaxrl_lm.envs.maze.grid import UNREACHABLE, LevelBank, legal_moves
+from jaxrl_lm.envs.maze.held_out import Split, is_held_out, split_levels
 from jaxrl_lm.envs.maze.layouts import GOAL, START, WALL, layout_rows
 from jaxrl_lm.envs.maze.oracle import distances_to_goal
+from jaxrl_lm.envs.memory import as_gigabytes, available_bytes
 from jaxrl_lm.errors import InputError
 
 # A cell of the bank takes 1 byte of moves and 2 of distance. XLA's own account of the compiled program, bank and
 # temporaries together, is 5 times that (backtracker) to 11 times (kruskal).
 _BYTES_PER_CELL = 3
 _COPIES_WHILE_MADE = 11
-# Mazes up to 11x11 come again within a long run (of 7x7 there are fewer than 30,000), larger ones practically never.
-_MOST_CELLS_THAT_REPEAT = 121
-_HELD_OUT_SHARE = 8  # one level in so many
-
-Part = Literal["all", "training", "held-out"]
+_SPARE = {"training": 1.1, "held-out": 1.5}  # how many more levels are drawn than are needed on average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,8 @@ class LevelSource:
         num_levels: levels of a bank; with a layout, its starts whatever is given.
         seed: of the bank that an environment begins with.
         layout: a name in `LAYOUTS`, or a drawing; each of its starts is a level. None for generated levels.
-        part: of generated levels so small that they come again (up to 11x11): "training" leaves out the eighth of them
-            that "held-out" draws from, by a hash of the level. Larger levels are new whenever they are drawn.
+        part: "training" leaves out the mazes that "held-out" draws from, about an eighth of all: see `held_out.py`.
+        trained_on: generator of the training levels that held-out levels must differ from; None for the same one.
     """
 
     generator: str = "backtracker"
@@ -48,7 +46,8 @@ class LevelSource:
     num_levels: int = 4096
     seed: int = 0
     layout: str | None = None
-    part: Part = "all"
+    part: LevelPart = "all"
+    trained_on: str | None = None
 
     def __post_init__(self) -> None:
         if self.generator not in GENERATORS:
@@ -81,16 +80,25 @@ class LevelSource:
         self._check_memory()
         if self.layout is not None:
             return _bank_of_layout(layout_rows(self.layout))
-        if self.part == "all" or self.height * self.width > _MOST_CELLS_THAT_REPEAT:
-            return self._generate(key, self.num_levels)
-        is_for_training = self.part == "training"
-        # More than are needed on average; should too few of the part be among them, levels come twice.
-        num_drawn = self.num_levels * 5 // 4 if is_for_training else self.num_levels * _HELD_OUT_SHARE * 3 // 2
-        bank = self._generate(key, num_drawn + 16 * _HELD_OUT_SHARE)
-        is_other = is_held_out(bank) == is_for_training
+        bank = self._generate(key, self._num_drawn())
+        if self.part == "all":
+            return bank
+        is_other = is_held_out(bank, self._split()) == (self.part == "training")
+        # Should too few levels of the part be among those drawn, they come twice.
         num_kept = jnp.maximum(1, jnp.sum(~is_other))
         rows = jnp.argsort(is_other)[jnp.arange(self.num_levels) % num_kept]
         return jax.tree.map(lambda leaf: leaf[rows], bank)
+
+    def _split(self) -> Split:
+        return split_levels(self.generator, self.height, self.width, trained_on=self.trained_on)
+
+    def _num_drawn(self) -> int:
+        """Levels that are generated so that enough of the part are among them."""
+        if self.part == "all" or self.layout is not None:
+            return self.num_levels
+        held_out = self._split().share
+        share = held_out if self.part == "held-out" else 1 - held_out
+        return int(self.num_levels * _SPARE[self.part] / share) + 128
 
     def _generate(self, key: jax.Array, num_levels: int) -> LevelBank:
         generate = GENERATORS[self.generator]
@@ -108,13 +116,15 @@ class LevelSource:
         return LevelBank(moves=moves, starts=starts, goals=goals, distances=distances)
 
     def _check_memory(self) -> None:
-        bank = self.num_levels * self.height * self.width * _BYTES_PER_CELL
-        available = available_bytes()
-        if bank * _COPIES_WHILE_MADE > available:
-            most = available // (_COPIES_WHILE_MADE * _BYTES_PER_CELL * self.height * self.width)
+        bytes_per_level = self.height * self.width * _BYTES_PER_CELL
+        kept, num_drawn, available = self.num_levels * bytes_per_level, self._num_drawn(), available_bytes()
+        needed = num_drawn * bytes_per_level * _COPIES_WHILE_MADE
+        if needed > available:
+            most = available // (bytes_per_level * _COPIES_WHILE_MADE) * self.num_levels // num_drawn
+            part = "" if self.part == "all" else f" {self.part} levels"
             raise InputError(
-                f"num_levels={self.num_levels} of {self.height}x{self.width} cells take {_gigabytes(bank)} and up to "
-                f"{_gigabytes(bank * _COPIES_WHILE_MADE)} while they are made; the device has {_gigabytes(available)}: "
+                f"num_levels={self.num_levels}{part} of {self.height}x{self.width} cells take {as_gigabytes(kept)} "
+                f"and up to {as_gigabytes(needed)} while they are made; the device has {as_gigabytes(available)}: "
                 f"ask for at most {most} levels"
             )
 
@@ -150,29 +160,6 @@ def source_from_options(
     return LevelSource(seed=seed, **given)
 
 
-def is_held_out(bank: LevelBank) -> Bool[Array, " L"]:
-    """Whether each level belongs to the eighth that training never meets: a hash of walls, start and goal."""
-    cells = jnp.arange(bank.moves.shape[1], dtype=jnp.uint32)
-    walls = jnp.sum(bank.moves.astype(jnp.uint32) * _mix(cells + 1), axis=1, dtype=jnp.uint32)
-    hashed = _mix(walls ^ _mix(bank.starts.astype(jnp.uint32) * 2 + 1) ^ _mix(bank.goals.astype(jnp.uint32) * 2))
-    return hashed % _HELD_OUT_SHARE == 0
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """Scatter the bits of 32-bit integers (the last steps of MurmurHash3)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def available_bytes() -> int:
-    """Memory for a bank: what is free on an accelerator; on a CPU all there is, since caches give way."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _random_cell(key: Key[Array, ""], is_choice: Bool[Array, " C"]) -> Int[Array, ""]:
     """A uniformly random cell among those allowed."""
     place = jnp.cumsum(is_choice)
@@ -206,7 +193,3 @@ def _unknown_generator(name: str) -> str:
         f"generator={name!r} is no generator; {'the nearest names' if near else 'there are'}: "
         f"{', '.join(near or GENERATORS)}"
     )
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.3g} GB"

@@ -97,36 +97,6 @@ def test_what_a_layout_has_itself_is_not_given_beside_it(given):
         source_from_options(layout="umaze", **given)
 
 
-def rows_of(bank) -> set[bytes]:
-    columns = (np.asarray(bank.moves), np.asarray(bank.starts)[:, None], np.asarray(bank.goals)[:, None])
-    return {row.tobytes() for row in np.concatenate([column.astype(np.int32) for column in columns], axis=1)}
-
-
-@pytest.mark.parametrize("num_levels", [1, 300])
-def test_small_levels_of_training_are_never_among_those_held_out(num_levels):
-    parts = {}
-    for part in ("training", "held-out"):
-        source = LevelSource(height=5, width=5, num_levels=num_levels, part=part)
-        banks = [source.make_bank(jax.random.key(seed)) for seed in range(3)]
-        assert all(bank.num_levels == num_levels for bank in banks)
-        assert all(np.all(np.asarray(levels.is_held_out(bank)) == (part == "held-out")) for bank in banks)
-        parts[part] = set().union(*map(rows_of, banks))
-    assert not parts["training"] & parts["held-out"]
-
-
-def test_an_eighth_of_the_levels_is_held_out():
-    bank = LevelSource(height=9, width=9, num_levels=8000).make_bank(jax.random.key(0))
-    # Nearly all levels of 9x9 are different: a binomial draw.
-    assert abs(np.mean(levels.is_held_out(bank)) - 1 / 8) < 4 * np.sqrt(1 / 8 * 7 / 8 / 8000)
-
-
-def test_levels_too_many_to_come_again_are_drawn_alike_for_every_part():
-    sources = [LevelSource(num_levels=4, part=part) for part in ("all", "training", "held-out")]
-    first, *others = [source.make_bank(jax.random.key(0)) for source in sources]
-    for other in others:
-        jax.tree.map(np.testing.assert_array_equal, first, other)
-
-
 def test_the_double_t_has_25_starts_whose_mean_best_return_is_minus_6_84():
     source = source_from_options(layout="double-t")
     bank = bank_of(source)

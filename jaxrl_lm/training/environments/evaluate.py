@@ -1,4 +1,4 @@
-"""Evaluate a finished run again: on more levels, on other levels, on an environment with other options."""
+"""Evaluate a run again: on more levels, on other levels, on an environment with other options."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,20 +9,20 @@ import numpy as np
 
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.environment import (
+from jaxrl_lm.training.environments import evaluation, metrics
+from jaxrl_lm.training.environments.config import EnvironmentRunConfig, read_env_options
+from jaxrl_lm.training.environments.task import (
     EnvironmentState,
     EnvironmentTask,
     MakeLearner,
-    agent_discounts,
+    generates_levels,
     held_out_levels,
-    load_environment_task,
+    load_task,
     make_env,
 )
-from jaxrl_lm.training.environment_config import read_env_options
-from jaxrl_lm.training.evaluation import evaluation_metrics, play
 
 
-def restore_run(config: Any, make_learner: MakeLearner) -> tuple[EnvironmentTask, EnvironmentState]:
+def restore_run(config: EnvironmentRunConfig, make_learner: MakeLearner) -> tuple[EnvironmentTask, EnvironmentState]:
     """A run's task, and its state at the newest checkpoint.
 
     Args:
@@ -33,26 +33,33 @@ def restore_run(config: Any, make_learner: MakeLearner) -> tuple[EnvironmentTask
         InputError: there is no run, no checkpoint, or one of other settings.
     """
     # What was trained on many devices is evaluated on one.
-    task, state = load_environment_task(replace(config, num_devices=1), make_learner)
+    task, state = load_task(replace(config, num_devices=1), make_learner)
     with storage.Checkpoints(storage.RunFolder(Path(config.out)).checkpoints_folder) as checkpoints:
         _, state, _ = checkpoints.restore(state)
     return task, state
 
 
 def evaluate_run(
-    config: Any, make_learner: MakeLearner, *, env_options: tuple[str, ...], num_episodes: int, seed: int
+    config: EnvironmentRunConfig,
+    make_learner: MakeLearner,
+    *,
+    env_options: tuple[str, ...],
+    num_episodes: int,
+    seed: int,
 ) -> dict[str, np.ndarray]:
-    """Greedy episodes of every seed of a run at its newest checkpoint.
+    """Whole episodes of every seed of a run at its newest checkpoint.
 
     Args:
         config: as the run was started.
         make_learner: its algorithm.
         env_options: KEY=VALUE each, in place of the run's own; observations must keep their shape.
-        num_episodes: episodes of each seed; for generated mazes so many levels, each played once.
+        num_episodes: episodes of each seed; for generated mazes so many held-out levels of each seed's own.
         seed: of levels and episodes; its draws are others than training's, whatever that one's seed.
 
     Returns:
-        `eval/...` metrics, one number a seed, `[S]`; of a sweep `[V * S]`, as `config.sweep_columns()` says.
+        Metrics, one number a learner, `[V * S]`, as `config.sweep_columns()` says; NaN for what has diverged.
+        `eval/...`: greedy; `eval_sampled/...`: actions drawn from the policy, where it draws them; `eval_train/...`:
+        greedy, on levels of the training, where levels are generated.
 
     Raises:
         InputError: the run cannot be read, or the environment shows something else than the policy has learned to see.
@@ -61,21 +68,20 @@ def evaluate_run(
     env, env_params = make_env(config, **read_env_options(env_options))
     _check_same_view(task, env, env_params)
     level_key, episode_key = evaluation_keys(seed)
-    env, env_params = held_out_levels(env, env_params, num_episodes, level_key)
-
-    def evaluate(learner_state: Any, discount: jax.Array) -> dict[str, jax.Array]:
-        played = play(
-            env,
-            task.learner,
-            learner_state,
-            env_params,
-            episode_key,
-            num_episodes=num_episodes,
-            discount=discount,
-        )
-        return evaluation_metrics(env, env_params, played, discount)
-
-    return jax.device_get(jax.jit(jax.vmap(evaluate))(state.learners, agent_discounts(config)))
+    trained = task.env if generates_levels(task.env) else None
+    env, env_params = held_out_levels(config, env, env_params, num_episodes, level_key, trained=trained)
+    found: dict[str, Any] = {}
+    for group in ("eval", "eval_sampled") if task.learner.sample else ("eval",):
+        play = evaluation.evaluate_learners(task, env, env_params, num_episodes=num_episodes, group=group)
+        found |= jax.jit(play)(state.learners, episode_key)
+    if trained is not None:
+        found |= jax.jit(
+            lambda learners, levels: evaluation.evaluate_on_training_levels(
+                task, learners, levels, episode_key, num_episodes=num_episodes
+            )
+        )(state.learners, state.env_params)
+    found = jax.device_get(found) | evaluation.level_counts(config, env, env_params)
+    return metrics.without_diverged(found, np.asarray(state.is_diverged))
 
 
 def evaluation_keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,171 @@
+"""Settings of a run in an environment."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+
+import yaml
+
+from jaxrl_lm import checks
+from jaxrl_lm.envs.binning import BinningConfig
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.training.environments.sweep import Sweep, read_sweep
+from jaxrl_lm.training.run import RunConfig
+
+# YAML 1.1 reads 1e-1 as text, since there is no dot.
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+@runtime_checkable
+class AgentSettings(Protocol):
+    """What every algorithm in environments has among its settings."""
+
+    @property
+    def num_envs(self) -> int:
+        """Environments stepped together."""
+        ...
+
+    @property
+    def discount(self) -> float:
+        """Gamma."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentRunConfig(RunConfig):
+    """A run in an environment; an algorithm's settings class inherits from this and from the algorithm's settings.
+
+    Attributes:
+        env: id of an environment: Maze-v0, ChainMaze-v0, any of gymnax's, or file.py:NAME for one of your own, where
+            NAME is a class or a function that returns an environment.
+        env_options: of the environment, KEY=VALUE each, such as size=7 observation=grid. What is not given has the
+            environment's default; Maze-v0 is by default trained with size=7 observation=grid reward=sparse. Of gymnax's
+            environments: arguments of the class and fields of its parameters, such as max_steps_in_episode=100.
+        wrappers: around the environment, innermost first: NAME or NAME=VALUE each, of frame_stack=4,
+            sticky_actions=0.25, clip_reward=1, flatten.
+        binning: how continuous observations and actions are made discrete; by default they are not.
+        total_steps: environment steps of each seed; rounded up to whole chunks.
+        num_seeds: independent runs, trained together by vmap. Each has levels of its own to train on and to be
+            evaluated on.
+        seed: of the first; the others follow from it.
+        sweep: NAME=V1,V2,... each, of traced hyperparameters, such as learning_rate=1e-3,3e-4 discount=0.9,0.99: every
+            seed is trained with every combination, all in one program; metrics carry the values in their names.
+        chunk_updates: updates in one jitted scan, between which metrics are written and levels refreshed.
+        refresh_levels: meet new mazes: replace the levels that episodes are drawn from as often as their length allows.
+        eval_every: chunks between evaluations on held-out levels; 0 for one at the end alone.
+        eval_episodes: episodes of an evaluation; for mazes the number of held-out levels.
+        num_devices: devices that the environments are spread over; 0 for all.
+    """
+
+    default_env_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "Maze-v0": {"size": 7, "observation": "grid", "reward": "sparse"}
+    }
+
+    env: str = "Maze-v0"
+    env_options: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    binning: BinningConfig = field(default_factory=BinningConfig)
+    total_steps: int = 1_000_000
+    num_seeds: int = 1
+    sweep: tuple[str, ...] = ()
+    chunk_updates: int = 16
+    refresh_levels: bool = True
+    eval_every: int = 0
+    eval_episodes: int = 256
+    num_devices: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(self, 1, "total_steps", "num_seeds", "chunk_updates", "eval_episodes")
+        checks.at_least(self, 0, "eval_every", "num_devices")
+        self.parsed_env_options()
+        self.parsed_sweep()
+
+    @property
+    def agent(self) -> AgentSettings:
+        """These settings as the algorithm's."""
+        return cast(AgentSettings, self)
+
+    @property
+    def algorithm_name(self) -> str:
+        """The algorithm, as the command line calls it."""
+        return str(getattr(self, "algorithm", None) or getattr(self, "kind", type(self).__name__))
+
+    def parsed_env_options(self) -> dict[str, Any]:
+        """Options of the environment by name, with this trainer's defaults for it."""
+        given = read_env_options(self.env_options)
+        defaults = dict(self.default_env_options.get(self.env, {}))
+        if "layout" in given:
+            defaults.pop("size", None)
+        return defaults | given
+
+    def parsed_sweep(self) -> Sweep:
+        """The grid of hyperparameters."""
+        return read_sweep(self.sweep)
+
+    @property
+    def num_points(self) -> int:
+        """Points of the sweep; 1 where nothing is swept."""
+        return len(self.parsed_sweep().points)
+
+    def sweep_columns(self) -> list[tuple[str, slice]]:
+        """Label of each point of the sweep, and where its seeds are among all learners `[V * S]`."""
+        size = self.num_seeds
+        return [
+            (label, slice(point * size, (point + 1) * size)) for point, label in enumerate(self.parsed_sweep().labels)
+        ]
+
+    def saved(self) -> dict[str, Any]:
+        """What config.yaml holds, every option of the environment written out."""
+        given = read_env_options(self.env_options)
+        options = {name: value for name, value in self.parsed_env_options().items() if name not in given}
+        written = [*self.env_options, *(f"{name}={value}" for name, value in options.items())]
+        return super().saved() | {"env_options": written}
+
+    def length_setting(self) -> str | None:
+        """A run can be made longer where nothing follows its length."""
+        return None if follows_length(self) else "total_steps"
+
+    def free_settings(self) -> frozenset[str]:
+        """What may differ between a run and its resumption without changing any number."""
+        return super().free_settings() | {"num_devices"}
+
+
+def follows_length(config: EnvironmentRunConfig) -> bool:
+    """Whether a learning rate falls over the length of the run."""
+    return any(getattr(owner, "anneal_updates", 0) is None for owner in (config, getattr(config, "ppo", None)))
+
+
+def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:
+    """Options of an environment by name; numbers, true, false, null and lists are read as such, all else as text.
+
+    Raises:
+        InputError: one is not KEY=VALUE, or comes twice.
+    """
+    options: dict[str, Any] = {}
+    for option in env_options:
+        name, equals, value = option.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not name:
+            raise InputError(f"env_options={option!r} must be KEY=VALUE, such as size=7")
+        if name in options:
+            raise InputError(f"env_options={option!r}: {name} comes twice; leave one out")
+        options[name] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text  # such as a drawing of a layout
+    return _as_number(value if isinstance(value, bool | int | float | list | None) else text)
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_number(item) for item in value]
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return float(value)
+    return value

@@ -1,0 +1,98 @@
+"""Evaluations of all learners of a run: on held-out levels, and on those they are trained on."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_lm.envs.base import LevelEnvironment
+from jaxrl_lm.rollouts.evaluation import evaluation_metrics, play
+from jaxrl_lm.training.environments.config import EnvironmentRunConfig
+from jaxrl_lm.training.environments.task import EnvironmentTask, generates_levels, over_learners
+from jaxrl_lm.types import Metrics, PyTree
+
+# Below so many layouts for each held-out level, the levels say little about other mazes.
+_FEW_LAYOUTS = 0.5
+
+
+def agent_discounts(config: EnvironmentRunConfig) -> jax.Array:
+    """Gamma of every learner, `[V * S]`."""
+    values = [point.get("discount", config.agent.discount) for point in config.parsed_sweep().points]
+    return jnp.repeat(jnp.asarray(values, jnp.float32), config.num_seeds)
+
+
+def evaluate_learners(
+    task: EnvironmentTask, env: Any, env_params: PyTree, *, num_episodes: int, group: str
+) -> Callable[[PyTree, jax.Array], Metrics]:
+    """A function that plays whole episodes with every learner.
+
+    Args:
+        task: the run.
+        env: environment to play; need not be that of training.
+        env_params: its parameters, `[S, ...]` with generated levels.
+        num_episodes: of each learner, where the environment has no levels.
+        group: first part of the metrics' names: "eval" for greedy actions, "eval_sampled" for drawn ones.
+
+    Returns:
+        `evaluate(learners, key) -> metrics`, `[V * S]` each; jit it.
+    """
+    act = task.learner.sample if group == "eval_sampled" else task.learner.act
+    assert act is not None, "the algorithm has no policy to draw actions from"
+
+    def one(learner: PyTree, params: PyTree, discount: jax.Array, key: jax.Array) -> Metrics:
+        played = play(
+            env,
+            partial(act, learner),
+            task.learner.init_memory,
+            params,
+            key,
+            num_episodes=num_episodes,
+            discount=discount,
+        )
+        return evaluation_metrics(env, params, played, discount, group=group)
+
+    discounts = agent_discounts(task.config)
+
+    def evaluate(learners: PyTree, key: jax.Array) -> Metrics:
+        return over_learners(task.config, env, one)(learners, env_params, discounts, jnp.tile(key, discounts.shape))
+
+    return evaluate
+
+
+def evaluate_on_training_levels(
+    task: EnvironmentTask, learners: PyTree, env_params: PyTree, key: jax.Array, *, num_episodes: int
+) -> Metrics:
+    """`eval_train/...` of every learner, on levels that its episodes are being drawn from; pure, jit it."""
+    levels = jax.vmap(lambda params: task.env.current_levels(params, key, num_episodes))(env_params)
+    evaluate = evaluate_learners(task, task.env, levels, num_episodes=num_episodes, group="eval_train")
+    return evaluate(learners, key)
+
+
+def level_counts(config: EnvironmentRunConfig, env: Any, env_params: PyTree) -> dict[str, np.ndarray]:
+    """How many different levels, and layouts, each learner is evaluated on, `[V * S]`; nothing without levels."""
+    if not isinstance(env, LevelEnvironment):
+        return {}
+    if not generates_levels(env):
+        counts = [env.count_levels(env_params)] * config.num_seeds
+    else:
+        params = jax.device_get(env_params)
+        counts = [
+            env.count_levels(jax.tree.map(lambda leaf, seed=seed: leaf[seed], params))
+            for seed in range(config.num_seeds)
+        ]
+    levels, layouts = np.tile(np.array(counts, np.float64), (config.num_points, 1)).T
+    return {"eval/distinct_levels": levels, "eval/distinct_layouts": layouts}
+
+
+def few_layouts(counts: dict[str, np.ndarray], num_levels: int) -> str | None:
+    """What to say where held-out mazes repeat, with the numbers."""
+    if not counts or np.mean(counts["eval/distinct_layouts"]) >= _FEW_LAYOUTS * num_levels:
+        return None
+    levels, layouts = (np.median(counts[f"eval/distinct_{name}"]) for name in ("levels", "layouts"))
+    return (
+        f"the {num_levels} held-out levels have only {layouts:.0f} different layouts and are {levels:.0f} different "
+        "levels, because mazes of this size repeat; training never meets these layouts. Larger mazes have more"
+    )
