@@ -101,7 +101,7 @@ def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().out
     for kind in _dataclasses(COMMANDS[command][0]):
         documented = "".join(base.__doc__ or "" for base in kind.__mro__)
-        missing = [name for name in kind.__dataclass_fields__ if f"  {name}: " not in documented]
+        missing = [field.name for field in fields(kind) if f"  {field.name}: " not in documented]  # pyright: ignore
         assert not missing, f"{kind.__name__}: {missing}"
 
 
