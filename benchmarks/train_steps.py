@@ -274,7 +274,7 @@ def debugged(case: Case) -> Case:
         small |= {"batch_size": 16, "learning_starts": 64, "buffer_size": 256}
     else:
         small["num_steps"] = 8
-    if hasattr(case.config, "ppo"):
+    if isinstance(case.config, EnvironmentPPOConfig):
         small["ppo"] = replace(case.config.ppo, num_minibatches=4)
     return replace(case, config=replace(case.config, **small), num_updates=1, peer=None)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from flax import struct
+
+from jaxrl_lm.core.records import record
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -22,7 +23,7 @@ def _no_batch_axes(state: PyTree) -> PyTree:
     return jax.tree.map(lambda _: NO_BATCH_AXIS, state)
 
 
-@struct.dataclass(kw_only=True)
+@record
 class Trajectory:
     """Steps of an agent, whether its actions are moves in a maze or tokens of an answer.
 
@@ -53,7 +54,7 @@ class Trajectory:
     value_mask: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class ActionEvaluation:
     """What a policy says of given actions; never the logits, so that `[B, T, V]` need not exist.
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.supervised import AdamWConfig, LossFunction, LossSums, make_supervised
 from jaxrl_lm.core import masked, preference_losses
+from jaxrl_lm.core.records import record
 from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.models import CausalLM
@@ -42,7 +42,7 @@ class DPOLossConfig:
         checks.fraction(self, "label_smoothing", below=0.5)
 
 
-@struct.dataclass(kw_only=True)
+@record
 class DPOHyperparams:
     """Settings that are traced."""
 

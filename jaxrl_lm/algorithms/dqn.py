@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.optimizers import clipped_adam
@@ -43,6 +42,7 @@ from jaxrl_lm.algorithms.replay import (
 from jaxrl_lm.algorithms.schedules import exploration, linear_schedule, run_share
 from jaxrl_lm.core import masked, q_losses
 from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics
@@ -154,7 +154,7 @@ class DQNConfig:
         )
 
 
-@struct.dataclass(kw_only=True)
+@record
 class DQNHyperparams:
     """Settings that are traced: a sweep over them is a vmap over states."""
 
@@ -165,7 +165,7 @@ class DQNHyperparams:
     epsilon_fraction: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class QLearnerState:
     """What gradient steps change.
 
@@ -182,7 +182,7 @@ class QLearnerState:
     num_gradient_steps: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class DQNState:
     """Everything an update changes.
 

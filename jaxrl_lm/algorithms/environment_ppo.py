@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, check_minibatches, make_ppo
 from jaxrl_lm.core.counters import next_count
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rollouts.acting import fill_axes, take_episode_metrics
 from jaxrl_lm.rollouts.agent_policy import Policy, PolicyConfig, make_policy
@@ -71,7 +71,7 @@ class EnvironmentPPOConfig:
         check_minibatches(self.ppo, self.num_envs, self.num_steps)
 
 
-@struct.dataclass(kw_only=True)
+@record
 class EnvironmentPPOHyperparams:
     """Settings of the rollout that are traced: a sweep over them is a vmap over states."""
 
@@ -79,7 +79,7 @@ class EnvironmentPPOHyperparams:
     trace_decay: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class EnvironmentPPOState:
     """Everything an update changes or reads.
 

@@ -15,13 +15,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import clipped_adam
 from jaxrl_lm.algorithms.schedules import annealed
 from jaxrl_lm.core import kl, masked, policy_losses
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.rollouts.answers import AnswerConfig
@@ -112,7 +112,7 @@ class GRPOConfig(GroupConfig):
     """
 
 
-@struct.dataclass(kw_only=True)
+@record
 class GroupPolicyHyperparams:
     """Settings that are traced: a sweep over them is a vmap over states."""
 
@@ -121,7 +121,7 @@ class GroupPolicyHyperparams:
     kl_coefficient: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class GroupPolicyState:
     """Everything an update changes or reads.
 

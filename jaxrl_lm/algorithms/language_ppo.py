@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, make_ppo
 from jaxrl_lm.core import kl, masked
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
@@ -83,7 +83,7 @@ class LanguagePPOConfig:
             )
 
 
-@struct.dataclass(kw_only=True)
+@record
 class LanguagePPOState:
     """Everything an update changes or reads.
 

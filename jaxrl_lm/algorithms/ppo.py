@@ -18,7 +18,6 @@ from typing import Literal
 import chex
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
@@ -26,6 +25,7 @@ from jaxrl_lm.algorithms.optimizers import AdamKind, clipped_adam
 from jaxrl_lm.algorithms.schedules import ScheduleConfig, scheduled
 from jaxrl_lm.core import masked, policy_losses, returns, value_losses
 from jaxrl_lm.core.counters import next_count
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree, Trajectory
 
@@ -101,7 +101,7 @@ class PPOConfig:
         checks.finite(self, "learning_rate", "adam_epsilon", "value_coefficient", "entropy_coefficient")
 
 
-@struct.dataclass(kw_only=True)
+@record
 class PPOHyperparams:
     """Settings that are traced: a sweep over them is a vmap over states."""
 
@@ -112,7 +112,7 @@ class PPOHyperparams:
     entropy_coefficient: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class PPOState:
     """Everything an update changes or reads.
 
@@ -129,7 +129,7 @@ class PPOState:
     hyperparams: PPOHyperparams
 
 
-@struct.dataclass(kw_only=True)
+@record
 class _Batch:
     """What the loss needs of a trajectory, and no more, so that shuffling moves no more."""
 

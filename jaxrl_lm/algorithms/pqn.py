@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.minibatches import mean_metrics, run_epochs
@@ -31,6 +30,7 @@ from jaxrl_lm.algorithms.q_networks import (
 from jaxrl_lm.algorithms.schedules import ScheduleConfig, exploration, run_share, scheduled
 from jaxrl_lm.core import q_losses, returns
 from jaxrl_lm.core.counters import next_count
+from jaxrl_lm.core.records import record
 from jaxrl_lm.envs.stepping import StepResult
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
@@ -101,7 +101,7 @@ class PQNConfig:
         return self.num_envs * self.num_steps
 
 
-@struct.dataclass(kw_only=True)
+@record
 class PQNHyperparams:
     """Settings that are traced: a sweep over them is a vmap over states."""
 
@@ -113,7 +113,7 @@ class PQNHyperparams:
     epsilon_fraction: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class PQNState:
     """Everything an update changes.
 

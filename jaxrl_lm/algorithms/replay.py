@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxrl_lm import checks
 from jaxrl_lm.core.q_losses import n_step_transitions
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
@@ -60,7 +60,7 @@ class ReplayConfig:
         return slots
 
 
-@struct.dataclass(kw_only=True)
+@record
 class Step:
     """One step of B environments, or of drawn transitions.
 
@@ -81,7 +81,7 @@ class Step:
     next_observations: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class Replay:
     """The memory.
 

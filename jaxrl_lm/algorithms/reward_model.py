@@ -17,10 +17,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, make_supervised
 from jaxrl_lm.core import preference_losses
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree, SupervisedLearner
 
@@ -31,7 +31,7 @@ Score = Callable[[PyTree, PyTree], jax.Array]
 _NUM_ANSWERS = {"pairwise": "2", "best_of_k": "2 or more", "binary": "1"}
 
 
-@struct.dataclass(kw_only=True)
+@record
 class PreferenceBatch:
     """Judged answers.
 

@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from jaxrl_lm import checks
+from jaxrl_lm.core.records import record
 from jaxrl_lm.types import Metrics, PyTree, SupervisedLearner
 
 ScheduleKind = Literal["cosine", "linear", "constant"]
@@ -60,7 +60,7 @@ class AdamWConfig:
         return self.schedule != "constant" or self.warmup_fraction > 0
 
 
-@struct.dataclass(kw_only=True)
+@record
 class SupervisedHyperparams:
     """Settings that are traced: a sweep over them is a vmap over states.
 
@@ -77,7 +77,7 @@ class SupervisedHyperparams:
     loss: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class SupervisedState:
     """Everything an update changes or reads.
 

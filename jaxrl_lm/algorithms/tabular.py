@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.schedules import exploration, run_share, visit_schedule
 from jaxrl_lm.core import q_losses
 from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
+from jaxrl_lm.core.records import record
 from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics
@@ -80,7 +80,7 @@ class TabularConfig:
             )
 
 
-@struct.dataclass(kw_only=True)
+@record
 class TabularHyperparams:
     """Settings that are traced: a sweep over them is a vmap over states."""
 
@@ -93,7 +93,7 @@ class TabularHyperparams:
     trace_decay: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class TabularState:
     """Everything an update changes or reads.
 

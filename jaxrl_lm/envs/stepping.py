@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxrl_lm.core.records import record
 from jaxrl_lm.types import PyTree
 
 
@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
     final_observations: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class MaskedObservation:
     """An observation beside which actions may be taken.
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrl_lm.core.records import record
 from jaxrl_lm.types import PyTree
 
 MASKED_LOGIT = -1e30  # finite, so that a query with no visible key (padding) gives a mean and not NaN
 
 
-@struct.dataclass(kw_only=True)
+@record
 class KVCache:
     """Keys and values of the tokens seen so far, in slots of a fixed number.
 

@@ -6,9 +6,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax.typing import ArrayLike
 
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, inputs
 from jaxrl_lm.models.attention import KVCache
@@ -18,7 +18,7 @@ from jaxrl_lm.models.linear import product
 from jaxrl_lm.types import PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class CausalLMOutput:
     """What a forward pass over `[B, T]` tokens gives.
 

@@ -5,9 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
 from jax.typing import ArrayLike
 
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.config import Head, ModelConfig
@@ -15,7 +15,7 @@ from jaxrl_lm.models.families import Family, family_of
 from jaxrl_lm.types import PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class EncoderOutput:
     """What a forward pass over `[B, T]` tokens gives.
 

@@ -1,18 +1,19 @@
 """A batch of environments as a learner keeps it: where they are, what is seen, and the episodes that run."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxrl_lm.core.records import record
 from jaxrl_lm.envs.stepping import StepResult, reset_batch, step_batch
 from jaxrl_lm.rollouts import episodes
 from jaxrl_lm.rollouts.episodes import EpisodeTracker
 from jaxrl_lm.types import NO_BATCH_AXIS, Metrics, PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class ActingState:
     """B environments that an agent acts in.
 
@@ -62,7 +63,7 @@ def step_acting(
 def take_episode_metrics(acting: ActingState) -> tuple[ActingState, Metrics]:
     """`episode/...` of the episodes that ended since the last call, and the state without them."""
     tracker, metrics = episodes.take_metrics(acting.tracker)
-    return acting.replace(tracker=tracker), metrics  # pyright: ignore[reportAttributeAccessIssue]
+    return replace(acting, tracker=tracker), metrics
 
 
 def fill_axes(tree: PyTree, axis: int = NO_BATCH_AXIS) -> Any:

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxrl_lm import checks
 from jaxrl_lm.core import distributions
+from jaxrl_lm.core.records import record
 from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.actor_critic import ActorCritic, MemoryKind, StdKind, memory_width
@@ -65,7 +65,7 @@ class PolicyConfig:
             checks.between(self, MIN_LOG_STD, MAX_LOG_STD, "initial_log_std", prefix="policy.")
 
 
-@struct.dataclass(kw_only=True)
+@record
 class RememberedObservations:
     """What a policy with memory needs to score a window of actions.
 

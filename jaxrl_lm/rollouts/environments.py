@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm.core import running_moments
+from jaxrl_lm.core.records import record
 from jaxrl_lm.core.running_moments import RunningMoments
 from jaxrl_lm.envs.stepping import MaskedObservation, StepResult
 from jaxrl_lm.rollouts.acting import ActingState, start_acting, step_acting
@@ -15,7 +15,7 @@ from jaxrl_lm.rollouts.agent_policy import Decision, Policy, RememberedObservati
 from jaxrl_lm.types import PyTree, Trajectory
 
 
-@struct.dataclass(kw_only=True)
+@record
 class RolloutState:
     """B environments and what the policy that acts in them remembers.
 
@@ -32,7 +32,7 @@ class RolloutState:
     discounted_returns: PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class Normalizers:
     """Running moments that observations and rewards are normalised by; None for what is left as it is.
 

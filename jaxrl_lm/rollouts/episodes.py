@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from jaxrl_lm.core.counters import CompensatedSum, add_to_sum, zero_sum
+from jaxrl_lm.core.records import record
 from jaxrl_lm.types import Metrics, PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class EpisodeTracker:
     """Running episodes of B environments, and sums over those that ended since metrics were taken.
 

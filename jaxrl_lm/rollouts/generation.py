@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.typing import ArrayLike
 
+from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.attention import KVCache
@@ -17,7 +17,7 @@ from jaxrl_lm.rollouts.sampling import SamplingConfig, sample
 from jaxrl_lm.types import PyTree
 
 
-@struct.dataclass(kw_only=True)
+@record
 class Generation:
     """Prompts with their completions; P prompt tokens (left-padded), T tokens after them.
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxrl_lm.core import masked
+from jaxrl_lm.core.records import record
 from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
@@ -16,7 +16,7 @@ from jaxrl_lm.rollouts.generation import Generation
 from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree, Trajectory
 
 
-@struct.dataclass(kw_only=True)
+@record
 class TokenObservations:
     """Prompt and answer; the observation of step t is all that stands before the answer's token t.
 

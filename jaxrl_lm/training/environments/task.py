@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from jaxrl_lm.core.records import record
 from jaxrl_lm.envs.base import LevelEnvironment
 from jaxrl_lm.envs.binning import BinnedEnvironment, BinningConfig
 from jaxrl_lm.envs.registry import make
@@ -23,7 +23,7 @@ MakeLearner = Callable[[Any, Any, Any], EnvironmentLearner]
 """`make_learner(config, env, env_params) -> EnvironmentLearner`."""
 
 
-@struct.dataclass(kw_only=True)
+@record
 class EnvironmentState:
     """Everything that training changes; what a checkpoint holds.
 
