@@ -159,7 +159,7 @@ SMALL_ENVIRONMENT: dict[str, dict[str, Any]] = {
 
 def environment_case(name: str) -> Case:
     """An algorithm with the environments it acts in."""
-    kind, make_learner = TRAINERS[name]
+    kind, make_learner, _ = TRAINERS[name]
     is_tabular = name not in SMALL_ENVIRONMENT
     env, env_params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
     learner = make_learner(
