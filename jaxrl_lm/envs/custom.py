@@ -1,7 +1,5 @@
 """Environments of one's own: `file.py:NAME`, a class or a function that returns an environment with gymnax's API."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +8,7 @@ import jax
 import numpy as np
 from gymnax.environments import spaces
 
+from jaxrl_lm import guarded
 from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
@@ -53,18 +52,10 @@ def load_factory(env_id: str) -> Any:
 def _import(env_id: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"env={env_id!r}: there is no file {str(path)!r}; check the path")
-    found = importlib.util.spec_from_file_location(f"env_file {path.resolve()}", path)
-    assert found is not None, path
-    assert found.loader is not None, path
-    module = importlib.util.module_from_spec(found)
-    # Dataclasses look their module up while it is executed.
-    sys.modules[found.name] = module
     try:
-        found.loader.exec_module(module)
+        return guarded.import_file(path)
     except Exception as error:
-        del sys.modules[found.name]
         raise InputError(f"env={env_id!r}: importing {path} raised {type(error).__name__}: {error}") from error
-    return module
 
 
 def check_environment(env_id: str, env: Any, params: Any) -> None:

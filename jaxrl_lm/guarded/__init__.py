@@ -8,6 +8,7 @@ from jaxrl_lm.guarded.documents import dump_yaml, parse_json, parse_yaml, read_j
 from jaxrl_lm.guarded.foreign import foreign_errors, held_stderr, time_limit
 from jaxrl_lm.guarded.limits import MAX_CSV_CELL_CHARACTERS, MAX_DEPTH, MAX_FILE_BYTES, MAX_LINE_BYTES
 from jaxrl_lm.guarded.text import decode, encoding_of, open_utf8, read_bytes, read_text, read_whole, try_lines
+from jaxrl_lm.guarded.user_code import import_file
 
 __all__ = [
     "MAX_CSV_CELL_CHARACTERS",
@@ -19,6 +20,7 @@ __all__ = [
     "encoding_of",
     "foreign_errors",
     "held_stderr",
+    "import_file",
     "open_utf8",
     "parse_json",
     "parse_yaml",

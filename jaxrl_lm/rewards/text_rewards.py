@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import learned
 from jaxrl_lm.rewards.builtin import REWARDS, RewardFunction
@@ -109,18 +110,12 @@ def _import_file(spec: str, place: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
         raise InputError(f"reward {spec!r}: the file {place!r} is not there; check the path, or give {FORMS}")
-    found = importlib.util.spec_from_file_location(f"reward_file {path}", path)
-    if found is None or found.loader is None:
+    if path.suffix != ".py":
         raise InputError(f"reward {spec!r}: {place!r} is not a Python file; give a file that ends in .py")
-    module = importlib.util.module_from_spec(found)
-    # Dataclasses look their module up while it is being executed.
-    sys.modules[found.name] = module
     try:
-        found.loader.exec_module(module)
+        return guarded.import_file(path)
     except Exception as error:
-        del sys.modules[found.name]
         raise _import_failed(spec, place, error) from error
-    return module
 
 
 def _import_module(spec: str, place: str) -> ModuleType:

@@ -167,9 +167,7 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
             return folder
         training = load()
         _name_idle_devices(training.num_devices)
-        if is_resumed:
-            RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config))
-        else:
+        if not is_resumed:
             samples = training.samples_before()
             RunFolder.create(folder.path, config.saved())
             storage.append_jsonl(folder.samples_file, samples)
@@ -264,7 +262,9 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
         if is_resumed:
             num_done, state, saved = checkpoints.restore(state)
             _check_resumable(num_done, saved, config, training)
+            # The settings last: a longer run's that is refused above must not look like those of an ended one.
             folder.ended_file.unlink(missing_ok=True)
+            RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config))
         else:
             checkpoints.save(0, state, training.fingerprints)
         observers = _observers(config, folder, training, num_done)

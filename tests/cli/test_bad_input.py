@@ -81,19 +81,20 @@ def test_unknown_model_type_lists_those_supported(attempt: Callable[..., str], s
     (spoiled / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     message = attempt(model=spoiled)
     assert "model_type='mamba'" in message
-    assert "gpt2, llama, mistral, qwen2, qwen3" in message
+    assert "gpt2, llama, mistral, ministral, qwen2, qwen3" in message
 
 
 def test_tokenizer_larger_than_the_embedding(attempt: Callable[..., str], spoiled: Path, tmp_path: Path) -> None:
     file = spoiled / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     tokenizer["added_tokens"] += [
-        {**tokenizer["added_tokens"][0], "id": 257 + index, "content": f"<extra{index}>"} for index in range(3)
+        {**tokenizer["added_tokens"][0], "id": 257 + index, "special": False, "content": f"<extra{index}>"}
+        for index in range(3)
     ]
     file.write_text(json.dumps(tokenizer))
     message = attempt(model=spoiled)
     assert "260 tokens" in message
-    assert "257 rows" in message
+    assert "resize_token_embeddings(260)" in message
 
 
 def test_missing_tokenizer(attempt: Callable[..., str], spoiled: Path) -> None:
