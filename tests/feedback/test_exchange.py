@@ -331,7 +331,10 @@ USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "con
         ({"prompt": "p", "completions": ["a", [{"role": "user"}]]}, "its 'content' is missing or not text"),
         ({"prompt": "p", "completions": ["a", [ASSISTANT]]}, "messages, but the prompt is text"),
         ({"prompt": [USER], "completions": ["a", [{**USER, "content": "no"}]]}, "not begin with a message of the role"),
-        ({"prompt": [USER], "completions": ["a", [{**ASSISTANT, "id": 3}]]}, "its 'id' is missing or not text"),
+        (
+            {"prompt": [USER], "completions": ["a", [{**ASSISTANT, "tool_calls": 3}]]},
+            "its 'tool_calls' is not a list of objects",
+        ),
         ({"prompt": "p", "completions": ["a", "\ud800"]}, "half of a surrogate pair"),
         ({"prompt": "p", "completions": ["a", "a"]}, "no items for mode pairwise"),
     ],
