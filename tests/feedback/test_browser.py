@@ -1,4 +1,4 @@
-"""The page in a real browser: keyboard, undo, two people at once, new links, faults, kill -9."""
+"""The page in a real browser: keyboard, undo, two annotators at once, new links, faults, kill -9."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def test_the_stats_page_shows_what_was_worked_out_by_hand(
         for name, labels, speed in (("ann", "11", ["6.0 s", "600"]), ("bob", "10", ["24.0 s", "150"])):
             cells = page.locator("#people tr", has_text=name).locator("th, td").all_inner_texts()
             shown_of = dict(zip(heads, cells, strict=True))
-            assert [shown_of["Labels"], shown_of["Median time"], shown_of["Labels an hour"]] == [labels, *speed]
+            assert [shown_of["Labels"], shown_of["Median time"], shown_of["Labels per hour"]] == [labels, *speed]
 
 
 def test_the_focus_stays_with_the_item(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
@@ -144,7 +144,7 @@ def test_a_stale_tab_makes_no_second_label(
         page.keyboard.press("a")
         said(page).to_contain_text("Saved")
         stale.keyboard.press("b")
-        said(stale).to_contain_text("the first verdict stands")
+        said(stale).to_contain_text("the first label is kept")
         notice = stale.get_by_text("Already saved; the first label is kept.", exact=True)
         expect(notice).to_be_visible()
         assert len(exported(store)) == 1
@@ -291,14 +291,14 @@ def test_the_last_label_can_be_undone_before_the_page_closes_by_itself(
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         page = open_page("ann", url, token=_token(told))
         page.keyboard.press("a")
-        expect(page.locator("#done-ending")).to_contain_text("closes by itself in a few seconds")
+        expect(page.locator("#done-ending")).to_contain_text("stops in a few seconds")
         page.wait_for_timeout(1000)
         page.keyboard.press("u")
         expect(page.locator("#view-item")).to_be_visible()
         page.wait_for_timeout(2500)
         assert thread.is_alive()
         page.keyboard.press("b")
-        said(page).to_contain_text("closes by itself")
+        said(page).to_contain_text("stops in a few seconds")
         thread.join(20)
         assert not thread.is_alive()
     assert len(exported(store)) == 1

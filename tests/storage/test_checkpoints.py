@@ -225,7 +225,7 @@ def damage(path, how, rng):
 
 
 def is_refused(folder, state, meta):
-    """Restore what was saved, or be told which folder is damaged; nothing else may happen."""
+    """Restore the saved state, or raise an error that names the damaged folder; nothing else."""
     try:
         with Checkpoints(folder) as checkpoints:
             _, restored, restored_meta = checkpoints.restore(state)
