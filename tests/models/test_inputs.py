@@ -40,7 +40,7 @@ def cache_of(model, used, size, batch=2):
         ({"attention_mask": MASK[:1]}, r"attention_mask: shape \(1, 8\) must equal that of input_ids, \(2, 8\)"),
         ({"attention_mask": -MASK}, "attention_mask: -1 must be 1"),
         ({"position_ids": np.full((2, 8), CONTEXT)}, "position_ids: 64 .* below 64; truncate the rows"),
-        ({"position_ids": np.arange(8)}, r"position_ids: shape \(8,\) must be"),
+        ({"position_ids": np.arange(8)}, r"position_ids: shape \(8,\) must equal"),
         ({"input_ids": LONG}, "row 0 has 68 tokens, but the model's context is 64"),
         ({"input_ids": LONG, "attention_mask": np.ones_like(LONG)}, "row 0 has 68 tokens"),
         ({"segment_ids": -MASK}, "segment_ids: -1 must be 0"),
