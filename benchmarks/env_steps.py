@@ -1,10 +1,9 @@
-"""Steps a second of a random policy in thousands of mazes, beside other libraries' grids in the same run.
+"""Steps per second of a random policy in thousands of mazes, compared with other libraries' grids in the same run.
 
     python benchmarks/env_steps.py [--num-envs 64 1024 8192 65536] [--sizes 5 13 51 101]
 
-Ours: procedurally generated mazes whose bank is replaced before every timed call. Peers are measured turn by turn with
-ours where they are installed: gymnax's fixed grids, Jumanji's Maze-v0, Navix, XLand-MiniGrid. Compile times stand
-apart.
+Ours: procedurally generated mazes with a bank that is replaced before every timed call. Installed peers alternate with
+ours: gymnax's fixed grids, Jumanji's Maze-v0, Navix, XLand-MiniGrid. Compile times are reported separately.
 """
 
 import importlib.util
@@ -37,14 +36,14 @@ class Benchmark:
     """Time environment steps under a random policy.
 
     Attributes:
-        num_envs: batch sizes to scale over.
-        sizes: maze sizes to scale over.
+        num_envs: batch sizes to measure.
+        sizes: maze sizes to measure.
         headline_envs: batch size of the comparison with peers.
-        num_steps: steps a timed call.
-        num_levels: of the bank; larger mazes than 13x13 get fewer.
-        repeats: timed calls of each.
-        out: JSON file of the results; the committed ones are in benchmarks/results/.
-        debug: sizes so small that a run takes seconds: to try the script, not to measure.
+        num_steps: steps per timed call.
+        num_levels: levels in the bank; mazes larger than 13x13 get fewer.
+        repeats: timed calls of each case.
+        out: JSON file for the results; committed results are in benchmarks/results/.
+        debug: tiny sizes, to test the script in seconds.
     """
 
     num_envs: tuple[int, ...] = (64, 512, 8192, 65536)
@@ -70,7 +69,7 @@ Call = Callable[[], Any]
 
 @dataclass(kw_only=True)
 class MazeSteps:
-    """Steps in mazes of our own; each call first draws half the levels anew, which is timed with it."""
+    """Steps in our mazes; each call first replaces half the levels, which is included in the time."""
 
     run: Any
     refresh: Any
@@ -78,18 +77,18 @@ class MazeSteps:
     num_calls: int = 0
 
     def __call__(self) -> Any:
-        """Fresh levels, then all steps."""
+        """Replace levels, then make all steps."""
         self.num_calls += 1
         self.params = self.refresh(self.params, jax.random.key(self.num_calls))
         return self.run(self.params, jax.random.key(self.num_calls))
 
     def memory_gb(self) -> float:
-        """Of the stepping program: levels, results and temporaries."""
+        """Memory of the stepping program: levels, results and temporaries."""
         return program_memory_gb(self.run.lower(self.params, jax.random.key(0)).compile())
 
 
 def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: int) -> MazeSteps:
-    """Steps of one size of maze, observation and batch."""
+    """Steps for one maze size, observation and batch size."""
     env, params = envs.make("Maze-v0", size=size, observation=observation, num_levels=num_levels(benchmark, size))
     return MazeSteps(
         run=jax.jit(random_steps(env, num_envs, benchmark.num_steps)),
@@ -99,19 +98,19 @@ def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: in
 
 
 def num_levels(benchmark: Benchmark, size: int) -> int:
-    """Levels of the bank: fewer of mazes above 13x13, so that it holds as many cells."""
+    """Levels in the bank: fewer for mazes above 13x13, for an equal number of cells."""
     return min(benchmark.num_levels, max(2, benchmark.num_levels * 13**2 // size**2 // 2 * 2))
 
 
 def gymnax_call(env_id: str, num_envs: int, num_steps: int) -> Call:
-    """Steps in an environment of gymnax's."""
+    """Steps in a gymnax environment."""
     env, params = envs.make(env_id)
     run = jax.jit(random_steps(env, num_envs, num_steps))
     return lambda: run(params, jax.random.key(0))
 
 
 def random_steps(env: Any, num_envs: int, num_steps: int) -> Callable[[Any, jax.Array], Any]:
-    """T random steps in B environments; the last states and observations and the sum of all rewards are results."""
+    """T random steps in B environments; returns the last states and observations and the sum of rewards."""
 
     def run(params: Any, key: jax.Array) -> Any:
         reset_key, scan_key = jax.random.split(key)
@@ -132,7 +131,7 @@ def random_steps(env: Any, num_envs: int, num_steps: int) -> Callable[[Any, jax.
 
 
 def jumanji_call(num_envs: int, num_steps: int) -> Call:
-    """Steps in Jumanji's Maze-v0 (10x10, generated), reset at once by its own wrapper."""
+    """Steps in Jumanji's Maze-v0 (10x10, generated), with its auto-reset wrapper."""
     import jumanji  # pyright: ignore[reportMissingImports]
     from jumanji.wrappers import VmapAutoResetWrapper  # pyright: ignore[reportMissingImports]
 
@@ -194,7 +193,7 @@ def xland_call(num_envs: int, num_steps: int) -> Call:
 
 
 def peers(benchmark: Benchmark) -> dict[str, tuple[Call, int]]:
-    """Each installed peer's call and how many steps of every environment it makes; slow ones make fewer."""
+    """Each installed peer's call and its steps per environment; slow peers make fewer."""
     found: dict[str, tuple[Call, int]] = {}
     for env_id in ("FourRooms-misc", "MetaMaze-misc", "FrozenLake-v1"):
         if env_id in envs.list_ids():
@@ -214,7 +213,7 @@ def peers(benchmark: Benchmark) -> dict[str, tuple[Call, int]]:
 
 
 def compare(benchmark: Benchmark) -> dict[str, Any]:
-    """Ours and every peer turn by turn, million steps a second."""
+    """Ours and every peer in alternation, million steps per second."""
     calls: dict[str, tuple[Call, int]] = {
         f"Maze-v0 13x13 {observation}": (
             maze_call(benchmark, size=13, observation=observation, num_envs=benchmark.headline_envs),
@@ -239,7 +238,7 @@ def compare(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def scale(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """Million steps a second over batch sizes (13x13) and maze sizes (8,192 environments)."""
+    """Million steps per second by batch size (13x13) and by maze size (8,192 environments)."""
     settings = [(13, num_envs) for num_envs in benchmark.num_envs]
     settings += [(size, benchmark.headline_envs) for size in benchmark.sizes if size != 13]
     rows = []
@@ -264,7 +263,7 @@ def scale(benchmark: Benchmark) -> list[dict[str, Any]]:
 
 
 def time_levels(benchmark: Benchmark) -> dict[str, Any]:
-    """Levels of 13x13 made a second, moves and distances included."""
+    """13x13 levels generated per second, including moves and distances."""
     from jaxrl_lm.envs.maze.generators import GENERATORS
 
     results = {}
@@ -277,13 +276,13 @@ def time_levels(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def timed_after_first(call: Call, benchmark: Benchmark) -> dict[str, float]:
-    """Steady seconds."""
+    """Seconds after the first call."""
     first_call(call)
     return timed(call, repeats=benchmark.repeats)
 
 
 def plot(path: Path, results: dict[str, Any]) -> None:
-    """Every library, numbers of environments, and sizes of mazes."""
+    """Plot libraries, numbers of environments and maze sizes."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     rates = {name: row["million_steps_per_s"] for name, row in results["comparison"].items()}
     colors = ["#0072B2" if name.startswith("Maze-v0") else "#999999" for name in rates]
@@ -300,7 +299,7 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     headline = results["setting"]["headline_envs"]
     by_size = sorted((row for row in results["scaling"] if row["num_envs"] == headline), key=lambda row: row["size"])
     right.plot([row["size"] for row in by_size], [row["million_steps_per_s"] for row in by_size], "o-", color="#0072B2")
-    right.set(ylim=(0, None), xlabel="cells a side", title=f"{headline:,} mazes, position observed")
+    right.set(ylim=(0, None), xlabel="cells per side", title=f"{headline:,} mazes, position observed")
     make_plain(middle.xaxis)
     for axes in (middle, right):
         axes.set_ylabel("million steps/s")

@@ -1,10 +1,10 @@
-"""How long one PPO step on a language model takes: generation, scoring, update, and the whole.
+"""Time of one PPO step on a language model: generation, scoring, update, and total.
 
     python benchmarks/lm_step.py --model FOLDER [--trl-python OTHER_VENV/bin/python] [--torch-python bin/python]
 
-All answers run to their full length. Compile times stand apart from steady times, which are medians. Peers are
-measured turn by turn with ours, in the interpreters that their flags name: TRL's RLOO step (TRL has no PPO trainer any
-more) and transformers' `generate`.
+All completions have full length. Compile times are reported separately; steady times are medians. Peers alternate with
+ours, in the interpreters given by their flags: TRL's RLOO step (TRL no longer has a PPO trainer) and transformers'
+`generate`.
 """
 
 import json
@@ -36,18 +36,18 @@ class Benchmark:
     """Time one PPO step on a language model.
 
     Attributes:
-        model: folder or hub id; the figures of record are SmolLM2-135M-Instruct's.
-        num_answers: answers a step.
-        num_tokens: tokens an answer.
-        generate_tokens: tokens an answer where generation is timed alone, as its peer is.
-        dtype: of activations.
-        rescore: whether a step computes old log-probabilities and values again; the trainer's default does, and so
-            does TRL's RLOO step.
+        model: folder or hub id; committed results use SmolLM2-135M-Instruct.
+        num_answers: completions per step.
+        num_tokens: tokens per completion.
+        generate_tokens: tokens per completion when generation is timed alone, as in its peer.
+        dtype: dtype of activations.
+        rescore: whether a step recomputes old log-probabilities and values, as the trainer does by default and TRL's
+            RLOO step does.
         repeats: steady runs of each part.
-        trl_python: interpreter with trl and torch, to run TRL's RLOO step beside.
-        torch_python: interpreter with transformers and torch, to run transformers' generate beside.
-        out: JSON file of the results; the committed ones are in benchmarks/results/.
-        debug: sizes so small that a run takes seconds: to try the script, not to measure.
+        trl_python: interpreter with trl and torch, to compare with TRL's RLOO step.
+        torch_python: interpreter with transformers and torch, to compare with transformers' generate.
+        out: JSON file for the results; committed results are in benchmarks/results/.
+        debug: tiny sizes, to test the script in seconds.
     """
 
     model: str = os.environ.get("JAXRL_LM_SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -63,7 +63,7 @@ class Benchmark:
     debug: bool = False
 
 
-# The dialogue model that the package ships.
+# The dialogue model shipped with the package.
 DEBUG: dict[str, Any] = {
     "model": str(Path(jaxrl_lm.__file__).parent / "assets" / "dialogue" / "model"),
     "num_answers": 2,
@@ -74,7 +74,7 @@ DEBUG: dict[str, Any] = {
 
 
 def make_task(benchmark: Benchmark) -> tuple[Loaded, PPOConfig]:
-    """What the trainer loads, on one prompt that never stops early, and the settings of its update."""
+    """The trainer's model and update settings, with one prompt and no early stopping."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
         prompts.write(PROMPT + "\n")
         prompts.flush()
@@ -95,7 +95,7 @@ def make_task(benchmark: Benchmark) -> tuple[Loaded, PPOConfig]:
 
 
 def time_generation(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
-    """Generation alone, at the peer's length."""
+    """Generation alone, with the peer's length."""
     task = loaded.task
     sampling = replace(task.sampling, max_new_tokens=benchmark.generate_tokens)
     ids = np.tile(np.asarray(task.prompt_ids[0], np.int32), (benchmark.num_answers, 1))
@@ -104,13 +104,13 @@ def time_generation(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
 
 
 def time_scoring(benchmark: Benchmark, loaded: Loaded, generation: Generation) -> dict[str, Any]:
-    """The reference's log-probabilities of the answers: one forward pass."""
+    """Reference log-probabilities of the completions: one forward pass."""
     call = partial(answer_log_probs, loaded.task.policy.model, loaded.params, generation)
     return _measure(benchmark, call, benchmark.num_tokens)
 
 
 def time_update(benchmark: Benchmark, loaded: Loaded, ppo: PPOConfig, generation: Generation) -> dict[str, Any]:
-    """PPO's update on a given trajectory: one epoch, one minibatch, forward and backward and Adam."""
+    """PPO's update on a fixed trajectory: one epoch, one minibatch, forward, backward and Adam."""
     algorithm = make_ppo(ppo, make_evaluate(loaded.task.policy.model))
     actions = generation.sequences[:, -benchmark.num_tokens :]
     rewards = np.random.default_rng(0).normal(size=actions.shape).astype(np.float32)
@@ -134,7 +134,7 @@ def time_update(benchmark: Benchmark, loaded: Loaded, ppo: PPOConfig, generation
 
 
 def time_step(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
-    """The trainer's whole step: generation, reward on the host, scoring, update, metrics."""
+    """The trainer's full step: generation, reward on the host, scoring, update, metrics."""
     update = make_update(loaded)
     holder, metrics = [loaded.init_state()], {}
 
@@ -152,7 +152,7 @@ def time_step(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
 def _measure(
     benchmark: Benchmark, call: Callable[[], Any], num_tokens: int, peer_python: str | None = None, peer: str = ""
 ) -> dict[str, Any]:
-    """First call, steady calls and tokens a second; turn by turn with a peer where its interpreter is named."""
+    """First call, steady calls and tokens per second; alternates with a peer if its interpreter is given."""
     first = first_call(call)
     if peer_python:
         command = [peer_python, str(PEERS / peer), benchmark.model, PROMPT, str(benchmark.num_answers), str(num_tokens)]

@@ -1,4 +1,4 @@
-"""Timing that can be trusted, and the facts a figure must carry."""
+"""Reliable timing, and the metadata of results."""
 
 import importlib.metadata
 import json
@@ -16,18 +16,18 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 RESULTS = Path("runs/benchmarks")
-"""Where results go unless `--out` says otherwise, so that a trial does not overwrite the committed figures."""
+"""Default output folder, so that a trial does not overwrite committed results."""
 
 _PACKAGES = ("jaxrl-lm", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def timed(call: Callable[[], Any], *, repeats: int) -> dict[str, float]:
-    """Seconds of a call that has run once already: minimum, median, maximum; waits for the device."""
+    """Seconds of a warmed-up call: minimum, median, maximum; waits for the device."""
     return _summary([_seconds(call) for _ in range(repeats)])
 
 
 class Peer:
-    """Another program that takes turns (see peers/turns.py), in an interpreter of its own."""
+    """A peer program in its own interpreter that runs in alternation (see peers/turns.py)."""
 
     def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -40,7 +40,7 @@ class Peer:
         return float(self._answer("seconds "))
 
     def finish(self) -> dict[str, str]:
-        """End the program; the versions of what was measured."""
+        """Stop the program and return the versions measured."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         versions = json.loads(self._answer("done "))
@@ -52,14 +52,14 @@ class Peer:
         for line in self._process.stdout:
             if line.startswith(prefix):
                 return line.removeprefix(prefix)
-        raise RuntimeError(f"the peer ended with code {self._process.wait()} before it answered; see its messages")
+        raise RuntimeError(f"the peer ended with code {self._process.wait()} before it responded; see its output")
 
 
 def timed_against(peer: Peer, call: Callable[[], Any], *, repeats: int) -> dict[str, Any]:
-    """Seconds of a call and of a peer, turn by turn, since a machine's speed drifts; both have run once before.
+    """Seconds of a warmed-up call and peer in alternation, because a machine's speed drifts.
 
     Returns:
-        the seconds of both, and `speedup`, the median of the ratios of neighbouring turns.
+        the seconds of both, and `speedup`, the median ratio of adjacent turns.
     """
     ours, theirs = [], []
     peer.turn()
@@ -76,7 +76,7 @@ def timed_against(peer: Peer, call: Callable[[], Any], *, repeats: int) -> dict[
 
 
 def timed_in_turns(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of several calls, all of them once in every round, since a machine's speed drifts."""
+    """Seconds of several calls, each once per round, because a machine's speed drifts."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -90,14 +90,14 @@ def first_call(call: Callable[[], Any]) -> float:
 
 
 def program_memory_gb(compiled: jax.stages.Compiled) -> float:
-    """XLA's account of a program: arguments, results that do not take their place, and temporaries."""
+    """Memory of a program as reported by XLA: arguments, results not aliased with them, and temporaries."""
     account: Any = compiled.memory_analysis()
     names = "argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes"
     return (sum(getattr(account, name) for name in names) - account.alias_size_in_bytes) / 1e9
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit. The programs run on one device, however many there are."""
+    """Machine, versions and commit. Programs use one device."""
     return {
         "device": jax.devices()[0].device_kind,
         "devices_used": 1,
@@ -113,14 +113,14 @@ def environment() -> dict[str, Any]:
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write a benchmark's figures as JSON and say where."""
+    """Write a benchmark's results as JSON and print the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written: {path}")
 
 
 def make_plain(axis: Axis) -> None:
-    """Label the ticks of an axis, logarithmic or not, with plain numbers such as 0.1, 64 and 8,192."""
+    """Label the ticks of a linear or logarithmic axis with plain numbers such as 0.1, 64 and 8,192."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 

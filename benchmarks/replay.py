@@ -1,9 +1,9 @@
-"""A round of replay, ours beside flashbax's where it is installed: add a step of all environments, draw a batch.
+"""One round of replay (add a step of all environments, sample a batch), compared with flashbax if installed.
 
     python benchmarks/replay.py
 
-CartPole's steps, 131,072 transitions of 128 environments, batches of 128, uniform and prioritised; with priorities, a
-round also sets those of the batch anew. Rounds are chained in one `scan`.
+CartPole steps, 131,072 transitions from 128 environments, batches of 128, uniform and prioritised; with priorities, a
+round also updates those of the batch. Rounds are chained in one `scan`.
 """
 
 import importlib.metadata
@@ -29,13 +29,13 @@ class Benchmark:
     """Time a replay memory.
 
     Attributes:
-        num_envs: steps added a round.
-        batch_size: transitions drawn a round.
-        buffer_size: transitions kept.
-        num_rounds: of a timed call.
-        repeats: timed calls of each.
-        out: JSON file of the results; the committed ones are in benchmarks/results/.
-        debug: sizes so small that a run takes seconds: to try the script, not to measure.
+        num_envs: steps added per round.
+        batch_size: transitions sampled per round.
+        buffer_size: capacity in transitions.
+        num_rounds: rounds per timed call.
+        repeats: timed calls of each case.
+        out: JSON file for the results; committed results are in benchmarks/results/.
+        debug: tiny sizes, to test the script in seconds.
     """
 
     num_envs: int = 128
@@ -53,7 +53,7 @@ Round = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
 
 
 def our_rounds(benchmark: Benchmark, is_prioritized: bool) -> tuple[Any, Round]:
-    """A memory that has been filled, and a round in it."""
+    """A full memory, and one round with it."""
     config = ReplayConfig(buffer_size=benchmark.buffer_size, is_prioritized=is_prioritized)
     zeros = jnp.zeros(benchmark.num_envs)
     step = Step(
@@ -77,7 +77,7 @@ def our_rounds(benchmark: Benchmark, is_prioritized: bool) -> tuple[Any, Round]:
 
 
 def flashbax_rounds(benchmark: Benchmark, is_prioritized: bool) -> tuple[Any, Round]:
-    """The same with flashbax's flat buffers, whose items are single steps and whose samples are pairs of them."""
+    """The same with flashbax's flat buffers, which store single steps and sample pairs of them."""
     import flashbax  # pyright: ignore[reportMissingImports]
 
     sizes = {
@@ -109,7 +109,7 @@ def flashbax_rounds(benchmark: Benchmark, is_prioritized: bool) -> tuple[Any, Ro
 
 
 def chained(benchmark: Benchmark, start: Any, one_round: Round) -> Callable[[], Any]:
-    """A call of many rounds, in place, that has filled the memory once."""
+    """A call of many in-place rounds on a full memory."""
 
     def rounds(memory: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         return jax.lax.scan(one_round, memory, jax.random.split(key, benchmark.num_rounds))

@@ -1,9 +1,9 @@
-"""Environment steps a second while training: PPO, PQN, DQN and tabular Q-learning, beside other libraries turn by turn.
+"""Environment steps per second in training: PPO, PQN, DQN and tabular Q-learning, alternating with other libraries.
 
     python benchmarks/train_steps.py [--rejax-python OTHER_VENV/bin/python] [--sb3-python THIRD_VENV/bin/python]
 
-PPO at rejax's setting (2,048 environments x 32 steps, 4 epochs x 4 minibatches, two MLPs 64x64) is also set beside the
-bare forward and backward passes of the same networks on as much data: what no implementation can save.
+PPO with rejax's settings (2,048 environments x 32 steps, 4 epochs x 4 minibatches, two MLPs 64x64) is also compared
+with the bare forward and backward passes of the same networks on as much data, a lower bound of the time.
 """
 
 import json
@@ -81,12 +81,12 @@ class Benchmark:
     """Time training.
 
     Attributes:
-        rejax_python: interpreter with rejax, to run its algorithms beside.
-        sb3_python: interpreter with Stable-Baselines3, to run its PPO beside.
-        scaling: numbers of environments that PPO is scaled over.
-        repeats: timed calls of each.
-        out: JSON file of the results; the committed ones are in benchmarks/results/.
-        debug: sizes so small that a run takes seconds: to try the script, not to measure.
+        rejax_python: interpreter with rejax, to compare with its algorithms.
+        sb3_python: interpreter with Stable-Baselines3, to compare with its PPO.
+        scaling: numbers of environments for PPO.
+        repeats: timed calls of each case.
+        out: JSON file for the results; committed results are in benchmarks/results/.
+        debug: tiny sizes, to test the script in seconds.
     """
 
     rejax_python: str | None = None
@@ -102,15 +102,15 @@ DEBUG: dict[str, Any] = {"scaling": (4, 8), "repeats": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An algorithm at a setting, and the same of another library's.
+    """An algorithm with its settings, and the same of another library.
 
     Attributes:
-        name: of the row.
-        config: ours.
-        make_learner: ours.
-        env: id.
-        num_updates: of ours in one timed call.
-        peer: library and arguments of its program that make it take as many steps; None without a peer.
+        name: name of the row.
+        config: our settings.
+        make_learner: our learner.
+        env: environment id.
+        num_updates: our updates per timed call.
+        peer: library and program arguments for as many steps; None without a peer.
     """
 
     name: str
@@ -125,7 +125,7 @@ def cases() -> list[Case]:
     """All rows."""
     mlp = {"activation": "tanh", "hidden_layer_sizes": [64, 64]}
     ppo_peer = {"num_envs": 2048, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "agent_kwargs": mlp}
-    # The layers of rejax's PQN and DQN are fixed: two of 64 units, as in ours here.
+    # rejax's PQN and DQN have fixed layers: two of 64 units, as in ours here.
     pqn_peer = {"num_envs": 128, "num_steps": 32, "num_epochs": 2, "num_minibatches": 4}
     dqn_peer = {"num_envs": 128, "batch_size": 128, "buffer_size": 131_072, "fill_buffer": 1024, "num_epochs": 1}
     return [
@@ -156,15 +156,15 @@ def cases() -> list[Case]:
 
 
 def rejax(algorithm: str, settings: dict[str, Any], num_iterations: int) -> tuple[str, list[str]]:
-    """rejax at the same setting."""
+    """rejax with the same settings."""
     return "rejax", [algorithm, ENV, json.dumps(settings), str(num_iterations)]
 
 
 class TrainingCall:
-    """Trains on from where the last call ended.
+    """Training calls, each continuing from the last.
 
     Attributes:
-        steps: environment steps of a call.
+        steps: environment steps per call.
     """
 
     def __init__(self, case: Case) -> None:
@@ -185,7 +185,7 @@ class TrainingCall:
         return self._state, metrics
 
     def memory_gb(self) -> float:
-        """Of the program."""
+        """Memory of the program."""
         return program_memory_gb(self._run.lower(self._state, self._params).compile())
 
 
@@ -228,7 +228,7 @@ def bare_call(case: Case) -> Callable[[], Any]:
 
 
 def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
-    """Steady and first seconds of a case, steps a second, and the same of its peer."""
+    """Steady and first seconds of a case, steps per second, and the same for its peer."""
     print(f"{case.name} ...", flush=True)
     call = TrainingCall(case)
     first = first_call(call)
@@ -245,7 +245,7 @@ def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
 
 
 def plot(path: Path, results: dict[str, Any]) -> None:
-    """Ours beside rejax, and PPO over numbers of environments."""
+    """Plot ours and rejax, and PPO by number of environments."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     compared = {name: row for name, row in results["cases"].items() if "peer_steps_per_s" in row}
     for offset, key, label, color in (
@@ -268,7 +268,7 @@ def plot(path: Path, results: dict[str, Any]) -> None:
 
 
 def debugged(case: Case) -> Case:
-    """A case with few steps, without its peer."""
+    """A case with few steps and no peer."""
     small: dict[str, Any] = {"num_envs": 4}
     if isinstance(case.config, DQNConfig):
         small |= {"batch_size": 16, "learning_starts": 64, "buffer_size": 256}

@@ -1,8 +1,8 @@
-"""rejax's training iterations, without evaluation: ALGORITHM in ENV, SETTINGS as JSON, NUM_ITERATIONS a turn.
+"""rejax's training iterations, without evaluation: ALGORITHM in ENV, SETTINGS as JSON, NUM_ITERATIONS per turn.
 
     python rejax_train.py ALGORITHM ENV SETTINGS NUM_ITERATIONS
 
-Runs in an interpreter of its own (rejax 0.1.3 wants gymnax 0.0.9) and takes turns (see turns.py).
+Runs in its own interpreter (rejax 0.1.3 needs gymnax 0.0.9), in alternation (see turns.py).
 """
 
 import importlib.metadata

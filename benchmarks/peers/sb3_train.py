@@ -1,8 +1,8 @@
-"""Stable-Baselines3's PPO with its default settings: ENV with NUM_ENVS environments x NUM_STEPS, an update a turn.
+"""Stable-Baselines3's PPO with its default settings: ENV with NUM_ENVS environments x NUM_STEPS, one update per turn.
 
     python sb3_train.py ENV NUM_ENVS NUM_STEPS
 
-Runs in an interpreter of its own and takes turns (see turns.py).
+Runs in its own interpreter, in alternation (see turns.py).
 """
 
 import importlib.metadata

@@ -1,8 +1,8 @@
-"""transformers' `generate` in torch: sampled answers of NUM_TOKENS tokens to NUM_ANSWERS equal prompts.
+"""transformers' `generate` in torch: NUM_ANSWERS sampled completions of NUM_TOKENS tokens for equal prompts.
 
     python torch_generate.py MODEL PROMPT NUM_ANSWERS NUM_TOKENS
 
-Runs in an interpreter of its own and takes turns (see turns.py).
+Runs in its own interpreter, in alternation (see turns.py).
 """
 
 import sys

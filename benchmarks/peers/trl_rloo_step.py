@@ -1,8 +1,8 @@
-"""TRL's RLOO step: one step with NUM_ANSWERS answers of NUM_TOKENS tokens, beta 0.05, float32.
+"""TRL's RLOO step: one step with NUM_ANSWERS completions of NUM_TOKENS tokens, beta 0.05, float32.
 
     python trl_rloo_step.py MODEL PROMPT NUM_ANSWERS NUM_TOKENS
 
-Runs in an interpreter of its own and takes turns (see turns.py). Answers run to their full length.
+Runs in its own interpreter, in alternation (see turns.py). Completions have full length.
 """
 
 import sys
@@ -20,7 +20,7 @@ MOST_STEPS = 1000
 
 
 class Turns(TrainerCallback):
-    """A step a turn; training ends with the turns."""
+    """One step per turn; training stops after the last turn."""
 
     def __init__(self) -> None:
         self._start = 0.0

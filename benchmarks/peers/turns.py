@@ -1,7 +1,7 @@
-"""A peer's side of a paired measurement: it waits for its turn, runs once, and says how long that took.
+"""The peer's side of a paired measurement: wait for a turn, run once, report the time.
 
-Both sides talk by lines: the benchmark writes one to give the turn, the peer answers `seconds NUMBER`, or `done JSON`
-with its versions when its input ends. Needs only the standard library, for peers run in interpreters of their own.
+The protocol is line-based: the benchmark writes a line per turn, and the peer replies `seconds NUMBER`, or `done JSON`
+with its versions at the end of input. Uses only the standard library, because peers run in their own interpreters.
 """
 
 import json
@@ -10,15 +10,15 @@ import time
 
 
 def wait_for_turn() -> bool:
-    """Whether there is another turn; returns when it comes."""
+    """Wait for the next turn; False if there is none."""
     return bool(sys.stdin.readline())
 
 
 def report(start: float) -> None:
-    """Say how long ago `start`, a reading of `time.perf_counter`, was."""
+    """Report the seconds since `start`, a reading of `time.perf_counter`."""
     print(f"\nseconds {time.perf_counter() - start}", flush=True)
 
 
 def finish(versions: dict[str, str]) -> None:
-    """Name the packages that were measured."""
+    """Report the versions of the packages measured."""
     print(f"\ndone {json.dumps(versions)}", flush=True)

@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct learns by PPO to continue film reviews kindly.
+"""PPO trains SmolLM2-135M-Instruct to continue film reviews positively.
 
 Prompts are the first words of the sentences in the movie-review data; the reward is the compound sentiment of the
-continuation under the VADER lexicon, between -1 and 1. Writes `runs/001_ppo_smollm2/seed-N/` for each seed, and
-beside them the curves of all seeds and `results.json`.
+continuation under the VADER lexicon, between -1 and 1. Writes `runs/001_ppo_smollm2/seed-N/` for each seed, plus the
+curves of all seeds and `results.json`.
 
 Reference: Hutto and Gilbert, 2014, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text.
 """
@@ -42,8 +42,8 @@ class Experiment:
         model: folder of SmolLM2-135M-Instruct, or its hub id HuggingFaceTB/SmolLM2-135M-Instruct.
         ratings: the movie-review table; its column `text` is read.
         out: folder for the runs.
-        seeds: one run each.
-        num_updates: updates a run.
+        seeds: one run per seed.
+        num_updates: updates per run.
         num_prompts: sentences whose first words are prompts.
         debug: a tiny model and two updates, in seconds.
     """
@@ -108,7 +108,7 @@ def write_prompts(experiment: Experiment, path: Path) -> None:
 
 
 def summarize(folder: RunFolder) -> dict[str, float]:
-    """The figures of one run that the README quotes: first update, and means over the last five."""
+    """The figures of one run for the README: first update, and means over the last five."""
     curves = {name: curve.values for name, curve in read_metrics(folder).items()}
     samples = read_jsonl(folder.samples_file)
     by_phase = {phase: [s["reward"] for s in samples if s["phase"] == phase] for phase in ("before", "after")}
@@ -144,7 +144,7 @@ def plot(folders: list[RunFolder], path: Path) -> None:
 
 
 def main(experiment: Experiment) -> None:
-    """Train each seed, or go on with it where it stopped, then write figures and curves."""
+    """Train or continue each seed, then write figures and curves."""
     if not experiment.ratings.is_file():
         sys.exit(f"skipped: {experiment.ratings} is not there; --ratings names the movie-review table")
     if experiment.debug:

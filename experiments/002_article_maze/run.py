@@ -28,7 +28,7 @@ GAMMA, EPSILON = 0.9, 0.1
 TOLERANCE = 0.05
 BEST_RETURN = -3.0  # four steps of -1, then +1
 RIGHT = 3
-# One step an update, so that every step and every episode is seen.
+# One step per update, to record every step and episode.
 ARTICLE = TabularConfig(
     learning_rate=0.1, discount=GAMMA, epsilon_start=EPSILON, epsilon_end=EPSILON, num_envs=1, num_steps=1
 )
@@ -55,8 +55,8 @@ class Experiment:
 
     Attributes:
         out: folder for results.
-        seeds: one run of each algorithm for each, all trained together.
-        num_episodes: episodes that learning curves show, those of the article.
+        seeds: seeds of each algorithm, all trained together.
+        num_episodes: episodes in the learning curves, as in the article.
         num_steps: environment steps of each run.
         debug: few steps and two seeds, in seconds.
     """
@@ -69,10 +69,10 @@ class Experiment:
 
 
 class Run(NamedTuple):
-    """One algorithm and all seeds: S seeds, N updates.
+    """Results of one algorithm: S seeds, N updates.
 
     Attributes:
-        returns: of the episode that ended with the update (a mean, where several did), `[S, N]`; NaN where none did.
+        returns: mean return of the episodes that ended in the update, `[S, N]`; NaN where none did.
         errors: largest distance to the exact value over the entries visited so far, `[S, N]`; 0 for PPO.
         is_optimal: whether the greedy policy goes right from every state, bool `[S, N]`.
         ratio_errors: largest |ratio - 1| of the first minibatch, `[S, N]`; 0 for tables.
@@ -267,7 +267,7 @@ def plot_table(axes: Axes, run: Run, exact: np.ndarray) -> None:
 
 
 def plot(runs: dict[str, Run], exact: np.ndarray, num_episodes: int, path: Path) -> None:
-    """The picture of the README."""
+    """The README's figure."""
     figure = Figure(figsize=(12, 8.5), layout="constrained")
     (article, errors), (side_by_side, table) = figure.subplots(2, 2)
     plot_article(article, runs["Q-learning"], num_episodes)

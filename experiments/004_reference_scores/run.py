@@ -1,4 +1,4 @@
-"""Scores of PPO, DQN and PQN where others have published theirs: gymnax's environments at the others' step budgets.
+"""Scores of PPO, DQN and PQN compared with published ones: gymnax's environments at the published step budgets.
 
 Every case is a run of `jaxrl-lm train` with all seeds in one program, into `runs/004_reference_scores/CASE/`; a
 finished case is not run again. Writes `results.json`, `table.md` and `curves.png` over all cases that have ended.
@@ -70,9 +70,9 @@ class Experiment:
 
     Attributes:
         out: folder for runs and results.
-        only: begin of the names of the cases to run, such as ppo or dqn-cartpole; all as a default, but for MinAtar.
-        num_seeds: of the small environments.
-        num_minatar_seeds: of MinAtar.
+        only: prefixes of the cases to run, such as ppo or dqn-cartpole; by default all except MinAtar.
+        num_seeds: seeds of the small environments.
+        num_minatar_seeds: seeds of MinAtar.
         debug: two tiny runs, in seconds.
     """
 
@@ -141,7 +141,7 @@ def small_cases() -> list[Case]:
 
 
 def cases(experiment: Experiment) -> list[Case]:
-    """What is to be run."""
+    """The cases to run."""
     if experiment.debug:
         tiny = {"total_steps": 2048, "num_seeds": 2, "eval_episodes": 4}
         chosen = [case for case in small_cases() if case.name in ("ppo-cartpole", "pqn-pendulum")]
@@ -159,7 +159,7 @@ def cases(experiment: Experiment) -> list[Case]:
 
 
 def run(case: Case, folder: Path) -> None:
-    """Train, unless that has been done; an interrupted run goes on."""
+    """Train, unless already done; an interrupted run continues."""
     config = replace(case.config, out=str(folder / case.name))
     run_folder = storage.RunFolder(Path(config.out))
     if run_folder.report_file.exists():
@@ -168,7 +168,7 @@ def run(case: Case, folder: Path) -> None:
 
 
 def summarize(case: Case, folder: Path) -> dict[str, Any]:
-    """What the seeds reached: episodes while training, and greedy ones behind it."""
+    """The seeds' returns: training episodes, and greedy ones afterwards."""
     run_folder = storage.RunFolder(folder / case.name)
     seeds = storage.read_seeds(run_folder)
     curves = storage.read_metrics(run_folder)
@@ -202,7 +202,7 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Our scores beside theirs, as Markdown."""
+    """Our scores and published ones as a Markdown table."""
     columns = ("environment", "algorithm", "steps", "seeds", "last tenth of training", "greedy (95 % interval)")
     lines = [f"| {' | '.join(columns)} | gymnax PPO | cleanrl |", "|---" * 8 + "|"]
     for row in results.values():
@@ -241,7 +241,7 @@ def plot(finished: list[Case], folder: Path, path: Path) -> None:
 
 
 def main(experiment: Experiment) -> None:
-    """Run what has not run, then tell of all that has."""
+    """Run the missing cases, then report all finished ones."""
     folder = experiment.out.with_name(f"{experiment.out.name}-debug") if experiment.debug else experiment.out
     for case in cases(experiment):
         run(case, folder)

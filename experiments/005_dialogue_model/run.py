@@ -105,7 +105,7 @@ def settings(experiment: Experiment, folder: Path) -> SFTRunConfig:
 
 
 def judge(model: Path) -> dict[str, Any]:
-    """What the gold reward thinks of one answer to every prompt."""
+    """Gold reward of one completion per prompt."""
     prompts = [data.Prompt(prompt=prompt, columns={}) for prompt, _ in corpus.prompts()]
     answers = answer_prompts(model, prompts, AnsweringConfig(batch_size=len(prompts), max_new_tokens=32))
     scores = good_manners(prompts=[prompt.prompt for prompt in prompts], completions=answers)
@@ -118,7 +118,7 @@ def plot_curves(run: storage.RunFolder, path: Path) -> None:
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     panel = figure.subplots()
     panel.plot(curve.steps, curve.values)
-    panel.set(xlabel="update", ylabel="nats a token", title="Loss")
+    panel.set(xlabel="update", ylabel="nats per token", title="Loss")
     figure.savefig(path, dpi=100)
 
 
@@ -138,7 +138,7 @@ def install(run: storage.RunFolder, experiment: Experiment) -> None:
 
 
 def main(experiment: Experiment) -> None:
-    """Write the text, learn it, judge, install."""
+    """Write the text, train, score and install."""
     folder = experiment.out.with_name(f"{experiment.out.name}-debug") if experiment.debug else experiment.out
     count = 64 if experiment.debug else experiment.num_exchanges
     texts = [each.prompt + each.reply for each in corpus.exchanges(count, experiment.seed, ALIKE)]

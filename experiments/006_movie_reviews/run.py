@@ -1,9 +1,9 @@
-"""People's ratings of film reviews become pairs, pairs a reward model, and SmolLM2 learns by PPO to please it.
+"""Human ratings of film reviews give preference pairs, these a reward model, and PPO trains SmolLM2 on it.
 
-Three reward models are trained and judged on the same held-out pairs, each beside a bag of words of the same pairs:
-SmolLM2 and MiniLM (a BERT) on one half of the sentences, and MiniLM on the other half, as a judge that the policy's
-training never sees. Writes runs, `results.json` and `curves.png` to `runs/006_movie_reviews/`; the same command goes
-on where it was stopped.
+Three reward models are evaluated on the same held-out pairs, each compared with a bag of words of the same pairs:
+SmolLM2 and MiniLM (a BERT) on one half of the sentences, and MiniLM on the other half, as a judge that is not used in
+the policy's training. Writes runs, `results.json` and `curves.png` to `runs/006_movie_reviews/`; run the same command
+again to continue.
 
 Reference: Hutto and Gilbert, 2014, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text
 (the ratings); Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
@@ -50,10 +50,10 @@ class Experiment:
         out: folder for the runs.
         num_pairs: training pairs of the two reward models that are compared.
         num_judge_pairs: training pairs of the judge.
-        num_held_out: pairs that all are judged on, at most; no sentence is in two of them.
-        num_updates: of PPO.
+        num_held_out: maximum number of evaluation pairs; no sentence is in two of them.
+        num_updates: PPO updates.
         num_prompts: sentences whose first words are prompts.
-        seed: of everything drawn.
+        seed: random seed.
         debug: tiny models and a few updates, in seconds.
     """
 
@@ -81,7 +81,7 @@ def debug_version(experiment: Experiment) -> Experiment:
 def write_data(experiment: Experiment) -> list[Prompt]:
     """Pairs of held-out sentences, of the policy's and of the judge's, no row in two of them; held-out prompts.
 
-    A few sentences stand in the table twice.
+    The table contains a few duplicates.
     """
     ratings = data.read_ratings(experiment.ratings, text_column="text", rating_column="rating")
     order = np.random.default_rng(experiment.seed).permutation(len(ratings))
@@ -131,7 +131,7 @@ def reward_settings(experiment: Experiment, name: str, model: str, part: str, ra
 
 
 def ppo_settings(experiment: Experiment, reward_model: Path) -> PPORunConfig:
-    """60 updates at 7e-5 falling to 0; the penalty aims at 8 nats an answer."""
+    """60 updates at 7e-5 decayed to 0; the penalty's target is 8 nats per completion."""
     return PPORunConfig(
         model=experiment.smollm2,
         prompts=str(experiment.out / "prompts.jsonl"),
@@ -149,7 +149,7 @@ def ppo_settings(experiment: Experiment, reward_model: Path) -> PPORunConfig:
 
 
 def compare(experiment: Experiment, prompts: list[Prompt], policies: dict[str, Path | str]) -> dict[str, Any]:
-    """What the reward model and the judge think of whole sentences, prompt and answer, of each policy."""
+    """Scores of the reward model and the judge for each policy's sentences, prompt and completion."""
     judges = {name: rewards.load_reward(f"model:{experiment.out / name / 'model'}") for name in ("smollm2", "judge")}
     found: dict[str, Any] = {}
     for policy, folder in policies.items():
@@ -214,12 +214,12 @@ def _plot_accuracy(panel: Axes, rows: dict[str, Any]) -> None:
 
 
 def main(experiment: Experiment) -> None:
-    """Train what is not there yet, compare, write figures."""
+    """Train missing parts, compare, write figures."""
     if not experiment.ratings.is_file():
         sys.exit(f"skipped: {experiment.ratings} is not there; --ratings names the movie-review table")
     if experiment.debug:
         experiment = debug_version(experiment)
-    # The same settings go on; others need another folder.
+    # Only the same settings continue; others need another folder.
     storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
     prompts = write_data(experiment)
     stages = {

@@ -1,9 +1,9 @@
-"""What happens to what people want when a policy follows a reward model that learned from few of their comparisons.
+"""Over-optimisation: gold reward of a policy optimised against a reward model trained on few preferences.
 
-The demo's small dialogue model; the gold reward `good_manners` stands for people. It labels pairs of replies, with
-noise; reward models (proxies) learn from 64, 256 or 1,024 pairs; PPO without a KL penalty, and the best of n, follow
-each proxy, while gold watches. Writes runs, `results.json` and `curves.png` to `runs/007_overoptimisation/`; the same
-command goes on where it was stopped.
+The demo's small dialogue model; the gold reward `good_manners` simulates annotators and labels pairs of replies, with
+noise. Reward models (proxies) are trained on 64, 256 or 1,024 pairs; PPO without a KL penalty, and best of n, optimise
+each proxy, while gold is only measured. Writes runs, `results.json` and `curves.png` to `runs/007_overoptimisation/`;
+run the same command again to continue.
 
 Reference: Gao, Schulman and Hilton, 2022, Scaling Laws for Reward Model Overoptimization.
 """
@@ -51,11 +51,11 @@ class Experiment:
     Attributes:
         out: folder for the runs.
         seeds: each has its own pairs, proxies and policies.
-        proxy_pairs: comparisons that the proxies learn from.
-        num_held_out: comparisons that all proxies are judged on, of other prompts.
-        num_updates: of PPO.
-        num_answers: to each prompt, for the best of n.
-        noise: of the comparisons, in units of the gold reward.
+        proxy_pairs: numbers of training pairs of the proxies.
+        num_held_out: evaluation pairs of all proxies, from other prompts.
+        num_updates: PPO updates.
+        num_answers: completions per prompt for best of n.
+        noise: label noise, in units of the gold reward.
         debug: a few updates of everything, in seconds.
     """
 
@@ -90,7 +90,7 @@ def fine_tune(experiment: Experiment) -> Path:
 
 
 def write_pairs(experiment: Experiment, start: Path, prompts: list[Prompt], seed: int) -> None:
-    """As many judged pairs as the largest proxy wants, of four fifths of the prompts; smaller ones take the first."""
+    """Labelled pairs for the largest proxy, from four fifths of the prompts; smaller proxies use the first ones."""
     folder = experiment.out / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     if (folder / "held.jsonl").exists():
@@ -124,7 +124,7 @@ def judged_pairs(
 
 
 def train_proxy(experiment: Experiment, start: Path, seed: int, size: int) -> storage.RunFolder:
-    """A reward model of so many pairs; small ones see each more often."""
+    """A reward model trained on this many pairs; smaller sets get more epochs."""
     folder = experiment.out / f"seed-{seed}"
     config = RewardModelRunConfig(
         model=str(start),
@@ -145,7 +145,7 @@ def train_proxy(experiment: Experiment, start: Path, seed: int, size: int) -> st
 
 
 def optimize(experiment: Experiment, start: Path, proxy: Path, seed: int, size: int) -> storage.RunFolder:
-    """PPO follows the proxy without a penalty; gold watches."""
+    """PPO on the proxy without a penalty; gold is only logged."""
     config = PPORunConfig(
         model=str(start),
         prompts=str(DIALOGUE / "prompts.jsonl"),
@@ -276,10 +276,10 @@ def follow(experiment: Experiment, start: Path, prompts: list[Prompt], seed: int
 
 
 def main(experiment: Experiment) -> None:
-    """Train what is not there yet, follow every proxy, write figures."""
+    """Train missing parts, optimise every proxy, write figures."""
     if experiment.debug:
         experiment = debug_version(experiment)
-    # The same settings go on; others need another folder.
+    # Only the same settings continue; others need another folder.
     storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
     prompts = data.read_prompts(str(DIALOGUE / "prompts.jsonl"), limit=10 if experiment.debug else None)
     start = fine_tune(experiment)

@@ -2,7 +2,7 @@
 
 The labels are OpenAI's JSON of lm-human-preferences (sentiment or descriptiveness): rows of `query`, `sample0` to
 `sample3`, as GPT-2's token ids or as text, and `best`. Writes runs, `results.json` and `curves.png` to
-`runs/008_ziegler/`; the same command goes on where it was stopped.
+`runs/008_ziegler/`; run the same command again to continue.
 
 Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences; Huang et al., 2024, The N+
 Implementation Details of RLHF with PPO.
@@ -46,10 +46,10 @@ class Experiment:
         labels: JSON of the labels.
         prompts: what PPO continues, as `jaxrl-lm ppo` reads it; None for the labels' queries.
         out: folder for the runs.
-        num_updates: of PPO; the paper makes 1,953 (a million answers).
-        batch_size: answers an update.
-        dtype: of activations.
-        seed: of everything drawn.
+        num_updates: PPO updates; 1,953 (a million completions) in the paper.
+        batch_size: completions per update.
+        dtype: dtype of activations.
+        seed: random seed.
         debug: the demo's small model and a stand-in for the labels, in seconds.
     """
 
@@ -163,14 +163,14 @@ def plot(run: storage.RunFolder, path: Path) -> None:
 
 
 def main(experiment: Experiment) -> None:
-    """Train what is not there yet, then write figures."""
+    """Train missing parts, then write figures."""
     if experiment.debug:
         small = {"policy": str(DIALOGUE / "model"), "num_updates": 2, "batch_size": 8}
         experiment = replace(experiment, out=experiment.out.with_name(f"{experiment.out.name}-debug"), **small)
     labels = experiment.out / "stand-in.json" if experiment.debug else experiment.labels
     if labels is None:
         sys.exit("--labels FILE names the labels; see README.md of this experiment")
-    # The same settings go on; others need another folder.
+    # Only the same settings continue; others need another folder.
     storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
     if experiment.debug:
         write_stand_in(labels, 20, experiment.seed)

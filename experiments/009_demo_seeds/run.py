@@ -1,7 +1,7 @@
 """The demo, over several seeds: does the gold reward rise each time?
 
-Runs the chain of `jaxrl-lm demo` with each seed, and writes `results.json` and `curves.png` to `runs/009_demo_seeds/`;
-the same command goes on where it was stopped.
+Runs `jaxrl-lm demo` with each seed, and writes `results.json` and `curves.png` to `runs/009_demo_seeds/`; run the same
+command again to continue.
 """
 
 import json
@@ -37,7 +37,7 @@ class Experiment:
 
 
 def run_seed(experiment: Experiment, seed: int) -> tuple[dict[str, Any], storage.RunFolder]:
-    """Results of a chain: a row a policy; and the run of its PPO."""
+    """Results of a demo, one row per policy, and its PPO run."""
     config = demo_chain(DemoConfig(out=str(experiment.out / f"seed-{seed}"), seed=seed))
     if experiment.debug:
         config = replace(
@@ -55,7 +55,7 @@ def run_seed(experiment: Experiment, seed: int) -> tuple[dict[str, Any], storage
 
 
 def main(experiment: Experiment) -> None:
-    """Run what is not there yet, then write figures."""
+    """Run missing seeds, then write figures."""
     if experiment.debug:
         experiment = replace(experiment, out=experiment.out.with_name(f"{experiment.out.name}-debug"), seeds=(0,))
     found = {seed: run_seed(experiment, seed) for seed in experiment.seeds}

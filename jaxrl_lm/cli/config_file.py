@@ -1,4 +1,4 @@
-"""`--config FILE.yaml`: the file's fields become options in front of those on the command line, which win."""
+"""`--config FILE.yaml`: options from a file; those on the command line take precedence."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +11,12 @@ _FLAG = "--config"
 
 
 def expand_config_file(args: list[str]) -> list[str]:
-    """Arguments with `--config FILE` replaced by the options that the file holds.
+    """Replace `--config FILE` by the options in the file.
 
-    A run folder's config.yaml is such a file.
+    A run folder's config.yaml can be used.
 
     Raises:
-        InputError: the file is missing or is no mapping of names to values.
+        InputError: the file is missing or not a mapping of names to values.
     """
     kept, file = [], None
     arguments = iter(args)
@@ -40,9 +40,9 @@ def expand_config_file(args: list[str]) -> list[str]:
 
 
 def _read(file: str) -> Mapping[str, Any]:
-    content = guarded.read_yaml(Path(file), remedy=f"name a YAML file of options in {_FLAG}")
+    content = guarded.read_yaml(Path(file), remedy=f"give a YAML file of options with {_FLAG}")
     if not isinstance(content, Mapping):
-        raise InputError(f"{_FLAG} {file!r} holds no mapping of option names to values")
+        raise InputError(f"{_FLAG} {file!r} must be a mapping of option names to values")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Texts of models, data and people on the terminal: shown as they are, and never obeyed."""
+"""Untrusted text on the terminal: printed literally, without markup or control sequences."""
 
 from rich.console import Console
 from rich.text import Text
@@ -7,13 +7,13 @@ from jaxrl_lm.storage import visible_text
 
 
 def print_text(text: str, *, console: Console | None = None, style: str = "", soft_wrap: bool = False) -> None:
-    """Print a text in which nothing is markup, an emoji's name or a command to the terminal.
+    """Print a text literally: no markup, emoji names or terminal control sequences.
 
     Args:
-        text: of a model, of data, of people, or a path.
-        console: where to; None for standard output.
-        style: rich's, for all of it.
-        soft_wrap: leave the breaking of long lines to the terminal, as for what people copy.
+        text: untrusted text, such as a completion or a path.
+        console: rich console; None for standard output.
+        style: rich style of the whole text.
+        soft_wrap: let the terminal wrap long lines, for text to be copied.
     """
     (console or Console()).print(
         visible_text(text), style=style, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False
@@ -21,5 +21,5 @@ def print_text(text: str, *, console: Console | None = None, style: str = "", so
 
 
 def text_cell(text: str) -> Text:
-    """The same for a table's cell."""
+    """The same for a table cell."""
     return Text(visible_text(text))

@@ -1,4 +1,4 @@
-"""`jaxrl-lm demo`: the whole chain of RLHF on a small dialogue model, offline, in three minutes on two cores."""
+"""`jaxrl-lm demo`: the complete RLHF pipeline on a small dialogue model, offline, in three minutes on two cores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.training.reward_model.config import NormalisationConfig
 from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
 
-# A GPT-2 of 0.9 M parameters, its prompts and examples of better replies: made by experiments/005_dialogue_model.
+# A GPT-2 with 0.9 M parameters, its prompts and examples of better replies, from experiments/005_dialogue_model.
 DIALOGUE = Path(__file__).resolve().parents[1] / "assets" / "dialogue"
 
 _MAX_NEW_TOKENS = 32
@@ -19,12 +19,12 @@ _MAX_NEW_TOKENS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Fine-tune a small dialogue model, let a simulated annotator compare its replies, learn a reward, follow it.
+    """Run RLHF on a small dialogue model: SFT, preferences of a simulated annotator, reward model, PPO.
 
     Attributes:
-        out: folder of the chain; the same command goes on with one that was stopped.
-        num_updates: of PPO.
-        seed: of everything drawn.
+        out: output folder; run the same command again to continue a stopped run.
+        num_updates: PPO updates.
+        seed: random seed of all stages.
     """
 
     out: str = "runs/demo"
@@ -33,11 +33,11 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Run the chain and print what came of it."""
+    """Run the pipeline and print its results."""
     Console().print(
-        "A small GPT-2 that replies well and badly is fine-tuned on examples (SFT); a simulated annotator, who likes "
-        "good manners and errs now and then, compares its replies; a reward model (the proxy) learns from the "
-        "comparisons; PPO follows the proxy. In the end all are judged by what the annotator likes (gold)."
+        "A small GPT-2 with mixed manners is fine-tuned on good replies (SFT). A simulated annotator, who prefers good "
+        "manners and sometimes errs, compares its replies. A reward model (the proxy) is trained on these preferences, "
+        "and PPO maximises the proxy. Finally every model is scored by the annotator's true preference (gold)."
     )
     run_chain(demo_chain(config))
 

@@ -1,4 +1,4 @@
-"""`jaxrl-lm doctor`: devices, versions, and what would run where."""
+"""`jaxrl-lm doctor`: devices, versions, and which commands use which devices."""
 
 import importlib.metadata
 import os
@@ -25,17 +25,17 @@ _EXTRAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Show devices, versions and what would run where.
+    """Show devices, versions and which commands use which devices.
 
     Attributes:
-        size: side of the square matrices whose product measures the device.
+        size: side of the square matrices in the speed test.
     """
 
     size: int = 2048
 
 
 def run_doctor(config: DoctorConfig) -> None:
-    """Print what a bug report or a benchmark should include."""
+    """Print the details that a bug report or benchmark should include."""
     console = Console()
     console.print(_versions())
     console.print(_devices())
@@ -45,17 +45,17 @@ def run_doctor(config: DoctorConfig) -> None:
 
 
 def usage(num_devices: int, backend: str) -> str:
-    """Which commands use how many devices, as a sentence."""
+    """A sentence on how many devices each command uses."""
     if num_devices == 1:
         return f"All commands run on the one {backend} device."
     return (
-        f"jaxrl-lm train spreads its environments over all {num_devices} {backend} devices (--num-devices); "
-        f"commands on language models use 1 of the {num_devices}."
+        f"jaxrl-lm train splits its environments across all {num_devices} {backend} devices (--num-devices); "
+        f"language model commands use 1 of the {num_devices}."
     )
 
 
 def advice(rates: dict[str, float]) -> str:
-    """Which dtype is faster by the measured rates, as a sentence without its full stop."""
+    """A sentence, without its full stop, on which dtype is faster."""
     if rates["bfloat16"] > rates["float32"]:
         return "bfloat16 products are faster here: use --dtype bfloat16 (parameters stay float32)"
     return "float32 products are faster here: keep --dtype float32"
@@ -102,7 +102,7 @@ def _speeds(size: int, rates: dict[str, float]) -> Table:
 
 
 def _matmul_rate(size: int, dtype: Any) -> float:
-    """Floating-point operations a second."""
+    """Floating-point operations per second."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(matrix, matrix))

@@ -1,4 +1,4 @@
-"""Optional packages: what a command says where they are missing."""
+"""Error messages for missing optional packages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from jaxrl_lm.errors import InputError
 
 @contextmanager
 def needing(extra: str, what: str) -> Iterator[None]:
-    """Context of imports that an extra of the package brings.
+    """Context for imports that need one of the package's extras.
 
     Raises:
         InputError: one of them is not installed.
@@ -17,5 +17,5 @@ def needing(extra: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{what} needs the package {error.name}; install what it needs with: pip install 'jaxrl-lm[{extra}]'"
+            f"{what} needs the package {error.name}; install it with: pip install 'jaxrl-lm[{extra}]'"
         ) from error

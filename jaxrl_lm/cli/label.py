@@ -1,4 +1,4 @@
-"""`jaxrl-lm label`: people judge answers on a web page; `label export`, `import` and `stats` go with it."""
+"""`jaxrl-lm label`: label completions on a web page; also `label export`, `import` and `stats`."""
 
 import json
 import re
@@ -28,32 +28,30 @@ from jaxrl_lm.training.reward_model.judgements import load_named_tokenizer
 _SERVE = "serve"
 _NUM_SHOWN = 5
 _HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-"""What browsers send as a host's name, less its port; a star stands for all names, or all in front of the rest."""
+"""A host name as browsers send it, without port; `*` matches every name, `*.` every subdomain."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve a page on which people judge answers; without --policy and --answers, go on with those of the folder.
+    """Serve a page for labelling completions; without --policy and --answers, continue with the items in --out.
 
     Attributes:
-        out: folder of the labels, for labels.sqlite and the answers that the policy makes; the same command again
-            goes on where it stopped.
-        policy: a folder or a Hugging Face hub id of the model that answers --prompts.
-        prompts: a file of prompts, in any form that `ppo` reads.
-        prompt_column: column of --prompts or --answers that holds the prompt.
-        answers: a file of answers that were made elsewhere, in place of --policy: rows with a prompt, and
-            completions, a list of texts.
-        database: SQLAlchemy URL for the labels, such as postgresql+psycopg://user@host/name, in place of
+        out: folder for labels.sqlite and the policy's completions; run the same command again to continue.
+            policy: folder or Hugging Face hub id of the model that completes --prompts.
+        prompts: a file of prompts, in any format that `ppo` reads.
+        prompt_column: prompt column of --prompts or --answers.
+        answers: a file of existing completions, instead of --policy: rows with a prompt and completions, a list of
+            texts.
+        database: SQLAlchemy URL for the labels, such as postgresql+psycopg://user@host/name, instead of
             labels.sqlite in --out.
-        mode: which of two is better, thumbs up or down, or which of four is best.
-        pairs: with more than two answers to a prompt, compare 1 with 2, 3 with 4 and so on, or each with each.
-        overlap: how many people judge each item.
-        lease_minutes: how long a person has an item before it may go to another.
-        port: of the page on 127.0.0.1; 0 for any that is free.
-        hosts: names besides localhost under which browsers may reach the page, such as that of an HTTPS proxy that
-            passes requests on.
-        end_when_done: stop once every item has its labels, or was skipped and nobody is at it.
-        answering: how the policy answers.
+        mode: the better of two, thumbs up or down, or the best of four.
+        pairs: with more than two completions per prompt, compare 1 with 2, 3 with 4, ..., or all pairs.
+        overlap: annotators per item.
+        lease_minutes: how long an annotator keeps an item before it may go to another.
+        port: port of the page on 127.0.0.1; 0 for any free port.
+        hosts: extra host names under which browsers may reach the page, such as that of an HTTPS proxy.
+            end_when_done: stop once every item has its labels, or was skipped and is not being labelled.
+        answering: how the policy generates completions.
     """
 
     out: str | None = None
@@ -73,40 +71,40 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         if self.out is None and self.database is None:
-            raise InputError("out: none given; name the folder of the labels by --out FOLDER")
+            raise InputError("out: not given; name the folder for the labels with --out FOLDER")
         if self.policy is not None and self.answers is not None:
-            raise InputError("policy and answers are both given; leave one out")
+            raise InputError("policy and answers are both given; remove one")
         if (self.policy is None) != (self.prompts is None):
-            raise InputError("policy and prompts go together: --policy MODEL --prompts FILE; or give --answers FILE")
+            raise InputError("policy and prompts go together; use --policy MODEL --prompts FILE, or --answers FILE")
         if self.policy is not None and self.out is None:
-            raise InputError("out: none given; the policy's answers are kept there: --out FOLDER")
+            raise InputError("out: not given; name the folder for the policy's completions with --out FOLDER")
         if self.overlap < 1:
-            raise InputError(f"overlap={self.overlap} must be at least 1, the people who judge each item")
+            raise InputError(f"overlap={self.overlap} must be at least 1, the number of annotators per item")
         if not self.lease_minutes > 0:
             raise InputError(f"lease_minutes={self.lease_minutes} must be above 0")
         wrong = [host for host in self.hosts if not _HOST.fullmatch(host)]
         if wrong:
             raise InputError(
-                f"hosts={wrong[0]!r} matches no browser's request; write a name in small letters without https://, "
-                "port or path, such as label.example.org (*.example.org for all in front of it)"
+                f"hosts={wrong[0]!r} is not a host name; write it in lower case without https://, "
+                "port or path, such as label.example.org (*.example.org for all subdomains)"
             )
         num = self.answering.num_completions
         if self.policy is not None and num is not None and num < feedback.NUM_COMPLETIONS[self.mode]:
-            raise InputError(f"answering.num_completions={num} is too few for mode {self.mode}; leave it out")
+            raise InputError(f"answering.num_completions={num} is too few for mode {self.mode}; omit it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write labels as a data set that `reward-model` reads: preferences, thumbs or best of four.
+    """Write labels as a data set for `reward-model`: preferences, thumbs or best of four.
 
     Attributes:
         labels: the folder that `label` wrote.
-        database: SQLAlchemy URL of the labels, where that was given to `label`.
-        out: a .jsonl file, which must not exist.
-        mode: whose labels, where there are items of several.
-        annotators: names of the people whose labels are wanted; none for all.
-        all_verdicts: in place of a data set, write every verdict a row with its item, ties and skips too, and who said
-            it when, in how many seconds, of answers in which order; `label import` reads it back.
+        database: SQLAlchemy URL of the labels, if `label` was given one.
+        out: a new .jsonl file.
+        mode: which labels to export, if there are items of several modes.
+        annotators: names of annotators to export; empty for all.
+        all_verdicts: instead of a data set, write one row per verdict, including ties and skips, with its item,
+            annotator, time, seconds and the order shown; `label import` reads it back.
     """
 
     out: str
@@ -122,14 +120,14 @@ class ImportConfig:
     """Add labels of a data set (preferences, thumbs or best of four) or of `label export --all-verdicts`.
 
     Attributes:
-        labels: the folder of the labels, made if it is not there.
-        database: SQLAlchemy URL for the labels, in place of labels.sqlite in --labels.
-        source: a file in the form of the mode: preference, unpaired preference, or best of four; or one of
+        labels: the folder of the labels, created if missing.
+        database: SQLAlchemy URL for the labels, instead of labels.sqlite in --labels.
+        source: a file in the mode's format (preference, unpaired preference or best of four), or one written by
             `label export --all-verdicts`.
-        tokenizer: folder or hub id of the tokenizer whose ids the file holds, as OpenAI's labels hold GPT-2's; None
-            where it holds texts.
-        mode: how its items were judged; rows of --all-verdicts say it themselves.
-        annotator: the name under which the labels are kept, in place of each row's `annotator`.
+        tokenizer: folder or hub id of the tokenizer if the file contains token ids, as OpenAI's labels contain
+            GPT-2's; None if it contains texts.
+        mode: how the items were labelled; rows of --all-verdicts contain their mode.
+        annotator: the annotator's name, instead of each row's `annotator`.
     """
 
     source: str
@@ -142,7 +140,7 @@ class ImportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsConfig:
-    """Print who did how much, how fast, and how far they agree.
+    """Print labels, pace and agreement of annotators.
 
     Attributes:
         labels: the folder that `label` wrote.
@@ -154,20 +152,20 @@ class StatsConfig:
 
 
 def parse_label(args: list[str]) -> Callable[[], None]:
-    """What `jaxrl-lm label` with these arguments is to do; prints help or the mistake and exits where there is one."""
+    """Parse the arguments of `jaxrl-lm label` into a call; prints help or the error and exits where needed."""
     name, rest = (args[0], args[1:]) if args and args[0] in LABEL_COMMANDS else (_SERVE, args)
     config = tyro.extras.subcommand_cli_from_dict(
         {command: kind for command, (kind, _) in LABEL_COMMANDS.items()},
         args=expand_config_file([name, *rest]),
         prog="jaxrl-lm label",
-        description="People judge answers on a web page. `label` alone is `label serve`.",
+        description="Label completions on a web page. `label` alone is `label serve`.",
     )
     return lambda: _call(LABEL_COMMANDS[name][1], config)
 
 
 @contextmanager
 def database_errors_in_words() -> Iterator[None]:
-    """Make errors of the labels' database, such as a full disk, InputErrors that say what to do."""
+    """Turn database errors, such as a full disk, into InputErrors with a remedy."""
     try:
         yield
     except DBAPIError as error:
@@ -175,15 +173,15 @@ def database_errors_in_words() -> Iterator[None]:
 
 
 def run_serve(config: ServeConfig) -> None:
-    """Make or read the answers, and serve the page until Ctrl-C."""
+    """Generate or read completions, and serve the page until Ctrl-C."""
     serve_labels(config)
 
 
 def serve_labels(config: ServeConfig) -> int | None:
-    """Make or read the answers, and serve the page until a signal, or until nothing is left where that is wanted.
+    """Generate or read completions, and serve the page until a signal or, with `end_when_done`, the last label.
 
     Returns:
-        the number of the signal, Ctrl-C or SIGTERM, that ended it; None where nothing was left.
+        the number of the signal, Ctrl-C or SIGTERM, that stopped it; None after the last label.
     """
     console = Console(file=sys.stdout)
     rows = None if config.answers is None else read_answers(config.answers, config.prompt_column)
@@ -221,38 +219,38 @@ def serve_labels(config: ServeConfig) -> int | None:
 
 
 def run_export(config: ExportConfig) -> None:
-    """Write the labels to a file, and say what had no place in it."""
+    """Write the labels to a file, and report what it leaves out."""
     out = Path(config.out)
     if out.exists():
         raise InputError(f"out={config.out!r} exists; choose another file")
     if not out.parent.is_dir():
-        raise InputError(f"out={config.out!r}: there is no folder {str(out.parent)!r}; make it first")
+        raise InputError(f"out={config.out!r}: folder {str(out.parent)!r} does not exist; create it first")
     with _opened(config.labels, config.database, is_new_allowed=False) as engine:
         modes: list[Mode] = [config.mode] if config.mode else feedback.list_modes(engine)
         if len(modes) != 1:
-            raise InputError(f"mode: the labels are of {' and '.join(modes) or 'no mode'}; name one by --mode")
+            raise InputError(f"mode: the labels are for {' and '.join(modes) or 'no mode'}; choose one with --mode")
         if config.all_verdicts:
             rows = feedback.export_verdicts(engine, modes[0], names=config.annotators)
             text = f"{len(rows)} verdicts in {config.out}"
         else:
             exported = feedback.export_labels(engine, modes[0], names=config.annotators)
             rows = exported.rows
-            left_out = f"{exported.num_ties} ties and {exported.num_skips} skips have no place in it"
-            text = f"{len(rows)} labels in {config.out}; {left_out} (--all-verdicts writes them too)"
+            left_out = f"{exported.num_ties} ties and {exported.num_skips} skips left out"
+            text = f"{len(rows)} labels in {config.out}; {left_out} (--all-verdicts includes them)"
     storage.write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print_text(text, soft_wrap=True)
 
 
 def run_import(config: ImportConfig) -> None:
-    """Add the labels of a file, and say how many were new."""
+    """Add the labels of a file, and report how many are new."""
     tokenizer = None if config.tokenizer is None else load_named_tokenizer("tokenizer", config.tokenizer)
     judged = read_judged(config.source, config.mode, annotator=config.annotator, tokenizer=tokenizer)
     with _opened(config.labels, config.database, is_new_allowed=True) as engine:
         counts = feedback.import_labels(engine, judged)
-    text = f"{counts.num_added} labels added, {counts.num_repeated} were there already"
+    text = f"{counts.num_added} labels added, {counts.num_repeated} already there"
     if counts.num_contradicting:
-        who = config.annotator or "the same person"
-        text += f", {counts.num_contradicting} contradict what {who} had said and were left out"
+        who = config.annotator or "the same annotator"
+        text += f", {counts.num_contradicting} contradict earlier labels of {who} and were left out"
     print_text(text, soft_wrap=True)
 
 
@@ -279,14 +277,14 @@ def _call(command: Callable[[Any], None], config: Any) -> None:
 
 @contextmanager
 def _opened(folder: str | None, database: str | None, *, is_new_allowed: bool) -> Iterator[Engine]:
-    """The database of labels, closed at the end, so that SQLite's file holds all and its WAL file is gone."""
+    """The label database, closed at the end so that SQLite merges its WAL file."""
     if folder is None and database is None:
-        raise InputError("labels: none given; name the folder that `jaxrl-lm label` wrote by --labels FOLDER")
+        raise InputError("labels: not given; name the folder that `jaxrl-lm label` wrote with --labels FOLDER")
     if is_new_allowed and folder is not None:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder!r} cannot be made a folder ({error}); name another") from error
+            raise InputError(f"folder {folder!r} cannot be created ({error}); choose another") from error
     url = database or f"sqlite:///{Path(folder or '') / 'labels.sqlite'}"
     engine = feedback.open_database(url, is_new_allowed=is_new_allowed)
     try:
@@ -299,7 +297,7 @@ def _check_mode(engine: Engine, mode: Mode) -> None:
     modes = feedback.list_modes(engine)
     if mode not in modes:
         raise InputError(
-            f"mode={mode!r}: the items there are for {', '.join(modes) or 'no mode'}; give --mode or new answers"
+            f"mode={mode!r}: existing items are for {', '.join(modes) or 'no mode'}; change --mode or add completions"
         )
 
 
@@ -310,7 +308,7 @@ def _answer(config: ServeConfig, policy: str) -> list[feedback.Answers]:
 
 def _say_what_is_new(console: Console, found: feedback.ItemList, num_new: int) -> None:
     num_known = len(found.items) - num_new
-    console.print(f"{num_new} new items" + (f", {num_known} were there already" if num_known else ""))
+    console.print(f"{num_new} new items" + (f", {num_known} already there" if num_known else ""))
     for reason in found.left_out[:_NUM_SHOWN]:
         print_text(f"left out: {reason}", console=console, soft_wrap=True)
     if len(found.left_out) > _NUM_SHOWN:
@@ -318,5 +316,5 @@ def _say_what_is_new(console: Console, found: feedback.ItemList, num_new: int) -
 
 
 def _announce(address: str) -> None:
-    sys.stdout.write(f"Open this link to judge; Ctrl-C ends it:\n  {address}\n")
+    sys.stdout.write(f"Open this link to label; press Ctrl-C to stop:\n  {address}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Files of labels for `jaxrl-lm label import`: data sets, and what `label export --all-verdicts` writes."""
+"""Label files for `jaxrl-lm label import`: data sets, and the output of `label export --all-verdicts`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,17 +12,17 @@ from jaxrl_lm.feedback import MODES, Item, JudgedItem, Mode
 
 
 def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: Any) -> list[JudgedItem]:
-    """Read who said what of which item, in how many seconds.
+    """Read items with their verdicts and annotators.
 
     Args:
-        source: a file; a row with `verdict` and `completions` is one of `label export --all-verdicts` and says its mode
-            itself, any other is of the mode's data set.
-        mode: how the items of a data set were judged.
-        annotator: whose labels they are; None for each row's `annotator`.
+        source: a file; a row with `verdict` and `completions` comes from `label export --all-verdicts` and contains its
+            mode, any other row is in the format of `mode`.
+        mode: how the items of a data set were labelled.
+        annotator: the annotator's name; None for each row's `annotator`.
         tokenizer: as for `data.read_best_of_k`.
 
     Raises:
-        InputError: the source or a row is not what it must be.
+        InputError: the source or a row is invalid.
     """
 
     if annotator is not None:
@@ -32,13 +32,13 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: An
     def parse(row: dict[str, Any], where: str) -> list[JudgedItem]:
         name = row.get("annotator") if annotator is None else annotator
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{where}: the row has no annotator; say whose labels they are by --annotator NAME")
+            raise InputError(f"{where}: the row has no annotator; give one with --annotator NAME")
         with _named(where):
             feedback.checked_name(name)
             if row.get("verdict") is not None and row.get("completions") is not None:
                 return [_verdict(row, name, where)]
             judged = _JUDGED[mode](row, where, decode)
-            # Of a row that is several items, such as a ranking, time and order are not known.
+            # A row with several items, such as a ranking, has no time or order per item.
             is_one = len(judged) == 1
             seconds = _optional_number(row, "seconds", where) if is_one else None
             order = _shown_order(row, mode, where) if is_one else None
@@ -53,9 +53,9 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: An
 def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
     mode, completions = fields.required(row, "mode", where), row["completions"]
     if mode not in MODES:
-        raise InputError(f"{where}: mode={mode!r} is none of {', '.join(MODES)}")
+        raise InputError(f"{where}: mode={mode!r} must be one of {', '.join(MODES)}")
     if not isinstance(completions, list):
-        raise InputError(f"{where}: completions={completions!r:.60} is no list; give the answers to the prompt")
+        raise InputError(f"{where}: completions={completions!r:.60} must be a list of completions")
     answers = {str(place): completion for place, completion in enumerate(completions)}
     return JudgedItem(
         item=Item(
@@ -72,14 +72,14 @@ def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
 
 
 def _shown_order(row: dict[str, Any], mode: Mode, where: str) -> tuple[int, ...] | None:
-    """The order in which the answers of a data set's row were shown, as `label export` writes it."""
+    """The order in which a row's completions were shown, as `label export` writes it."""
     if mode == "best-of-4":
         return _places(row, where)
     is_first = row.get("is_chosen_shown_first")
     if mode == "thumbs" or is_first in (None, ""):
         return None
     if not isinstance(is_first, bool):
-        raise InputError(f"{where}: is_chosen_shown_first={is_first!r:.60} must be true or false, or left out")
+        raise InputError(f"{where}: is_chosen_shown_first={is_first!r:.60} must be true or false, or omitted")
     return (0, 1) if is_first else (1, 0)
 
 
@@ -88,13 +88,13 @@ def _places(row: dict[str, Any], where: str) -> tuple[int, ...] | None:
     if order is None:
         return None
     if not (isinstance(order, list) and all(type(place) is int for place in order)):
-        raise InputError(f"{where}: shown_order={order!r:.60} is no list of places; leave it out if it is not known")
+        raise InputError(f"{where}: shown_order={order!r:.60} must be a list of indices; omit it if unknown")
     return tuple(order)
 
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Put the row's place in front of errors that do not name it."""
+    """Prefix errors with the row's location where missing."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The statistics of labels as tables in the terminal."""
+"""Label statistics as tables in the terminal."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,16 +10,16 @@ _NONE = "-"
 
 
 def print_statistics(statistics: LabelStatistics, *, overlap: int) -> None:
-    """Who did how much, how fast, and how far they agree.
+    """Print labels, pace and agreement of annotators.
 
     Args:
-        statistics: of the labels of a mode.
-        overlap: labels that an item needs to count as judged.
+        statistics: statistics of one mode.
+        overlap: labels that an item needs to be done.
     """
     console = Console()
     console.print(
-        f"{statistics.mode}: {statistics.num_finished(overlap)} of {statistics.num_items} items judged, "
-        f"{statistics.num_labels} labels, {statistics.num_shared} items judged by several; "
+        f"{statistics.mode}: {statistics.num_finished(overlap)} of {statistics.num_items} items labelled, "
+        f"{statistics.num_labels} labels, {statistics.num_shared} shared items; "
         f"Krippendorff's alpha {_fixed(statistics.alpha, 3)}",
         soft_wrap=True,
     )
@@ -30,7 +30,7 @@ def print_statistics(statistics: LabelStatistics, *, overlap: int) -> None:
 
 
 def _people(statistics: LabelStatistics) -> Table:
-    table = Table("name", "labels", "skips", "ties", "median seconds", "labels an hour", "first shown chosen")
+    table = Table("name", "labels", "skips", "ties", "median seconds", "labels per hour", "first shown chosen")
     for person in statistics.people:
         table.add_row(
             text_cell(person.name),
@@ -45,7 +45,7 @@ def _people(statistics: LabelStatistics) -> Table:
 
 
 def _pairs(statistics: LabelStatistics) -> Table:
-    table = Table("two people", "items of both", "same verdict", "Cohen's kappa")
+    table = Table("annotators", "shared items", "same verdict", "Cohen's kappa")
     for pair in statistics.pairs:
         names = text_cell(" & ".join(pair.names))
         table.add_row(names, str(pair.num_shared), f"{pair.agreement:.0%}", _fixed(pair.kappa, 3))

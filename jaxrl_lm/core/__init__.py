@@ -1,1 +1,1 @@
-"""The mathematics: arrays in, arrays out. Knows no model, no configuration and no record."""
+"""The mathematics: pure functions on arrays, independent of models and configurations."""

@@ -1,20 +1,20 @@
-"""Best-of-n sampling: what the answer that a score picks from n is worth, and how far that leads from the policy."""
+"""Best-of-n sampling: the value of the best-scoring of n completions, and its KL divergence from the policy."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def expected_best_of_n(scores: Float[Array, "*B N"], values: Float[Array, "*B N"], n: int) -> Float[Array, "*B"]:
-    """Mean value of the answer with the highest score among n, over all choices of n of the N answers.
+    """Mean value of the completion with the highest score among n, over all choices of n of the N completions.
 
-    With the answers sorted by score, the one of rank i (from 1) is the best of C(i - 1, n - 1) of the C(N, n) choices:
+    With completions sorted by score, the one of rank i (from 1) is the best of C(i - 1, n - 1) of the C(N, n) choices:
 
         sum_i values_i C(i - 1, n - 1) / C(N, n)
 
     Args:
-        scores: what picks; equal ones are broken by their order.
-        values: what is averaged; the scores themselves, or what another judge says.
-        n: answers to pick from, at most N.
+        scores: scores that select; ties are broken by order.
+        values: values to average: the scores themselves, or those of another reward.
+        n: completions to choose from, at most N.
 
     Reference: Nakano et al., 2021, WebGPT: Browser-assisted question-answering with human feedback, appendix I.
     """
@@ -29,11 +29,11 @@ def expected_best_of_n(scores: Float[Array, "*B N"], values: Float[Array, "*B N"
 
 
 def best_of_n_kl(n: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """KL divergence of the best of n from a single answer, where no two answers have the same score, nats.
+    """KL divergence of the best of n from a single sample, nats, if no two completions have the same score.
 
         log n - (n - 1) / n
 
-    It is an upper bound where answers repeat.
+    It is an upper bound if completions repeat.
 
     Reference: Stiennon et al., 2020, Learning to summarize from human feedback, appendix G.3.
     """

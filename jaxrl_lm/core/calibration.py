@@ -1,4 +1,4 @@
-"""How good the judgements of a reward model are: accuracy, calibration and bias towards length; numpy, on the host."""
+"""Accuracy, calibration and length bias of a reward model; NumPy, on the host."""
 
 from statistics import NormalDist
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from scipy import special
 
 
 class Interval(NamedTuple):
-    """A share and the interval that holds the true one with a given confidence."""
+    """A share and its confidence interval."""
 
     estimate: float
     low: float
@@ -17,7 +17,7 @@ class Interval(NamedTuple):
 
 
 class MarginBin(NamedTuple):
-    """Accuracy among the examples whose margin lies in [low, high]."""
+    """Accuracy on the examples with a margin in [low, high]."""
 
     low: float
     high: float
@@ -26,12 +26,12 @@ class MarginBin(NamedTuple):
 
 
 class ReliabilityCurve(NamedTuple):
-    """What was predicted and what came true, in bins that hold an example at least.
+    """Predicted probabilities and observed outcomes, in non-empty bins.
 
     Attributes:
         predicted: mean probability of each bin, `[N]`.
-        observed: share of the bin's examples that came true, `[N]`.
-        counts: examples of each bin, `[N]`.
+        observed: share of positive outcomes in each bin, `[N]`.
+        counts: examples in each bin, `[N]`.
     """
 
     predicted: Float[np.ndarray, " N"]
@@ -40,12 +40,12 @@ class ReliabilityCurve(NamedTuple):
 
 
 class LengthBias(NamedTuple):
-    """How far a judgement follows length.
+    """Length bias of scores.
 
     Attributes:
-        correlation: Pearson's, of difference in score and difference in length; 0 where one of them does not vary.
-        longer_wins: accuracy of always preferring the longer answer, equal lengths counted half.
-        longer_preferred: share of the pairs of unequal length in which the model scores the longer answer higher.
+        correlation: Pearson's, between differences in score and in length; 0 if either is constant.
+        longer_wins: accuracy of always preferring the longer completion; equal lengths count half.
+        longer_preferred: share of the pairs of unequal length in which the model scores the longer completion higher.
     """
 
     correlation: float
@@ -54,15 +54,15 @@ class LengthBias(NamedTuple):
 
 
 def wilson_interval(num_successes: int | float, num_trials: int | float, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a share; it stays in [0, 1] and is right for few examples too.
+    """Wilson's interval of a share; it stays in [0, 1] and is accurate for few examples too.
 
     With p = successes / n and z the normal quantile of the confidence:
 
         (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
     Args:
-        num_successes: successes; a tie may count half.
-        num_trials: n, an effective number where it is not whole; 0 gives an estimate of NaN and the interval [0, 1].
+        num_successes: successes; ties may count half.
+        num_trials: n, possibly fractional (effective number); 0 gives an estimate of NaN and the interval [0, 1].
         confidence: in (0, 1).
 
     Returns:
@@ -83,19 +83,19 @@ def wilson_interval(num_successes: int | float, num_trials: int | float, confide
 def clustered_interval(
     correct: Float[np.ndarray, " N"], groups: Int[np.ndarray, " N"], confidence: float = 0.95
 ) -> Interval:
-    """Wilson's interval of a share whose examples come in groups that may be alike: pairs of one prompt.
+    """Wilson's interval of a share for correlated examples in groups, such as pairs of one prompt.
 
-    It is Wilson's of a number of examples in place of N: `effective_number`, times (t_{N-1} / t_{G-1})^2, quantiles of
-    Student's distribution, because G groups tell little of their own variance. Where no two examples share a group it
-    is the very same; where all examples are alike it is Wilson's of G.
+    It replaces N by `effective_number` times (t_{N-1} / t_{G-1})^2, quantiles of Student's distribution, because G
+    groups give an imprecise estimate of their variance. It equals Wilson's interval of N if no two examples share a
+    group, and that of G if all examples are alike.
 
     Args:
-        correct: 1, 0, or a share between for a tie.
-        groups: which group each example belongs to.
+        correct: 1, 0, or a value in between for a tie.
+        groups: group of each example.
         confidence: in (0, 1).
 
     Returns:
-        The share and its interval; NaN and [0, 1] of no examples.
+        The share and its interval; NaN and [0, 1] without examples.
 
     Reference: Korn and Graubard, 1998, Confidence Intervals for Proportions with Small Expected Number of Positive
     Counts Estimated from Survey Data (the quantiles); Franco, Little, Louis and Slud, 2019, Comparative Study of
@@ -113,18 +113,18 @@ def clustered_interval(
 
 
 def effective_number(correct: Float[np.ndarray, " N"], groups: Int[np.ndarray, " N"]) -> float:
-    """How many independent examples say as much of the mean as these, which come in G groups.
+    """Effective number of independent examples among N examples in G groups.
 
-    `N / max(1, deff)`, where the design effect is the mean's variance by groups over that of independent examples:
+    `N / max(1, deff)`, where the design effect is the mean's variance with groups over that of independent examples:
 
         deff = [G / (G - 1) sum_g (sum_{i in g} (x_i - p))^2 / N^2] / [p (1 - p) / N]
 
-    Where all x are alike or there is one group, nothing can be told of the variance, and it is G, the least it can be:
-    the interval is then wide, even beside that of examples with one mistake. Where every example is a group of its own
-    it is N.
+    If all x are equal, or there is one group, the variance cannot be estimated, and the result is its minimum, G: the
+    interval is then wide, even compared with that of examples with one error. If every example is its own group, the
+    result is N.
 
     Args:
-        correct: x; 1, 0, or a share between for a tie.
+        correct: x; 1, 0, or a value in between for a tie.
         groups: which group each example belongs to.
 
     Reference: Kish, 1965, Survey Sampling.
@@ -141,7 +141,7 @@ def effective_number(correct: Float[np.ndarray, " N"], groups: Int[np.ndarray, "
 
 
 def correctness(differences: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """1 where the chosen answer scores higher, 0 where lower, 1/2 for a tie.
+    """1 where the chosen completion scores higher, 0 where lower, 1/2 for a tie.
 
     Args:
         differences: score of the chosen answer minus that of the rejected one.
@@ -155,17 +155,17 @@ def accuracy_by_margin(
     groups: Int[np.ndarray, " N"],
     num_bins: int = 5,
 ) -> list[MarginBin]:
-    """Accuracy in bins of about equally many examples, from the smallest margins to the largest.
+    """Accuracy in bins of about equal size, from the smallest margins to the largest.
 
     Args:
         correct: 1, 0, or 1/2 for a tie.
-        margins: how clear the case is: by the model (|difference in score|) or by people (a rating's difference).
-            Examples of one margin stay in one bin.
-        groups: which group each example belongs to, for the intervals.
-        num_bins: at most so many.
+        margins: how clear the preference is, by the model (|difference in score|) or by annotators (difference in
+            rating). Examples with equal margins share a bin.
+        groups: group of each example, for the intervals.
+        num_bins: maximum number of bins.
 
     Returns:
-        The bins that hold an example.
+        The non-empty bins.
     """
     if len(margins) == 0:
         return []
@@ -186,12 +186,12 @@ def reliability_curve(
     """Predicted against observed frequency, in bins of equal width over [0, 1].
 
     Args:
-        probabilities: what was predicted.
-        outcomes: 1 where it came true; 1/2 for a tie.
-        num_bins: bins; bin i holds [i / num_bins, (i + 1) / num_bins), the last one its upper end as well.
+        probabilities: predictions.
+        outcomes: 1 or 0; 1/2 for a tie.
+        num_bins: number of bins; bin i is [i / num_bins, (i + 1) / num_bins), and the last includes its upper end.
 
     Returns:
-        The curve; on a calibrated model `observed` equals `predicted`.
+        The curve; for a calibrated model `observed` equals `predicted`.
 
     Reference: DeGroot and Fienberg, 1983, The Comparison and Evaluation of Forecasters.
     """
@@ -206,7 +206,7 @@ def reliability_curve(
 
 
 def expected_calibration_error(curve: ReliabilityCurve) -> float:
-    """Mean distance of prediction and truth: `sum_b n_b / N |observed_b - predicted_b|`; 0 of an empty curve.
+    """Expected calibration error: `sum_b n_b / N |observed_b - predicted_b|`; 0 for an empty curve.
 
     Reference: Naeini, Cooper and Hauskrecht, 2015, Obtaining Well Calibrated Probabilities Using Bayesian Binning.
     """
@@ -217,17 +217,17 @@ def expected_calibration_error(curve: ReliabilityCurve) -> float:
 def choice_confidence(
     scores: Float[np.ndarray, "N K"], best: Int[np.ndarray, " N"]
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Of choices, the probability that the model gives its own choice, and whether that was people's.
+    """The probability of the model's own choice, and whether annotators made the same choice.
 
-    `max_k softmax(scores)_k`; of a pair `sigmoid(|difference|)`, in [1/2, 1]. (A curve of the probability of the answer
-    that happens to be named first would be symmetric, and its lower half would say nothing.)
+    `max_k softmax(scores)_k`; for a pair `sigmoid(|difference|)`, in [1/2, 1]. (A curve of the probability of the first
+    completion would be symmetric, so that its lower half would add nothing.)
 
     Args:
-        scores: of K answers to each prompt, logits.
-        best: index of the answer that people preferred.
+        scores: scores of the K completions of each prompt, logits.
+        best: index of the completion preferred by annotators.
 
     Returns:
-        Probabilities, and 1 or 0 for right or wrong, or 1/n where the preferred one is among n that tie.
+        Probabilities, and 1 or 0 for right or wrong, or 1/n if the preferred one is among n tied.
     """
     top = scores.max(axis=-1, keepdims=True)
     probabilities = 1 / np.exp(scores - top).sum(axis=-1)
@@ -237,11 +237,11 @@ def choice_confidence(
 
 
 def length_bias(differences: Float[np.ndarray, " N"], length_differences: Num[np.ndarray, " N"]) -> LengthBias:
-    """How far a reward model, and people, prefer the longer answer.
+    """How much a reward model, and annotators, prefer longer completions.
 
     Args:
         differences: score of the chosen answer minus that of the rejected one.
-        length_differences: the same of their lengths, in tokens, words or characters.
+        length_differences: the same for their lengths, in tokens, words or characters.
 
     Returns:
         Correlation and shares; a share over no pairs is NaN.
@@ -249,7 +249,7 @@ def length_bias(differences: Float[np.ndarray, " N"], length_differences: Num[np
     Reference: Singhal et al., 2023, A Long Way to Go: Investigating Length Correlations in RLHF.
     """
     lengths = np.asarray(length_differences, np.float64)
-    # Which of the two was chosen must not matter: each pair counts both ways round, so both means are 0.
+    # Count each pair in both orders, so that the choice does not matter: both means are 0.
     norm = np.sqrt(np.sum(differences**2) * np.sum(lengths**2))
     correlation = float(np.sum(differences * lengths) / norm) if norm > 0 else 0.0
     unequal = lengths != 0
@@ -258,7 +258,7 @@ def length_bias(differences: Float[np.ndarray, " N"], length_differences: Num[np
 
 
 def pearson(x: Num[np.ndarray, " N"], y: Num[np.ndarray, " N"]) -> float:
-    """Pearson's correlation, `cov(x, y) / (std(x) std(y))`; 0 where one of them does not vary."""
+    """Pearson's correlation, `cov(x, y) / (std(x) std(y))`; 0 if either is constant."""
     x, y = (np.asarray(each, np.float64) - np.mean(each) for each in (x, y))
     norm = np.sqrt(np.sum(x**2) * np.sum(y**2))
     return float(np.sum(x * y) / norm) if norm > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Whether what a run reads is still what it was."""
+"""Checksums to detect changed inputs of a run."""
 
 import zlib
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def checksum_arrays(tree: Any) -> int:
-    """CRC32 of the bytes of a tree's leaves, in their order; names, shapes and types do not count."""
+    """CRC32 of the bytes of a tree's leaves, in order; names, shapes and types are ignored."""
     found = 0
     for leaf in jax.tree.leaves(tree):
         found = zlib.crc32(np.asarray(leaf).tobytes(), found)
@@ -16,5 +16,5 @@ def checksum_arrays(tree: Any) -> int:
 
 
 def checksum_value(value: Any) -> int:
-    """CRC32 of a plain value by its text."""
+    """CRC32 of a plain value's text."""
     return zlib.crc32(repr(value).encode())

@@ -1,4 +1,4 @@
-"""Counters and sums that stay right over the longest runs, in int32 and float32."""
+"""Counters and sums that stay correct over very long runs, in int32 and float32."""
 
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ WRAPPED_COUNT = 2**30
 
 
 class CompensatedSum(NamedTuple):
-    """A float32 sum and what rounding has taken from it; `value_of` gives the sum of both.
+    """A compensated float32 sum; `value_of` adds both parts.
 
     Attributes:
-        total: the sum as float32 arithmetic gives it, `[...]`.
-        error: what is missing from it, `[...]`.
+        total: the sum in float32 arithmetic, `[...]`.
+        error: accumulated rounding error, `[...]`.
     """
 
     total: Array
@@ -25,23 +25,23 @@ class CompensatedSum(NamedTuple):
 def next_count(count: Int[Array, "*S"]) -> Int[Array, "*S"]:
     """`count + 1`, and 2^30 after the largest int32.
 
-    So a count of updates never becomes negative: schedules that have ended stay ended, and no two updates within 2^30
-    of each other have the same count, from which they draw their random numbers.
+    A count of updates therefore never becomes negative: finished schedules stay finished, and no two updates within
+    2^30 of each other share a count, which seeds their random numbers.
     """
     return jnp.where(count == MAX_COUNT, WRAPPED_COUNT, count + 1).astype(jnp.int32)
 
 
 def zero_sum(shape: tuple[int, ...] = ()) -> CompensatedSum:
     """An empty sum for each entry."""
-    # Zeros of their own for both parts: one buffer could not be donated twice.
+    # Separate zeros for both parts: one buffer could not be donated twice.
     return CompensatedSum(total=jnp.zeros(shape, jnp.float32), error=jnp.zeros(shape, jnp.float32))
 
 
 def add_to_sum(accumulated: CompensatedSum, x: Float[Array, "*S"]) -> CompensatedSum:
-    """The sum with one more term; its error stays at float32's rounding of the sum of `|x|`, however many there are.
+    """Add a term; the error stays at the float32 rounding of the sum of `|x|`, for any number of terms.
 
-    With `y = x + error` and `t = total + y` rounded, what rounding took, `(total - (t - z)) + (y - z)` with
-    `z = t - total`, is exact, and goes into the next term.
+    With `y = x + error` and `t = total + y` rounded, the rounding error `(total - (t - z)) + (y - z)`, where
+    `z = t - total`, is exact and is added to the next term.
 
     Args:
         accumulated: the sum so far.

@@ -1,4 +1,4 @@
-"""Streams of random numbers on the host, one for each purpose, so that one seed may stand behind all of them."""
+"""Random number streams on the host, one per purpose, all from one seed."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What numbers are drawn for. A number once given stays, for results depend on it."""
+    """Purposes of random numbers. Never renumber them: results depend on the values."""
 
     PROMPT_ORDER = 1
     HELD_OUT = 2
@@ -15,15 +15,15 @@ class Stream(IntEnum):
 
 
 def host_generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
-    """A generator that is a function of its arguments alone.
+    """A generator determined by its arguments alone.
 
-    Plain `default_rng(seed)` would draw the same numbers for every purpose that is given this seed, and the same as
-    `default_rng([seed, 0])`: NumPy pads entropy with zeros.
+    Plain `default_rng(seed)` would draw the same numbers for every purpose, and the same as `default_rng([seed, 0])`,
+    because NumPy pads entropy with zeros.
 
     Args:
-        stream: the purpose; two purposes share no numbers under one seed.
+        stream: the purpose; streams are independent under one seed.
         seed: 0 or more.
-        counters: what else the draw depends on, such as an epoch; 0 or more each.
+        counters: further integers, such as an epoch; each 0 or more.
 
     Reference: NumPy's `SeedSequence`, after O'Neill, 2015, Developing a seed_seq Alternative.
     """

@@ -10,7 +10,7 @@ from jaxtyping import Float, Real
 
 
 def k1(log_probs: Float[Array, "*S"], reference_log_probs: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """The log-ratio: `log pi - log ref`; unbiased, of either sign.
+    """k1, the log-ratio: `log pi - log ref`; unbiased, of either sign.
 
     Args:
         log_probs: log pi of the sampled action, nats.
@@ -23,7 +23,7 @@ def k1(log_probs: Float[Array, "*S"], reference_log_probs: Float[Array, "*S"]) -
 
 
 def k2(log_probs: Float[Array, "*S"], reference_log_probs: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Half the squared log-ratio: `0.5 * (log pi - log ref)^2`; biased, of low variance, never negative.
+    """k2, half the squared log-ratio: `0.5 * (log pi - log ref)^2`; biased, low variance, non-negative.
 
     Args:
         log_probs: log pi of the sampled action, nats.
@@ -36,7 +36,7 @@ def k2(log_probs: Float[Array, "*S"], reference_log_probs: Float[Array, "*S"]) -
 
 
 def k3(log_probs: Float[Array, "*S"], reference_log_probs: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """The ratio less its tangent: `ref / pi - 1 - log(ref / pi)`; unbiased, never negative.
+    """k3: `ref / pi - 1 - log(ref / pi)`; unbiased, non-negative.
 
     Args:
         log_probs: log pi of the sampled action, nats.
@@ -46,7 +46,7 @@ def k3(log_probs: Float[Array, "*S"], reference_log_probs: Float[Array, "*S"]) -
         Estimates, nats.
     """
     log_ratio = reference_log_probs - log_probs
-    # exp(x) - 1 - x loses all its digits near x = 0 in float32, and comes out negative.
+    # exp(x) - 1 - x loses all digits near x = 0 in float32 and can be negative.
     return jnp.expm1(log_ratio) - log_ratio
 
 
@@ -62,9 +62,9 @@ def adaptive_kl_coefficient(
 
     Args:
         coefficient: beta, reward per nat.
-        observed_kl: mean KL of a whole answer over the last batch, nats.
-        target: the KL to hold, nats.
-        horizon: number of episodes over which a full error would change beta by a fifth.
+        observed_kl: mean KL per completion in the last batch, nats.
+        target: target KL, nats.
+        horizon: number of episodes over which a clipped error changes beta by a fifth.
         num_episodes: number of episodes in the last batch.
 
     Returns:

@@ -1,8 +1,7 @@
-"""Reductions over the entries that a mask keeps.
+"""Masked reductions.
 
-An entry counts where its mask is nonzero. Masked entries may hold anything, inf and NaN included: they are
-replaced before the arithmetic, so that they reach neither the result nor the gradient. Results are float32 or
-wider.
+An entry is kept where its mask is nonzero. Masked entries may have any value, including inf and NaN: they are replaced
+before the arithmetic, so they affect neither the result nor the gradient. Results are float32 or wider.
 """
 
 import jax.numpy as jnp
@@ -13,14 +12,14 @@ Axis = int | tuple[int, ...] | None
 
 
 def zero_masked(x: Float[Array, "*S"], mask: Shaped[Array, "*S"]) -> Float[Array, "*S"]:
-    """The kept entries, and 0 in place of the others: `x_i` where `m_i`, else 0.
+    """Replace masked entries by 0: `x_i` where `m_i`, else 0.
 
     Args:
         x: entries.
         mask: nonzero where an entry counts.
 
     Returns:
-        Entries; neither they nor their gradient know what was masked.
+        Entries; neither they nor their gradient depend on masked values.
     """
     return jnp.where(_keep(mask), _widen(x), 0.0)
 
@@ -125,14 +124,14 @@ def whiten(
 
 
 def next_kept(x: Float[Array, "*B T"], mask: Shaped[Array, "*B T"]) -> Float[Array, "*B T"]:
-    """At each step the entry of the next step that counts: `x_s` with `s = min {s > t: m_s}`.
+    """For each step, the entry of the next kept step: `x_s` with `s = min {s > t: m_s}`.
 
     Args:
         x: entries; time is the last axis.
         mask: nonzero where a step counts.
 
     Returns:
-        Entries; 0 where no later step counts.
+        Entries; 0 where no later step is kept.
     """
     num_steps = mask.shape[-1]
     steps = jnp.where(_keep(mask), jnp.arange(num_steps), num_steps)
@@ -143,13 +142,13 @@ def next_kept(x: Float[Array, "*B T"], mask: Shaped[Array, "*B T"]) -> Float[Arr
 
 
 def has_next_kept(mask: Shaped[Array, "*B T"]) -> Bool[Array, "*B T"]:
-    """Which of the steps that count are followed, at any distance, by another one that counts.
+    """Which kept steps are followed, at any distance, by another kept step.
 
     Args:
         mask: nonzero where a step counts; time is the last axis.
 
     Returns:
-        False at the last step that counts, and at every step that does not.
+        False at the last kept step and at every masked one.
     """
     keep = _keep(mask)
     num_from_here = lax.cumsum(keep.astype(jnp.int32), axis=keep.ndim - 1, reverse=True)
@@ -157,7 +156,7 @@ def has_next_kept(mask: Shaped[Array, "*B T"]) -> Bool[Array, "*B T"]:
 
 
 def is_last_kept(mask: Shaped[Array, "*B T"]) -> Bool[Array, "*B T"]:
-    """The last step that counts of each row; none where no step counts.
+    """The last kept step of each row; none if no step is kept.
 
     Args:
         mask: nonzero where a step counts; time is the last axis.

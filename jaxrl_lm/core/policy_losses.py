@@ -1,7 +1,7 @@
-"""Policy-gradient losses and the advantages of groups of samples.
+"""Policy-gradient losses and group advantages.
 
-Losses are per step, to be averaged with `core.masked`. A step that is masked afterwards must hold finite
-numbers: a mask cannot keep a NaN that arose before it out of the gradient.
+Losses are per step; average them with `core.masked`. Steps masked afterwards must have finite inputs, because a mask
+cannot remove an earlier NaN from the gradient.
 """
 
 from typing import Literal
@@ -28,7 +28,7 @@ def clipped_surrogate(
         log_probs: log pi(a_t | o_t) of the policy that learns, nats.
         old_log_probs: the same of the policy that acted, nats.
         advantages: A_t.
-        clip_range: c, the largest rewarded departure of the ratio from 1.
+        clip_range: c, the largest rewarded deviation of the ratio from 1.
 
     Returns:
         Losses, to minimise.
@@ -43,19 +43,19 @@ def clipped_surrogate(
 def group_advantages(
     rewards: Float[Array, "groups group_size"], *, kind: Literal["leave_one_out", "standardized"]
 ) -> Float[Array, "groups group_size"]:
-    """Advantages of several answers to one prompt, measured against each other.
+    """Advantages of several completions of one prompt relative to each other.
 
     `leave_one_out`: `r_i - mean_{j != i} r_j`. `standardized`: `(r_i - mean) / (std + 1e-4)`, std unbiased.
 
     Args:
-        rewards: score of each answer, a row per prompt.
-        kind: the baseline of RLOO, or that of GRPO.
+        rewards: score of each completion, one row per prompt.
+        kind: the baseline of RLOO or GRPO.
 
     Returns:
-        Advantages; they sum to 0 over a group.
+        Advantages, which sum to 0 over each group.
 
     Raises:
-        ValueError: if a group holds fewer than two answers, or `kind` is neither.
+        ValueError: if a group has fewer than two completions, or `kind` is unknown.
 
     Reference: Ahmadian et al., 2024, Back to Basics: Revisiting REINFORCE Style Optimization for Learning
     from Human Feedback in LLMs (RLOO); Shao et al., 2024, DeepSeekMath (GRPO; the constant and the unbiased
@@ -63,7 +63,7 @@ def group_advantages(
     """
     group_size = rewards.shape[-1]
     if group_size < 2:
-        raise ValueError(f"group_size is {group_size}; answers are compared within a group, so sample at least 2")
+        raise ValueError(f"group_size is {group_size}; completions are compared within a group, so sample at least 2")
     centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     if kind == "leave_one_out":
         return centred * (group_size / (group_size - 1))
@@ -78,7 +78,7 @@ def policy_diagnostics(
     clip_range: Float[ArrayLike, ""],
     mask: Shaped[Array, "*B T"],
 ) -> dict[str, Float[Array, ""]]:
-    """How far the policy has moved from the one that acted; `ratio = pi / pi_old`.
+    """Statistics of the change from the behaviour policy; `ratio = pi / pi_old`.
 
     Args:
         log_probs: log pi(a_t | o_t) of the policy that learns, nats.
@@ -89,7 +89,7 @@ def policy_diagnostics(
     Returns:
         `kl/update`: mean of `(ratio - 1) - log ratio`, an estimate of KL(pi_old || pi), nats;
         `ratio/clip_fraction`: share of steps with `|ratio - 1| > c`; `ratio/mean`; `ratio/max_error`: max of
-        `|ratio - 1|`, which must be 0 to rounding before the first update.
+        `|ratio - 1|`, which must be 0 up to rounding before the first update.
 
     Reference: Schulman, 2020, Approximating KL Divergence.
     """

@@ -1,4 +1,4 @@
-"""Losses of a reward model on human preferences, one number an example; the scores are logits."""
+"""Losses of a reward model on human preferences, one per example; scores are logits."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ def bradley_terry_loss(
     """Negative log-likelihood of a choice between two: `-log sigmoid(chosen - rejected - margin)`.
 
     Args:
-        chosen_scores: score of the preferred answer.
-        rejected_scores: score of the other.
-        margin: how far apart they should be at least, one for all or one an example.
+        chosen_scores: scores of the chosen completions.
+        rejected_scores: scores of the rejected completions.
+        margin: minimum difference, one for all or one per example.
 
     Returns:
         Losses, nats.
@@ -33,8 +33,8 @@ def best_of_k_loss(scores: Float[Array, "*B K"], best: Int[Array, "*B"]) -> Floa
     """Negative log-likelihood of a choice among k: `-log softmax(scores)[best]`.
 
     Args:
-        scores: score of each answer to one prompt.
-        best: index of the preferred one.
+        scores: score of each completion of one prompt.
+        best: index of the preferred completion.
 
     Returns:
         Losses, nats.
@@ -48,7 +48,7 @@ def binary_preference_loss(scores: Float[Array, "*B"], labels: Float[Array, "*B"
     """Negative log-likelihood of a thumb up or down: `-y log sigmoid(s) - (1 - y) log sigmoid(-s)`.
 
     Args:
-        scores: score of the answer.
+        scores: scores of the completions.
         labels: y, 1 for good and 0 for bad.
 
     Returns:
@@ -67,14 +67,13 @@ def dpo_loss(
     """Direct preference optimization: `-(1 - e) log sigmoid(z) - e log sigmoid(-z)`, `z = beta (chosen - rejected)`.
 
     Args:
-        chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the preferred answer, summed over its tokens, nats.
-        rejected_log_ratios: the same of the other.
-        beta: how strongly the policy is held to the reference, 1 / nats; beta times a log-ratio is the reward that
-            the policy implies.
-        label_smoothing: e, the share of preferences that are taken to be the wrong way round, in [0, 1/2).
+        chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the chosen completion, summed over its tokens, nats.
+        rejected_log_ratios: the same for the rejected completion.
+        beta: strength of the KL constraint, 1 / nats; beta times a log-ratio is the policy's implicit reward.
+            label_smoothing: e, the assumed share of flipped preferences, in [0, 1/2).
 
     Returns:
-        Losses, nats; log 2 where the policy is the reference.
+        Losses, nats; log 2 if the policy equals the reference.
 
     Reference: Rafailov et al., 2023, Direct Preference Optimization: Your Language Model is Secretly a Reward Model,
     equation 7; the smoothing is that of Mitchell, 2023, A Note on DPO with Noisy Preferences.

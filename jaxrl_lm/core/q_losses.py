@@ -1,7 +1,7 @@
-"""Targets and losses of action values; the last axis of `q_values` is the action.
+"""Targets and losses for action values; the last axis of `q_values` is the action.
 
-A target has two parts: what follows a step is worth `next_values`, and it is looked at after one step, n steps, or a
-mean over all numbers of steps that lambda weights. Each part is chosen for itself:
+A target combines the value of the next state, `next_values`, with a horizon: one step, n steps, or a lambda-weighted
+mean over all numbers of steps. The two are chosen independently:
 
     next_values of a step                            one step               lambda-returns
     V(s')                                            TD(0)                  TD(lambda)
@@ -11,14 +11,14 @@ mean over all numbers of steps that lambda weights. Each part is chosen for itse
     values_of_actions(Q(s', .), greedy_actions(Q2))  double_q_targets       double Q(lambda)
 
 Lambda-returns are `returns.lambda_returns(rewards, next_values, discounts, traces, mask)`; n steps are
-`returns.n_step_returns` along a rollout, or `n_step_transitions` here, whose sum of rewards and discount take the place
-of `rewards` and `discounts`. On a table, `replacing_traces` spreads one-step errors back in time: Watkins's Q(lambda).
+`returns.n_step_returns` along a rollout, or `n_step_transitions` here, whose results replace `rewards` and
+`discounts`. For tables, `replacing_traces` propagates one-step errors back in time: Watkins's Q(lambda).
 
-A step's discount is gamma, or 0 where the episode terminates; a time limit keeps its discount, and what follows is then
-the final observation. Where the discount is 0 nothing of what follows is read. An action mask says which actions are
-legal; illegal ones are never the maximum, whatever value they hold.
+A step's discount is gamma, or 0 where the episode terminates. At a time limit the discount stays gamma, and the next
+state is the final observation. Where the discount is 0, next values are ignored. An action mask marks legal actions;
+illegal ones are never the maximum, whatever their value.
 
-Gradients: what is named `..._targets` is a constant. They flow through everything else.
+Functions named `..._targets` stop gradients; all others let them through.
 """
 
 import jax
@@ -35,7 +35,7 @@ Scalar = Float[Array, ""] | int | float
 
 
 def values_of_actions(q_values: Float[Array, "*B A"], actions: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """`Q(s, a)` of given actions.
+    """`Q(s, a)` of the given actions.
 
     Args:
         q_values: Q(s, .).
@@ -44,7 +44,7 @@ def values_of_actions(q_values: Float[Array, "*B A"], actions: Int[Array, "*B"])
     Returns:
         Values; their gradient reaches no other action.
     """
-    # A select and a sum: on a CPU a fifth of the time of a gather and the scatter of its gradient.
+    # A select and a sum take a fifth of the CPU time of a gather with its gradient's scatter.
     is_taken = jnp.arange(q_values.shape[-1]) == actions[..., None]
     return jnp.sum(jnp.where(is_taken, q_values, 0.0), axis=-1)
 
@@ -80,13 +80,13 @@ def expected_values(q_values: Float[Array, "*B A"], probabilities: Float[Array, 
 
     Args:
         q_values: Q(s, .).
-        probabilities: pi(. | s), for instance those of `epsilon_greedy_probs`.
+        probabilities: pi(. | s), for example from `epsilon_greedy_probs`.
     """
     return jnp.sum(probabilities * q_values, axis=-1)
 
 
 def is_greedy(q_values: Float[Array, "*B A"]) -> Bool[Array, "*B A"]:
-    """Which actions have the highest value; several where they tie."""
+    """Which actions have the highest value, including ties."""
     return q_values == jnp.max(q_values, axis=-1, keepdims=True)
 
 
@@ -95,10 +95,10 @@ def epsilon_greedy_probs(q_values: Float[Array, "*B A"], epsilon: Scalar) -> Flo
 
     Args:
         q_values: Q(s, .).
-        epsilon: share of the steps whose action is drawn uniformly from all.
+        epsilon: probability of a uniformly random action.
 
     Returns:
-        Probabilities; actions of the same, highest value share the greedy part evenly.
+        Probabilities; tied best actions share the greedy part equally.
     """
     is_best = is_greedy(q_values)
     num_best = jnp.sum(is_best, axis=-1, keepdims=True, dtype=q_values.dtype)
@@ -116,7 +116,7 @@ def q_learning_targets(
     Args:
         rewards: r, or the n-step sum of `n_step_transitions`.
         discounts: of s', 0 where the episode terminated.
-        next_q_values: Q(s', .), of the target network where there is one.
+        next_q_values: Q(s', .), of the target network if there is one.
         action_mask: which actions are legal in s'.
 
     Returns:
@@ -139,9 +139,9 @@ def double_q_targets(
     Args:
         rewards: r, or the n-step sum of `n_step_transitions`.
         discounts: of s', 0 where the episode terminated.
-        next_q_values: Q(s', .) that gives the value: of the target network, or of the table that is not learned.
-        selector_q_values: Q(s', .) that gives the action: of the online network, or of the table that is learned; the
-            first of several best actions is chosen.
+        next_q_values: Q(s', .) for the value: of the target network, or of the table not being updated.
+        selector_q_values: Q(s', .) for the action: of the online network, or of the table being updated; ties go to
+            the first action.
         action_mask: which actions are legal in s'.
 
     Returns:
@@ -166,7 +166,7 @@ def sarsa_targets(
         rewards: r, or the n-step sum of `n_step_transitions`.
         discounts: of s', 0 where the episode terminated.
         next_q_values: Q(s', .).
-        next_actions: a', the action that is taken next.
+        next_actions: a', the next action.
 
     Returns:
         Targets for Q(s, a). SARSA(lambda): `returns.lambda_returns` of
@@ -192,7 +192,7 @@ def expected_sarsa_targets(
         next_probabilities: pi(. | s').
 
     Returns:
-        Targets for Q(s, a). A greedy pi gives those of Q-learning.
+        Targets for Q(s, a); with a greedy pi, those of Q-learning.
 
     Reference: van Seijen et al., 2009, A Theoretical and Empirical Analysis of Expected Sarsa.
     """
@@ -202,15 +202,15 @@ def expected_sarsa_targets(
 def n_step_transitions(
     rewards: Float[Array, "*B N"], discounts: Float[Array, "*B N"], is_cut: Shaped[Array, "*B N"]
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B"], Int[Array, "*B"]]:
-    """Up to n steps taken as one: `R = sum_{i<=k} (prod_{j<i} d_j) r_i`, `D = prod_{j<=k} d_j`, k the last step.
+    """Merge up to n steps into one: `R = sum_{i<=k} (prod_{j<i} d_j) r_i`, `D = prod_{j<=k} d_j`, k the last step.
 
-    k is the first step that terminates or cuts the episode, else n - 1. So a target `R + D * max_a Q(s_{k+1}, a)`
-    never looks into the next episode, and at a time limit it bootstraps from the final observation.
+    k is the first step that ends the episode, otherwise n - 1. A target `R + D * max_a Q(s_{k+1}, a)` therefore never
+    reads the next episode, and at a time limit it bootstraps from the final observation.
 
     Args:
-        rewards: of n successive steps.
+        rewards: rewards of n successive steps.
         discounts: gamma, or 0 at a step that terminates the episode.
-        is_cut: whether the step is its episode's last, by termination or time limit.
+        is_cut: whether the step is the last of its episode, by termination or time limit.
 
     Returns:
         R, D and k (int32).
@@ -235,7 +235,7 @@ def dueling_q_values(values: Float[Array, "*B"], advantages: Float[Array, "*B A"
         advantages: A.
 
     Returns:
-        Q-values, whose mean over actions is V.
+        Q-values, with mean V over actions.
 
     Reference: Wang et al., 2016, Dueling Network Architectures for Deep Reinforcement Learning.
     """
@@ -250,7 +250,7 @@ def td_losses(
     Args:
         predictions: Q(s, a).
         targets: y, constants.
-        huber_delta: error from which the loss grows linearly; infinite for the squared loss.
+        huber_delta: error above which the loss is linear; infinite for the squared loss.
 
     Returns:
         Losses, in the square of the unit of the return.
@@ -261,11 +261,11 @@ def td_losses(
 
 
 def importance_weights(probabilities: Float[Array, "*B"], exponent: Float[ArrayLike, ""]) -> Float[Array, "*B"]:
-    """Weights that undo uneven sampling: `w_i = P_i^-beta / max_j P_j^-beta`, j over the batch.
+    """Importance weights for prioritised sampling: `w_i = P_i^-beta / max_j P_j^-beta`, j over the batch.
 
     Args:
-        probabilities: P_i with which each item of the batch was drawn, up to a common factor.
-        exponent: beta; 0 corrects nothing, 1 wholly.
+        probabilities: P_i, the sampling probability of each item, up to a common factor.
+        exponent: beta; 0 for no correction, 1 for full correction.
 
     Returns:
         Weights in (0, 1], the largest of the batch 1.
@@ -279,17 +279,17 @@ def importance_weights(probabilities: Float[Array, "*B"], exponent: Float[ArrayL
 def replacing_traces(
     traces: Float[Array, "*B S A"], states: Int[Array, "*B"], actions: Int[Array, "*B"], decay: Float[Array, "*B"]
 ) -> Float[Array, "*B S A"]:
-    """Eligibility of every entry of a table for the next error: `e <- decay * e`, then `e(s, a) = 1`.
+    """Update replacing eligibility traces: `e <- decay * e`, then `e(s, a) = 1`.
 
-    With decay `gamma * lambda`, and 0 where the action was not greedy or begins an episode, and
+    With decay `gamma * lambda`, or 0 where the action is not greedy or begins an episode, and
     `Q += alpha * (target - Q(s, a)) * e` with `q_learning_targets`, this is Watkins's Q(lambda). With `sarsa_targets`
     and no cut at exploratory actions it is SARSA(lambda).
 
     Args:
         traces: eligibility of each state (S) and action before the step.
         states: s.
-        actions: a, taken there.
-        decay: what earlier steps keep.
+        actions: a.
+        decay: factor on earlier traces.
 
     Returns:
         Eligibility for the error of this step.

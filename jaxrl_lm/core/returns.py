@@ -1,13 +1,12 @@
-"""Advantages and returns of a window of steps; time is the last axis.
+"""Advantages and returns over a window of steps; time is the last axis.
 
-Three numbers a step say how it is followed: its `discount` (gamma; 0 where the episode terminates), its
-`trace` (lambda; 0 where the episode terminates or is cut) and `next_value`, the value of what follows (V of
-the final observation at a time limit). So one recursion serves terminations, time limits and the edge of the
-window. Where the discount is 0, `next_value` is not read. A masked step carries the accumulator through
-unchanged: the steps around it get the numbers they would get had it been left out, and it gets 0 itself; it
-may hold anything, NaN included.
+Three numbers per step describe its continuation: its `discount` (gamma; 0 where the episode terminates), its `trace`
+(lambda; 0 where the episode terminates or is cut) and `next_value`, the value of the next state (V of the final
+observation at a time limit). One recursion thus covers terminations, time limits and the edge of the window. Where the
+discount is 0, `next_value` is ignored. A masked step passes the accumulator on unchanged: other steps get the same
+results as if it were absent, and its own result is 0. It may have any value, including NaN.
 
-Gradients flow through every function here; a caller that wants constant targets stops them.
+Gradients flow through every function here; callers that need constant targets must stop them.
 """
 
 import jax.numpy as jnp
@@ -27,8 +26,8 @@ def generalized_advantages(
 ) -> Float[Array, "*B T"]:
     """Generalized advantage estimates: `A_t = delta_t + discount_t * trace_t * A_{t+1}`.
 
-    `delta_t = r_t + discount_t * next_value_t - value_t`, and A = 0 after the last step. No power of gamma
-    multiplies A_t itself: every step is weighted alike.
+    `delta_t = r_t + discount_t * next_value_t - value_t`, and A = 0 after the last step. A_t itself is not multiplied
+    by a power of gamma: all steps have equal weight.
 
     Args:
         rewards: r_t.
@@ -60,11 +59,11 @@ def lambda_returns(
 ) -> Float[Array, "*B T"]:
     """Lambda-returns: `G_t = r_t + discount_t * ((1 - trace_t) * next_value_t + trace_t * G_{t+1})`.
 
-    The last step that counts has no G_{t+1} and bootstraps from its `next_value`, whatever its trace.
+    The last kept step has no G_{t+1} and bootstraps from its `next_value`, whatever its trace.
 
     Args:
         rewards: r_t.
-        next_values: V of what follows the step (or max_a Q of it, for Q(lambda)).
+        next_values: V of the next state (or max_a Q, for Q(lambda)).
         discounts: gamma, or 0 at a step that terminates the episode.
         traces: lambda, or 0 at a step that terminates or cuts the episode.
         mask: nonzero where a step counts.
@@ -88,9 +87,8 @@ def n_step_returns(
 ) -> Float[Array, "*B T"]:
     """N-step returns: `G^n_t = r_t + d_t G^{n-1}_{t+1}`, with `G^1_t = r_t + d_t next_value_t`.
 
-    Near the edge of the window the sum stops at the last step and bootstraps there. An episode that is cut
-    inside the window (a time limit) needs discount 0 and `gamma * V(final observation)` added to its last
-    reward.
+    Near the edge of the window the sum stops at the last step and bootstraps there. An episode cut inside the window (a
+    time limit) needs discount 0 and `gamma * V(final observation)` added to its last reward.
 
     Args:
         rewards: r_t.
@@ -112,7 +110,7 @@ def n_step_returns(
     n = min(n, num_steps)
     dtype = jnp.result_type(rewards, next_values, discounts, jnp.float32)
     pad = [(0, 0)] * (rewards.ndim - 1) + [(0, n - 1)]
-    # Beyond the edge: no reward and no discount, so the bootstrap of the last step passes through.
+    # Beyond the edge: no reward and no discounting, so the bootstrap of the last step passes through.
     padded_rewards = jnp.pad(rewards.astype(dtype), pad)
     padded_discounts = jnp.pad(discounts.astype(dtype), pad, constant_values=1.0)
     bootstraps = zero_masked(next_values, discounts != 0).astype(dtype)
@@ -138,7 +136,7 @@ def discounted_returns(
     Args:
         rewards: r_t.
         discounts: gamma, or 0 at a step that terminates the episode.
-        bootstrap: value of what follows the last step.
+        bootstrap: value of the state after the last step.
         mask: nonzero where a step counts.
 
     Returns:
@@ -157,7 +155,7 @@ def _accumulate(
     initial: Float[Array, "*B"],
 ) -> Float[Array, "*B T"]:
     """`y_t = term_t + decay_t * y_{t+1}` backwards from `initial`; terms are 0 where masked."""
-    # With its term of 0, a decay of 1 makes a masked step hand the accumulator on.
+    # With term 0 and decay 1 a masked step passes the accumulator on.
     decays = jnp.where(keep, decays, 1.0)
     dtype = jnp.result_type(terms, decays, initial)
     steps = (jnp.moveaxis(terms.astype(dtype), -1, 0), jnp.moveaxis(decays.astype(dtype), -1, 0))

@@ -1,4 +1,4 @@
-"""Mean and variance of a stream of batches.
+"""Running mean and variance of a stream of batches.
 
 Reference: Chan, Golub and LeVeque, 1979, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances.
 """
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 MAX_BATCHES = 2**18
-"""Effective window: once so many batches were seen, older ones lose weight by `1 - 1 / 2^18` a batch."""
+"""Effective window: after this many batches, older ones decay by `1 - 1 / 2^18` per batch."""
 
 
 class RunningMoments(NamedTuple):
-    """What a stream has shown so far.
+    """Moments of the values seen so far.
 
     Attributes:
         mean: `[...]`, float32.
         variance: biased, `[...]`, float32.
-        count: values that the moments stand for, float32 scalar; starts just above 0, so that the first batch decides
-            alone, and grows no further than `MAX_BATCHES` times the size of a batch.
+        count: number of values represented, float32 scalar; starts just above 0, so that the first batch alone
+            determines the moments, and is limited to `MAX_BATCHES` times the batch size.
     """
 
     mean: jax.Array
@@ -29,26 +29,26 @@ class RunningMoments(NamedTuple):
 
 
 def init_moments(shape: tuple[int, ...]) -> RunningMoments:
-    """Mean 0 and variance 1 before anything was seen."""
+    """Initial moments: mean 0 and variance 1."""
     return RunningMoments(
         mean=jnp.zeros(shape, jnp.float32), variance=jnp.ones(shape, jnp.float32), count=jnp.float32(1e-4)
     )
 
 
 def update_moments(moments: RunningMoments, batch: Float[Array, "N ..."]) -> RunningMoments:
-    """The moments after N more values of shape `[*D]`.
+    """Update the moments with N values of shape `[*D]`.
 
     With `w = N / (count + N)`, batch mean `m` and batch variance `v`:
 
         mean     <- mean + w (m - mean)
         variance <- (1 - w) variance + w v + w (1 - w) (m - mean)^2
 
-    These are the moments of all values until `count` reaches `MAX_BATCHES * N`. From there on it stays, so that w does
-    too: the moments are then exponentially weighted, with an effective window of 2^18 batches. (An unbounded count in
-    float32 stops at 2^24 batches, from where on old values would never lose weight.)
+    These are the moments of all values until `count` reaches `MAX_BATCHES * N`. From then on `count` and w are
+    constant, and the moments are exponentially weighted with an effective window of 2^18 batches. (An unbounded float32
+    count would stop growing at 2^24 batches, after which old values would never lose weight.)
 
     Args:
-        moments: of what was seen before.
+        moments: moments of earlier values.
         batch: new values.
     """
     size = batch.shape[0]

@@ -1,4 +1,4 @@
-"""Random orders without sorting."""
+"""Random permutations without sorting."""
 
 import math
 
@@ -11,14 +11,14 @@ MIN_ROWS = 8
 
 
 def random_order(key: Key[Array, ""], size: int) -> Int[Array, " N"]:
-    """A random permutation of 0 to N - 1, for shuffling batches: ten to twenty times as fast on a CPU as sorting.
+    """A random permutation of 0 to N - 1, for shuffling batches: ten to twenty times faster on a CPU than sorting.
 
     Numbers are written as (l, r) with l < a, r < b and a * b = N, and for four rounds `l += F(r) mod a`,
-    `r += G(l) mod b` with tables F and G drawn at random: each round is one to one, so the whole is a permutation.
-    Where N has no two factors of at least 8, `jax.random.permutation` sorts.
+    `r += G(l) mod b` with random tables F and G. Each round is a bijection, so the result is a permutation. If N has no
+    two factors of at least 8, `jax.random.permutation` (a sort) is used.
 
     Args:
-        key: consumed.
+        key: random key.
         size: N.
 
     Reference: Black and Rogaway, 2002, Ciphers with Arbitrary Finite Domains (their generalized Feistel cipher).

@@ -1,8 +1,8 @@
-"""Log-probabilities and entropies of chosen tokens from hidden states, without the logits of all positions.
+"""Log-probabilities and entropies of chosen tokens from hidden states, without storing all logits.
 
-For N positions and V tokens the logits are N x V: for a batch of long answers more memory than the model. Here they
-exist for one chunk of positions at a time, in the forward and in the backward pass, which recomputes them from the
-saved log-sum-exp.
+The logits of N positions and V tokens are N x V: for a batch of long completions they need more memory than the model.
+Here they exist for one chunk of positions at a time, also in the backward pass, which recomputes them from the saved
+log-sum-exp.
 """
 
 from typing import Any
@@ -27,17 +27,17 @@ def token_log_probs(
     """log pi(token) and the entropy of pi = softmax(hidden_states @ unembedding^T / temperature).
 
     Args:
-        hidden_states: of the position before each token.
-        unembedding: one row a token of the vocabulary.
+        hidden_states: hidden state of the position before each token.
+        unembedding: one row per token of the vocabulary.
         tokens: the chosen tokens, in [0, V).
-        temperature: divides the logits; positive. No gradient flows to it.
-        chunk_size: positions whose logits exist at a time.
+        temperature: divides the logits; positive, without gradient.
+        chunk_size: positions per chunk.
 
     Returns:
         log-probabilities and entropies, float32, nats.
 
     Raises:
-        ValueError: a token is outside of the vocabulary. Values are checked outside of `jit` only.
+        ValueError: a token is outside the vocabulary. Values are checked only outside `jit`.
     """
     _check_tokens(tokens, unembedding.shape[0])
     shape = tokens.shape
@@ -54,14 +54,14 @@ def token_log_probs(
 
 
 def _check_tokens(tokens: Any, vocab_size: int) -> None:
-    """Refuse tokens that have no logit: a negative one, such as -100, would be counted from the vocabulary's end."""
+    """Refuse tokens outside the vocabulary: a negative one, such as -100, would index from its end."""
     if isinstance(tokens, Tracer) or not getattr(tokens, "is_fully_addressable", True):
         return
     values = np.asarray(tokens)
     is_outside = (values < 0) | (values >= vocab_size)
     if is_outside.any():
         raise ValueError(
-            f"tokens: {values[is_outside][0]} must be at least 0 and below the vocabulary's {vocab_size}; "
+            f"tokens: {values[is_outside][0]} must be at least 0 and below the vocabulary size {vocab_size}; "
             "put 0 where a token is masked"
         )
 
@@ -111,7 +111,7 @@ def _backward(residuals: Any, cotangents: tuple[Any, Any]) -> tuple[Any, Any, An
         unembedding_grad += jnp.einsum("SV,SD->VD", logits_grad, hidden, preferred_element_type=unembedding_grad.dtype)
         return unembedding_grad, hidden_grad
 
-    # The sum over chunks is kept in float32 whatever the parameters' dtype.
+    # Accumulate over chunks in float32, whatever the parameters' dtype.
     start = jnp.zeros(unembedding.shape, jnp.float32)
     steps = (chunks, tokens, entropies, log_totals, *cotangents)
     unembedding_grad, chunk_grads = jax.lax.scan(one_chunk, start, steps)

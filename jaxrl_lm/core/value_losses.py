@@ -1,4 +1,4 @@
-"""Regression of values on returns. Losses are per step, to be averaged with `core.masked`."""
+"""Regression of values on returns. Losses are per step; average them with `core.masked`."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -31,7 +31,7 @@ def clipped_value_loss(
 
     Args:
         values: predicted return.
-        old_values: what was predicted when the agent acted.
+        old_values: predictions at the time of acting.
         returns: target R, a constant.
         clip_range: c, in the unit of the return.
 
@@ -52,7 +52,7 @@ def huber_value_loss(
     Args:
         values: predicted return.
         returns: target R, a constant.
-        delta: error from which the loss grows linearly, in the unit of the return; infinite for the squared loss.
+        delta: error above which the loss is linear, in the unit of the return; infinite for the squared loss.
 
     Returns:
         Losses, in the square of the unit of the return.
@@ -60,7 +60,7 @@ def huber_value_loss(
     Reference: Huber, 1964, Robust Estimation of a Location Parameter.
     """
     errors = jnp.abs(values - returns)
-    # As inf * 0 is NaN, delta multiplies only what exceeds it.
+    # Because inf * 0 is NaN, delta multiplies only errors that exceed it.
     inner = jnp.minimum(errors, delta)
     return inner * (errors - 0.5 * inner)
 
@@ -72,11 +72,11 @@ def value_clip_fraction(
     clip_range: Float[ArrayLike, ""],
     mask: Shaped[Array, "*S"],
 ) -> Float[Array, ""]:
-    """Share of steps where `clipped_value_loss` takes the clipped error, so that the value has no gradient.
+    """Share of steps where `clipped_value_loss` uses the clipped error, so that the value has no gradient.
 
     Args:
         values: predicted return.
-        old_values: what was predicted when the agent acted.
+        old_values: predictions at the time of acting.
         returns: target R.
         clip_range: c, in the unit of the return.
         mask: nonzero where a step counts.
@@ -92,7 +92,7 @@ def value_clip_fraction(
 def explained_variance(
     values: Float[Array, "*S"], returns: Float[Array, "*S"], mask: Shaped[Array, "*S"]
 ) -> Float[Array, ""]:
-    """Share of the returns' variance that the values account for: `1 - var(R - v) / var(R)`.
+    """Explained variance, the share of the returns' variance predicted by the values: `1 - var(R - v) / var(R)`.
 
     Args:
         values: predicted return.
@@ -100,8 +100,7 @@ def explained_variance(
         mask: nonzero where a step counts.
 
     Returns:
-        1 for a perfect prediction, 0 for a constant one, negative for a worse one; 0 where the returns do not
-        vary.
+        1 for a perfect prediction, 0 for a constant one, negative for a worse one; 0 if the returns are constant.
     """
     variance = masked.masked_var(returns, mask)
     is_varied = variance > 0

@@ -1,6 +1,6 @@
-"""People's judgements of answers: a web page that asks for them, and the database that keeps them.
+"""Labels by human annotators: the web page that collects them and the database that stores them.
 
-Needs the packages of the extra `label`; imports no JAX.
+Needs the extra `label`; does not import JAX.
 """
 
 from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa, krippendorff_alpha

@@ -1,4 +1,4 @@
-"""How far people agree beyond chance."""
+"""Agreement between annotators beyond chance."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,17 +12,17 @@ from jaxrl_lm.feedback.items import TIE
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
-    """Agreement of two people on the same items: kappa = (p_o - p_c) / (1 - p_c).
+    """Agreement of two annotators on the same items: kappa = (p_o - p_c) / (1 - p_c).
 
-    p_o is the share of items on which they agree; p_c the share expected if each kept their own frequencies and
-    drew independently.
+    p_o is the observed share of agreement; p_c is the share expected if each drew independently from their own
+    frequencies.
 
     Args:
-        first: one person's verdicts, an item each.
-        second: the other's, of the same items.
+        first: one annotator's verdicts, one per item.
+        second: the other annotator's verdicts on the same items.
 
     Returns:
-        at most 1, 0 at chance; None with no items, or if both always say the same one thing.
+        at most 1, 0 at chance; None without items, or if both always give the same single verdict.
 
     Reference: Cohen, 1960, "A coefficient of agreement for nominal scales".
     """
@@ -37,15 +37,15 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float 
 
 
 def krippendorff_alpha(verdicts: Sequence[Mapping[Any, Hashable]]) -> float | None:
-    """Agreement of any number of people, each on some of the items: alpha = 1 - D_o / D_e, nominal.
+    """Agreement of any number of annotators, each on some items: alpha = 1 - D_o / D_e, nominal.
 
-    D_o is the observed disagreement within items, D_e the one expected if verdicts were dealt to items at random.
+    D_o is the observed disagreement within items, D_e the disagreement expected if verdicts were assigned at random.
 
     Args:
-        verdicts: an item each, person to verdict; what a person did not judge is missing.
+        verdicts: for each item, annotator to verdict; items that an annotator did not label are missing.
 
     Returns:
-        at most 1, 0 at chance; None unless some item has two verdicts and they are not all the same.
+        at most 1, 0 at chance; None unless some item has two verdicts and not all verdicts are the same.
 
     Reference: Krippendorff, 2011, "Computing Krippendorff's alpha-reliability".
     """
@@ -58,19 +58,19 @@ def krippendorff_alpha(verdicts: Sequence[Mapping[Any, Hashable]]) -> float | No
 
 
 def choice_kappa(first: Sequence[str], second: Sequence[str], *, num_answers: int) -> float | None:
-    """Agreement of two people on which of K answers is best: kappa = (p_o - p_c) / (1 - p_c).
+    """Agreement of two annotators on which of K completions is best: kappa = (p_o - p_c) / (1 - p_c).
 
-    The answers of an item have no names that mean the same in the next item, so chance is taken over the lot of
-    their order: p_c = t_1 t_2 + (1 - t_1)(1 - t_2) / K, with the shares t_1 and t_2 of their ties. p_o is the share of
-    items on which they agree. Without ties p_c is 1 / K, as in Bennett's S.
+    Completion indices mean nothing across items, so chance is taken over their random order:
+    p_c = t_1 t_2 + (1 - t_1)(1 - t_2) / K, where t_1 and t_2 are each annotator's share of ties. p_o is the observed
+    share of agreement. Without ties p_c is 1 / K, as in Bennett's S.
 
     Args:
-        first: one person's verdicts, an item each: the place of the best answer, or `TIE`.
-        second: the other's, of the same items.
-        num_answers: K, of an item.
+        first: one annotator's verdicts, one per item: the index of the best completion, or `TIE`.
+        second: the other annotator's verdicts on the same items.
+        num_answers: K, completions per item.
 
     Returns:
-        at most 1, 0 at chance; None with no items, or if both say of all that they are ties.
+        at most 1, 0 at chance; None without items, or if both always say tie.
 
     Reference: Cohen, 1960, "A coefficient of agreement for nominal scales"; Bennett, Alpert and Goldstein, 1954,
     "Communications through limited-response questioning".
@@ -86,19 +86,19 @@ def choice_kappa(first: Sequence[str], second: Sequence[str], *, num_answers: in
 
 
 def choice_alpha(verdicts: Sequence[Mapping[Any, str]], *, num_answers: int) -> float | None:
-    """Agreement of any number of people on which of K answers is best: alpha = 1 - D_o / D_e.
+    """Agreement of any number of annotators on which of K completions is best: alpha = 1 - D_o / D_e.
 
-    D_o is the observed disagreement within items, as for `krippendorff_alpha`. D_e is the one expected if the n
-    verdicts of items that several judged, t of them ties, were dealt to items at random, over the lot of the answers'
-    order:
+    D_o is the observed disagreement within items, as in `krippendorff_alpha`. D_e is the disagreement expected if the n
+    verdicts on items with several labels, t of them ties, were assigned to items at random and completions shown in
+    random order:
     D_e = 1 - (t(t - 1) + (n - t)(n - t - 1) / K) / (n(n - 1)).
 
     Args:
-        verdicts: an item each, person to verdict: the place of the best answer, or `TIE`.
-        num_answers: K, of an item.
+        verdicts: for each item, annotator to verdict: the index of the best completion, or `TIE`.
+        num_answers: K, completions per item.
 
     Returns:
-        at most 1, 0 at chance; None unless some item has two verdicts and they are not all ties.
+        at most 1, 0 at chance; None unless some item has two verdicts and not all are ties.
 
     Reference: Krippendorff, 2011, "Computing Krippendorff's alpha-reliability".
     """

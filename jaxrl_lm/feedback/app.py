@@ -1,4 +1,4 @@
-"""The web application: pages, and the JSON that they exchange with the store."""
+"""The web application: HTML pages and their JSON API."""
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -43,10 +43,10 @@ def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_end
     """The application that labels the items of a store.
 
     Args:
-        store: what is labelled.
-        token: what a browser must show first.
-        hosts: names besides the local ones under which browsers may reach it.
-        is_ended_when_done: whether the server ends by itself, which the page then says.
+        store: the items to label.
+        token: the secret a browser must present first.
+        hosts: extra host names under which browsers may reach the page.
+        is_ended_when_done: whether the server stops once all items are labelled; shown on the page.
     """
     api = _Api(store, Sessions(token), is_ended_when_done=is_ended_when_done)
     routes = [
@@ -65,7 +65,7 @@ def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_end
     app = Starlette(
         routes=routes,
         middleware=[
-            # Keeps out pages of other sites whose name was made to point here (DNS rebinding).
+            # Blocks other sites whose name resolves to this address (DNS rebinding).
             Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_HOSTS, *hosts], www_redirect=False),
         ],
         exception_handlers={
@@ -83,9 +83,9 @@ class _Api:
         self._store, self._sessions, self._is_ended_when_done = store, sessions, is_ended_when_done
 
     async def enter(self, request: Request) -> Response:
-        """A token for a session cookie, which scripts cannot read and other sites cannot send, and for its secret.
+        """Exchange the token for a session cookie (unreadable by scripts, not sent by other sites) and its CSRF secret.
 
-        Servers on other ports of this machine are sent the cookie too: the secret is told here and nowhere else.
+        Servers on other ports of this machine also receive the cookie, so the secret is only sent here.
         """
         check_origin(request)
         cookie = self._sessions.open(_field(await _fields(request), "token"))
@@ -95,7 +95,7 @@ class _Api:
         return response
 
     async def show_session(self, request: Request) -> Response:
-        """What the page must know before anything else."""
+        """The session's annotator, the known names, the mode and the overlap."""
         session = self._find(request)
         names = await run_in_threadpool(self._store.list_names)
         name = None if session.annotator is None else session.annotator.name
@@ -103,13 +103,13 @@ class _Api:
         return JSONResponse({**about, "overlap": self._store.overlap})
 
     async def show_statistics(self, request: Request) -> Response:
-        """The stats page's figures."""
+        """The statistics of the stats page."""
         self._find(request)
         statistics = await run_in_threadpool(compute_statistics, self._store.engine, self._store.mode)
         return JSONResponse({**asdict(statistics), "overlap": self._store.overlap})
 
     def change(self, call: Callable[[Session, Fields], Answer]) -> Callable[[Request], Awaitable[Response]]:
-        """An endpoint that changes something: for the page itself only."""
+        """An endpoint that changes state: only the page itself may call it."""
 
         async def endpoint(request: Request) -> Response:
             check_origin(request)
@@ -120,7 +120,7 @@ class _Api:
         return endpoint
 
     def name_annotator(self, session: Session, fields: Fields) -> Answer:
-        """Say who sits there."""
+        """Set the session's annotator."""
         annotator = self._store.find_annotator(_field(fields, "name"))
         if session.annotator is not None and session.annotator != annotator:
             self._store.release(session.annotator.id)
@@ -128,23 +128,23 @@ class _Api:
         return {"name": annotator.name}
 
     def next_item(self, session: Session, fields: Fields) -> Answer:
-        """An item to judge."""
+        """The next item to label."""
         annotator = _annotator(session, fields)
         return self._shown(annotator, self._store.next_lease(annotator))
 
     def keep_label(self, session: Session, fields: Fields) -> Answer:
-        """Keep a verdict; the answer says that it is on the disk."""
+        """Save a label; it is on disk when the response is sent."""
         annotator = _annotator(session, fields)
         is_new = self._store.label(annotator, _field(fields, "lease"), _field(fields, "verdict"))
         return {"is_repeat": not is_new}
 
     def undo_label(self, session: Session, fields: Fields) -> Answer:
-        """Take the verdict of a lease back and show its item again; sent twice, it takes back no other."""
+        """Undo the label of a lease and show its item again; repeating the request undoes no other label."""
         annotator = _annotator(session, fields)
         return self._shown(annotator, self._store.undo(annotator, _field(fields, "lease")))
 
     def leave(self, session: Session, fields: Fields) -> Answer:
-        """Give back what is being judged, and make room for another person."""
+        """Release the annotator's item and sign out."""
         self._store.release(_annotator(session, fields))
         session.annotator = None
         return {}
@@ -167,22 +167,22 @@ def _page(name: str) -> Callable[[Request], Response]:
 
 
 def _annotator(session: Session, fields: Fields) -> int:
-    """Who sits there, by the session and by the page: one of a browser's two pages may still show who was before."""
+    """The annotator in both session and page: another tab may still show a previous name."""
     annotator = session.annotator
     if annotator is None:
-        raise RefusedError("Nobody is known by this page yet; say who you are.")
+        raise RefusedError("Nobody is signed in; enter your name.")
     if _field(fields, "name") != annotator.name:
-        raise RefusedError(f"{annotator.name} has signed in with this browser meanwhile; nothing was saved.")
+        raise RefusedError(f"{annotator.name} has since signed in with this browser; nothing was saved.")
     return annotator.id
 
 
 async def _fields(request: Request) -> Fields:
-    wrong = HTTPException(400, "Send an object of texts.")
+    wrong = HTTPException(400, "Send a JSON object of strings.")
     try:
         fields = json.loads(await read_body(request))
         if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
             raise wrong
-        "".join(fields.values()).encode()  # half a surrogate pair fails here, and nowhere later
+        "".join(fields.values()).encode()  # a lone surrogate must fail here
     except (ValueError, RecursionError):
         raise wrong from None
     return fields

@@ -1,4 +1,4 @@
-"""Labels out and in, as rows of the data sets that reward models are trained on."""
+"""Export and import labels as rows of the data sets that reward models are trained on."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ from jaxrl_lm.feedback.store import annotator_id, checked_name, count_labels, in
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedItem:
-    """An item and what somebody said of it elsewhere.
+    """An item with a verdict given elsewhere.
 
     Attributes:
         item: the item.
-        verdict: one of its mode's; a number is a place in `item.completions`.
-        annotator: who said it, where `import_labels` is not told.
-        seconds: from handing out to verdict, where it is known.
-        shown_order: places in `item.completions` as they were shown, where it is known.
+        verdict: a verdict of the item's mode; a number is an index into `item.completions`.
+        annotator: the annotator's name, unless `import_labels` is given one.
+        seconds: time from showing the item to the verdict, if known.
+        shown_order: indices into `item.completions` in the order shown, if known.
         created_at: seconds since 1970; None for now.
     """
 
@@ -37,22 +37,24 @@ class JudgedItem:
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS[self.item.mode]:
-            raise InputError(f"verdict={self.verdict!r} is none of {', '.join(VERDICTS[self.item.mode])}")
+            raise InputError(f"verdict={self.verdict!r} must be one of {', '.join(VERDICTS[self.item.mode])}")
         if self.seconds is not None and not self.seconds >= 0:
-            raise InputError(f"seconds={self.seconds} must be 0 or more; leave it out if it is not known")
+            raise InputError(f"seconds={self.seconds} must be 0 or more; omit it if unknown")
         places = list(range(len(self.item.completions)))
         if self.shown_order is not None and sorted(self.shown_order) != places:
-            raise InputError(f"shown_order={list(self.shown_order)} must hold each of {places} once, or be left out")
+            raise InputError(
+                f"shown_order={list(self.shown_order)} must contain each of {places} once; omit it if unknown"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedLabels:
-    """Rows of a data set, and what has no place in its form.
+    """Rows of a data set, and counts of the labels it cannot represent.
 
     Attributes:
-        rows: a label each, in the order in which they were given.
-        num_ties: labels that neither answer is better.
-        num_skips: items that a person left to others.
+        rows: one per label, in the order given.
+        num_ties: ties.
+        num_skips: skips.
     """
 
     rows: list[dict[str, Any]]
@@ -62,12 +64,12 @@ class ExportedLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedLabels:
-    """What became of the rows of a data set.
+    """Counts of imported labels.
 
     Attributes:
         num_added: new labels.
-        num_repeated: labels that the person had given already.
-        num_contradicting: labels of items of which the person had said something else, which stands.
+        num_repeated: labels that the annotator had already given.
+        num_contradicting: labels that contradict the annotator's existing one, which is kept.
     """
 
     num_added: int
@@ -76,7 +78,7 @@ class ImportedLabels:
 
 
 def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> ExportedLabels:
-    """Labels of a mode as rows of its form, with who said it, in how many seconds, and what was shown first.
+    """Labels of a mode as rows of its data set, with annotator, seconds and the order shown.
 
     `pairwise`: prompt, chosen, rejected. `thumbs`: prompt, completion, label. `best-of-4`: query, sample0 to sample3,
     best.
@@ -84,7 +86,7 @@ def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> E
     Args:
         engine: from `open_database`.
         mode: whose labels.
-        names: of the people whose labels are wanted; none for all.
+        names: annotators whose labels to export; empty for all.
 
     Raises:
         InputError: there is nobody of a name.
@@ -96,15 +98,15 @@ def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> E
 
 
 def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """All that was said of a mode's items, ties and skips too, a row each: what `JudgedItem` holds.
+    """All verdicts of a mode, including ties and skips, one row each: the fields of `JudgedItem`.
 
     Args:
         engine: from `open_database`.
         mode: whose labels.
-        names: of the people whose verdicts are wanted; none for all.
+        names: annotators whose verdicts to export; empty for all.
 
     Returns:
-        rows in the order in which the verdicts were given: mode, prompt, completions, verdict (a number is a place in
+        rows in the order the verdicts were given: mode, prompt, completions, verdict (a number is an index into
         completions), annotator, seconds, shown_order, created_at (seconds since 1970).
 
     Raises:
@@ -126,22 +128,22 @@ def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) ->
 
 
 def import_labels(engine: Engine, judged: Iterable[JudgedItem], *, name: str | None = None) -> ImportedLabels:
-    """Add labels that were given elsewhere, with their items where these are new; all of them or, if one fails, none.
+    """Add labels given elsewhere, and their items where new; if one fails, none are added.
 
     Args:
         engine: from `open_database`.
         judged: items with verdicts.
-        name: whose labels they are; None for each one's `annotator`.
+        name: the annotator; None for each item's `annotator`.
 
     Raises:
-        InputError: a name is not what it must be, or there is none.
+        InputError: a name is invalid or missing.
     """
     counts, known = Counter[str](), dict[str, int]()
     with engine.begin() as connection:
         for each in judged:
             said_by = each.annotator if name is None else name
             if said_by is None:
-                raise InputError("annotator: none given; say whose labels they are")
+                raise InputError("annotator: not given; name the annotator of these labels")
             if said_by not in known:
                 known[said_by] = annotator_id(connection, checked_name(said_by))
             counts[_import_one(connection, each, known[said_by])] += 1
@@ -168,8 +170,8 @@ def _known(connection: Connection, names: Sequence[str]) -> list[int]:
     by_name = {row.folded_name: row for row in connection.execute(select(annotators))}
     unknown = [name for name in names if name.casefold() not in by_name]
     if unknown:
-        known = ", ".join(sorted(row.name for row in by_name.values())) or "nobody yet"
-        raise InputError(f"annotator={unknown[0]!r} is unknown; the database knows: {known}")
+        known = ", ".join(sorted(row.name for row in by_name.values())) or "none yet"
+        raise InputError(f"annotator={unknown[0]!r} is unknown; annotators in the database: {known}")
     return [by_name[name.casefold()].id for name in names]
 
 
@@ -210,7 +212,7 @@ def _import_one(connection: Connection, judged: JudgedItem, annotator: int) -> s
 
 
 def _places_in(completions: Sequence[Any], others: Sequence[Any]) -> list[int]:
-    """Where each of the other answers stands among the completions; equal ones keep their order."""
+    """The index of each of the others among the completions; equal ones keep their order."""
     free = list(range(len(completions)))
     places = []
     for other in others:

@@ -1,4 +1,4 @@
-"""What people are asked: one item is a prompt and the answers to judge, in one of three modes."""
+"""Items to label: a prompt with its completions, in one of three modes."""
 
 import hashlib
 import json
@@ -10,15 +10,15 @@ from typing import Any, Literal, get_args
 from jaxrl_lm.errors import InputError
 
 Text = str | list[dict[str, Any]]
-"""Plain text, or messages with role and content (text or a list of text parts), and tool calls."""
+"""Plain text, or messages with role, content (text or a list of text parts) and tool calls."""
 
 Mode = Literal["pairwise", "thumbs", "best-of-4"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 NUM_COMPLETIONS: dict[Mode, int] = {"pairwise": 2, "thumbs": 1, "best-of-4": 4}
-"""Answers that an item of the mode shows."""
+"""Completions per item of the mode."""
 
 Pairs = Literal["disjoint", "all"]
-"""Which pairs of a prompt's answers are compared: 1-2, 3-4, ...; or each with each."""
+"""Which pairs of a prompt's completions are compared: 1-2, 3-4, ...; or all pairs."""
 
 TIE, SKIP, UP, DOWN = "tie", "skip", "up", "down"
 VERDICTS: dict[Mode, tuple[str, ...]] = {
@@ -26,17 +26,17 @@ VERDICTS: dict[Mode, tuple[str, ...]] = {
     "thumbs": (UP, DOWN, SKIP),
     "best-of-4": ("0", "1", "2", "3", SKIP),
 }
-"""What can be said of an item; a number is the place of the better answer."""
+"""The verdicts of each mode; a number is the index of the better completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """A prompt with the answers that were made to it.
+    """A prompt with its completions.
 
     Attributes:
         prompt: text or conversation.
-        completions: the answers.
-        where: where the row stands, for errors.
+        completions: the completions.
+        where: where the row comes from, for errors.
     """
 
     prompt: Text
@@ -46,12 +46,12 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One thing to judge.
+    """One item to label.
 
     Attributes:
-        mode: how it is judged.
+        mode: how it is labelled.
         prompt: text or conversation.
-        completions: as many answers as the mode shows.
+        completions: as many as the mode shows.
     """
 
     mode: Mode
@@ -60,27 +60,27 @@ class Item:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise InputError(f"mode={self.mode!r} is none of {', '.join(MODES)}")
+            raise InputError(f"mode={self.mode!r} must be one of {', '.join(MODES)}")
         num = NUM_COMPLETIONS[self.mode]
         if len(self.completions) != num:
             raise InputError(
-                f"an item of mode {self.mode} needs {num} answers, but has {len(self.completions)}; "
-                "give as many, or leave the row out"
+                f"an item of mode {self.mode} needs {num} completions, but has {len(self.completions)}; "
+                f"give {num}, or remove the row"
             )
 
     def content_hash(self) -> str:
-        """A name for the content, the same in whichever order the answers stand."""
+        """A hash of the content, independent of the completions' order."""
         parts = [self.mode, text_hash(self.prompt), *sorted(map(text_hash, self.completions))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemList:
-    """Items of a source, and what of it could not be asked.
+    """Items of a source, and what was left out of it.
 
     Attributes:
         items: in the source's order.
-        left_out: where it stands and why, one text for each answer or pair that was left out.
+        left_out: location and reason of each completion or pair left out.
     """
 
     items: list[Item]
@@ -93,7 +93,7 @@ def text_hash(text: Text) -> str:
 
 
 def is_blank(text: Text) -> bool:
-    """Whether an answer says nothing: of messages, the last says it, as for the readers of data sets."""
+    """Whether a completion is blank; of messages, the last counts, as in the data set readers."""
     if isinstance(text, str):
         return not text.strip()
     if not text:
@@ -105,45 +105,45 @@ def is_blank(text: Text) -> bool:
 
 
 def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint") -> ItemList:
-    """Make of prompts and answers what people are asked.
+    """Build items from prompts with completions.
 
-    Blank answers cannot be judged, nor equal ones compared; they are left out and listed.
+    Blank completions, and pairs of equal ones, are left out and listed.
 
     Args:
-        rows: prompts with their answers.
-        mode: pairs for `pairwise`, single answers for `thumbs`, fours for `best-of-4`.
+        rows: prompts with their completions.
+        mode: pairs for `pairwise`, single completions for `thumbs`, groups of four for `best-of-4`.
         pairs: which pairs, for `pairwise`.
 
     Returns:
-        The items, at least one, and what was left out.
+        At least one item, and what was left out.
 
     Raises:
-        InputError: nothing is left to ask.
+        InputError: no item is left.
     """
     items, left_out = [], []
     for row in rows:
         kept = [completion for completion in row.completions if not is_blank(completion)]
         num_blank = len(row.completions) - len(kept)
         if num_blank:
-            left_out.append(f"{row.where}: {num_blank} blank of {len(row.completions)} answers")
+            left_out.append(f"{row.where}: {num_blank} of {len(row.completions)} completions are blank")
         for group in _groups(kept, mode, pairs):
             if len(group) < NUM_COMPLETIONS[mode]:
-                left_out.append(f"{row.where}: {len(group)} answers are too few for {mode}")
+                left_out.append(f"{row.where}: {len(group)} completions are too few for {mode}")
             elif len(group) > 1 and len(set(map(text_hash, group))) == 1:
-                left_out.append(f"{row.where}: the answers are equal")
+                left_out.append(f"{row.where}: the completions are equal")
             else:
                 items.append(Item(mode=mode, prompt=row.prompt, completions=group))
     if not items:
         why = f" ({left_out[0]}; {len(left_out)} such)" if left_out else ""
         raise InputError(
-            f"answers: nothing to ask in mode {mode}{why}; "
-            f"give {NUM_COMPLETIONS[mode]} different answers that are not blank to a prompt"
+            f"answers: no items for mode {mode}{why}; "
+            f"give {NUM_COMPLETIONS[mode]} different, non-blank completions per prompt"
         )
     return ItemList(items=items, left_out=left_out)
 
 
 def _groups(completions: list[Text], mode: Mode, pairs: Pairs) -> Iterator[tuple[Text, ...]]:
-    """Answers that are shown together; a last group may be too small."""
+    """Completions shown together; the last group may be too small."""
     num = NUM_COMPLETIONS[mode]
     if mode == "pairwise" and pairs == "all" and len(completions) >= num:
         yield from combinations(completions, num)

@@ -15,7 +15,7 @@ from sqlalchemy import (
 
 VERSION = "2"
 OPEN, LABELLED, CLOSED = "open", "labelled", "closed"
-"""States of a lease; a closed one was given back or undone."""
+"""States of a lease; a closed lease was released or undone."""
 
 metadata = MetaData()
 
@@ -34,7 +34,7 @@ annotators = Table(
     Column("folded_name", String(160), nullable=False, unique=True),  # case folding can lengthen a name
 )
 
-# Texts are JSON, whose escapes keep control characters whole in every database.
+# Texts are stored as JSON, whose escapes preserve control characters in every database.
 items = Table(
     "items",
     metadata,
@@ -47,7 +47,7 @@ items = Table(
     Index("items_by_need", "mode", "num_labels", "id"),
 )
 
-# A lease hands an item to one person for a while, and remembers in which order the answers were shown.
+# A lease assigns an item to one annotator for a limited time and records the order of the completions.
 leases = Table(
     "leases",
     metadata,
@@ -58,7 +58,7 @@ leases = Table(
     Column("state", String(10), nullable=False),
     Column("created_at", Double, nullable=False),  # seconds since 1970
     Column("expires_at", Double, nullable=False),
-    Column("seconds_before", Double, nullable=False, default=0.0),  # that a label took which was undone
+    Column("seconds_before", Double, nullable=False, default=0.0),  # time spent on an undone label
     Index("leases_by_item", "item_id", "state"),
     Index("leases_by_annotator", "annotator_id", "state"),
 )
@@ -67,12 +67,12 @@ labels = Table(
     "labels",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("lease_id", ForeignKey("leases.id"), unique=True),  # none for an imported label
+    Column("lease_id", ForeignKey("leases.id"), unique=True),  # null for an imported label
     Column("item_id", ForeignKey("items.id"), nullable=False),
     Column("annotator_id", ForeignKey("annotators.id"), nullable=False, index=True),
     Column("verdict", String(8), nullable=False),
-    Column("shown_order", JSON),  # none for a label of which it is not known
-    # From handing out to label, an undone one's included; none for a label of which it is not known.
+    Column("shown_order", JSON),  # null if unknown
+    # From showing the item to its label, including the time of an undone one; null if unknown.
     Column("seconds", Double),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("item_id", "annotator_id"),

@@ -1,4 +1,4 @@
-"""Who may talk to the page: a token, sessions, and headers that keep other sites and model text out."""
+"""Access control: a token, sessions, and headers that block other sites and active content in model text."""
 
 import asyncio
 import secrets
@@ -16,7 +16,7 @@ from jaxrl_lm.feedback.store import Annotator
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
 MAX_BODY_BYTES = 16_384
 REQUEST_SECONDS = 10.0
-"""How long a browser may take to send a request's headers, and again for its body."""
+"""Time limit for a request's headers, and again for its body."""
 MAX_SESSIONS = 10_000
 CSRF_HEADER = "X-CSRF-Token"
 
@@ -37,11 +37,11 @@ _HEADERS = {
 
 @dataclass(kw_only=True)
 class Session:
-    """A browser that has shown the token.
+    """A browser that has presented the token.
 
     Attributes:
-        csrf: what it must send with every change.
-        annotator: who sits there, once they have said it.
+        csrf: secret it must send with every change.
+        annotator: the annotator, once signed in.
     """
 
     csrf: str
@@ -49,7 +49,7 @@ class Session:
 
 
 class Sessions:
-    """Browsers by their cookie; they live as long as the server."""
+    """Sessions by cookie, for the lifetime of the server."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -57,16 +57,16 @@ class Sessions:
         self._lock = threading.Lock()
 
     def open(self, token: str) -> str:
-        """The cookie of a new session for who shows the token.
+        """Open a session for a valid token and return its cookie.
 
         Raises:
             HTTPException: 403, the token is wrong.
         """
         if not secrets.compare_digest(token.encode(), self._token.encode()):
-            raise HTTPException(403, "This is not the token that the server printed when it started.")
+            raise HTTPException(403, "This is not the token printed by the server.")
         cookie = secrets.token_urlsafe(32)
         with self._lock:
-            if len(self._sessions) >= MAX_SESSIONS:  # the oldest goes; its browser asks for the token again
+            if len(self._sessions) >= MAX_SESSIONS:  # drop the oldest; its browser asks for the token again
                 del self._sessions[next(iter(self._sessions))]
             self._sessions[cookie] = Session(csrf=secrets.token_urlsafe(32))
         return cookie
@@ -79,23 +79,23 @@ class Sessions:
         """
         session = self._sessions.get(cookie or "")
         if session is None:
-            raise HTTPException(401, "Open the link that the server printed when it started.")
+            raise HTTPException(401, "Open the link printed by the server.")
         return session
 
 
 def cookie_name(request: Request) -> str:
-    """Browsers share cookies between ports, so each port has its own."""
+    """One cookie per port, because browsers share cookies between ports."""
     return f"jaxrl_lm_label_{request.url.port or 80}"
 
 
 def check_origin(request: Request) -> None:
-    """Let only the page itself ask for a change.
+    """Refuse changes requested from elsewhere than the page itself.
 
     Raises:
-        HTTPException: 403, another site asks, or a browser that does not say who does.
+        HTTPException: 403, the origin is another site or missing.
     """
     if not _is_from(request.headers.get("host"), request.headers.get("origin", "")):
-        raise HTTPException(403, "Only the page itself may ask for this.")
+        raise HTTPException(403, "Only the label page may send this request.")
     if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
         raise HTTPException(415, "Send JSON.")
 
@@ -109,21 +109,21 @@ def _is_from(host: str | None, origin: str) -> bool:
 
 
 def check_csrf(request: Request, session: Session) -> None:
-    """Let only a page ask that was told the session's secret.
+    """Refuse requests without the session's secret.
 
     Raises:
         HTTPException: 403, the secret is missing or wrong.
     """
     sent = request.headers.get(CSRF_HEADER, "")
     if not secrets.compare_digest(sent.encode(), session.csrf.encode()):
-        raise HTTPException(403, "The page is out of date; open the link that the server printed when it started.")
+        raise HTTPException(403, "The page is out of date; open the link printed by the server.")
 
 
 async def read_body(request: Request) -> bytes:
     """The body of a request.
 
     Raises:
-        HTTPException: 413, it is larger than anything the page sends; 408, it is not complete in time.
+        HTTPException: 413, the body is too large; 408, it is not complete in time.
     """
     body = b""
     try:
@@ -139,7 +139,7 @@ async def read_body(request: Request) -> bytes:
 
 
 class SecurityHeaders:
-    """Puts the headers on every response; around the whole application, so on those of its failures too."""
+    """Adds the headers to every response, including those of errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""The server of the label page, on this machine only."""
+"""The label page's server, on this machine only."""
 
 import asyncio
 import errno
@@ -23,11 +23,11 @@ from jaxrl_lm.feedback.store import LabelStore
 
 ADDRESS = "127.0.0.1"
 END_SECONDS = 6.0
-"""For how long nothing must be left before the server ends: to undo the last label, and for pages that look again."""
+"""Delay between the last label and the server's end, so that the label can be undone and pages can poll again."""
 _POLL_SECONDS = 0.5
 LOCK_CHECK_SECONDS = 3.0
 _SHUTDOWN_SECONDS = 5
-"""For how long requests in progress may go on after a signal; Docker kills after 10."""
+"""Time for requests in progress to finish after a signal; Docker kills after 10 s."""
 
 
 def serve(
@@ -40,25 +40,25 @@ def serve(
     check_lock: Callable[[], None] = lambda: None,
     announce: Callable[[str], None],
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM, until nothing is left to label, or until the database's lock is lost.
+    """Serve the page until Ctrl-C or SIGTERM, until all items are labelled, or until the database lock is lost.
 
     Args:
-        store: what is labelled; hold `lock_server` of its database meanwhile.
+        store: the items to label; the caller holds `lock_server` of its database.
         listener: from `listen`.
-        hosts: names besides the local ones under which browsers may reach it, such as that of an HTTPS proxy.
-        is_ended_when_done: stop once every item has its labels, or was skipped and nobody is at it.
-        end_seconds: for how long that must have been so.
-        check_lock: what `lock_server` gave; asked every few seconds.
-        announce: called with the page's address, token and all, when it can be opened.
+        hosts: extra host names under which browsers may reach the page, such as that of an HTTPS proxy.
+        is_ended_when_done: stop once every item has its labels, or was skipped and is not being labelled.
+        end_seconds: how long that must hold before the server stops.
+        check_lock: the check from `lock_server`; called every few seconds.
+        announce: called with the page's address, including the token, once the page can be opened.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM (then with its number), after requests in progress were answered.
+        KeyboardInterrupt: Ctrl-C or SIGTERM (with the signal's number), after requests in progress have finished.
         InputError: the lock was lost.
     """
     token = secrets.token_urlsafe(32)
     app = make_app(store, token, hosts=hosts, is_ended_when_done=is_ended_when_done)
     server = make_server(app)
-    # The token is behind '#': browsers do not send it, so it is in no log and no Referer.
+    # Browsers do not send what follows '#', so the token appears in no log or Referer header.
     announce(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
     with _sigterm_as_interrupt(), _stopping_when_lost(server, check_lock):
         asyncio.run(_run(server, listener, store if is_ended_when_done else None, end_seconds))
@@ -78,13 +78,13 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 def listen(port: int) -> socket.socket:
-    """Take a port of this machine, so that nobody else can while the answers are made.
+    """Bind a port of this machine, so that it is reserved while completions are generated.
 
     Args:
-        port: 0 for any that is free.
+        port: 0 for any free port.
 
     Raises:
-        InputError: the port is in use, or no port.
+        InputError: the port is in use or invalid.
     """
     if not 0 <= port < 2**16:
         raise InputError(f"port={port} must be 0 to 65535")
@@ -92,14 +92,14 @@ def listen(port: int) -> socket.socket:
         return socket.create_server((ADDRESS, port))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise InputError(f"port={port} is in use; give another --port, or 0 for any that is free") from error
-        raise InputError(f"port={port} cannot be listened on ({error}); give another --port") from error
+            raise InputError(f"port={port} is in use; choose another --port, or 0 for any free port") from error
+        raise InputError(f"port={port} cannot be opened ({error}); choose another --port") from error
 
 
 class _TimedProtocol(H11Protocol):
-    """Closes connections whose request line and headers are not complete in time; `read_body` limits bodies.
+    """Closes connections whose headers are not complete in time; `read_body` limits bodies.
 
-    Each unfinished request holds a file descriptor, and uvicorn waits for them forever.
+    Each unfinished request holds a file descriptor, and uvicorn would wait for it forever.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -117,7 +117,7 @@ class _TimedProtocol(H11Protocol):
         self._cancel_timer()
 
     def _set_timer(self) -> None:
-        """Run a timer from the first byte until a request has begun to be answered."""
+        """Run a timer from the first byte until the response starts."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._cancel_timer()
         elif self._timer is None:
@@ -131,7 +131,7 @@ class _TimedProtocol(H11Protocol):
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the server as Ctrl-C does; by default Python ends at once and the database is not closed."""
+    """Stop on SIGTERM as on Ctrl-C; by default Python exits at once without closing the database."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
@@ -148,7 +148,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def _stopping_when_lost(server: uvicorn.Server, check_lock: Callable[[], None]) -> Iterator[None]:
-    """Ask every few seconds whether the database is still this server's; if not, stop it and say why."""
+    """Check the database lock every few seconds; if it is lost, stop the server and raise the error."""
     is_over, lost = threading.Event(), list[InputError]()
 
     def watch() -> None:
@@ -186,7 +186,7 @@ async def _run(server: uvicorn.Server, listener: socket.socket, watched: LabelSt
 
 
 async def _until_over(store: LabelStore, end_seconds: float) -> None:
-    """Wait until nothing has been left to label for so long without a break."""
+    """Wait until nothing has been left to label for `end_seconds` without interruption."""
     since: float | None = None
     while True:
         now = time.monotonic()
@@ -199,5 +199,5 @@ async def _until_over(store: LabelStore, end_seconds: float) -> None:
 def _is_over(store: LabelStore) -> bool:
     try:
         return store.is_over()
-    except DBAPIError:  # busy, say; requests are told, and the next look may succeed
+    except DBAPIError:  # such as a busy database; requests report it, and the next check may succeed
         return False

@@ -1,4 +1,4 @@
-"""Who did how much, how fast, and how far they agree."""
+"""Labels, pace and agreement of annotators."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -16,19 +16,19 @@ from jaxrl_lm.feedback.schema import annotators, items, labels
 
 @dataclass(frozen=True, kw_only=True)
 class PersonStatistics:
-    """One person's work.
+    """Statistics of one annotator.
 
     Attributes:
-        name: of the person.
-        num_labels: verdicts, skips not counted.
-        num_skips: items left to others.
-        num_ties: verdicts that neither answer is better.
+        name: the annotator's name.
+        num_labels: labels, without skips.
+        num_skips: skipped items.
+        num_ties: ties.
         num_down: thumbs down.
-        median_seconds: from handing out to verdict, an undone one's included; None without labels made on the page.
+        median_seconds: time per label, including the time of undone ones; None without labels made on the page.
         labels_per_hour: at that pace.
-        num_choices: verdicts that choose one of several answers.
-        num_first_chosen: those that chose the answer shown first; far from num_choices / num_completions, the place
-            decides and not the answer.
+        num_choices: labels that choose one of several completions.
+        num_first_chosen: choices of the completion shown first; a number far from num_choices / num_completions means
+            position bias.
     """
 
     name: str
@@ -44,13 +44,13 @@ class PersonStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class PairStatistics:
-    """How far two people agree.
+    """Agreement of two annotators.
 
     Attributes:
-        names: the two.
-        num_shared: items that both judged; skips do not count.
-        agreement: share of those on which they agree.
-        kappa: Cohen's; None where chance alone would agree always.
+        names: the two annotators.
+        num_shared: items labelled by both, without skips.
+        agreement: share of shared items on which they agree.
+        kappa: Cohen's kappa; None where chance agreement is 1.
     """
 
     names: tuple[str, str]
@@ -61,18 +61,18 @@ class PairStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelStatistics:
-    """The labels of one mode.
+    """Statistics of the labels of one mode.
 
     Attributes:
-        mode: how items are judged.
+        mode: how items are labelled.
         num_items: all items.
-        num_labelled: items with one label or more.
-        num_items_by_labels: items with no label, with one, with two and so on.
-        num_labels: skips not counted.
-        num_shared: items that several people judged.
-        alpha: Krippendorff's, over these; None where it is not defined.
-        people: by labels, most first.
-        pairs: people who share items.
+        num_labelled: items with at least one label.
+        num_items_by_labels: number of items with 0, 1, 2, ... labels.
+        num_labels: labels, without skips.
+        num_shared: items labelled by several annotators.
+        alpha: Krippendorff's alpha over shared items; None where undefined.
+        people: annotators, most labels first.
+        pairs: pairs of annotators who share items.
     """
 
     mode: Mode
@@ -86,7 +86,7 @@ class LabelStatistics:
     pairs: list[PairStatistics]
 
     def num_finished(self, overlap: int) -> int:
-        """Items with as many labels as are asked for, as the label page counts them."""
+        """Items with at least `overlap` labels, as the label page counts them."""
         return sum(self.num_items_by_labels[overlap:])
 
 
@@ -157,19 +157,19 @@ def compute_statistics(engine: Engine, mode: Mode) -> LabelStatistics:
 
 
 def list_modes(engine: Engine) -> list[Mode]:
-    """The modes that items of the database have, in a fixed order."""
+    """The modes of the items in the database, in a fixed order."""
     with reading(engine) as connection:
         return list(connection.scalars(select(items.c.mode).distinct().order_by(items.c.mode)))
 
 
 def _first_equals(engine: Engine, connection: Connection) -> dict[int, list[int]]:
-    """For items with equal answers, the place of the first that equals each; texts are read once an engine.
+    """For items with equal completions, the index of the first equal one; texts are read once per engine.
 
-    Items do not change and are not deleted, and the stats page asks every few seconds.
+    Items never change and are never deleted.
     """
     known = _KNOWN.get(engine, _KnownItems())
     if connection.scalar(select(func.count()).where(items.c.id <= known.last)) != known.num_items:
-        known = _KnownItems()  # another program's transaction has added items between those that were read
+        known = _KnownItems()  # another program has added items between those already read
     firsts, last, num_items = dict(known.firsts), known.last, known.num_items
     new = select(items.c.id, items.c.completions).where(items.c.id > last).order_by(items.c.id)
     for row in connection.execute(new):
@@ -182,19 +182,19 @@ def _first_equals(engine: Engine, connection: Connection) -> dict[int, list[int]
 
 
 def _meaning(verdict: str, firsts: list[int] | None) -> str:
-    """A verdict for comparing people: of answers that are equal, choosing either is the same."""
+    """A verdict for comparison between annotators: equal completions count as the same choice."""
     return str(firsts[int(verdict)]) if firsts is not None and verdict.isdigit() else verdict
 
 
 def _alpha(verdicts: list[dict[str, str]], mode: Mode) -> float | None:
-    """Krippendorff's; thumbs mean the same in every item, the places of answers do not."""
+    """Krippendorff's alpha; thumbs mean the same in every item, completion indices do not."""
     if mode == "thumbs":
         return krippendorff_alpha(verdicts)
     return choice_alpha(verdicts, num_answers=NUM_COMPLETIONS[mode])
 
 
 def _kappa(first: list[str], second: list[str], mode: Mode) -> float | None:
-    """Cohen's; thumbs mean the same in every item, the places of answers do not."""
+    """Cohen's kappa; thumbs mean the same in every item, completion indices do not."""
     if mode == "thumbs":
         return cohen_kappa(first, second)
     return choice_kappa(first, second, num_answers=NUM_COMPLETIONS[mode])

@@ -1,4 +1,4 @@
-"""Who labels what: items are leased to one person at a time, and each lease yields one label at most."""
+"""Assignment of items: each is leased to annotators, and each lease yields at most one label."""
 
 import secrets
 import threading
@@ -16,22 +16,22 @@ from jaxrl_lm.feedback.items import SKIP, VERDICTS, Item, Mode, Text
 from jaxrl_lm.feedback.schema import CLOSED, LABELLED, OPEN, annotators, items, labels, leases
 
 MAX_NAME_LENGTH = 40
-_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"  # letters, signs and marks by their category
-_TAKEN_SKIP = "You skipped it, and another has it by now."
-_TAKEN_LABEL = "Others have judged it as often as was asked for; your label stands."
+_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"  # invisible, but letters, symbols or marks by category
+_TAKEN_SKIP = "You skipped this item, and another annotator has it now."
+_TAKEN_LABEL = "This item has all its labels from other annotators now; your label is kept."
 
 
 class RefusedError(Exception):
-    """What a page asks for no longer holds: its lease was undone, or the item is another's by now."""
+    """The request is out of date: the lease was undone, or the item went to another annotator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator:
-    """A person.
+    """An annotator.
 
     Attributes:
-        id: in the database.
-        name: as first given.
+        id: id in the database.
+        name: name as first given.
     """
 
     id: int
@@ -40,12 +40,12 @@ class Annotator:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """An item handed to one person.
+    """An item assigned to one annotator.
 
     Attributes:
-        id: names the lease; a label is sent with it, and once.
+        id: id of the lease, sent with its one label.
         prompt: text or conversation.
-        completions: the answers in the order in which they are shown.
+        completions: completions in the order shown.
     """
 
     id: str
@@ -55,13 +55,13 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far the work is.
+    """Labelling progress.
 
     Attributes:
-        num_items: of the mode.
-        num_done: items with as many labels as were asked for.
-        num_mine: labels of this person, skips among them.
-        num_waiting: items that lack labels, and that this person has not seen.
+        num_items: items of the mode.
+        num_done: items with at least `overlap` labels.
+        num_mine: labels by this annotator, including skips.
+        num_waiting: items that lack labels and that this annotator has not labelled.
     """
 
     num_items: int
@@ -71,16 +71,16 @@ class Progress:
 
 
 class LabelStore:
-    """The items of one mode, who has which, and what they said.
+    """The items of one mode, their leases and labels.
 
-    One server holds the database, so a lock of the process is enough to hand out each item once.
+    Only one server uses the database, so a process-wide lock is enough to assign each item once.
 
     Args:
         engine: from `open_database`.
-        mode: which items are handed out.
-        overlap: how many people label an item.
-        lease_seconds: how long a person has an item before it may go to another.
-        clock: seconds since 1970.
+        mode: which items to label.
+        overlap: annotators per item.
+        lease_seconds: how long an annotator keeps an item before it may go to another.
+        clock: returns seconds since 1970.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LabelStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if overlap < 1:
-            raise InputError(f"overlap={overlap} must be at least 1, the people who label an item")
+            raise InputError(f"overlap={overlap} must be at least 1, the number of annotators per item")
         if not lease_seconds > 0:
             raise InputError(f"lease_minutes={lease_seconds / 60:g} must be above 0")
         self.engine, self.overlap = engine, overlap
@@ -103,7 +103,7 @@ class LabelStore:
         self._lock = threading.Lock()
 
     def find_annotator(self, name: str) -> Annotator:
-        """The person of that name, made if new; upper and lower case are the same.
+        """The annotator of that name, created if new; case is ignored.
 
         Raises:
             InputError: the name is empty, too long, or not of visible characters.
@@ -113,12 +113,12 @@ class LabelStore:
             return Annotator(id=annotator_id(connection, shown), name=_name_of(connection, shown))
 
     def list_names(self) -> list[str]:
-        """All people's names, sorted."""
+        """All annotators' names, sorted."""
         with reading(self.engine) as connection:
             return sorted(connection.scalars(select(annotators.c.name)), key=str.casefold)
 
     def next_lease(self, annotator: int) -> Lease | None:
-        """Hand a person an item: the one they have, if its lease still holds, or else the next that is free."""
+        """Lease an item: the one the annotator already holds, otherwise the next free one."""
         with self._lock, self.engine.begin() as connection:
             held = connection.execute(self._held_by(annotator)).first()
             if held is not None:
@@ -132,7 +132,7 @@ class LabelStore:
                 return None
             given_back = connection.execute(_last_lease(annotator, item.id)).first()
             if given_back is not None:
-                # Undone, then left for an older label: its time is kept, and the order in which it was seen.
+                # Undone, then left to undo an older label: keep its time and the order shown.
                 before = given_back.seconds_before
                 return self._hand_out(connection, annotator, item, given_back.shown_order, seconds_before=before)
             order = list(range(len(item.completions)))
@@ -140,68 +140,70 @@ class LabelStore:
             return self._hand_out(connection, annotator, item, order)
 
     def label(self, annotator: int, lease_id: str, verdict: str) -> bool:
-        """Keep what a person says of an item; when this returns, it is on the disk.
+        """Save an annotator's verdict on an item; it is on disk when this returns.
 
         Args:
-            annotator: who.
-            lease_id: of the item.
-            verdict: one of the mode's; a number is a place in the order shown.
+            annotator: the annotator's id.
+            lease_id: the item's lease.
+            verdict: a verdict of the mode; a number is an index in the order shown.
 
         Returns:
-            False if the lease had its label already, which then stands.
+            False if the lease already has a label, which is kept.
 
         Raises:
-            InputError: the verdict is none of the mode's.
-            RefusedError: the lease is not this person's, was undone, or ran out and the item is another's.
+            InputError: the verdict is not one of the mode's.
+            RefusedError: the lease is another annotator's, was undone, or expired and another annotator has the item.
         """
         if verdict not in VERDICTS[self.mode]:
-            raise InputError(f"verdict={verdict!r} is none of {', '.join(VERDICTS[self.mode])}")
+            raise InputError(f"verdict={verdict!r} must be one of {', '.join(VERDICTS[self.mode])}")
         with self._lock, self.engine.begin() as connection:
             lease = connection.execute(select(leases).where(leases.c.id == lease_id)).first()
             if lease is None or lease.annotator_id != annotator:
-                raise RefusedError("This item was not handed to you; go on with the next.")
+                raise RefusedError("This item is not assigned to you; continue with the next.")
             if lease.state == LABELLED:
                 return False
             if lease.state == CLOSED:
-                raise RefusedError("This page is out of date: the item was undone or given back. Go on with the next.")
+                raise RefusedError("This page is out of date: the item was undone or released. Continue with the next.")
             where = and_(items.c.id == lease.item_id, self._is_free_for(annotator))
             if connection.execute(select(items.c.id).where(where)).first() is None:
-                raise RefusedError("This item was yours for too long and is another's by now; go on with the next.")
+                raise RefusedError(
+                    "Your time for this item ran out, and another annotator has it now; continue with the next."
+                )
             self._keep(connection, lease, verdict)
         return True
 
     def last_labelled(self, annotator: int) -> str | None:
-        """The lease of a person's last label made here, which `undo` takes; None if there is none."""
+        """The lease of the annotator's last label made on the page, for `undo`; None if there is none."""
         mine = and_(labels.c.annotator_id == annotator, items.c.mode == self.mode, labels.c.lease_id.is_not(None))
         last = select(labels.c.lease_id).join(items, items.c.id == labels.c.item_id).where(mine)
         with reading(self.engine) as connection:
             return connection.scalar(last.order_by(labels.c.id.desc()).limit(1))
 
     def undo(self, annotator: int, lease_id: str) -> Lease:
-        """Take back the label of a lease, and hand the person its item again; asked again, the same lease.
+        """Undo the label of a lease and lease its item again; repeating the call returns the same lease.
 
         Args:
-            annotator: whose label it is.
-            lease_id: with which it was made, as from `last_labelled`.
+            annotator: the annotator's id.
+            lease_id: the label's lease, as from `last_labelled`.
 
         Raises:
-            RefusedError: the item is another's by now, and the label stands; or the lease has no label of theirs.
+            RefusedError: another annotator has the item, and the label is kept; or the lease has no label of theirs.
         """
         with self._lock, self.engine.begin() as connection:
             lease = connection.execute(select(leases).where(leases.c.id == lease_id)).first()
             if lease is None or lease.annotator_id != annotator or lease.state == OPEN:
-                raise RefusedError("There is no such label of yours to undo; go on with this item.")
+                raise RefusedError("You have no such label to undo; continue with this item.")
             if lease.state == CLOSED:
                 return self._undone(connection, lease)
             return self._take_back(connection, lease)
 
     def release(self, annotator: int) -> None:
-        """Give back what a person has, for others."""
+        """Release the annotator's item to others."""
         with self._lock, self.engine.begin() as connection:
             _give_back(connection, annotator)
 
     def progress(self, annotator: int) -> Progress:
-        """How far the work is, for one person."""
+        """Progress as shown to one annotator."""
         is_needed = items.c.num_labels < self.overlap
         is_mode = items.c.mode == self.mode
         with reading(self.engine) as connection:
@@ -217,7 +219,7 @@ class LabelStore:
             )
 
     def is_over(self) -> bool:
-        """Whether nothing is left to wait for: every item has its labels, or was skipped and nobody is at it."""
+        """Whether every item has its labels, or was skipped and is not being labelled."""
         is_needed = and_(items.c.mode == self.mode, items.c.num_labels < self.overlap)
         is_skipped = exists().where(labels.c.item_id == items.c.id, labels.c.verdict == SKIP).correlate(items)
         is_held = exists().where(
@@ -237,7 +239,7 @@ class LabelStore:
         )
 
     def _is_free_for(self, annotator: int) -> ColumnElement[bool]:
-        """An item that lacks labels, counting those to come from others' leases, and is new to this person."""
+        """Items that lack labels, counting open leases of others, and are new to this annotator."""
         others = leases.alias()
         is_others = and_(
             others.c.item_id == items.c.id,
@@ -245,7 +247,7 @@ class LabelStore:
             others.c.expires_at > self._clock(),
             others.c.annotator_id != annotator,
         )
-        # One person may have two leases of an item when one ran out: people are counted, not leases.
+        # Count annotators, not leases: one annotator may have two leases of an item when one expired.
         query = select(func.count(others.c.annotator_id.distinct())).where(is_others)
         num_leased = query.correlate(items).scalar_subquery()
         return and_(
@@ -266,10 +268,10 @@ class LabelStore:
         return _lease(lease_id, item, order)
 
     def _undone(self, connection: Connection, lease: Any) -> Lease:
-        """What was handed out when the lease's label was undone: the answer may have been lost on its way."""
+        """The lease created when this one's label was undone: the response may have been lost."""
         held = connection.execute(self._held_by(lease.annotator_id).where(items.c.id == lease.item_id)).first()
         if held is None:
-            raise RefusedError("This page is out of date: that label was undone already. Go on with this item.")
+            raise RefusedError("This page is out of date: that label was already undone. Continue with this item.")
         return _lease(held.lease_id, held, held.shown_order)
 
     def _take_back(self, connection: Connection, lease: Any) -> Lease:
@@ -300,7 +302,7 @@ class LabelStore:
                 created_at=now,
             )
         )
-        # Not this lease alone: one of another tab's would count as a label still to come, and keep others out.
+        # Close all of the annotator's leases of the item: one from another tab would count as a pending label.
         theirs = and_(leases.c.item_id == lease.item_id, leases.c.annotator_id == lease.annotator_id)
         connection.execute(update(leases).where(theirs, leases.c.state == OPEN).values(state=LABELLED))
         if verdict != SKIP:
@@ -308,18 +310,18 @@ class LabelStore:
 
 
 def checked_name(name: str) -> str:
-    """A person's name as it is shown: one space between words.
+    """A name normalised for display: one space between words.
 
     Raises:
         InputError: the name is empty, too long, or not of visible characters.
     """
     shown = " ".join(unicodedata.normalize("NFC", name).split())
     if not shown:
-        raise InputError("name is empty; say who you are, by one or more letters")
+        raise InputError("name is empty; enter your name")
     if len(shown) > MAX_NAME_LENGTH:
-        raise InputError(f"name has {len(shown)} characters; give at most {MAX_NAME_LENGTH}")
+        raise InputError(f"name has {len(shown)} characters; use at most {MAX_NAME_LENGTH}")
     if any(_is_unseen(character) for character in shown):
-        raise InputError(f"name={shown!r} has characters that nobody sees; leave them out")
+        raise InputError(f"name={shown!r} contains invisible characters; remove them")
     return shown
 
 
@@ -328,7 +330,7 @@ def _is_unseen(character: str) -> bool:
 
 
 def annotator_id(connection: Connection, name: str) -> int:
-    """The number of the person of that (checked) name, made if new."""
+    """The id of the annotator of that (checked) name, created if new."""
     folded = name.casefold()
     found = connection.scalar(select(annotators.c.id).where(annotators.c.folded_name == folded))
     if found is not None:
@@ -338,7 +340,7 @@ def annotator_id(connection: Connection, name: str) -> int:
 
 
 def add_items(engine: Engine, new_items: Iterable[Item]) -> int:
-    """Add items that the database does not hold yet, in either order of their answers; returns how many."""
+    """Add items that are not yet in the database, in any order of their completions; returns how many."""
     with engine.begin() as connection:
         known = set(connection.scalars(select(items.c.content_hash)))
         num_known = len(known)
@@ -351,14 +353,14 @@ def add_items(engine: Engine, new_items: Iterable[Item]) -> int:
 
 
 def insert_item(connection: Connection, item: Item, content_hash: str) -> int:
-    """Add an item and return its number."""
+    """Add an item and return its id."""
     row = {"content_hash": content_hash, "mode": item.mode, "prompt": item.prompt, "num_labels": 0}
     made = connection.execute(insert(items).values(**row, completions=list(item.completions)))
     return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
 
 
 def count_labels(connection: Connection, item: int, change: int) -> None:
-    """Keep an item's count of labels in step with the labels that are not skips."""
+    """Change an item's count of labels (skips excluded)."""
     connection.execute(update(items).where(items.c.id == item).values(num_labels=items.c.num_labels + change))
 
 

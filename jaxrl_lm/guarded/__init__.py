@@ -1,6 +1,6 @@
-"""Reading files that may be damaged, huge or hostile: within stated limits, with one kind of error.
+"""Readers for files that may be damaged, huge or hostile.
 
-Whatever a file holds, its reader gives a value or an `InputError` in bounded time and memory. Every other module reads
+Whatever the content, a reader returns a value or raises `InputError`, in bounded time and memory. All modules read
 JSON, YAML and text through here.
 """
 

@@ -1,4 +1,4 @@
-"""JSON and YAML: nesting, size and aliases bounded."""
+"""JSON and YAML with limits on nesting, size and aliases."""
 
 import json
 import re
@@ -22,12 +22,12 @@ def parse_json(text: str, source: str, *, remedy: str, first_line: int = 1) -> A
 
     Args:
         text: JSON.
-        source: where it is from, for errors.
-        remedy: what to do about a text that is no JSON.
-        first_line: number of the text's first line in the source.
+        source: its origin, for errors.
+        remedy: what to do if it is not valid JSON.
+        first_line: line number of the text's first line in the source.
 
     Raises:
-        InputError: it is no JSON, a number has thousands of digits, or it is nested deeper than `MAX_DEPTH`.
+        InputError: it is not JSON, a number has thousands of digits, or nesting exceeds `MAX_DEPTH`.
     """
     try:
         value = json.loads(text)
@@ -47,7 +47,7 @@ def read_json(path: Path, *, remedy: str, max_bytes: int = MAX_FILE_BYTES) -> An
     """The value of a JSON file; arguments as `parse_json`.
 
     Raises:
-        InputError: as `parse_json`; or the file cannot be read, or is larger than `max_bytes`.
+        InputError: as for `parse_json`; or the file cannot be read or is larger than `max_bytes`.
     """
     return parse_json(read_text(path, max_bytes=max_bytes), str(path), remedy=remedy)
 
@@ -56,7 +56,7 @@ def read_object(path: Path, *, remedy: str, max_bytes: int = MAX_FILE_BYTES) -> 
     """The object of a JSON file; arguments as `parse_json`.
 
     Raises:
-        InputError: as `read_json`; or the value is no object.
+        InputError: as for `read_json`; or the value is not an object.
     """
     value = read_json(path, remedy=remedy, max_bytes=max_bytes)
     if not isinstance(value, dict):
@@ -67,16 +67,16 @@ def read_object(path: Path, *, remedy: str, max_bytes: int = MAX_FILE_BYTES) -> 
 def parse_yaml(text: str, source: str, *, remedy: str) -> Any:
     """The value of a YAML text, as YAML 1.2 reads plain numbers.
 
-    `1e-3` is a number, as it is not for PyYAML; `1:30` and `2026-01-31` are text, which PyYAML reads as 90 and a date.
-    Every value is a mapping, a list, text, a number, true, false or null.
+    Unlike in PyYAML, `1e-3` is a number, and `1:30` and `2026-01-31` are text (PyYAML: text, 90 and a date). Every
+    value is a mapping, a list, text, a number, true, false or null.
 
     Args:
         text: YAML.
-        source: where it is from, for errors.
-        remedy: what to do about a text that is no YAML.
+        source: its origin, for errors.
+        remedy: what to do if it is not valid YAML.
 
     Raises:
-        InputError: it is no YAML, holds another kind of value or itself, or is larger or nested deeper than the limits.
+        InputError: it is not YAML, contains another kind of value or a cycle, or exceeds a limit on size or nesting.
     """
     what = f"{source}: unreadable YAML"
     if len(text) > MAX_YAML_CHARACTERS:
@@ -93,22 +93,22 @@ def read_yaml(path: Path, *, remedy: str) -> Any:
     """The value of a YAML file; arguments as `parse_yaml`.
 
     Raises:
-        InputError: as `parse_yaml`; or the file cannot be read.
+        InputError: as for `parse_yaml`; or the file cannot be read.
     """
     return parse_yaml(read_text(path, max_bytes=4 * MAX_YAML_CHARACTERS), str(path), remedy=remedy)
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values as YAML that `parse_yaml`, and PyYAML, read back the same."""
+    """Plain values as YAML that both `parse_yaml` and PyYAML read back unchanged."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _check_nesting(
     value: Any, what: str, remedy: str, *, max_values: int | None = None, kinds: tuple[type, ...] = (object,)
 ) -> None:
-    """Refuse a value that is nested too deep, holds too many values, or one of another kind.
+    """Refuse a value that is nested too deeply, or contains too many values or one of another kind.
 
-    What an alias names counts wherever it is used, so that neither cycles nor repeated doubling gets through.
+    Aliases count each time they are used, so cycles and exponential expansion are refused.
     """
     level, num_values = [value], 1
     for _ in range(MAX_DEPTH + 1):
@@ -123,7 +123,7 @@ def _check_nesting(
             raise InputError(f"{what} (more than {max_values:,} values, aliases expanded); {remedy}")
         if not level:
             return
-    raise InputError(f"{what} (nested deeper than {MAX_DEPTH} levels, or within itself); {remedy}")
+    raise InputError(f"{what} (nested deeper than {MAX_DEPTH} levels, or cyclic); {remedy}")
 
 
 def _kind(value: Any) -> str:
@@ -135,7 +135,7 @@ _YAML_KINDS = (dict, list, str, int, float, type(None))
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the plain numbers of YAML 1.2, without dates and merge keys, and of bounded depth."""
+    """PyYAML's safe loader with YAML 1.2 numbers and bounded depth, without dates and merge keys."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "null")]
@@ -160,11 +160,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which also puts quotes around text that our loader would read as a number."""
+    """PyYAML's safe dumper, which also quotes text that our loader would read as a number."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> Any:
-    # In other styles PyYAML writes these characters as they are, and reads them back as ends of lines.
+    # In other styles PyYAML writes these characters unescaped and reads them back as line breaks.
     style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -1,4 +1,4 @@
-"""Errors and endless loops of libraries that read files for us."""
+"""Containing errors and endless loops of file-reading libraries."""
 
 import os
 import signal
@@ -16,17 +16,17 @@ _MAX_REASON_CHARACTERS = 300
 
 @contextmanager
 def foreign_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a library raises while it reads a file into an `InputError`.
+    """Turn any error of a file-reading library into an `InputError`.
 
-    Libraries raise errors of many kinds for damaged files. Panics of Rust code do not even derive from `Exception`;
-    stopping the program (Ctrl-C, SystemExit) goes through unchanged.
+    Libraries raise many kinds of errors for damaged files. Rust panics do not even derive from `Exception`. Ctrl-C and
+    SystemExit pass through unchanged.
 
     Args:
-        what: the file and what is wrong with it, the beginning of the message.
-        remedy: what to do, its end.
+        what: start of the message: the file and what is wrong with it.
+        remedy: end of the message: what to do.
 
     Raises:
-        InputError: the block raised; an `InputError` is passed on as it is.
+        InputError: the block raised; an `InputError` passes through unchanged.
     """
     try:
         yield
@@ -40,9 +40,9 @@ def foreign_errors(what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def held_stderr() -> Iterator[None]:
-    """Hold back what the block writes to the standard error stream, native code too; it is dropped if the block raises.
+    """Buffer the block's standard error, including that of native code; it is discarded if the block raises.
 
-    A panic of Rust code prints a message of its own, often with a backtrace, before Python sees the error.
+    A Rust panic prints its own message, often with a backtrace, before Python sees the error.
     """
     sys.stderr.flush()
     try:
@@ -65,13 +65,12 @@ def held_stderr() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` in the block once it has run too long.
+    """Raise `TimeoutError` if the block runs too long.
 
-    It interrupts Python code between two instructions, in the main thread only; elsewhere there is no limit, because
-    only the main thread receives signals.
+    It interrupts Python code between instructions and works in the main thread only, which alone receives signals.
 
     Args:
-        seconds: of wall-clock time.
+        seconds: wall-clock limit.
 
     Raises:
         TimeoutError: the block ran longer.
@@ -93,7 +92,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether pyo3 raised it for a panic of Rust code; every extension module has a class of its own for it."""
+    """Whether it is pyo3's exception for a Rust panic; every extension module has its own class."""
     return any(kind.__name__ == "PanicException" for kind in type(error).__mro__)
 
 

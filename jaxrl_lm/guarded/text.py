@@ -1,4 +1,4 @@
-"""Text files in any Unicode encoding, in lines of bounded length."""
+"""Text files in any Unicode encoding, with lines of bounded length."""
 
 import codecs
 import io
@@ -11,17 +11,17 @@ from jaxrl_lm.guarded.limits import MAX_FILE_BYTES, MAX_LINE_BYTES
 _CHUNK_BYTES = 2**16
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins like that of utf-16-le
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # starts with the mark of utf-16-le
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Of the bytes of a text in UTF-16 or UTF-32; English has half or three quarters, and text in UTF-8 hardly any.
+# Share of zero bytes in UTF-16 or UTF-32 text: a half or three quarters for English, almost none in UTF-8.
 _MIN_ZERO_SHARE = 0.2
 
 
 def encoding_of(head: bytes) -> str:
-    """The Unicode encoding of a file, from its byte-order mark or else from where its zero bytes are.
+    """Detect a file's Unicode encoding by its byte-order mark or the position of zero bytes.
 
     Excel and PowerShell write UTF-16, with and without a mark.
 
@@ -29,7 +29,7 @@ def encoding_of(head: bytes) -> str:
         head: the beginning of the file, a few thousand bytes.
 
     Returns:
-        `utf-8` where nothing speaks for another one.
+        The encoding; `utf-8` by default.
     """
     for mark, name in _MARKS:
         if head.startswith(mark):
@@ -54,7 +54,7 @@ def encoding_of(head: bytes) -> str:
 
 
 def decode(content: bytes, source: str) -> str:
-    """The text of a whole file, in any Unicode encoding, without its byte-order mark.
+    """Decode a file in any Unicode encoding, without its byte-order mark.
 
     Raises:
         InputError: it is in another encoding.
@@ -76,7 +76,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     try:
         with path.open("rb") as file:
             return read_whole(file, str(path), max_bytes=max_bytes)
-    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(f"{path}: cannot be read ({error}); check the file") from error
 
 
@@ -88,7 +88,7 @@ def read_whole(file: io.BufferedIOBase, source: str, *, max_bytes: int = MAX_FIL
     """
     content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise InputError(f"{source}: holds more than {max_bytes:,} bytes, the limit of a file that is read whole")
+        raise InputError(f"{source}: holds more than {max_bytes:,} bytes, the size limit of such a file")
     return content
 
 
@@ -102,15 +102,15 @@ def read_text(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> str:
 
 
 def open_utf8(file: io.BufferedIOBase, source: str) -> io.BufferedIOBase:
-    """A file's text as UTF-8 without a byte-order mark, whatever Unicode encoding it is in.
+    """Recode a file from any Unicode encoding to UTF-8 without a byte-order mark.
 
     Args:
         file: open at its beginning, with `peek`; it need not be seekable.
         source: its name, for errors.
 
     Returns:
-        A file to read from in its place. Reading it raises `InputError` where the text is not of its encoding; UTF-8
-        is passed through unchecked.
+        A file to read instead. Reading raises `InputError` where the bytes do not fit the encoding; UTF-8 passes
+        through unchecked.
     """
     head = file.peek(_CHUNK_BYTES)  # pyright: ignore[reportAttributeAccessIssue]
     encoding = encoding_of(head)
@@ -122,7 +122,7 @@ def open_utf8(file: io.BufferedIOBase, source: str) -> io.BufferedIOBase:
 
 
 def try_lines(file: io.BufferedIOBase, source: str) -> Iterator[tuple[int, str | InputError]]:
-    """Lines of a file in UTF-8 with their ends, numbered from 1, or what is wrong with them.
+    """Numbered lines of a UTF-8 file with their line ends, or the error of each bad line.
 
     Only a line feed ends a line, as in JSON and CSV.
 
@@ -134,8 +134,8 @@ def try_lines(file: io.BufferedIOBase, source: str) -> Iterator[tuple[int, str |
         line += 1
         if len(raw) > MAX_LINE_BYTES:
             raise InputError(
-                f"{source}, line {line}: longer than {MAX_LINE_BYTES:,} bytes, the limit of a line; split it, or check "
-                "what the file is"
+                f"{source}, line {line}: longer than {MAX_LINE_BYTES:,} bytes, the limit per line; split it, or check "
+                "that this is a text file"
             )
         try:
             yield line, raw.decode()
@@ -162,7 +162,7 @@ class _Recoded(io.RawIOBase):
                 self._pending = self._decoder.decode(chunk, final=not chunk).encode()
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"{self._source}: begins like {self._encoding.upper()}, but is not ({error.reason}); "
+                    f"{self._source}: starts as {self._encoding.upper()}, but is not valid ({error.reason}); "
                     "save it as UTF-8"
                 ) from error
             if not chunk:
@@ -174,13 +174,13 @@ class _Recoded(io.RawIOBase):
 
 
 def _not_unicode(raw: bytes, encoding: str, error: UnicodeDecodeError) -> str:
-    """What to say of bytes that are not of an encoding: the likely one, and how to convert it."""
+    """The message for undecodable bytes: the likely encoding, and how to convert it."""
     name = encoding.upper()
     if encoding != "utf-8":
-        return f"not {name} ({error.reason}), though it begins so; save it as UTF-8"
-    # The letters of Western Europe are the same in both; quotes and dashes only Windows has.
+        return f"starts as {name}, but is not valid ({error.reason}); save it as UTF-8"
+    # Both have the same Western European letters; only Windows-1252 has typographic quotes and dashes.
     likely = "WINDOWS-1252" if any(0x80 <= byte < 0xA0 for byte in raw) else "ISO-8859-1"
     return (
-        f"not {name} ({error.reason}); it may be {likely}: save it as UTF-8, such as with "
+        f"not {name} ({error.reason}); it may be {likely}: save it as UTF-8, for example with "
         f"`iconv -f {likely} -t UTF-8 FILE > NEW`"
     )

@@ -1,4 +1,4 @@
-"""Flax language models and Hugging Face checkpoints, in and out."""
+"""Flax language models; loading and saving of Hugging Face checkpoints."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""Policies and value functions of environments as Flax modules: trunks, an optional memory, heads.
+"""Policies and value functions for environments as Flax modules: trunks, an optional memory, heads.
 
-Letters: B environments, T time, F features, A actions of a discrete space, D dimensions of a continuous one.
+Dimensions: B environments, T time, F features, A discrete actions, D dimensions of continuous actions.
 """
 
 from typing import Any, Literal
@@ -14,26 +14,26 @@ from jaxrl_lm.models.trunks import Trunk, orthogonal
 MemoryKind = Literal["gru", "lstm"]
 StdKind = Literal["parameter", "state"]
 
-_POLICY_GAIN = 0.01  # a first policy close to uniform
+_POLICY_GAIN = 0.01  # the initial policy is close to uniform
 
 
 def memory_width(kind: MemoryKind, size: int) -> int:
-    """Numbers that a memory of `size` units carries from step to step: an LSTM has its cells besides its outputs."""
+    """Width of the state of a memory with `size` units; an LSTM carries cells as well as outputs."""
     return 2 * size if kind == "lstm" else size
 
 
 class ActorCritic(nn.Module):
-    """Features to a distribution's parameters and a value.
+    """Policy and value heads on trunks, with an optional memory.
 
     Attributes:
-        trunk: features of the policy; of both where `is_shared`.
+        trunk: features of the policy; also of the value if `is_shared`.
         num_actions: A logits, or D means.
-        is_shared: one trunk for policy and value, or one each.
-        memory_size: units of a memory behind the policy's trunk; 0 for none. With a memory the trunk is shared.
+        is_shared: whether policy and value share a trunk.
+        memory_size: units of a memory after the policy's trunk; 0 for none. A memory implies a shared trunk.
         memory_kind: "gru" or "lstm".
-        std: for continuous actions: the log standard deviation is a "parameter" `log_std` `[D]`, or comes from the
-            "state", as D more outputs behind the means. None for discrete actions.
-        initial_log_std: where the parameter starts.
+        std: for continuous actions: "parameter" (the log standard deviation is a parameter `log_std` `[D]`) or
+            "state" (it is D further outputs after the means). None for discrete actions.
+        initial_log_std: initial value of the parameter.
     """
 
     trunk: Trunk
@@ -59,7 +59,7 @@ class ActorCritic(nn.Module):
             self.log_std = self.param("log_std", init, (self.num_actions,), jnp.float32)
 
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Outputs of the policy `[..., A]` and values `[...]` of observations `[..., *]`, without memory."""
+        """Policy outputs `[..., A]` and values `[...]` for observations `[..., *]`, without memory."""
         features = self.policy_trunk(observations)
         value_features = features if self.is_shared else self.value_trunk(observations)
         return self._heads(features, value_features)
@@ -67,15 +67,15 @@ class ActorCritic(nn.Module):
     def unroll(
         self, observations: jax.Array, is_first: jax.Array, memory: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The same along time, with memory.
+        """Policy outputs and values over time, with memory.
 
         Args:
             observations: `[B, T, *]`.
-            is_first: whether an episode begins at the step, which forgets what was before, bool `[B, T]`.
-            memory: before the first step, `[B, M]`, M the `memory_width`; an LSTM's are its cells, then its outputs.
+            is_first: whether an episode begins at the step, which resets the memory, bool `[B, T]`.
+            memory: state before the first step, `[B, M]`, M the `memory_width`; for an LSTM cells, then outputs.
 
         Returns:
-            outputs of the policy `[B, T, A]`, values `[B, T]`, memory behind the last step `[B, M]`.
+            policy outputs `[B, T, A]`, values `[B, T]`, memory after the last step `[B, M]`.
         """
         features = self.policy_trunk(observations)
 

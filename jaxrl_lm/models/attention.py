@@ -1,7 +1,7 @@
 """Attention with a static key/value cache, shared by the decoder families.
 
-Letters: B batch, T query positions, S key positions (cache slots), K key/value heads, G queries a key/value head,
-N = K * G query heads, Q = G * T queries that share keys, H head size, D model size.
+Dimensions: B batch, T query positions, S key positions (cache slots), K key/value heads, G query heads per key/value
+head, N = K * G query heads, Q = G * T queries that share keys, H head size, D model size.
 """
 
 from functools import partial
@@ -14,17 +14,17 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrl_lm.core.records import record
 from jaxrl_lm.types import PyTree
 
-MASKED_LOGIT = -1e30  # finite, so that a query with no visible key (padding) gives a mean and not NaN
+MASKED_LOGIT = -1e30  # finite, so that a query without visible keys (padding) gives a mean, not NaN
 
 
 @record
 class KVCache:
-    """Keys and values of the tokens seen so far, in slots of a fixed number.
+    """Keys and values of the tokens seen so far, in a fixed number of slots.
 
     Attributes:
-        keys: one array `[B, K, S, H]` a layer.
-        values: one array `[B, K, S, H]` a layer.
-        mask: which slots hold a token that is no padding, bool `[B, S]`.
+        keys: one array `[B, K, S, H]` per layer.
+        values: one array `[B, K, S, H]` per layer.
+        mask: which slots contain a token other than padding, bool `[B, S]`.
         length: slots in use, the same for every row (rows are left-padded), int32 scalar.
     """
 
@@ -35,7 +35,7 @@ class KVCache:
 
 
 def init_cache(*, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: Any) -> KVCache:
-    """An empty cache with `size` slots a row."""
+    """An empty cache with `size` slots per row."""
 
     def zeros() -> tuple[jax.Array, ...]:
         return tuple(jnp.zeros((batch, num_kv_heads, size, head_size), dtype) for _ in range(num_layers))
@@ -55,7 +55,7 @@ def token_positions(attention_mask: Int[Array, "B T"], cache: KVCache | None) ->
 
 
 def segment_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Position of each token in its own sequence, where a row holds several behind one another; padding at 0."""
+    """Position of each token in its own sequence, for packed rows; padding at 0."""
     slots = jnp.arange(segment_ids.shape[1])[None, :]
     before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
     starts = jax.lax.cummax(jnp.where(segment_ids != before, slots, 0), axis=1)
@@ -65,12 +65,11 @@ def segment_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
 def visible_keys(
     attention_mask: Int[Array, "B T"], cache: KVCache | None, window: int | None = None
 ) -> Bool[Array, "B T S"]:
-    """Which keys each query may read: real tokens, none later than itself, within `window` slots if given.
+    """Which keys each query may attend to: real tokens, not after itself, within `window` slots if given.
 
-    Without a cache the mask may hold segment ids: a query then reads tokens of its own number only.
+    Without a cache the mask may contain segment ids: a query then attends to its own segment only.
 
-    Rows (and segments) are contiguous between their padding, so the distance of two slots is the distance of their
-    positions.
+    Rows (and segments) are contiguous between their padding, so slot distances equal position distances.
     """
     num_queries = attention_mask.shape[1]
     key_mask = attention_mask.astype(bool)
@@ -92,7 +91,7 @@ def visible_keys(
 def update_layer(
     cache: KVCache | None, layer: int, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
 ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Keys and values that a layer's queries read: the new ones, behind those in the cache if there is one."""
+    """Keys and values that a layer's queries attend to: the new ones, after those in the cache if there is one."""
     keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
     if cache is None:
         return keys, values
@@ -108,7 +107,7 @@ def advance(
     attention_mask: Int[Array, "B T"],
     layers: list[tuple[jax.Array, jax.Array]],
 ) -> KVCache | None:
-    """The cache after a forward pass over `[B, T]` tokens whose layers read `layers`."""
+    """The cache after a forward pass over `[B, T]` tokens, with each layer's keys and values in `layers`."""
     if cache is None:
         return None
     keys, values = zip(*layers, strict=True)
@@ -126,7 +125,7 @@ def attend(
     """softmax(scale * Q K^T) V with grouped key/value heads; the softmax is in float32."""
     batch, num_queries, num_heads, head_size = queries.shape
     num_kv_heads, num_slots = keys.shape[1:3]
-    # The queries of all heads that share keys stand together, so that either product is one matrix product a group.
+    # Queries of all heads that share keys are grouped, so that each product is one matrix product per group.
     grouped = jnp.swapaxes(queries, 1, 2).reshape(batch, num_kv_heads, -1, head_size)
     logits = jnp.einsum("BKQH,BKSH->BKQS", grouped, keys, preferred_element_type=jnp.float32) * scale
     logits = logits.reshape(batch, num_kv_heads, -1, num_queries, num_slots)

@@ -1,4 +1,4 @@
-"""BERT: an encoder that reads a text in both directions; LayerNorm behind each block, learned absolute positions.
+"""BERT: a bidirectional encoder with LayerNorm after each block and learned absolute positions.
 
 Reference: Devlin et al., 2018, BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding.
 """
@@ -22,7 +22,7 @@ class BertConfig(ModelConfig):
     """BERT's own settings.
 
     Attributes:
-        num_token_types: segments that a token may belong to (prompt and answer).
+        num_token_types: number of segment ids (prompt and completion).
     """
 
     num_token_types: int
@@ -36,15 +36,17 @@ def config_from_hf(config: dict[str, Any]) -> BertConfig:
     """
     size, num_heads = config["hidden_size"], config["num_attention_heads"]
     if size % num_heads:
-        raise InputError(f"config.json: hidden_size={size} is no multiple of num_attention_heads={num_heads}")
+        raise InputError(f"config.json: hidden_size={size} must be a multiple of num_attention_heads={num_heads}")
     positions = config.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         raise InputError(
-            f"config.json: position_embedding_type={positions!r} is not supported; take a BERT with 'absolute'"
+            f"config.json: position_embedding_type={positions!r} is not supported; use a BERT with 'absolute'"
         )
     for name in ("is_decoder", "add_cross_attention"):
         if config.get(name):
-            raise InputError(f"config.json: {name}=true: BERT is read as an encoder only; take one with false")
+            raise InputError(
+                f"config.json: {name}=true is not supported: BERT is loaded as an encoder only; use one with false"
+            )
     return BertConfig(
         vocab_size=config["vocab_size"],
         model_size=size,
@@ -64,7 +66,7 @@ def config_from_hf(config: dict[str, Any]) -> BertConfig:
 
 
 class _Part(nn.Module):
-    """What all parts share: sizes and dtypes."""
+    """Sizes and dtypes shared by all parts."""
 
     config: BertConfig
     dtype: Any
@@ -89,7 +91,7 @@ class _Part(nn.Module):
 
 
 class Embeddings(_Part):
-    """Sum of the embeddings of token, position and segment, normed."""
+    """Sum of the embeddings of token, position and segment, then LayerNorm."""
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array, token_types: jax.Array) -> jax.Array:
@@ -101,7 +103,7 @@ class Embeddings(_Part):
 
 
 class SelfAttention(_Part):
-    """Multi-head attention to every token that is no padding."""
+    """Multi-head attention to every token except padding."""
 
     @nn.compact
     def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
@@ -113,7 +115,7 @@ class SelfAttention(_Part):
 
 
 class Output(_Part):
-    """A projection back to the residual stream, added to it and normed."""
+    """A projection added to the residual stream, then LayerNorm."""
 
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
@@ -130,7 +132,7 @@ class Attention(_Part):
 
 
 class Intermediate(_Part):
-    """The wide layer of the feed-forward network."""
+    """The first layer of the feed-forward network."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

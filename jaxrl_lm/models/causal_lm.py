@@ -1,4 +1,4 @@
-"""A decoder with its unembedding and, if asked for, a value or reward head."""
+"""A decoder with its unembedding and an optional value or reward head."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -20,15 +20,15 @@ from jaxrl_lm.types import PyTree
 
 @record
 class CausalLMOutput:
-    """What a forward pass over `[B, T]` tokens gives.
+    """The outputs of a forward pass over `[B, T]` tokens.
 
     Attributes:
         hidden_states: after the last norm, `[B, T, D]`.
         logits: `[B, T, V]` float32; None from `encode` and for a reward model.
-        values: `[B, T]` float32, the head's scalar at each token, which is the value of the state after it; None
-            without a head. A reward model read so is where a value network starts.
+        values: `[B, T]` float32, the head's scalar at each token, the value of the state after it; None without a
+            head. For a reward model this initialises a value network.
         scores: `[B]` float32, at each row's last token; None without a reward head.
-        cache: the key/value cache behind these tokens; None if none was given.
+        cache: the key/value cache after these tokens; None if none was given.
     """
 
     hidden_states: PyTree
@@ -43,10 +43,10 @@ class CausalLM(nn.Module):
 
     Attributes:
         config: the sizes, from the checkpoint.
-        head: "value" adds a scalar a token, "reward" puts a scalar a row in place of the logits.
-        dtype: of the activations; norms, softmax, logits, values and scores are float32 all the same.
-        param_dtype: of the parameters.
-        is_remat: recompute each block's activations in the backward pass (less memory, a third more work).
+        head: "value" adds a scalar per token; "reward" replaces the logits by a scalar per row.
+        dtype: dtype of the activations; norms, softmax, logits, values and scores are always float32.
+        param_dtype: dtype of the parameters.
+        is_remat: recompute each block's activations in the backward pass (less memory, a third more compute).
     """
 
     config: ModelConfig
@@ -57,7 +57,7 @@ class CausalLM(nn.Module):
 
     @property
     def family(self) -> Family:
-        """The entry of `FAMILIES` that describes this model."""
+        """This model's entry in `FAMILIES`."""
         return family_of(self.config.hf_config()["model_type"])
 
     def setup(self) -> None:
@@ -87,22 +87,21 @@ class CausalLM(nn.Module):
     ) -> CausalLMOutput:
         """Run the model.
 
-        Outside of `jit` the values are checked; inside, shapes and dtypes only.
+        Values are checked outside `jit`; inside, only shapes and dtypes.
 
         Args:
-            input_ids: int `[B, T]`, ids of the vocabulary; those under a 0 of the mask are never read, so a pad id
-                outside the vocabulary does no harm.
+            input_ids: int `[B, T]`, token ids; ids where the mask is 0 are never read, so a pad id outside the
+                vocabulary is allowed.
             attention_mask: 1 for a token, 0 for padding on either side, `[B, T]`; all ones if None.
-            position_ids: int `[B, T]`; counted from each row's first token (with `segment_ids`, each segment's) if
-                None.
-            cache: tokens seen before these; give the returned one to the next call.
-            segment_ids: for rows that hold several sequences behind one another, which of them a token belongs to:
-                int `[B, T]`, above 0, the same number for neighbours of one sequence only, 0 for padding. No token
-                sees another sequence. In place of `attention_mask` and without a cache.
+            position_ids: int `[B, T]`; counted from the first token of each row (or segment) if None.
+                cache: keys and values of earlier tokens; pass the returned cache to the next call.
+            segment_ids: for packed rows, the sequence of each token: int `[B, T]`, above 0, different for adjacent
+            sequences, 0 for padding. Tokens do not attend to other sequences. Replaces `attention_mask`; not with
+                a cache.
 
         Raises:
-            InputError: a shape does not fit, an id is outside the vocabulary, a row is longer than the model's
-                context, the cache has too few free slots, or `segment_ids` come with an attention mask or a cache.
+            InputError: a shape does not match, an id is outside the vocabulary, a row is longer than the model's
+                context, the cache has too few free slots, or `segment_ids` are given with a mask or a cache.
         """
         output = self.encode(input_ids, attention_mask, position_ids, cache, segment_ids)
         if self.head == "reward":
@@ -118,10 +117,10 @@ class CausalLM(nn.Module):
         cache: KVCache | None = None,
         segment_ids: ArrayLike | None = None,
     ) -> CausalLMOutput:
-        """Run the model up to the hidden states and heads, without logits; arguments as for the whole."""
+        """Run the model without computing logits; arguments as for `__call__`."""
         if segment_ids is not None and not (attention_mask is None and cache is None):
             raise InputError(
-                "segment_ids: given together with an attention_mask or a cache; give them alone, with 0 for padding"
+                "segment_ids: not allowed with an attention_mask or a cache; use 0 in segment_ids for padding"
             )
         inputs.check_inputs(self.config, input_ids, attention_mask, position_ids, cache, segment_ids)
         ids = jnp.asarray(input_ids, jnp.int32)
@@ -142,7 +141,7 @@ class CausalLM(nn.Module):
         return CausalLMOutput(hidden_states=hidden_states, values=values, scores=scores, cache=cache)
 
     def unembedding(self, params: PyTree) -> jax.Array:
-        """The matrix `[V, D]` that turns hidden states into logits, taken from the parameters."""
+        """The unembedding matrix `[V, D]` in the parameters."""
         if self.config.is_tied:
             return params["backbone"][self.family.embedding]["embedding"]
         return params["lm_head"]["embedding"]
@@ -152,7 +151,7 @@ class CausalLM(nn.Module):
 
 
 def _last(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Of `[B, T]` the entry at each row's last token."""
+    """The entry of `[B, T]` at each row's last token."""
     last = jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[1]), 0), axis=-1)
     return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
@@ -165,11 +164,11 @@ def encode(
     cache: KVCache | None = None,
     segment_ids: ArrayLike | None = None,
 ) -> CausalLMOutput:
-    """`model` up to hidden states and heads, without logits; arguments as for the module."""
+    """Run `model` without computing logits; arguments as for the module."""
     output = model.apply({"params": params}, input_ids, attention_mask, None, cache, segment_ids, method="encode")
     return cast(CausalLMOutput, output)
 
 
 def unembed(hidden_states: jax.Array, unembedding: jax.Array) -> jax.Array:
-    """Logits `[..., V]` in float32 of hidden states `[..., D]` under an unembedding `[V, D]`."""
+    """Float32 logits `[..., V]` from hidden states `[..., D]` and an unembedding `[V, D]`."""
     return product(hidden_states, unembedding.astype(hidden_states.dtype), out_dtype=jnp.float32)

@@ -1,4 +1,4 @@
-"""What a decoder is made of, independent of how Hugging Face names it."""
+"""The configuration of a decoder, independent of Hugging Face's names."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from jaxrl_lm.models.attention import KVCache, init_cache
 
 Head = Literal["value", "reward"]
 
-# By the names that transformers' `ACT2FN` gives them.
+# Names as in transformers' `ACT2FN`.
 ACTIVATIONS = {
     **dict.fromkeys(("gelu", "gelu_python"), lambda x: jax.nn.gelu(x, approximate=False)),
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), jax.nn.gelu),
@@ -33,13 +33,13 @@ ACTIVATIONS = {
 }
 
 
-# The most of what a config.json may ask for, by a part of the field's name.
+# Largest accepted values in a config.json, by part of the field's name.
 _MOST = {"layer": 1000, "labels": 1000, "position": 2**24, "n_ctx": 2**24, "token_id": 2**31}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes that every decoder family has; the families add their own.
+    """Sizes common to all decoder families; the families add their own.
 
     Attributes:
         vocab_size: V, rows of the embedding.
@@ -53,8 +53,8 @@ class ModelConfig:
         activation: name in `ACTIVATIONS`.
         norm_epsilon: added to the variance in the norms.
         is_tied: whether the unembedding is the embedding.
-        init_std: standard deviation of freshly made weights.
-        hf_json: the Hugging Face configuration as JSON, from which `save_pretrained` writes config.json.
+        init_std: standard deviation of newly initialised weights.
+        hf_json: the Hugging Face configuration as JSON, used by `save_pretrained` to write config.json.
     """
 
     vocab_size: int
@@ -75,13 +75,13 @@ class ModelConfig:
         _check_kinds(self)
         if self.activation not in ACTIVATIONS:
             raise InputError(
-                f"config.json: activation {self.activation!r} is not known; known: {', '.join(sorted(ACTIVATIONS))}"
+                f"config.json: activation {self.activation!r} is not supported; choose {', '.join(sorted(ACTIVATIONS))}"
             )
         sizes = ("vocab_size", "model_size", "num_layers", "num_heads", "num_kv_heads", "head_size", "mlp_size")
         checks.at_least(self, 1, *sizes, "max_positions", prefix="config.json: ")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
-                f"config.json: num_attention_heads={self.num_heads} is no multiple of "
+                f"config.json: num_attention_heads={self.num_heads} must be a multiple of "
                 f"num_key_value_heads={self.num_kv_heads}; correct one of them"
             )
 
@@ -102,13 +102,13 @@ class ModelConfig:
 
 
 def check_sizes(config: dict[str, Any], path: Path) -> None:
-    """Refuse sizes that no model has, before anything is made of them.
+    """Refuse implausible sizes before anything is allocated.
 
-    transformers makes a table of all labels, a list of all layers; we a table of all positions.
+    transformers builds a table of all labels and a list of all layers; we build a table of all positions.
 
     Args:
-        config: of config.json.
-        path: of config.json, for errors.
+        config: content of config.json.
+        path: path of config.json, for errors.
 
     Raises:
         InputError: a number is too large, or there are no attention heads.
@@ -119,19 +119,19 @@ def check_sizes(config: dict[str, Any], path: Path) -> None:
         limit = next((most for part, most in _MOST.items() if part in name), 2**63)
         if abs(value) > limit:
             shown = value if value < 10**30 else f"a number of {len(str(value))} digits"
-            raise InputError(f"{path}: {name[:60]}={shown} is above {limit:,}, the most that is read; correct it")
-        if value == 0 and name in ("n_head", "num_attention_heads", "num_key_value_heads"):  # they divide others
+            raise InputError(f"{path}: {name[:60]}={shown} exceeds the limit of {limit:,}; correct it")
+        if value == 0 and name in ("n_head", "num_attention_heads", "num_key_value_heads"):  # used as divisors
             raise InputError(f"{path}: {name} must not be 0; correct it")
 
 
 def _check_kinds(config: ModelConfig) -> None:
-    """Refuse what JSON lets through: true or 1.5 where a whole number is meant, text where a number is."""
+    """Refuse wrong types that JSON allows: true or 1.5 for an integer, text for a number."""
     for field in fields(config):
         value = getattr(config, field.name)
         is_whole = type(value) is int
         if field.type is int and not is_whole:
-            raise InputError(f"config.json: {field.name}={value!r:.60} is no whole number; correct it")
+            raise InputError(f"config.json: {field.name}={value!r:.60} must be an integer; correct it")
         if field.type is float and not (is_whole or (type(value) is float and math.isfinite(value))):
-            raise InputError(f"config.json: {field.name}={value!r:.60} is no finite number; correct it")
+            raise InputError(f"config.json: {field.name}={value!r:.60} must be a finite number; correct it")
         if field.type is bool and type(value) is not bool:
-            raise InputError(f"config.json: {field.name}={value!r:.60} is neither true nor false; correct it")
+            raise InputError(f"config.json: {field.name}={value!r:.60} must be true or false; correct it")

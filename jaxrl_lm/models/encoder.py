@@ -1,4 +1,4 @@
-"""An encoder with a score head: reads a text, and writes none."""
+"""An encoder with a score head; it cannot generate text."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from jaxrl_lm.types import PyTree
 
 @record
 class EncoderOutput:
-    """What a forward pass over `[B, T]` tokens gives.
+    """The outputs of a forward pass over `[B, T]` tokens.
 
     Attributes:
         hidden_states: after the last block, `[B, T, D]`.
-        scores: `[B]` float32, of the pooled hidden state.
+        scores: `[B]` float32, from the pooled hidden state.
     """
 
     hidden_states: PyTree
@@ -33,10 +33,10 @@ class Encoder(nn.Module):
 
     Attributes:
         config: the sizes, from the checkpoint.
-        head: always "reward"; there for the code that treats it and a `CausalLM` alike.
-        dtype: of the activations; norms, softmax and scores are float32 all the same.
-        param_dtype: of the parameters.
-        is_remat: recompute each block's activations in the backward pass (less memory, a third more work).
+        head: always "reward", for compatibility with `CausalLM`.
+        dtype: dtype of the activations; norms, softmax and scores are always float32.
+        param_dtype: dtype of the parameters.
+        is_remat: recompute each block's activations in the backward pass (less memory, a third more compute).
     """
 
     config: ModelConfig
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
     @property
     def family(self) -> Family:
-        """The entry of `FAMILIES` that describes this model."""
+        """This model's entry in `FAMILIES`."""
         return family_of(self.config.hf_config()["model_type"])
 
     def setup(self) -> None:
@@ -66,20 +66,20 @@ class Encoder(nn.Module):
         """Run the model.
 
         Args:
-            input_ids: int `[B, T]`, the first of a row its [CLS]; pad on the right. A pad id outside the vocabulary
-                does no harm.
+            input_ids: int `[B, T]`, each row starting with [CLS]; pad on the right. A pad id outside the vocabulary is
+                allowed.
             attention_mask: 1 for a token, 0 for padding, `[B, T]`; all ones if None.
-            position_ids: int `[B, T]`; 0, 1, 2, ... if None, whatever the mask, as Hugging Face counts them.
+            position_ids: int `[B, T]`; 0, 1, 2, ... if None, regardless of the mask, as in Hugging Face.
             token_type_ids: segment of each token, int `[B, T]`; zeros if None.
 
         Raises:
-            InputError: a shape does not fit, an id is outside its embedding, or a row is longer than the model's
-                context. Values are checked outside of `jit` only.
+            InputError: a shape does not match, an id is outside its embedding, or a row is longer than the model's
+                context. Values are checked only outside `jit`.
         """
         _check(self.config, input_ids, attention_mask, position_ids, token_type_ids)
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask, jnp.int32)
-        # Padding is replaced only where no embedding has a row for it: Hugging Face pools position 0 even if masked.
+        # Replace pad ids only where they are outside the embedding: Hugging Face pools position 0 even if masked.
         ids = jnp.where((mask > 0) | (ids < self.config.vocab_size), ids, 0)
         positions = jnp.arange(ids.shape[1], dtype=jnp.int32) if position_ids is None else position_ids
         positions = jnp.broadcast_to(jnp.asarray(positions, jnp.int32), ids.shape)
@@ -92,11 +92,13 @@ def _check(config: ModelConfig, ids: ArrayLike, mask: Any, positions: Any, types
     inputs.check_shapes(ids, attention_mask=mask, token_type_ids=types)
     inputs.check_mask(mask)
     inputs.check_token_ids(ids, mask, config)
-    inputs.check_range("token_type_ids", types, getattr(config, "num_token_types", 1), None, "leave them out, or 0")
+    inputs.check_range("token_type_ids", types, getattr(config, "num_token_types", 1), None, "omit them, or use 0")
     longest = config.max_positions
     if positions is None and np.shape(ids)[1] > longest:
-        raise InputError(f"input_ids: rows of {np.shape(ids)[1]} tokens, the model's context is {longest}; cut them")
+        raise InputError(
+            f"input_ids: rows have {np.shape(ids)[1]} tokens, but the model's context is {longest}; truncate them"
+        )
     rows = inputs.values_of(positions)
     if rows is not None:
-        remedy = "that is the model's context: cut the rows"
+        remedy = "truncate the rows to the model's context"
         inputs.check_range("position_ids", np.atleast_2d(rows), longest, None, remedy)

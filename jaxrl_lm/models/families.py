@@ -1,6 +1,6 @@
-"""The model families: which `model_type` of a config.json is built by which module.
+"""The model families: which module implements which `model_type` of a config.json.
 
-A new family is one file with a configuration reader and a stack of blocks, and one line here.
+A new family needs one file, with a configuration reader and a stack of blocks, and one line here.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from jaxrl_lm.models.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How a family's modules and its public checkpoints are laid out.
+    """The layout of a family's modules and public checkpoints.
 
     Attributes:
         config_from_hf: reads the Hugging Face configuration.
         backbone: the stack of blocks, `(config, dtype, param_dtype, is_remat)`.
         embedding: name of the token embedding in the backbone.
-        prefix: what the weights' names begin with in a checkpoint of a whole language model.
-        is_torch_output_first: torch stores weights (out, in), as its Linear does and we do; its Conv1D does not.
-        is_flax_output_first: Hugging Face's Flax class stored kernels (out, in).
-        flax_norm_scale: what Hugging Face's Flax class called the scale of a norm.
-        class_prefix: of the names of Hugging Face's classes, such as `LlamaForCausalLM`.
-        score_head: what the head of a reward model is called, in our parameters and in a checkpoint.
-        is_causal: a decoder, which writes text; an encoder only reads it.
+        prefix: prefix of the weights' names in the checkpoint of a full language model.
+        is_torch_output_first: whether torch stores weights (out, in), like its Linear and our modules; Conv1D does not.
+        is_flax_output_first: whether Hugging Face's Flax class stored kernels (out, in).
+        flax_norm_scale: name of a norm's scale in Hugging Face's Flax class.
+        class_prefix: prefix of Hugging Face's class names, such as `LlamaForCausalLM`.
+        score_head: name of a reward model's head, in our parameters and in a checkpoint.
+        is_causal: whether it is a decoder, which can generate text.
     """
 
     config_from_hf: Callable[[dict[str, Any]], ModelConfig]
@@ -88,10 +88,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: Any) -> Family:
-    """The family of a config.json's `model_type`.
+    """Return the family of a config.json's `model_type`.
 
     Raises:
-        InputError: no family has this name; the message lists those that exist.
+        InputError: the family is not supported; the message lists those that are.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"config.json: model_type={model_type!r} is not supported; supported: {', '.join(FAMILIES)}")

@@ -24,14 +24,14 @@ class GPT2Config(ModelConfig):
 
     Attributes:
         is_scaled: whether attention logits are divided by sqrt(H).
-        is_scaled_by_layer: whether they are divided by the layer's number as well (Mistral's GPT-2 runs).
+        is_scaled_by_layer: whether they are also divided by the layer's number (Mistral's GPT-2 runs).
     """
 
     is_scaled: bool
     is_scaled_by_layer: bool
 
     def attention_scale(self, layer: int) -> float:
-        """Factor of the attention logits in block `layer`."""
+        """Scale of the attention logits in block `layer`."""
         scale = self.head_size**-0.5 if self.is_scaled else 1.0
         return scale / (layer + 1) if self.is_scaled_by_layer else scale
 
@@ -43,9 +43,9 @@ def config_from_hf(config: dict[str, Any]) -> GPT2Config:
         InputError: a value is not supported.
     """
     if config["n_embd"] % config["n_head"]:
-        raise InputError(f"config.json: n_embd={config['n_embd']} is no multiple of n_head={config['n_head']}")
+        raise InputError(f"config.json: n_embd={config['n_embd']} must be a multiple of n_head={config['n_head']}")
     if config.get("add_cross_attention"):
-        raise InputError("config.json: add_cross_attention=true is not supported; take a GPT-2 that is a decoder only")
+        raise InputError("config.json: add_cross_attention=true is not supported; use a decoder-only GPT-2")
     inner_size = config.get("n_inner")
     return GPT2Config(
         vocab_size=config["vocab_size"],
@@ -101,7 +101,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward network, each behind a LayerNorm and with a residual."""
+    """Attention and feed-forward network, each after a LayerNorm and with a residual."""
 
     config: GPT2Config
     layer: int

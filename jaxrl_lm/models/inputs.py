@@ -1,7 +1,7 @@
-"""Checks of what models are given: whatever would give wrong numbers, or NaN, without a word.
+"""Checks of model inputs that would otherwise silently give wrong numbers or NaN.
 
-They read the arrays on the host before anything is traced. Under `jit`, `vmap` and `grad` an array is a tracer, which
-has no values: then only its shape and dtype are checked, so that nothing is added to the program.
+They read the arrays on the host. Under `jit`, `vmap` and `grad` an array is a tracer without values: then only shape
+and dtype are checked, which adds nothing to the program.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from jaxrl_lm.models.config import ModelConfig
 
 
 def values_of(x: Any) -> np.ndarray | None:
-    """The array on the host; None where it is not given, traced, or spread over several hosts."""
+    """The array on the host; None if it is missing, traced, or sharded over several hosts."""
     if x is None or isinstance(x, Tracer):
         return None
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
@@ -27,31 +27,31 @@ def values_of(x: Any) -> np.ndarray | None:
 
 
 def check_shapes(input_ids: ArrayLike, **others: ArrayLike | None) -> None:
-    """Refuse ids that are no integers `[B, T]`, and other arrays whose shape is not theirs.
+    """Require integer ids `[B, T]` and other arrays of the same shape.
 
     Args:
         input_ids: token ids.
-        **others: masks, positions and the like, by name; None passes.
+        **others: masks, positions and so on, by name; None is accepted.
 
     Raises:
-        InputError: an array has another shape, or the ids are no integers.
+        InputError: an array has another shape, or the ids are not integers.
     """
     shape = np.shape(input_ids)
     dtype = jnp.result_type(input_ids)
     if len(shape) != 2 or 0 in shape:
-        raise InputError(f"input_ids: shape {shape} must be [B, T], rows of token ids, with at least one of each")
+        raise InputError(f"input_ids: shape {shape} must be [B, T] with at least one row and one token")
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise InputError(f"input_ids: dtype {dtype} must be an integer type; give token ids")
+        raise InputError(f"input_ids: dtype {dtype} must be an integer type; pass token ids")
     for name, array in others.items():
         if array is not None and np.shape(array) != shape:
-            raise InputError(f"{name}: shape {np.shape(array)} must be that of input_ids, {shape}")
+            raise InputError(f"{name}: shape {np.shape(array)} must equal that of input_ids, {shape}")
 
 
 def check_mask(attention_mask: ArrayLike | None) -> None:
-    """Refuse a mask with other values than 0 and 1: positions are counted by adding them up.
+    """Refuse a mask with values other than 0 and 1, because positions are its cumulative sum.
 
     Raises:
-        InputError: it has another value.
+        InputError: the mask has another value.
     """
     mask = values_of(attention_mask)
     if mask is not None and not np.all((mask == 0) | (mask == 1)):
@@ -60,17 +60,17 @@ def check_mask(attention_mask: ArrayLike | None) -> None:
 
 
 def check_range(name: str, ids: ArrayLike | None, size: int, mask: ArrayLike | None, remedy: str) -> None:
-    """Refuse entries outside `[0, size)`, which an embedding answers with NaN; those under a 0 of the mask pass.
+    """Refuse entries outside `[0, size)`, for which an embedding returns NaN, unless masked.
 
     Args:
-        name: of the argument.
-        ids: int `[B, T]`; None passes.
+        name: name of the argument.
+        ids: int `[B, T]`; None is accepted.
         size: rows of the embedding.
         mask: nonzero where an entry is read; None for everywhere.
-        remedy: what to do about it.
+        remedy: what to do.
 
     Raises:
-        InputError: an entry is outside.
+        InputError: an entry is out of range.
     """
     found, kept = values_of(ids), values_of(mask)
     if found is None or (mask is not None and kept is None):
@@ -86,7 +86,7 @@ def check_range(name: str, ids: ArrayLike | None, size: int, mask: ArrayLike | N
 
 
 def check_token_ids(input_ids: ArrayLike, mask: ArrayLike | None, config: ModelConfig) -> None:
-    """Refuse token ids that the embedding has no row for; padding may be any number.
+    """Refuse token ids outside the vocabulary, except for padding.
 
     Raises:
         InputError: an id under a nonzero mask is outside the vocabulary.
@@ -96,15 +96,15 @@ def check_token_ids(input_ids: ArrayLike, mask: ArrayLike | None, config: ModelC
         input_ids,
         config.vocab_size,
         mask,
-        "that is the model's vocab_size: use its own tokenizer, and 0 in attention_mask for padding",
+        "use the model's own tokenizer (vocab_size), and 0 in attention_mask for padding",
     )
 
 
 def check_left_padded(attention_mask: ArrayLike) -> None:
-    """Refuse rows whose last column is no token: what follows would be predicted from padding.
+    """Refuse rows that end with padding, from which the next token would be predicted.
 
     Raises:
-        InputError: a row has padding behind a token, or no token at all.
+        InputError: a row has padding after a token, or no token.
     """
     mask = values_of(attention_mask)
     if mask is None:
@@ -112,10 +112,10 @@ def check_left_padded(attention_mask: ArrayLike) -> None:
     if not (last := mask[:, -1] != 0).all():
         row = int(np.argmin(last))
         if not mask[row].any():
-            raise InputError(f"attention_mask: row {row} has no token; give each prompt at least one, such as BOS")
+            raise InputError(f"attention_mask: row {row} has no token; each prompt needs at least one, such as BOS")
         raise InputError(
             f"attention_mask: row {row} ends with padding; pad prompts on the left (data.left_pad, or "
-            "padding_side='left' of a tokenizer)"
+            "a tokenizer's padding_side='left')"
         )
     if (np.diff(mask.astype(np.int8), axis=1) < 0).any():
         row = int(np.argwhere(np.diff(mask.astype(np.int8), axis=1) < 0)[0, 0])
@@ -130,10 +130,10 @@ def check_inputs(
     cache: KVCache | None,
     segment_ids: ArrayLike | None,
 ) -> None:
-    """Refuse what a decoder cannot read; arguments as for `CausalLM`.
+    """Refuse invalid inputs of a decoder; arguments as for `CausalLM`.
 
     Raises:
-        InputError: a shape, an id, a position or the cache does not fit.
+        InputError: a shape, an id, a position or the cache is invalid.
     """
     check_shapes(input_ids, attention_mask=attention_mask, position_ids=position_ids, segment_ids=segment_ids)
     check_mask(attention_mask)
@@ -142,7 +142,7 @@ def check_inputs(
     if cache is not None:
         _check_cache(cache, np.shape(input_ids))
     if position_ids is not None:
-        remedy = "that is the model's context (max_positions): cut the rows"
+        remedy = "truncate the rows to the model's context (max_positions)"
         check_range("position_ids", position_ids, config.max_positions, mask, remedy)
     elif segment_ids is None:
         _check_lengths(attention_mask, cache, np.shape(input_ids), config.max_positions)
@@ -153,19 +153,19 @@ def check_inputs(
 def _check_cache(cache: KVCache, shape: tuple[int, ...]) -> None:
     batch, size = np.shape(cache.mask)
     if batch != shape[0]:
-        raise InputError(f"cache: made for {batch} rows, input_ids has {shape[0]}; make one for as many rows")
+        raise InputError(f"cache: made for {batch} rows, but input_ids has {shape[0]}; create one for {shape[0]} rows")
     used = values_of(cache.length)
     if used is not None and int(used) + shape[1] > size:
         raise InputError(
-            f"cache: {int(used)} of its {size} slots are in use, and {shape[1]} more tokens do not fit; "
-            f"make it with size={int(used) + shape[1]} or more"
+            f"cache: {int(used)} of its {size} slots are used, so {shape[1]} more tokens do not fit; "
+            f"create it with size={int(used) + shape[1]} or more"
         )
 
 
 def _check_lengths(
     attention_mask: ArrayLike | None, cache: KVCache | None, shape: tuple[int, ...], max_positions: int
 ) -> None:
-    """Refuse rows of more tokens than the model has positions; padding does not count."""
+    """Refuse rows with more tokens, without padding, than the model has positions."""
     lengths = np.full(shape[0], shape[1])
     if attention_mask is not None:
         if shape[1] <= max_positions and cache is None:
@@ -182,7 +182,7 @@ def _check_lengths(
     if lengths.max() > max_positions:
         row = int(np.argmax(lengths))
         raise InputError(
-            f"input_ids: row {row} has {lengths[row]} tokens, the model's context is {max_positions}; cut the row"
+            f"input_ids: row {row} has {lengths[row]} tokens, but the model's context is {max_positions}; truncate it"
         )
 
 
@@ -200,5 +200,5 @@ def _check_segments(segment_ids: ArrayLike, max_positions: int) -> None:
         if lengths.size and lengths.max() > max_positions:
             raise InputError(
                 f"segment_ids: a sequence of {lengths.max()} tokens exceeds the model's context of {max_positions}; "
-                "cut it"
+                "truncate it"
             )

@@ -1,7 +1,7 @@
-"""The product of every layer: activations times a weight whose rows are outputs.
+"""The linear layer: activations times a weight whose rows are outputs.
 
-With the weight as torch stores it, `[F, D]`, the forward product, both backward products and decoding read it as it
-lies. On a CPU the whole update of a feed-forward layer is a fifth faster so than with `[D, F]`.
+With torch's layout `[F, D]`, the forward product, both backward products and decoding read the weight without
+transposing it. On a CPU the update of a feed-forward layer is a fifth faster than with `[D, F]`.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-# Up to so many rows a CPU's product is bound by reading the weight (measured at 1 to 64 rows).
+# Up to this many rows a CPU's product is bound by reading the weight (measured at 1 to 64 rows).
 FEW_ROWS = 64
 
 
@@ -19,10 +19,10 @@ class Linear(nn.Module):
 
     Attributes:
         features: F, outputs.
-        use_bias: whether there is a b.
-        init_std: standard deviation of a new weight; a new b is 0.
-        dtype: of the product.
-        param_dtype: of weight and bias.
+        use_bias: whether to add b.
+        init_std: standard deviation of the initial weight; b starts at 0.
+        dtype: dtype of the product.
+        param_dtype: dtype of weight and bias.
     """
 
     features: int
@@ -43,7 +43,7 @@ class Linear(nn.Module):
 
 
 def product(x: jax.Array, weight: jax.Array, *, out_dtype: Any = None) -> jax.Array:
-    """`[..., F]` of `x` `[..., D]` and `weight` `[F, D]`, accumulated and returned in `out_dtype` (None: theirs)."""
+    """`x` `[..., D]` times `weight` `[F, D]`, `[..., F]`, accumulated and returned in `out_dtype` (None: theirs)."""
     rows = x.reshape(-1, x.shape[-1])
     multiply = partial(_rows_first, out_dtype=out_dtype)
     if rows.shape[0] <= FEW_ROWS:
@@ -59,9 +59,9 @@ def _rows_first(rows: jax.Array, weight: jax.Array, out_dtype: Any) -> jax.Array
 
 
 def _weight_first(rows: jax.Array, weight: jax.Array, out_dtype: Any) -> jax.Array:
-    """(W x^T)^T: the CPU's kernels repack the right factor at every call, so let it be the small one.
+    """(W x^T)^T, because CPU kernels repack the right factor at every call, which is cheaper for the small one.
 
-    The barriers keep XLA from turning the product around again.
+    The barriers keep XLA from swapping the factors back.
     """
     columns = jax.lax.optimization_barrier(rows.T)
     turned = jax.lax.dot(weight, columns, preferred_element_type=out_dtype)

@@ -1,7 +1,7 @@
 """The Llama family: rotary positions, RMSNorm, gated feed-forward, grouped key/value heads.
 
-One stack serves Llama and SmolLM2, Mistral (sliding window), Ministral (in some layers only), Qwen2 (biases on queries,
-keys and values) and Qwen3 (norms on queries and keys); the configuration says which parts there are.
+One stack implements Llama and SmolLM2, Mistral (sliding window), Ministral (in some layers only), Qwen2 (biases on
+queries, keys and values) and Qwen3 (norms on queries and keys); the configuration selects the parts.
 
 Reference: Touvron et al., 2023, Llama 2: Open Foundation and Fine-Tuned Chat Models.
 """
@@ -31,11 +31,11 @@ class LlamaConfig(ModelConfig):
 
     Attributes:
         rotary: rotary position embedding.
-        windows: for each layer how many positions back (itself included) a query sees; None for all.
+        windows: for each layer, how many positions (including itself) a query attends to; None for all.
         has_qkv_bias: biases on the query, key and value projections.
         has_output_bias: a bias on the attention's output projection.
         has_mlp_bias: biases in the feed-forward layer.
-        has_qk_norm: RMSNorm over each query's and key's head before rotation.
+        has_qk_norm: RMSNorm on each query and key head before rotation.
     """
 
     rotary: RotaryConfig
@@ -96,18 +96,18 @@ def config_from_hf(config: dict[str, Any]) -> LlamaConfig:
 
 
 def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
-    """Window of each layer, as transformers' class of the family has it.
+    """Attention window of each layer, as in transformers.
 
-    Llama's class has none. Mistral's has one for all layers. Ministral's and Qwen's read `layer_types`, which
-    transformers derives from `use_sliding_window` and `max_window_layers` where a file does not list it.
+    Llama has none. Mistral has one for all layers. Ministral and Qwen read `layer_types`, which transformers derives
+    from `use_sliding_window` and `max_window_layers` if it is missing.
     """
     num_layers, window, kind = config["num_hidden_layers"], config.get("sliding_window"), config["model_type"]
     layer_types = config.get("layer_types") or ["full_attention"] * num_layers
     if kind == "llama":
         if window is not None or "sliding_attention" in layer_types:
             _log.warning(
-                "config.json: sliding_window and layer_types are ignored: every layer of a Llama sees all positions, "
-                "in transformers' class too"
+                "config.json: sliding_window and layer_types are ignored: all Llama layers attend to all positions, "
+                "as in transformers"
             )
         return (None,) * num_layers
     if kind == "mistral":
@@ -120,7 +120,7 @@ def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
         )
     if "sliding_attention" in layer_types and (window is None or window < 1):
         raise InputError(
-            f"config.json: sliding_window={window} must be at least 1 where layer_types names sliding_attention; "
+            f"config.json: sliding_window={window} must be at least 1 if layer_types contains sliding_attention; "
             "correct it (Qwen: use_sliding_window must be true)"
         )
     return tuple(window if layer_type == "sliding_attention" else None for layer_type in layer_types)
@@ -186,7 +186,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward network, each behind an RMSNorm and with a residual."""
+    """Attention and feed-forward network, each after an RMSNorm and with a residual."""
 
     config: LlamaConfig
     layer: int

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint fills which parameter, as transformers' classes decide it."""
+"""Mapping of checkpoint tensors to parameters, as in transformers."""
 
 import json
 import logging
@@ -20,11 +20,11 @@ _log = logging.getLogger(__name__)
 
 Shapes = dict[tuple[str, ...], Any]
 
-# Buffers that older classes stored beside the weights; transformers passes over them too.
+# Buffers that older classes stored with the weights; transformers ignores them too.
 _BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|position_ids)$")
 _HEADS = ("lm_head", "score", "v_head", "classifier", "cls")
 _LANGUAGE_HEADS = ("lm_head", "cls")  # a reward model is expected to start from a language model
-# TRL's `AutoModelForCausalLMWithValueHead` stores its head among the weights.
+# TRL's `AutoModelForCausalLMWithValueHead` stores its head with the weights.
 _TRL_VALUE_HEAD = {
     "v_head.summary.weight": ("value_head", "kernel"),
     "v_head.summary.bias": ("value_head", "bias"),
@@ -43,16 +43,16 @@ def layout_of(family: Family, kind: Format) -> TensorLayout:
 
 
 def resolve_tie(config: ModelConfig, tensors: Tensors, kind: Format, family: Family) -> tuple[ModelConfig, Tensors]:
-    """Configuration and tensors of a decoder whose config.json ties embedding and unembedding.
+    """Resolve the tying of embedding and unembedding in a decoder with tied embeddings in config.json.
 
-    As in transformers, a file that stores both with different values is not tied, whatever config.json says, and one
-    that stores the unembedding alone gives it to both.
+    As in transformers, a file with different values for both is not tied, whatever config.json says, and a file with
+    only the unembedding uses it for both.
 
     Args:
-        config: of the model.
-        tensors: by the names of torch's classes today.
+        config: the model configuration.
+        tensors: tensors by their current names in torch.
         kind: format of the file.
-        family: of the model.
+        family: the model family.
     """
     layout = layout_of(family, kind)
     head_name, _, turn = layout.locate(("lm_head", "embedding"))
@@ -77,18 +77,18 @@ def resolve_tie(config: ModelConfig, tensors: Tensors, kind: Format, family: Fam
 def place(
     tensors: Tensors, kind: Format, family: Family, shapes: Shapes, head: Head | None, folder: Path
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Each of our leaves from the file's tensors; heads that the file lacks are left out.
+    """Build our leaves from the file's tensors; heads missing from the file are omitted.
 
     Args:
-        tensors: by the names of torch's classes today.
+        tensors: tensors by their current names in torch.
         kind: format of the file.
-        family: of the model.
-        shapes: of the parameters.
-        head: of the model.
-        folder: for messages.
+        family: the model family.
+        shapes: shapes of the parameters.
+        head: the model's head.
+        folder: the model folder, for messages.
 
     Raises:
-        InputError: tensors are missing, have another shape, hold integers, or are of layers that the model lacks.
+        InputError: tensors are missing, have the wrong shape, are integers, or belong to layers that the model lacks.
     """
     tensors = {name: tensor for name, tensor in tensors.items() if not _BUFFERS.search(name.replace("/", "."))}
     check_numbers(tensors, folder)
@@ -106,7 +106,7 @@ def place(
         found[path] = _fit(turn(tensors[stored]), shape, stored, _why_misfit(path, family), folder)
     if absent:
         raise InputError(
-            f"{folder}: the weights lack {weights.few(absent)}; weights and config.json are of different models"
+            f"{folder}: the weights lack {weights.few(absent)}; weights and config.json belong to different models"
         )
     if head == "value":
         for stored in _TRL_VALUE_HEAD.keys() & tensors.keys():
@@ -118,7 +118,7 @@ def place(
 
 
 def modern(name: str) -> str:
-    """A tensor's name as torch's classes write it today; BERT's of 2018 called a norm's parameters gamma and beta."""
+    """A tensor's current name in torch; the BERT of 2018 called a norm's parameters gamma and beta."""
     stem, _, leaf = name.rpartition("LayerNorm.")
     today = {"gamma": "weight", "beta": "bias"}.get(leaf)
     return name if today is None else f"{stem}LayerNorm.{today}"
@@ -126,21 +126,21 @@ def modern(name: str) -> str:
 
 def _fit(leaf: np.ndarray, shape: Any, name: str, why: str, folder: Path) -> np.ndarray:
     if leaf.shape != shape.shape:
-        raise InputError(f"{folder}: tensor {name} gives {leaf.shape}, wanted is {shape.shape}; {why}")
+        raise InputError(f"{folder}: tensor {name} has shape {leaf.shape}, expected {shape.shape}; {why}")
     return leaf
 
 
 def _name_unused(unused: set[str], head: Head | None, folder: Path) -> None:
-    """Refuse tensors of layers that the model lacks, and warn of heads that it has no use for."""
+    """Refuse tensors of layers that the model lacks, and warn about unused heads."""
     expected = _LANGUAGE_HEADS if head == "reward" else ()
-    plain = ("lm_head.weight", "lm_head/kernel")  # of a tied model
+    plain = ("lm_head.weight", "lm_head/kernel")  # in a tied model
     firsts = {name: re.split("[./]", name)[0] for name in sorted(unused)}
     spare = [name for name, first in firsts.items() if first not in _HEADS]
     heads = [name for name, first in firsts.items() if first in _HEADS and first not in expected and name not in plain]
     if spare:
         raise InputError(
-            f"{folder}: config.json has no place for {weights.few(spare)}; "
-            "weights and config.json are of different models"
+            f"{folder}: config.json does not describe {weights.few(spare)}; "
+            "weights and config.json belong to different models"
         )
     if heads:
         purpose = f'head="{head}"' if head else "no head"
@@ -148,11 +148,11 @@ def _name_unused(unused: set[str], head: Head | None, folder: Path) -> None:
 
 
 def _is_score_head(path: tuple[str, ...], family: Family) -> bool:
-    """Whether a leaf belongs to what a reward model has over the network that it started from."""
+    """Whether a leaf is part of a reward head rather than of the pretrained network."""
     return path[0] == family.score_head or path[:2] == ("backbone", "pooler")
 
 
 def _why_misfit(path: tuple[str, ...], family: Family) -> str:
     if path[0] == family.score_head:
-        return "a reward model has one output: take a classifier of one label (num_labels=1)"
-    return "weights and config.json are of different models"
+        return "a reward model has one output: use a classifier with one label (num_labels=1)"
+    return "weights and config.json belong to different models"

@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face's form, in and out."""
+"""Loading and saving of Hugging Face model folders."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from jaxrl_lm.models.weights import Format, Tensors
 from jaxrl_lm.types import PyTree
 
 RewardModel = CausalLM | Encoder
-"""A model with `scores`: a decoder read at its last token, or an encoder."""
+"""A model with `scores`: a decoder scored at its last token, or an encoder."""
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 REWARD_SCALE_FILE = "reward_scale.json"
@@ -62,43 +62,42 @@ def from_pretrained(
     is_remat: bool = False,
     key: jax.Array | None = None,
 ) -> tuple[RewardModel, PyTree]:
-    """Load a language model, or a reward model, from a folder or from the Hugging Face hub.
+    """Load a language model or reward model from a folder or the Hugging Face hub.
 
     Args:
         folder_or_hub_id: a folder with config.json and weights, or an id such as `HuggingFaceTB/SmolLM2-135M`.
-        head: "value" (read from the folder where it was saved, by `save_pretrained` or by TRL's
-            `AutoModelForCausalLMWithValueHead`, else zeros) or "reward". An encoder (BERT) can only be loaded with
-            "reward".
-        dtype: of the activations.
-        param_dtype: of the parameters, whatever the file holds.
+        head: "value" (loaded if saved by `save_pretrained` or TRL's `AutoModelForCausalLMWithValueHead`, otherwise
+            zeros) or "reward". An encoder (BERT) requires "reward".
+            dtype: dtype of the activations.
+        param_dtype: dtype of the parameters, whatever the dtype of the file.
         is_remat: recompute activations in the backward pass.
-        key: draws a reward head, N(0, 1/sqrt(D + 1)) with bias 0, where the folder has none. With None such a folder
-            is refused, because the scores of a random head mean nothing.
+        key: initialises a missing reward head, N(0, 1/sqrt(D + 1)) with bias 0. With None a folder without one is
+            refused, because the scores of a random head mean nothing.
 
     Returns:
         the model and its parameters.
 
     Raises:
-        InputError: config or weights are missing, damaged, unsupported, or do not fit each other; the folder has no
-            score head and there is no key to draw one.
+        InputError: config or weights are missing, damaged, unsupported, or do not match; or the folder has no score
+            head and no key is given.
     """
     folder = resolve_folder(folder_or_hub_id)
     raw = read_config(folder)
     family = family_of(raw["model_type"])
-    quantized = raw.pop("quantization_config", None)  # what is saved again is not
+    quantized = raw.pop("quantization_config", None)  # models are saved unquantised
     config = _model_config(folder, raw, head)
     tensors, kind = weights.read_weights(folder)
     tensors = {placement.modern(name): tensor for name, tensor in tensors.items()}
     tensors = quantization.dequantise(tensors, quantized, folder)
     config, tensors = placement.resolve_tie(config, tensors, kind, family)
-    if config.num_layers > len(tensors):  # seen before the layers are traced, which takes minutes for thousands
+    if config.num_layers > len(tensors):  # check before tracing, which takes minutes for thousands of layers
         raise InputError(
             f"{folder}: the weights lack layers: config.json has {config.num_layers}, the file {len(tensors)} "
-            "tensors; weights and config.json are of different models"
+            "tensors; weights and config.json belong to different models"
         )
     build: Any = CausalLM if family.is_causal else Encoder
     model: RewardModel = build(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
-    with guarded.foreign_errors(f"{folder / 'config.json'}: no model can be built of it", "correct its sizes"):
+    with guarded.foreign_errors(f"{folder / 'config.json'}: cannot build a model from it", "correct its sizes"):
         tree = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
     shapes: placement.Shapes = flatten_dict(tree)
     found = placement.place(tensors, kind, family, shapes, head, folder)
@@ -122,18 +121,18 @@ def save_pretrained(
     format: Format = "safetensors",  # noqa: A002 the name that Hugging Face's users expect
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write a folder that `from_pretrained`, and Hugging Face's own classes, load.
+    """Save a folder that both `from_pretrained` and Hugging Face's classes can load.
 
-    Everything is written to a temporary folder first, so that a new folder appears whole. In a folder that exists the
-    old weights are replaced and other files, such as the tokenizer's, stay. A value head is saved as
-    value_head.safetensors, with `value_head/kernel` `[D, 1]` and `value_head/bias` `[1]`. A reward head is saved among
-    the weights, as `AutoModelForSequenceClassification` has it: `score.weight` (BERT: `classifier.weight` and
-    `.bias`). Float8 weights are saved as the numbers that they were read as.
+    Files are written to a temporary folder first, so that a new folder appears complete. In an existing folder, weights
+    are replaced and other files, such as the tokenizer's, are kept. A value head is saved as value_head.safetensors,
+    with `value_head/kernel` `[D, 1]` and `value_head/bias` `[1]`. A reward head is saved with the weights, as in
+    `AutoModelForSequenceClassification`: `score.weight` (BERT: `classifier.weight` and `.bias`). Float8 weights are
+    saved dequantised.
 
     Args:
-        folder: made if it is not there.
-        model: the module that `params` belong to.
-        params: parameters; tensors are written in the dtype they have.
+        folder: created if missing.
+        model: the module of `params`.
+        params: parameters; tensors keep their dtype.
         format: "safetensors" or "flax" (`flax_model.msgpack`).
         max_shard_bytes: larger weights are split.
     """
@@ -161,13 +160,13 @@ def save_pretrained(
 
 
 def resolve_folder(folder_or_hub_id: str | Path) -> Path:
-    """The folder itself, or where the hub's files were downloaded to.
+    """The folder itself, or the local download of a hub repository.
 
     Raises:
-        InputError: it is neither a folder nor a repository that the hub serves.
+        InputError: it is neither a folder nor an available hub repository.
     """
     folder = Path(folder_or_hub_id).expanduser()
-    with guarded.foreign_errors(f"model {str(folder_or_hub_id)[:100]!r} is no folder", "give one, or a hub id"):
+    with guarded.foreign_errors(f"model {str(folder_or_hub_id)[:100]!r} is not a folder", "give a folder or a hub id"):
         if folder.is_dir():
             return folder
     from huggingface_hub import snapshot_download
@@ -177,13 +176,13 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
         return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=list(_HUB_FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"model {str(folder_or_hub_id)!r} is no folder here, and the hub did not serve it "
+            f"model {str(folder_or_hub_id)!r} is not a folder, and could not be downloaded from the hub "
             f"({type(error).__name__}); give a folder with config.json and weights, or a hub id while online"
         ) from error
 
 
 def has_score_head(folder: Path) -> bool:
-    """Whether the folder's weights hold a reward model's head.
+    """Whether the folder's weights contain a reward model's head.
 
     Raises:
         InputError: config or weights are missing, damaged or unsupported.
@@ -197,18 +196,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json with transformers' defaults filled in.
 
     Raises:
-        InputError: it is missing, is no JSON, or has a `model_type` that no family reads.
+        InputError: it is missing, is not JSON, or has an unsupported `model_type`.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{path}: not found; a model folder holds config.json beside its weights")
+        raise InputError(f"{path}: not found; a model folder contains config.json and weights")
     raw = guarded.read_object(path, remedy="copy or download it again")
     family_of(raw.get("model_type"))
     if raw["model_type"] == "mistral" and "layer_types" in raw:
-        raw["model_type"] = "ministral"  # as transformers' AutoConfig: its Mistral has one kind of layer
+        raw["model_type"] = "ministral"  # as in transformers' AutoConfig, whose Mistral has one kind of layer
     quantization.check_config(raw.get("quantization_config"), path)
     if raw.get("per_layer_config"):
-        raise InputError(f"{path}: per_layer_config is not supported; take a model whose layers are alike")
+        raise InputError(f"{path}: per_layer_config is not supported; use a model whose layers are alike")
     check_sizes(raw, path)
     with guarded.foreign_errors(f"{path}: not a configuration", "correct the field"):
         return AutoConfig.for_model(**raw).to_dict()
@@ -218,17 +217,17 @@ def _model_config(folder: Path, raw: dict[str, Any], head: Head | None) -> Model
     family = family_of(raw["model_type"])
     if not family.is_causal and head != "reward":
         raise InputError(
-            f"{folder}: model_type={raw['model_type']!r} is an encoder, which reads text and writes none; "
-            "it can be a reward model, not a policy: give a decoder, such as gpt2 or llama"
+            f"{folder}: model_type={raw['model_type']!r} is an encoder, which cannot generate text; "
+            "it can be a reward model, but not a policy: use a decoder, such as gpt2 or llama"
         )
-    with guarded.foreign_errors(f"{folder / 'config.json'}: a field is missing or unfit", "correct it"):
+    with guarded.foreign_errors(f"{folder / 'config.json'}: a field is missing or invalid", "correct it"):
         return family.config_from_hf(raw)
 
 
 def _value_head(
     folder: Path, shapes: placement.Shapes, found: dict[tuple[str, ...], np.ndarray]
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """The head saved here, or TRL's if the weights held one, or zeros."""
+    """The value head saved by us or by TRL, otherwise zeros."""
     wanted = {path: shape for path, shape in shapes.items() if path[0] == "value_head"}
     file = folder / VALUE_HEAD_FILE
     if not file.is_file():
@@ -244,11 +243,11 @@ def _value_head(
 def _fresh_head(
     missing: dict[tuple[str, ...], Any], model: RewardModel, key: jax.Array | None, folder: Path
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Leaves that a reward head lacks: biases 0, the score N(0, 1/sqrt(D + 1)), a pooler as the model began."""
+    """Initial values of missing reward head leaves: biases 0, score N(0, 1/sqrt(D + 1)), pooler as in pretraining."""
     if key is None:
         raise InputError(
             f"{folder}: the weights have no score head ({weights.few(['.'.join(path) for path in missing])}); "
-            "name the folder of a reward model, such as the model/ of a run of `jaxrl-lm reward-model`"
+            "give the folder of a reward model, such as model/ in a run of `jaxrl-lm reward-model`"
         )
     config, leaves = model.config, {}
     for (path, shape), leaf_key in zip(missing.items(), jax.random.split(key, len(missing)), strict=True):
@@ -268,7 +267,7 @@ def _write_config(folder: Path, model: RewardModel, dtype: np.dtype) -> None:
 
 
 def _replace_weights(folder: Path, staged: Path) -> None:
-    """Move files over their namesakes, then delete weights of another form: readable weights stand at any time."""
+    """Replace files of the same name, then delete weights in other formats: readable weights exist at all times."""
     new = {file.name for file in staged.iterdir()}
     for file in staged.iterdir():
         os.replace(file, folder / file.name)

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: float8 weights become numbers again; other forms are refused by name."""
+"""Quantised checkpoints: float8 weights are dequantised; other methods are refused by name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,24 +12,24 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.weights import Tensors
 
 _REMEDY = (
-    "load the model that it was quantised from (its card names it), or dequantise it with transformers on a machine "
+    "load the original model (see its model card), or dequantise it with transformers on a machine "
     "that can run it: AutoModelForCausalLM.from_pretrained(FOLDER).dequantize().save_pretrained(NEW_FOLDER)"
 )
 _METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 _FLOAT8 = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)))
-_SCALES = ("weight_scale_inv", "weight_scale")  # both multiply; the first name is DeepSeek's
-_OF_ACTIVATIONS = ("input_scale", "activation_scale")  # activations stay as they are here
+_SCALES = ("weight_scale_inv", "weight_scale")  # both are factors; the first is DeepSeek's name
+_OF_ACTIVATIONS = ("input_scale", "activation_scale")  # activations are not quantised here
 
 
 def check_config(quantization: Any, path: Path) -> None:
-    """Refuse methods of quantisation that are not undone here.
+    """Refuse unsupported quantisation methods.
 
     Args:
         quantization: `quantization_config`, or None.
-        path: config.json, for the message.
+        path: path of config.json, for the message.
 
     Raises:
-        InputError: another method than float8 weights with scales.
+        InputError: the method is not float8 weights with scales.
     """
     if quantization is None:
         return
@@ -47,18 +47,17 @@ def check_config(quantization: Any, path: Path) -> None:
 
 
 def dequantise(tensors: Tensors, quantization: Any, folder: Path) -> Tensors:
-    """Tensors with each float8 weight times its scale, in float32, without the scales.
+    """Multiply each float8 weight by its scale, in float32, and drop the scales.
 
-    `w[i, j] = q[i, j] * scale[i // R, j // C]` with blocks of `[R, C]`; one scale for the whole tensor, or one for each
-    row, are the limits.
+    `w[i, j] = q[i, j] * scale[i // R, j // C]` with blocks `[R, C]`, which may also be the whole tensor or one row.
 
     Args:
         tensors: by name.
         quantization: `quantization_config`, whose `weight_block_size` is `[R, C]`, or None.
-        folder: for messages.
+        folder: the model folder, for messages.
 
     Raises:
-        InputError: a float8 weight has no scale, or one that does not fit.
+        InputError: a float8 weight has no scale, or one of the wrong shape.
     """
     block_size = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
     result = dict(tensors)
@@ -68,12 +67,12 @@ def dequantise(tensors: Tensors, quantization: Any, folder: Path) -> Tensors:
         stem = name.removesuffix("weight")
         scale_name = next((stem + scale for scale in _SCALES if stem + scale in tensors), None)
         if not name.endswith("weight") or scale_name is None:
-            raise InputError(f"{folder}: tensor {name} is {tensor.dtype} and has no weight_scale beside it; {_REMEDY}")
+            raise InputError(f"{folder}: tensor {name} is {tensor.dtype} without a weight_scale; {_REMEDY}")
         scale = _spread(tensors[scale_name], tensor.shape, block_size)
         if scale is None:
             raise InputError(
-                f"{folder}: tensor {scale_name} {tensors[scale_name].dtype}{list(tensors[scale_name].shape)} is no "
-                f"scale of {name} {list(tensor.shape)} in blocks of {block_size}; {_REMEDY}"
+                f"{folder}: tensor {scale_name} {tensors[scale_name].dtype}{list(tensors[scale_name].shape)} is not a "
+                f"scale for {name} {list(tensor.shape)} in blocks of {block_size}; {_REMEDY}"
             )
         result[name] = tensor.astype(np.float32) * scale
         for spent in (scale_name, *(stem + suffix for suffix in _OF_ACTIVATIONS)):
@@ -82,7 +81,7 @@ def dequantise(tensors: Tensors, quantization: Any, folder: Path) -> Tensors:
 
 
 def _spread(scale: np.ndarray, shape: tuple[int, ...], block_size: Any) -> np.ndarray | None:
-    """A scale repeated over the entries of a weight; None if it does not fit."""
+    """A scale repeated over the entries of a weight; None if the shapes do not match."""
     if not jnp.issubdtype(scale.dtype, jnp.floating) or scale.dtype.itemsize < 2:
         return None
     scale = scale.astype(np.float32)
@@ -100,14 +99,14 @@ def _spread(scale: np.ndarray, shape: tuple[int, ...], block_size: Any) -> np.nd
 
 
 def check_numbers(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Refuse weights that are no floating-point numbers.
+    """Refuse weights that are not floating-point numbers.
 
     Raises:
-        InputError: a tensor holds integers, as quantised weights do.
+        InputError: a tensor has integers, like quantised weights.
     """
     for name, tensor in tensors.items():
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise InputError(
-                f"{folder}: tensor {name} holds {tensor.dtype}, not floating-point numbers: the weights are "
+                f"{folder}: tensor {name} has dtype {tensor.dtype}, not floating point: the weights are "
                 f"quantised; {_REMEDY}"
             )

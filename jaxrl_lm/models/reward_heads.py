@@ -1,8 +1,9 @@
-"""The scale of a reward: its head brought to mean 0 and standard deviation 1 over reference samples, and kept so.
+"""Reward normalisation: scores with mean 0 and standard deviation 1 over reference samples.
 
-The gain lies in the saved head's weights. So does the bias of an encoder, whose head has one, and torch's class then
-gives the normalised score. The head of a decoder has no bias in torch's class: there the score is short of a constant,
-the offset, which `reward_scale.json` holds and a learned reward adds. It also holds the longest text of training.
+The gain is folded into the saved head's weights. For an encoder, whose head has a bias, the bias is too, and torch's
+class returns the normalised score. A decoder's head has no bias in torch's class: its score lacks a constant, the
+offset, which is stored in `reward_scale.json` and added by a learned reward. The file also stores the longest text of
+training.
 """
 
 import json
@@ -24,13 +25,13 @@ from jaxrl_lm.types import PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class RewardScale:
-    """How scores were normalised, `normalised = gain * logit + bias`, and over how long texts.
+    """The normalisation of scores, `normalised = gain * logit + bias`, and the longest text.
 
     Attributes:
-        gain: lies in the head's weights already. `(score - bias) / gain` is the logit that the model was trained on.
-        bias: mean of the samples, negative and scaled.
-        offset: what is still to be added to the saved model's score: the bias where the head has none, else 0.
-        max_tokens: longest text that the model was trained and normalised on, tokens; None for what it holds.
+        gain: already in the head's weights. `(score - bias) / gain` is the logit that the model was trained on.
+        bias: the samples' mean, scaled and negated.
+        offset: constant to add to the saved model's score: the bias if the head has none, otherwise 0.
+        max_tokens: longest text in training and normalisation, in tokens; None for the model's context.
     """
 
     gain: float = 1.0
@@ -40,10 +41,10 @@ class RewardScale:
 
 
 def measure_scale(scores: Float[np.ndarray, " N"]) -> tuple[float, float]:
-    """Gain and bias that give these scores mean 0 and standard deviation 1: `1 / std` and `-mean / std`.
+    """Gain and bias that normalise these scores to mean 0 and standard deviation 1: `1 / std` and `-mean / std`.
 
     Args:
-        scores: of samples of the reference policy, at least two.
+        scores: scores of at least two samples of the reference policy.
 
     Returns:
         Gain and bias.
@@ -57,22 +58,22 @@ def measure_scale(scores: Float[np.ndarray, " N"]) -> tuple[float, float]:
     if not (math.isfinite(std) and std > 0):
         raise InputError(
             f"normalisation.num_samples={len(scores)}: the scores of the reference samples have a standard deviation "
-            f"of {std}; give samples that differ, or 0 to leave scores as they are"
+            f"of {std}; give samples that differ, or 0 for no normalisation"
         )
     return 1 / std, -float(np.mean(np.asarray(scores, np.float64))) / std
 
 
 def scale_head(model: RewardModel, params: PyTree, gain: float, bias: float) -> tuple[PyTree, float]:
-    """Parameters whose scores are `gain * score + bias`, but for the offset that is returned.
+    """Scale the head so that scores become `gain * score + bias`, up to the returned offset.
 
     Args:
         model: a reward model.
         params: its parameters.
         gain: factor.
-        bias: what is added behind it.
+        bias: constant to add.
 
     Returns:
-        New parameters, and the offset: 0 where the head has a bias, else `bias`.
+        New parameters, and the offset: 0 if the head has a bias, otherwise `bias`.
     """
     name = model.family.score_head
     head = {"kernel": params[name]["kernel"] * gain}
@@ -83,12 +84,12 @@ def scale_head(model: RewardModel, params: PyTree, gain: float, bias: float) -> 
 
 
 def new_head(model: RewardModel, params: PyTree, key: jax.Array, std: float | None = None) -> PyTree:
-    """Parameters with the score head drawn anew: weights N(0, std), bias 0.
+    """Reinitialise the score head: weights N(0, std), bias 0.
 
     Args:
         model: a reward model.
         params: its parameters.
-        key: of the draw.
+        key: random key.
         std: standard deviation of the weights; None for 1/sqrt(D + 1).
 
     Reference: Stiennon et al., 2020, Learning to Summarize from Human Feedback.
@@ -101,31 +102,31 @@ def new_head(model: RewardModel, params: PyTree, key: jax.Array, std: float | No
 
 
 def with_padding(model: RewardModel, pad_token: int) -> RewardModel:
-    """The model with this pad token in its configuration: torch's classes find a row's last token by it."""
+    """Set the pad token in the model's configuration; torch's classes use it to find a row's last token."""
     hf: dict[str, Any] = model.config.hf_config() | {"pad_token_id": pad_token}
     return model.clone(config=replace(model.config, hf_json=json.dumps(hf, sort_keys=True)))
 
 
 def write_scale(folder: Path, scale: RewardScale) -> None:
-    """Put the scale beside the weights, after `save_pretrained`, which takes an old one away."""
+    """Save the scale with the weights; call it after `save_pretrained`, which deletes an old one."""
     (folder / REWARD_SCALE_FILE).write_text(json.dumps(asdict(scale), indent=2) + "\n")
 
 
 def read_scale(folder: Path) -> RewardScale:
-    """The scale of a reward model's folder; one that was never normalised has gain 1, bias 0 and no limit.
+    """Load the scale of a reward model's folder; without normalisation it has gain 1, bias 0 and no length limit.
 
     Raises:
-        InputError: the file is no scale.
+        InputError: the file is invalid.
     """
     path = folder / REWARD_SCALE_FILE
     if not path.is_file():
         return RewardScale()
     remedy = "save the reward model again"
     found = guarded.read_object(path, remedy=remedy)
-    with guarded.foreign_errors(f"{path}: no scale of a reward", remedy):
+    with guarded.foreign_errors(f"{path}: not a valid reward scale", remedy):
         max_tokens = found.pop("max_tokens", None)
         if max_tokens is not None and not (type(max_tokens) is int and 0 < max_tokens < 2**31):
-            raise ValueError(f"max_tokens={max_tokens!r:.60} is no whole number above 0")
+            raise ValueError(f"max_tokens={max_tokens!r:.60} must be a positive integer")
         scale = RewardScale(**{name: float(value) for name, value in found.items()}, max_tokens=max_tokens)
     if not all(map(math.isfinite, (scale.gain, scale.bias, scale.offset))) or not scale.gain > 0:
         raise InputError(f"{path}: {scale} must be finite with a gain above 0; save the reward model again")

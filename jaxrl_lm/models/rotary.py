@@ -19,29 +19,29 @@ RotaryKind = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryConfig:
-    """How fast each pair of dimensions turns.
+    """Rotation frequencies of each pair of dimensions.
 
-    The frequencies of "dynamic" and "longrope" depend on the length of the call: 1 + the largest position of any of
-    its rows, as in transformers. A key is rotated once, with the frequencies of the call that writes it to the cache.
-    Generation beyond `original_positions` therefore mixes frequencies, as transformers' `generate` does, and its
-    logits differ from those of one pass over the whole sequence. Reinforcement learning needs the two to agree: keep
-    prompt and completion within `original_positions`.
+    The frequencies of "dynamic" and "longrope" depend on the length of the call: 1 + the largest position in any row,
+    as in transformers. A key is rotated once, with the frequencies of the call that writes it to the cache. Generation
+    beyond `original_positions` therefore mixes frequencies, like transformers' `generate`, and its logits differ from
+    those of one pass over the whole sequence. Reinforcement learning needs the two to agree: keep prompt and completion
+    within `original_positions`.
 
     Attributes:
         theta: base of the geometric series of wavelengths.
-        kind: "default"; "linear" divides all frequencies by `factor`; "dynamic" raises theta with the length of the
-            sequence once it exceeds `original_positions`; "yarn" and "llama3" divide slow dimensions only; "longrope"
-            has a divisor for each dimension, one list for short and one for long sequences.
+        kind: "default"; "linear" divides all frequencies by `factor`; "dynamic" increases theta with the sequence
+            length beyond `original_positions`; "yarn" and "llama3" divide slow dimensions only; "longrope" has a
+            divisor per dimension, one list for short and one for long sequences.
         factor: stretch of the context.
         original_positions: context length, in tokens, before stretching.
-        attention_factor: factor of cosine and sine, that is of queries and keys (yarn, longrope).
-        low_frequency_factor: llama3: dimensions that turn fewer times in the original context are divided.
-        high_frequency_factor: llama3: those that turn more often are left alone, those between are blended.
-        beta_fast: yarn: dimensions that turn more often in the original context are left alone.
-        beta_slow: yarn: those that turn fewer times are divided, those between are blended.
+        attention_factor: factor on cosine and sine, and so on queries and keys (yarn, longrope).
+        low_frequency_factor: llama3: dimensions with fewer rotations in the original context are divided.
+        high_frequency_factor: llama3: those with more rotations are unchanged; those in between are interpolated.
+        beta_fast: yarn: dimensions with more rotations in the original context are unchanged.
+        beta_slow: yarn: those with fewer rotations are divided; those in between are interpolated.
         is_truncated: yarn: whether the two limits are rounded to whole dimensions.
-        short_factors: longrope: divisors up to `original_positions`, one for each pair of dimensions.
-        long_factors: longrope: divisors beyond.
+        short_factors: longrope: divisors up to `original_positions`, one per pair of dimensions.
+        long_factors: longrope: divisors beyond `original_positions`.
 
     Reference: Peng et al., 2023, YaRN: Efficient Context Window Extension of Large Language Models (yarn, dynamic);
     Ding et al., 2024, LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens (longrope).
@@ -71,15 +71,15 @@ class RotaryConfig:
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether the frequencies depend on how long the sequence is."""
+        """Whether the frequencies depend on the sequence length."""
         return self.kind in ("dynamic", "longrope")
 
 
 def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
-    """Read `rope_parameters` of a configuration that transformers has completed.
+    """Read `rope_parameters` of a configuration completed by transformers.
 
     Raises:
-        InputError: a kind, or a form, of rotary embedding that is not supported.
+        InputError: the rotary embedding is not supported.
     """
     rope = config.get("rope_parameters") or {}
     kind, positions = rope.get("rope_type", "default"), config["max_position_embeddings"]
@@ -90,8 +90,8 @@ def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
     nested = [name for name, value in rope.items() if isinstance(value, dict)]
     if nested:
         raise InputError(
-            f"config.json: rope_parameters has its own values for {', '.join(nested)}; only one set for all layers is "
-            "supported"
+            f"config.json: rope_parameters has separate values for {', '.join(nested)}; only one set for all layers "
+            "is supported"
         )
     if kind != "default" and (rope.get("partial_rotary_factor") or 1.0) != 1.0:
         raise InputError(
@@ -120,7 +120,7 @@ def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
 
 
 def _attention_factor(kind: str, rope: dict[str, Any], factor: float, original: int) -> float:
-    """The factor given, or the one that the paper of the kind recommends."""
+    """The given attention factor, or the one recommended in the method's paper."""
     if kind not in ("yarn", "longrope"):
         return 1.0
     if rope.get("attention_factor") is not None:
@@ -138,12 +138,12 @@ def _attention_factor(kind: str, rope: dict[str, Any], factor: float, original: 
 def frequencies(
     config: RotaryConfig, head_size: int, length: Int[Array, ""] | int = 0
 ) -> Float[np.ndarray, " half"] | Float[Array, " half"]:
-    """Radians a position of each pair of dimensions, float32 `[H/2]`.
+    """Radians per position of each pair of dimensions, float32 `[H/2]`.
 
     Args:
-        config: kind and its settings.
+        config: kind and settings.
         head_size: H.
-        length: of the sequence, tokens; read where `config.depends_on_length`.
+        length: sequence length in tokens; used if `config.depends_on_length`.
     """
     exponents = np.arange(0, head_size, 2, dtype=np.float64) / head_size
     freqs = config.theta**-exponents
@@ -168,13 +168,13 @@ def frequencies(
 
 
 def _divide_partly(freqs: np.ndarray, factor: float, kept: np.ndarray) -> np.ndarray:
-    """Frequencies left alone where `kept` is 1 or more, divided where it is 0 or less, blended between."""
+    """Frequencies: unchanged where `kept` >= 1, divided where `kept` <= 0, interpolated in between."""
     kept = np.clip(kept, 0.0, 1.0)
     return kept * freqs + (1 - kept) * freqs / factor
 
 
 def _yarn_ramp(config: RotaryConfig, head_size: int) -> np.ndarray:
-    """Over the pairs of dimensions: 0 up to that which turns `beta_fast` times, 1 from `beta_slow` times."""
+    """Ramp over the pairs of dimensions: 0 up to the one with `beta_fast` rotations, 1 from `beta_slow`."""
 
     def pair_that_turns(times: float) -> float:
         wavelength = config.original_positions / (times * 2 * math.pi)
@@ -191,11 +191,10 @@ def _yarn_ramp(config: RotaryConfig, head_size: int) -> np.ndarray:
 def rotary_table(
     config: RotaryConfig, position_ids: Int[Array, "B T"], head_size: int, num_positions: int
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """Cosine and sine of each position's angles times the attention factor, float32, one axis for the heads.
+    """Cosine and sine of each position's angles times the attention factor, float32, with an axis for heads.
 
-    They are looked up in a table of all positions below `num_positions`: where they are computed from `position_ids`
-    directly, XLA's CPU compiler fuses them into every layer that reads them and computes them there again. Frequencies
-    that depend on the length leave no other choice.
+    They are looked up in a table of `num_positions` positions. If they were computed from `position_ids`, XLA's CPU
+    compiler would fuse them into every layer and recompute them there. Length-dependent frequencies leave no choice.
     """
     if config.depends_on_length:
         freqs = frequencies(config, head_size, jnp.max(position_ids) + 1)
@@ -212,7 +211,7 @@ def rotary_table(
 def rotate(
     x: Float[Array, "B T N H"], table: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
 ) -> Float[Array, "B T N H"]:
-    """Turn the pair (i, i + H/2) of each head by its angle, in float32."""
+    """Rotate the pair (i, i + H/2) of each head by its angle, in float32."""
     cos, sin = table
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)

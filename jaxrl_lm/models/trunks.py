@@ -1,7 +1,7 @@
-"""Networks that turn observations of an environment into features; heads of values and actions stand on them.
+"""Networks that map environment observations to features for policy and value heads.
 
-Products are plain matrix products on `[N, D]`, convolutions included: under `vmap` over seeds a convolution would
-become a grouped one, which a CPU computes many times slower than the batched product of its patches.
+All layers, including convolutions, are matrix products on `[N, D]`: under `vmap` over seeds a convolution would become
+a grouped one, which is many times slower on a CPU than a batched product of patches.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ TrunkKind = Literal["auto", "mlp", "conv"]
 
 KERNEL_SIZE = 3
 GAIN = 2**0.5
-# Each iteration multiplies a small singular value by 1.5, so that even one of 1e-8 comes near 1.
+# Each iteration multiplies small singular values by 1.5, so even 1e-8 converges to 1.
 NUM_ITERATIONS = 52
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -39,14 +39,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
-    """Shape of a network's body.
+    """Architecture of a trunk.
 
     Attributes:
-        hidden_sizes: units of each fully connected layer, the last of them the features.
-        activation: after every layer; "gelu" is the exact one (with the error function), "leaky_relu" has slope 0.01.
-        kind: "mlp" flattens an observation; "conv" sends a grid `[H, W, C]` through 3x3 convolutions first; "auto"
-            does so where the observation is a grid large enough for them.
-        channels: outputs of each convolution; each takes 2 off height and width.
+        hidden_sizes: units of each fully connected layer; the last are the features.
+        activation: after every layer; "gelu" is exact (error function), "leaky_relu" has slope 0.01.
+        kind: "mlp" flattens observations; "conv" first applies 3x3 convolutions to a grid `[H, W, C]`; "auto" uses
+            them if the observation is a large enough grid.
+        channels: output channels of each convolution, which reduces height and width by 2.
         layer_norm: normalise every layer's outputs before the activation.
     """
 
@@ -65,15 +65,15 @@ class TrunkConfig:
 
 
 class Trunk(nn.Module):
-    """Features of observations.
+    """Maps observations to features.
 
     Attributes:
         config: layers.
-        observation_shape: of one observation; axes before it are batch axes.
-        num_categories: how many values an observation of a discrete space has, None for arrays.
-        is_conv: whether convolutions come first.
-        scale: what an observation of bytes is multiplied by. One that comes as floating-point numbers, normalised
-            already, is left as it is.
+        observation_shape: shape of one observation; leading axes are batch axes.
+        num_categories: number of values of a discrete observation; None for arrays.
+        is_conv: whether to start with convolutions.
+        scale: factor for uint8 observations. Floating-point observations, which are already normalised, are not
+            scaled.
     """
 
     config: TrunkConfig
@@ -84,7 +84,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Shaped[Array, "..."]) -> Float[Array, "*B F"]:
-        """Features `[..., F]` of observations `[..., *observation_shape]`."""
+        """Features `[..., F]` for observations `[..., *observation_shape]`."""
         num_axes = observations.ndim - len(self.observation_shape)
         batch_shape = observations.shape[:num_axes]
         assert observations.shape[num_axes:] == self.observation_shape, (observations.shape, self.observation_shape)
@@ -104,7 +104,7 @@ class Trunk(nn.Module):
         return features.reshape(*batch_shape, features.shape[-1])
 
     def _rows_of_table(self, categories: jax.Array, size: int) -> jax.Array:
-        """A dense layer of one-hot vectors, read from its weight instead of multiplied."""
+        """A dense layer on one-hot vectors, computed as a lookup in its weight."""
         table = self.param("table", orthogonal(GAIN), (self.num_categories, size), jnp.float32)
         return table[categories]
 
@@ -120,14 +120,14 @@ class Trunk(nn.Module):
 
 
 def make_trunk(config: TrunkConfig, observation_space: Any) -> Trunk:
-    """The trunk that fits a gymnax observation space.
+    """Build the trunk for a gymnax observation space.
 
     Args:
         config: layers.
-        observation_space: `Discrete` (a table of features is learned) or `Box`; uint8 is divided by its upper bound.
+        observation_space: `Discrete` (learns a table of features) or `Box`; uint8 is divided by its upper bound.
 
     Raises:
-        InputError: another space, or convolutions asked for where the observation is no grid large enough.
+        InputError: the space is not supported, or too small a grid for convolutions.
     """
     if is_discrete(observation_space):
         if config.kind == "conv":
@@ -135,7 +135,7 @@ def make_trunk(config: TrunkConfig, observation_space: Any) -> Trunk:
         return Trunk(config=config, observation_shape=(), num_categories=observation_space.n, is_conv=False, scale=1.0)
     if not is_box(observation_space):
         raise InputError(
-            f"observation_space={observation_space!r} is neither Discrete nor Box; flatten its parts into one array"
+            f"observation_space={observation_space!r} is neither Discrete nor Box; flatten it into one array"
         )
     shape = tuple(int(size) for size in observation_space.shape)
     smallest = 2 * len(config.channels) + 1
@@ -151,11 +151,11 @@ def make_trunk(config: TrunkConfig, observation_space: Any) -> Trunk:
 
 
 def orthogonal(gain: float) -> nn.initializers.Initializer:
-    """Weights `[D, F]` with orthogonal rows or columns, whichever are fewer, of length `gain`; uniform among such.
+    """Uniformly random weights `[D, F]` with orthogonal rows or columns, whichever are fewer, of length `gain`.
 
-    A matrix of normal numbers is brought to its polar factor by Newton and Schulz's iteration
-    `X <- 1.5 X - 0.5 X X^T X`. Flax's own initializer takes a QR decomposition, and two of those batched by `vmap` can
-    wait for each other for ever on a CPU of two cores (jaxlib 0.10).
+    The Newton-Schulz iteration `X <- 1.5 X - 0.5 X X^T X` maps a normal random matrix to its polar factor. Flax's own
+    initializer uses a QR decomposition, and two of these batched by `vmap` can deadlock on a CPU with two cores
+    (jaxlib 0.10).
 
     Reference: Saxe, McClelland and Ganguli, 2014, Exact solutions to the nonlinear dynamics of learning in deep linear
     neural networks.
@@ -186,7 +186,7 @@ def _dense(size: int) -> nn.Dense:
 
 
 def _patches(planes: jax.Array) -> jax.Array:
-    """The 3x3 neighbourhoods of inner cells: `[N, H, W, C]` to `[N, H - 2, W - 2, 9 C]`."""
+    """The 3x3 patches around inner cells: `[N, H, W, C]` to `[N, H - 2, W - 2, 9 C]`."""
     height, width = (size - KERNEL_SIZE + 1 for size in planes.shape[1:3])
     shifts = [(row, column) for row in range(KERNEL_SIZE) for column in range(KERNEL_SIZE)]
     return jnp.concatenate([planes[:, r : r + height, c : c + width] for r, c in shifts], axis=-1)

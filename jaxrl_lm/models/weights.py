@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors and Flax msgpack, whole or in shards. Reads data, never code."""
+"""Files of named tensors: safetensors and Flax msgpack, single or sharded. Loads data, never code."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,19 +19,19 @@ Tensors = dict[str, np.ndarray]
 
 FILE_NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
 _FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
-# What files are read of; the library knows more, down to four bits.
+# Supported dtypes; the library has more, down to four bits.
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
-_MAX_NAME_BYTES = 255  # of a file, on every common file system
+_MAX_NAME_BYTES = 255  # limit of common file systems
 _SEPARATORS: dict[Format, str] = {"safetensors": ".", "flax": "/"}
 
 
 def read_weights(folder: Path) -> tuple[Tensors, Format]:
-    """All tensors of a model folder, by the names they have in the file, and the format found.
+    """All tensors of a model folder, by their names in the file, and the format found.
 
-    safetensors is taken before msgpack, a whole file before shards.
+    safetensors takes precedence over msgpack, a single file over shards.
 
     Raises:
-        InputError: there are no weights, a shard is missing, or a file is damaged or no such file.
+        InputError: there are no weights, a shard is missing, or a file is damaged.
     """
     for kind, name in FILE_NAMES.items():
         if (folder / name).is_file():
@@ -40,16 +40,18 @@ def read_weights(folder: Path) -> tuple[Tensors, Format]:
         if index.is_file():
             return _read_shards(index, kind), kind
     wanted = ", ".join(f"{name} or {name}.index.json" for name in FILE_NAMES.values())
-    raise InputError(f"{folder}: no weights found (wanted {wanted}); torch's .bin files are not read: convert them")
+    raise InputError(
+        f"{folder}: no weights found (expected {wanted}); convert torch's .bin files, which are not supported"
+    )
 
 
 def read_file(path: Path, kind: Format) -> Tensors:
     """The tensors of one file.
 
     Raises:
-        InputError: the file is truncated or is not of this format.
+        InputError: the file is truncated or in another format.
     """
-    with guarded.foreign_errors(f"{path}: not a whole {kind} file", "copy or download it again"):
+    with guarded.foreign_errors(f"{path}: not a complete {kind} file", "copy or download it again"):
         if kind == "safetensors":
             return _load_safetensors(path)
         tree = serialization.msgpack_restore(path.read_bytes())
@@ -60,14 +62,12 @@ def read_file(path: Path, kind: Format) -> Tensors:
 
 
 def _load_safetensors(path: Path) -> Tensors:
-    """As `safetensors.numpy.load_file`, which fails on float8."""
+    """Like `safetensors.numpy.load_file`, which fails on float8."""
     with safetensors.safe_open(path, framework="numpy") as file:
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 no mapping
         unknown = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _DTYPES and kind not in _FLOAT8]
         if unknown:
-            raise InputError(
-                f"{path}: tensors of a type that is not read: {few(unknown)}; take weights of {', '.join(_DTYPES)}"
-            )
+            raise InputError(f"{path}: unsupported tensor types: {few(unknown)}; use weights of {', '.join(_DTYPES)}")
         tensors = {name: file.get_tensor(name) for name, kind in kinds.items() if kind not in _FLOAT8}
     if len(tensors) < len(kinds):
         for name, spec in safetensors.deserialize(path.read_bytes()):
@@ -84,12 +84,12 @@ def _read_shards(index: Path, kind: Format) -> Tensors:
         shards = sorted({Path(shard).name for shard in weight_map.values()})
         unfit = [shard for shard in shards if not 0 < len(shard.encode()) <= _MAX_NAME_BYTES or "\0" in shard]
         if unfit:
-            raise ValueError(f"{unfit[0][:60]!r} is no name of a file")
+            raise ValueError(f"{unfit[0][:60]!r} is not a file name")
     tensors: Tensors = {}
     for shard in shards:
         path = index.parent / shard
         if not path.is_file():
-            raise InputError(f"{path}: this shard is missing, {index.name} names it; copy or download it")
+            raise InputError(f"{path}: this shard, listed in {index.name}, is missing; copy or download it")
         tensors |= read_file(path, kind)
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
@@ -98,7 +98,7 @@ def _read_shards(index: Path, kind: Format) -> Tensors:
 
 
 def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], kind: Format, max_shard_bytes: int) -> None:
-    """Write tensors whole, or in shards with their index where they exceed `max_shard_bytes`."""
+    """Write tensors to one file, or to shards with an index if they exceed `max_shard_bytes`."""
     name = FILE_NAMES[kind]
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
@@ -117,13 +117,13 @@ def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], kind: Format,
 
 def write_file(path: Path, tensors: Mapping[str, np.ndarray], kind: Format) -> None:
     """Write one file of named tensors."""
-    # safetensors takes the memory as it lies: a transposed view would come back scrambled.
+    # safetensors writes raw memory: a transposed view would be scrambled.
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     if kind == "safetensors":
         path.touch()
         mode = path.stat().st_mode
         safetensors.numpy.save_file(whole, path, metadata={"format": "pt"})
-        path.chmod(mode)  # the library leaves files that only their owner may read
+        path.chmod(mode)  # the library creates files that only their owner can read
     else:
         path.write_bytes(serialization.msgpack_serialize(unflatten_dict(whole, sep="/")))
 
@@ -159,7 +159,7 @@ class TensorLayout:
         self._is_torch = kind == "safetensors"
 
     def locate(self, path: tuple[str, ...]) -> tuple[str, str, Callable[[np.ndarray], np.ndarray]]:
-        """Of our leaf: its name in a file, the same with no prefix, and what turns one's layout to the other's."""
+        """For one of our leaves: its name in a file, the same without prefix, and its layout conversion."""
         room, *rest = path
         leaf = rest[-1]
         if room == "lm_head" and not self._is_torch:
@@ -181,5 +181,5 @@ def _layer_number(part: str) -> list[str]:
 
 
 def few(names: list[str], most: int = 4) -> str:
-    """The first names of a list, for a message, and how many more there are."""
+    """The first names of a list and the number of others, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

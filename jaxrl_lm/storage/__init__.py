@@ -1,4 +1,4 @@
-"""The folder of a run: configuration, metrics, checkpoints, plots, report; knows no model or algorithm."""
+"""Run folders: configuration, metrics, checkpoints, plots and report, independent of models and algorithms."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training state: saved whole or not at all, restored bit for bit or with an error."""
+"""Checkpoints of a training state: saved atomically, restored bit for bit or with an error."""
 
 import json
 import logging
@@ -22,18 +22,18 @@ _SECONDS_OF_OTHER_READS = 0.2
 
 
 class Checkpoints:
-    """The last few checkpoints of a run, a folder each, named by its step; a context manager.
+    """The newest checkpoints of a run, one folder per step; a context manager.
 
-    A checkpoint holds the arrays of the state and a description in JSON: shape, dtype and checksum of every
-    leaf, and the caller's meta. It is written under a temporary name and renamed when complete.
+    A checkpoint contains the state's arrays and a JSON description: shape, dtype and checksum of every leaf, and
+    the caller's meta. It is written under a temporary name and renamed when complete.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        """Open the folder, made if missing.
+        """Open the folder, created if missing.
 
         Args:
             folder: the folder of all checkpoints.
-            keep: how many of the newest checkpoints stay when one more is saved, at least 1.
+            keep: how many of the newest checkpoints to keep, at least 1.
 
         Raises:
             InputError: if `keep` is below 1.
@@ -41,7 +41,7 @@ class Checkpoints:
         if keep < 1:
             raise InputError(f"keep is {keep}: keep at least 1 checkpoint")
         self._folder = folder.absolute()
-        # Saved before `save` returns: the caller donates the state to the next update.
+        # Saving is synchronous, because the caller donates the state to the next update.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("arrays", "description"))
 
@@ -52,7 +52,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Release what the manager holds; saved checkpoints stay."""
+        """Release the manager's resources."""
         self._manager.close()
 
     def latest_step(self) -> int | None:
@@ -60,45 +60,45 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-        """Write a checkpoint; older ones beyond `keep` go once it is complete.
+        """Write a checkpoint, then delete older ones beyond `keep`.
 
         Args:
-            step: later than that of every checkpoint in the folder.
-            state: pytree of JAX arrays, typed PRNG keys among them.
-            meta: plain values that JSON can hold.
+            step: must exceed the step of every existing checkpoint.
+            state: pytree of JAX arrays, including typed PRNG keys.
+            meta: JSON-serialisable values.
 
         Raises:
-            InputError: if a checkpoint of this step or of a later one exists.
-            TypeError: if a leaf of the state is no JAX array, or JSON cannot hold `meta`.
+            InputError: if a checkpoint of this or a later step exists.
+            TypeError: if a leaf of the state is not a JAX array, or `meta` is not JSON-serialisable.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise InputError(
-                f"step {step}: {str(self._folder)!r} holds a checkpoint of step {latest}: "
-                "resume from that one, or delete the folders of the later steps"
+                f"step {step}: {str(self._folder)!r} already has a checkpoint of step {latest}: "
+                "resume from it, or delete the folders of later steps"
             )
         leaves = _named_leaves(state)
         arrays = {name: _key_free(leaf) for name, leaf in leaves.items()}
         description = _describe(leaves, arrays, json.loads(json.dumps(meta)))
-        # Orbax refuses arrays without elements; the description says all there is to know of them.
+        # Orbax refuses empty arrays; the description suffices to restore them.
         stored = {name: array for name, array in arrays.items() if array.size}
         args = ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), description=ocp.args.JsonSave(description))
         with _errors_raised_alone():
-            self._manager.save(step, args=args, force=True)  # when to save is for the caller to say
+            self._manager.save(step, args=args, force=True)  # the caller decides when to save
 
     def restore(self, template: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
         """Read a checkpoint back, bit for bit.
 
         Args:
-            template: pytree like the saved state, of arrays or `jax.ShapeDtypeStruct`; gives the structure,
-                and the sharding of every array where the template's array is committed to one.
-            step: which checkpoint; the newest if None.
+            template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure of the saved state; committed arrays
+                also give the sharding.
+            step: step to restore; the newest if None.
 
         Returns:
             The step, the state and the meta.
 
         Raises:
-            InputError: if there is no such checkpoint, it is damaged, or its state differs from the template.
+            InputError: if the checkpoint is missing, damaged, or differs from the template.
             TypeError: if a leaf of the template is neither a JAX array nor a `jax.ShapeDtypeStruct`.
         """
         found = self._find(step)
@@ -113,9 +113,9 @@ class Checkpoints:
     def _find(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())
         if not steps:
-            raise InputError(f"{str(self._folder)!r} holds no checkpoint: start the run without --resume")
+            raise InputError(f"{str(self._folder)!r} has no checkpoint: start the run without --resume")
         if step is not None and step not in steps:
-            raise InputError(f"step {step}: {str(self._folder)!r} holds the steps {steps}: choose one of them")
+            raise InputError(f"step {step}: {str(self._folder)!r} has checkpoints of steps {steps}: choose one of them")
         return steps[-1] if step is None else step
 
     def _read_description(self, step: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Checkpoints:
         except (KeyError, TypeError, ValueError, RecursionError):
             is_whole = False
         if not is_whole:
-            raise self._damaged(step, "its description is not as it was saved")
+            raise self._damaged(step, "its description has changed since it was saved")
         return description
 
     def _read_arrays(
@@ -139,40 +139,40 @@ class Checkpoints:
         arrays = self._read(step, ocp.args.Composite(arrays=args))["arrays"]
         for name, array in arrays.items():
             if described[name]["checksum"] not in (None, _checksum(array)):
-                raise self._damaged(step, f"{name} is not as it was saved")
+                raise self._damaged(step, f"{name} has changed since it was saved")
         return arrays | {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items() if not s.size}
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
-        remedy = "delete that folder to go on from the checkpoint before it"
+        remedy = "delete that folder to continue from the previous checkpoint"
         what = f"checkpoint {str(self._folder / str(step))!r} is damaged"
         with guarded.foreign_errors(what, remedy), guarded.held_stderr():
             try:
                 return self._manager.restore(step, args=args)
             except Exception:
-                # Of several reads the first to fail closes orbax's event loop; the others then print tracebacks.
+                # The first of several reads to fail closes orbax's event loop; the others then print tracebacks.
                 time.sleep(_SECONDS_OF_OTHER_READS)
                 raise
 
     def _damaged(self, step: int, reason: str) -> InputError:
         return InputError(
             f"checkpoint {str(self._folder / str(step))!r} is damaged ({reason}): "
-            "delete that folder to go on from the checkpoint before it"
+            "delete that folder to continue from the previous checkpoint"
         )
 
     def _check_leaves(self, step: int, described: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
         where = f"checkpoint {str(self._folder / str(step))!r}"
-        remedy = "give the configuration that the checkpoint was saved with, or start without --resume"
+        remedy = "use the configuration of the checkpoint, or start without --resume"
         saved = {name: _shown(leaf["shape"], leaf["dtype"]) for name, leaf in described.items()}
         wanted = {name: _shown(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
         for name in saved | wanted:
             old, new = saved.get(name, "missing"), wanted.get(name, "missing")
             if old != new:
-                raise InputError(f"{where}: {name} is {old} there, {new} in this run: {remedy}")
+                raise InputError(f"{where}: {name} is {old} in the checkpoint, {new} in this run: {remedy}")
 
 
 @contextmanager
 def _errors_raised_alone() -> Iterator[None]:
-    """Orbax's threads log each error with a traceback before the first is raised: on a full disk, hundreds of lines."""
+    """Silence the traceback that each of Orbax's threads logs for an error: hundreds of lines on a full disk."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -187,7 +187,7 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
     named = {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
     for name, leaf in named.items():
         if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-            raise TypeError(f"{name} is {type(leaf).__name__}, no JAX array: wrap it in jnp.asarray")
+            raise TypeError(f"{name} is {type(leaf).__name__}, not a JAX array: wrap it in jnp.asarray")
     return named
 
 
@@ -213,7 +213,7 @@ def _describe(leaves: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array], 
 
 
 def _checksum(array: jax.Array | np.ndarray) -> int | None:
-    # An array spread over several hosts cannot be read on one of them.
+    # An array sharded over several hosts cannot be read on one host.
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return None
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -228,7 +228,7 @@ def _shown(shape: Iterable[int], dtype: object) -> str:
 
 
 def _committed_sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    # An array free to move must stay so: committed to one device it could not meet sharded ones in a jit.
+    # Keep uncommitted arrays uncommitted: committed to one device, they could not be mixed with sharded ones in a jit.
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None
     return leaf.sharding
@@ -246,7 +246,7 @@ def _like(leaf: Any, array: jax.Array | np.ndarray, key_impl: str | None) -> jax
     if key_impl is not None:
         restored = jax.random.wrap_key_data(restored, impl=key_impl)
     elif leaf.weak_type and not leaf.shape:
-        # Weakly typed, as Python scalars are; a strong one could promote what it meets to its own dtype.
+        # Keep weak types, as of Python scalars; a strong one could promote other operands to its dtype.
         restored = jnp.asarray(array.item())
     sharding = _committed_sharding(leaf)
     return restored if sharding is None else jax.device_put(restored, sharding)

@@ -1,4 +1,4 @@
-"""What a kill or a full disk leaves behind in a run folder, and how it is recognised and removed."""
+"""Find and remove what a kill or a full disk leaves behind in a run folder."""
 
 import errno
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage.run_folder import RunFolder
 
-_STAGED_FILE = re.compile(r"\..+\.\d+\.tmp")  # of `write_atomically`
-_STAGED_MODEL = re.compile(r"\.(value_)?model\.\w+")  # of `models.save_pretrained`
+_STAGED_FILE = re.compile(r"\..+\.\d+\.tmp")  # from `write_atomically`
+_STAGED_MODEL = re.compile(r"\.(value_)?model\.\w+")  # from `models.save_pretrained`
 _STAGED_CHECKPOINT = ".orbax-checkpoint-tmp"
 _WRITTEN_BEFORE_CHECKPOINTS = {"config.yaml", "samples.jsonl", "checkpoints"}
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
@@ -18,11 +18,11 @@ _FULL_DISK_WORDS = ("no space left on device", "disk quota exceeded")
 
 
 def is_unstarted(folder: RunFolder, settings: Iterable[str]) -> bool:
-    """Whether a folder is empty, or a run was stopped in it before its first checkpoint.
+    """Whether a folder is empty, or contains a run that stopped before its first checkpoint.
 
     Args:
-        folder: it may be missing, which is not "unstarted".
-        settings: names of the settings that the run's config.yaml holds; a file with others is somebody else's.
+        folder: the folder; a missing one is not "unstarted".
+        settings: names of the settings in the run's config.yaml; a file with others belongs to another program.
     """
     if not folder.path.is_dir():
         return False
@@ -38,13 +38,13 @@ def is_unstarted(folder: RunFolder, settings: Iterable[str]) -> bool:
 
 
 def empty_folder(folder: RunFolder) -> None:
-    """Delete what an unstarted run left; config.yaml last, so that a kill on the way leaves an unstarted run again."""
+    """Delete an unstarted run's files, config.yaml last, so that a kill in between leaves an unstarted run."""
     for entry in sorted(folder.path.iterdir(), key=lambda entry: entry == folder.config_file):
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def sweep_leftovers(folder: RunFolder) -> list[Path]:
-    """Delete the files and folders that a kill left half-written; returns what was deleted."""
+    """Delete files and folders left half-written by a kill; returns the deleted paths."""
     found = [path for path in folder.path.rglob(".*.tmp") if _STAGED_FILE.fullmatch(path.name)]
     found += [path for path in folder.path.iterdir() if _STAGED_MODEL.fullmatch(path.name)]
     if folder.checkpoints_folder.is_dir():
@@ -55,7 +55,7 @@ def sweep_leftovers(folder: RunFolder) -> list[Path]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a file could not be written for lack of space, by the error or one that it comes from."""
+    """Whether the error, or one of its causes, is a full disk."""
     current: BaseException | None = error
     while current is not None:
         if isinstance(current, OSError) and current.errno in _FULL_DISK:

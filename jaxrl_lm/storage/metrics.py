@@ -1,4 +1,4 @@
-"""Metrics of a run: written as JSON lines, to TensorBoard and to Weights & Biases; read back as curves."""
+"""Metrics of a run: written to JSON lines, TensorBoard and Weights & Biases, and read back as curves."""
 
 import importlib
 import math
@@ -23,11 +23,11 @@ from jaxrl_lm.storage.run_folder import (
 
 
 class Curve(NamedTuple):
-    """One metric over the run.
+    """One metric over a run.
 
     Attributes:
-        steps: the updates at which it was written, `[N]`.
-        values: what was written, `[N]`; NaN where it was not finite.
+        steps: updates at which it was logged, `[N]`.
+        values: logged values, `[N]`; NaN where not finite.
     """
 
     steps: Int[np.ndarray, " N"]
@@ -35,18 +35,18 @@ class Curve(NamedTuple):
 
 
 class MetricsWriter:
-    """Writes the metrics of every update to all their places; a context manager."""
+    """Writes the metrics of every update to all outputs; a context manager."""
 
     def __init__(self, folder: RunFolder, *, start_step: int, wandb_project: str | None = None) -> None:
-        """Open the files, and drop what an interrupted run had written from `start_step` on.
+        """Open the files and drop records from `start_step` on, left by an interrupted run.
 
         Args:
-            folder: the run.
-            start_step: the first step that will be written; 0 unless the run resumes.
-            wandb_project: a project of Weights & Biases to write to as well, or None.
+            folder: the run folder.
+            start_step: first step to be written; 0 unless the run resumes.
+            wandb_project: Weights & Biases project to also write to, or None.
 
         Raises:
-            InputError: if a project is given and wandb is not installed, or a file to cut is not readable.
+            InputError: if a project is given and wandb is not installed, or an existing file is not readable.
         """
         wandb = None if wandb_project is None else _import_wandb(wandb_project)
         truncate_jsonl(folder.metrics_file, start_step)
@@ -68,14 +68,14 @@ class MetricsWriter:
 
         Args:
             step: the update, higher than the last one written.
-            metrics: values by name, `group/name`; one that is not finite is null in `metrics.jsonl`, and a
-                gap in TensorBoard.
+            metrics: values by name, `group/name`; values that are not finite become null in `metrics.jsonl` and a gap
+                in TensorBoard.
 
         Raises:
             ValueError: if a metric is named `step`.
         """
         if "step" in metrics:
-            raise ValueError("a metric is named 'step', which holds the step itself: give it another name")
+            raise ValueError("a metric is named 'step', which is reserved for the step itself: rename it")
         values = {name: float(value) for name, value in metrics.items()}
         append_jsonl(self._folder.metrics_file, [{"step": step, **values}])
         for name, value in values.items():
@@ -85,7 +85,7 @@ class MetricsWriter:
             self._wandb_run.log(values, step=step)
 
     def close(self) -> None:
-        """Flush and close; nothing can be written afterwards."""
+        """Flush and close."""
         try:
             self._tensorboard.close()
         except OSError:  # on a full disk; tensorboardX would try again, and print a traceback, when the process ends
@@ -98,10 +98,10 @@ class MetricsWriter:
 
 
 def read_metrics(folder: RunFolder) -> dict[str, Curve]:
-    """Read `metrics.jsonl` as curves by name, in the order in which the names first appear.
+    """Read `metrics.jsonl` as curves by name, in order of first appearance.
 
     Raises:
-        InputError: if a line is no JSON object, or a value is neither a number nor null.
+        InputError: if a line is not a JSON object, or a value is neither a number nor null.
     """
     points: dict[str, list[tuple[int, float]]] = {}
     for number, record in enumerate(read_jsonl(folder.metrics_file), start=1):
@@ -116,10 +116,10 @@ def read_metrics(folder: RunFolder) -> dict[str, Curve]:
 
 
 def check_wandb(project: str | None) -> None:
-    """Refuse a project of Weights & Biases where wandb is not installed.
+    """Refuse a Weights & Biases project if wandb is not installed.
 
     Raises:
-        InputError: a project is given and wandb is missing.
+        InputError: a project is given and wandb is not installed.
     """
     if project is not None:
         _import_wandb(project)
@@ -131,7 +131,7 @@ def _import_wandb(project: str) -> Any:
     except ImportError:
         raise InputError(
             f"wandb_project is {project!r}, but wandb is not installed: pip install 'jaxrl-lm[wandb]', "
-            "or leave the project out"
+            "or omit the project"
         ) from None
 
 

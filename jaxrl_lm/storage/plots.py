@@ -1,4 +1,4 @@
-"""Pictures of a run's metrics: one PNG for each group of names in `metrics.jsonl`."""
+"""Plots of a run's metrics: one PNG per group of names in `metrics.jsonl`."""
 
 import io
 import math
@@ -26,12 +26,12 @@ GROUPS = {
     "ratio": "Probability ratio and clipping",
     "time": "Speed",
 }
-"""Titles of the groups that come first, in this order; others follow by name."""
+"""Titles of the groups shown first, in this order; others follow by name."""
 
 STEPS = "steps/per_seed"
-"""The metric that holds the x axis of runs in environments; runs of language models count updates."""
+"""The x axis of environment runs; language model runs use updates."""
 
-# By the end of a metric's name; the first that fits.
+# Units by the end of a metric's name; the first match counts.
 _UNITS_BY_SUFFIX = {
     "_per_second": "per second",
     "seconds": "seconds",
@@ -42,25 +42,25 @@ _UNITS_BY_SUFFIX = {
 _UNITS_BY_GROUP = {"reward": "reward", "judge": "reward", "kl": "nats", "loss": "loss", "ratio": "ratio"}
 _NO_UNIT = re.compile(r"(coef|coefficient|beta|target)$")
 
-# Okabe and Ito's palette: distinct for colour-blind readers and in grey; then colours of matplotlib's tab20.
+# Okabe and Ito's palette, distinct for colour-blind readers and in grey; then matplotlib's tab20.
 COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F", "#BCBD22"),
     *("#98DF8A", "#C5B0D5", "#C49C94", "#F7B6D2", "#9EDAE5", "#AEC7E8"),
 )
 MAX_COLUMNS = 3
-_SMOOTHED_ABOVE = 20  # points; fewer are drawn as they are
+_SMOOTHED_ABOVE = 20  # points; shorter curves are not smoothed
 
 Panels = dict[str, dict[str, Curve]]
-"""Metrics of one group by name, each a curve by the label of its swept value ("" where nothing is swept)."""
+"""Metrics of one group by name, each with curves by swept value ("" without a sweep)."""
 
 
 def write_plots(folder: RunFolder) -> list[Path]:
-    """Draw every group of metrics into `plots/GROUP.png`, a panel for each metric.
+    """Draw every group of metrics to `plots/GROUP.png`, one panel per metric.
 
-    The values of a sweep, metrics named `NAME KEY=VALUE`, share the panel of NAME.
+    Values of a sweep, metrics named `NAME KEY=VALUE`, share the panel of NAME.
 
     Returns:
-        The pictures, in the order of `GROUPS`, then by name; none if there are no metrics.
+        Paths of the plots, in the order of `GROUPS`, then by name; empty without metrics.
 
     Raises:
         InputError: if `metrics.jsonl` is damaged.
@@ -79,9 +79,9 @@ def write_plots(folder: RunFolder) -> list[Path]:
 
 
 def make_figure(num_panels: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, at most three side by side, with margins in inches that hold the labels.
+    """A figure with at most three panels per row and margins in inches that fit the labels.
 
-    Margins are fixed: matplotlib's layout engines take as long as all of the drawing.
+    Margins are fixed because matplotlib's layout engines take as long as the drawing itself.
     """
     columns = min(num_panels, MAX_COLUMNS)
     rows = math.ceil(num_panels / columns)
@@ -99,8 +99,8 @@ def make_figure(num_panels: int, title: str) -> tuple[Figure, list[Axes]]:
 
 
 def finish_panel(panel: Axes, *, title: str, x_label: str, y_label: str = "") -> None:
-    """Titles, a light grid, and ticks as plain numbers (no offset, no common factor)."""
-    # A metric's name is plain text: a dollar sign in it starts no formula.
+    """Set titles, a light grid, and plain tick labels (no offset, no common factor)."""
+    # Metric names are plain text: a dollar sign must not start a formula.
     panel.set_title("".join(c if c.isprintable() else "?" for c in title), fontsize=10, parse_math=False)
     panel.set_xlabel(x_label)
     panel.set_ylabel(y_label)
@@ -121,20 +121,20 @@ def to_png(figure: Figure) -> bytes:
 
 
 def running_mean(values: Float[np.ndarray, " N"], window: int) -> Float[np.ndarray, " N"]:
-    """Mean over a centred window, cut off at both ends; NaNs are left out.
+    """Mean over a centred window, truncated at both ends; NaNs are ignored.
 
     mean_i = (sum of values_j over |j - i| <= window // 2) / (count of those that are numbers)
 
     Args:
         values: the curve.
-        window: its width, points, odd.
+        window: width in points, odd.
 
     Returns:
-        The means; NaN where the window holds no number.
+        The means; NaN where the window has only NaNs.
     """
     half = window // 2
     is_number = ~np.isnan(values)
-    # A convolution, not differences of running sums: those would carry the rounding of one huge value along.
+    # A convolution, because differences of running sums would carry the rounding error of a huge value along.
     box = np.ones(2 * half + 1)
     inside = slice(half, half + len(values))
     sums = np.convolve(np.where(is_number, values, 0.0), box)[inside]
@@ -147,7 +147,7 @@ def _grouped(curves: dict[str, Curve]) -> dict[str, Panels]:
     for name, curve in curves.items():
         base, _, label = name.partition(" ")
         group, slash, _ = base.partition("/")
-        # The group becomes a file's name.
+        # The group becomes a file name.
         if slash and re.fullmatch(r"\w[\w-]*", group) and not np.isnan(curve.values).all():
             found.setdefault(group, {}).setdefault(base, {})[label] = curve
     order = [*(group for group in GROUPS if group in found), *sorted(found.keys() - GROUPS.keys())]
@@ -168,12 +168,12 @@ def _png(title: str, panels: Panels, steps: Curve | None) -> bytes:
 
 
 def _draw(panel: Axes, curve: Curve, steps: Curve | None, color: str, label: str) -> int:
-    """Draw a curve, smoothed where it has many points; returns the width of the smoothing window."""
+    """Draw a curve, smoothed if it has many points; returns the width of the smoothing window."""
     x = curve.steps if steps is None else np.interp(curve.steps, steps.steps, steps.values)
     if len(x) <= _SMOOTHED_ABOVE:
         panel.plot(x, curve.values, color=color, linewidth=1.4, marker="o", markersize=3.5, label=label or None)
         return 1
-    window = max(5, len(x) // 20) | 1  # odd, so that it has a centre
+    window = max(5, len(x) // 20) | 1  # odd, to have a centre
     panel.plot(x, curve.values, color=color, linewidth=0.7, alpha=0.35)
     panel.plot(x, running_mean(curve.values, window), color=color, linewidth=1.8, label=label or None)
     return window

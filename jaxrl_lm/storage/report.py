@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that opens offline, with its numbers, pictures and samples."""
+"""The report of a run: one self-contained HTML file with numbers, plots and samples."""
 
 import base64
 import html
@@ -26,12 +26,12 @@ from jaxrl_lm.storage.seeds import write_seed_plots
 from jaxrl_lm.storage.visible import is_visible, spell_out
 
 _MAX_PROMPTS = 100
-# Metrics that training is to raise; the lowest loss, say, says nothing.
+# Metrics that training should increase; the best of a loss, for example, means nothing.
 _RAISED = re.compile(
     r"reward/(?!.*std)|(eval|eval_\w+|episode)/(return|discounted_return|solved|oracle_share)\b|evaluation/accuracy"
 )
 _PHASES = ("before", "during", "after")
-# A number that was not finite is written as null; one that a kind of training does not have is left out.
+# Values that are not finite are null; values that do not apply are omitted.
 _SAMPLE_FIELDS = {
     "phase": str,
     "index": int,
@@ -80,14 +80,14 @@ article { margin: 0 0 1.25rem; border: 1px solid var(--line); border-radius: 6px
 
 
 def write_report(folder: RunFolder, *, title: str) -> Path:
-    """Draw the plots and write `report.html`; sections with nothing to show are left out.
+    """Draw the plots and write `report.html`; empty sections are omitted.
 
     Args:
-        folder: a run with `config.yaml`; metrics and samples where there are any.
+        folder: a run with `config.yaml`, and optionally metrics and samples.
         title: the heading.
 
     Returns:
-        The file.
+        The path of the report.
 
     Raises:
         InputError: if a file of the run is damaged.
@@ -114,7 +114,7 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
 
 
 def _progress(curves: Mapping[str, Curve]) -> str:
-    """How far the run is: in environment steps where it counts them, otherwise in updates."""
+    """The run's progress, in environment steps where available, otherwise in updates."""
     if STEPS in curves:
         return f", {int(curves[STEPS].values[-1]):,} environment steps per seed"
     last = max((int(curve.steps.max()) for curve in curves.values()), default=None)
@@ -134,7 +134,7 @@ def _trainers_section(folder: RunFolder, section: Section) -> str:
 
 
 def _strip(strip: Strip) -> str:
-    """A text whose pieces are coloured by their numbers, which a pointer shows."""
+    """A text with pieces coloured by their values, which show on hover."""
     largest = max((abs(value) for value in strip.values if math.isfinite(value)), default=0.0) or 1.0
     pieces = "".join(
         f'<span title="{_number(value)}" style="background:rgba({_color(value, largest)})">{_visible(piece)}</span>'
@@ -159,7 +159,7 @@ def _metrics_section(curves: Mapping[str, Curve]) -> str:
     for name, curve in curves.items():
         first, last = _ends(curve)
         rows.append([_visible(name), _number(first), _number(last), _best(name, curve, curves.get(STEPS))])
-    note = "First and last are means over the first and the last tenth of the records."
+    note = "First and last are means over the first and last tenth of the records."
     table = _table(["metric", "first", "last", f"best (at {'update' if STEPS not in curves else 'step'})"], rows)
     return f'<h2>Metrics</h2>\n<p class="faint">{note}</p>\n{table}'
 
@@ -175,7 +175,7 @@ def _mean(values: Any) -> float:
 
 
 def _best(name: str, curve: Curve, steps: Curve | None) -> str:
-    """The highest value and where it was reached, of metrics that training is to raise."""
+    """The highest value and its step, for metrics that training should increase."""
     if not _RAISED.match(name) or np.isnan(curve.values).all():
         return "-"
     index = int(np.nanargmax(curve.values))
@@ -233,13 +233,13 @@ def _samples_section(samples: list[dict[str, Any]]) -> str:
     shown = list(pairs.items())[:_MAX_PROMPTS]
     notes = [_reward_summary(list(pairs.values()))]
     if len(shown) < len(pairs):
-        notes.append(f"The first {len(shown)} of {len(pairs)} prompts are shown.")
+        notes.append(f"Showing the first {len(shown)} of {len(pairs)} prompts.")
     articles = "".join(_article(prompt, before, after) for (_, prompt), (before, after) in shown)
     return f'<h2>Samples</h2>\n<p class="faint">{" ".join(notes)}</p>\n{articles}'
 
 
 def _pairs(samples: Iterable[dict[str, Any]]) -> dict[tuple[int, str], tuple[Any, Any]]:
-    """Pair, for each prompt, the sample from before with the one from after, or with the latest."""
+    """Pair each prompt's sample from before training with the one from after, or the latest."""
     found: dict[tuple[int, str], tuple[Any, Any]] = {}
     for sample in sorted(samples, key=lambda sample: (_PHASES.index(sample["phase"]), sample["step"])):
         key = (sample["index"], sample["prompt"])
@@ -280,7 +280,7 @@ def _text(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Escape text for HTML; characters that show nothing or steer the layout are spelled out."""
+    """Escape text for HTML; invisible and layout characters are spelled out."""
     return "".join(_visible_character(character) for character in text)
 
 
@@ -291,7 +291,7 @@ def _visible_character(character: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape text where no element may stand: titles and attributes."""
+    """Escape text for titles and attributes, which cannot contain elements."""
     return html.escape("".join(character if character.isprintable() else " " for character in text))
 
 

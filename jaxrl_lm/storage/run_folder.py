@@ -1,4 +1,4 @@
-"""The folder of a run: where its files lie, its configuration, and JSON-lines files that survive a kill."""
+"""The folder of a run: its paths, its configuration, and JSON-lines files that survive a kill."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from jaxrl_lm.errors import InputError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run; its properties name every member, whether or not it exists yet.
+    """The folder of one run. Its properties are paths, whether or not they exist yet.
 
     Attributes:
         path: the folder itself, `runs/NAME`.
@@ -60,50 +60,49 @@ class RunFolder:
 
     @property
     def ended_file(self) -> Path:
-        """Says that a run has written all it writes."""
+        """Marks a completed run."""
         return self.path / "ended"
 
     def newest_checkpoint(self) -> Path | None:
-        """The last whole checkpoint; one that is being written has another name."""
+        """The last complete checkpoint; one being written has another name."""
         folder = self.checkpoints_folder
         found = [entry for entry in folder.iterdir() if entry.name.isdigit()] if folder.is_dir() else []
         return max(found, key=lambda entry: int(entry.name), default=None)
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
-        """Make the folder of a new run and write its `config.yaml`.
+        """Create the folder of a new run and write its `config.yaml`.
 
         Args:
             path: a folder that is empty or does not exist.
-            config: plain values (str, int, float, bool, None, list, dict), nested as wanted.
+            config: plain values (str, int, float, bool, None, list, dict), arbitrarily nested.
 
         Raises:
-            InputError: if the path is a file, is not empty, or cannot be made.
+            InputError: if the path is a file, is not empty, or cannot be created.
         """
         text = _config_text(config)
         try:
             path.mkdir(parents=True, exist_ok=True)
             is_empty = not any(path.iterdir())
         except OSError as error:
-            raise InputError(f"out {str(path)!r} cannot be made a folder ({error}): give another --out") from None
+            raise InputError(f"out {str(path)!r} cannot be created ({error}): choose another --out") from None
         if not is_empty:
-            raise InputError(f"out {str(path)!r} is not empty: give another --out, or --resume to go on with that run")
+            raise InputError(f"out {str(path)!r} is not empty: choose another --out, or --resume to continue that run")
         folder = cls(path)
         write_atomically(folder.config_file, text)
         return folder
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":
-        """Open the folder of a run to go on with it; `config.yaml` then holds the given configuration.
+        """Open the folder of a run to continue it; `config.yaml` is updated to the given configuration.
 
         Args:
-            path: the folder that `create` made.
-            config: what the run is to go on with.
-            ignore: fields that may differ, dotted where nested (`"ppo.num_updates"`); a field that holds
-                others exempts them all.
+            path: the folder made by `create`.
+            config: the configuration to continue with.
+            ignore: fields that may differ, dotted if nested (`"ppo.num_updates"`); a parent exempts all its fields.
 
         Raises:
-            InputError: if there is no run, its `config.yaml` is unreadable, or a field that counts differs.
+            InputError: if there is no run, its `config.yaml` is unreadable, or another field differs.
         """
         folder = cls(path)
         if folder.check_settings(config, ignore=ignore):
@@ -111,10 +110,10 @@ class RunFolder:
         return folder
 
     def check_settings(self, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> bool:
-        """Refuse settings that are not the run's; arguments and errors as `open`.
+        """Refuse settings that differ from the run's; arguments and errors as for `open`.
 
         Returns:
-            whether any differs.
+            Whether any field differs.
         """
         differing = _differences(self.read_config(), guarded.parse_yaml(_config_text(config), "config", remedy=""))
         changed = {name: values for name, values in differing.items() if not _is_exempt(name, ignore)}
@@ -122,16 +121,16 @@ class RunFolder:
             lines = "".join(f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items())
             raise InputError(
                 f"resume {str(self.path)!r}: the run was started with other values:{lines}\n"
-                "give the run's values, or another --out to start afresh"
+                "use the run's values, or choose another --out to start a new run"
             )
         return bool(differing)
 
     @classmethod
     def open_or_create(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":
-        """The folder with this configuration: `open` where there is one, else `create`.
+        """Open the folder with this configuration, or create it if missing.
 
         Raises:
-            InputError: as they do.
+            InputError: as for `open` and `create`.
         """
         is_there = cls(path).config_file.exists()
         return cls.open(path, config, ignore=ignore) if is_there else cls.create(path, config)
@@ -140,22 +139,22 @@ class RunFolder:
         """Read `config.yaml`.
 
         Raises:
-            InputError: if it is missing, unreadable, or no mapping.
+            InputError: if it is missing, unreadable, or not a mapping.
         """
-        remedy = "name the folder of a run, or start one without --resume"
-        if not os.path.exists(self.config_file):  # unlike Path's, it takes names of any length
-            raise InputError(f"{str(self.path)!r} holds no run (no config.yaml): {remedy}")
+        remedy = "give the folder of a run, or start one without --resume"
+        if not os.path.exists(self.config_file):  # unlike Path.exists, it accepts names of any length
+            raise InputError(f"{str(self.path)!r} is not a run folder (no config.yaml): {remedy}")
         config = guarded.read_yaml(self.config_file, remedy=remedy)
         if not isinstance(config, dict):
-            raise InputError(f"{str(self.config_file)!r} holds {type(config).__name__}, no fields: {remedy}")
+            raise InputError(f"{str(self.config_file)!r} is a {type(config).__name__}, not a mapping: {remedy}")
         return config
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a kill, meets the old content or the new, never a part.
+    """Write a file atomically: a reader sees the old content or the new, even after a kill.
 
     Args:
-        path: the file; its folder exists.
+        path: the file; its folder must exist.
         content: text (written as UTF-8) or bytes.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
@@ -172,12 +171,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records, one JSON object a line; floats that are not finite become null.
+    """Append records, one JSON object per line; floats that are not finite become null.
 
-    A line that a kill cut short is dropped first, so that what is appended starts a line of its own.
+    A last line cut short by a kill is dropped first.
 
     Args:
-        path: the file, made if missing; its folder exists.
+        path: the file, created if missing; its folder must exist.
         records: objects of plain values.
     """
     lines = [json.dumps(_finite(record), allow_nan=False) + "\n" for record in records]
@@ -187,16 +186,16 @@ def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines file; a last line that a kill cut short is dropped.
+    """Read a JSON-lines file; a last line cut short by a kill is dropped.
 
     Args:
-        path: the file; one that is missing holds no records.
+        path: the file; a missing file has no records.
 
     Returns:
-        The records: record `i` stands on line `i + 1`.
+        The records; record `i` is on line `i + 1`.
 
     Raises:
-        InputError: if a line other than a cut last one is no JSON object.
+        InputError: if a line, other than a cut last one, is not a JSON object.
     """
     if not path.exists():
         return []
@@ -209,14 +208,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_jsonl(path: Path, step: int) -> None:
-    """Drop the records from a step on, as a run does that resumes there.
+    """Drop the records from a step on, for a run that resumes there.
 
     Args:
-        path: the file; one that is missing stays missing.
-        step: the first step to drop; records whose `step` is lower stay.
+        path: the file; it may be missing.
+        step: the first step to drop; records with a lower `step` are kept.
 
     Raises:
-        InputError: if a line is no JSON object or has no whole number as `step`.
+        InputError: if a line is not a JSON object or its `step` is not a whole number.
     """
     if not path.exists():
         return
@@ -228,7 +227,7 @@ def truncate_jsonl(path: Path, step: int) -> None:
 
 
 def check_step(path: Path, number: int, record: Mapping[str, Any]) -> int:
-    """Return the `step` of the record on a line of a file.
+    """Return the `step` of a record; path and line number are for errors.
 
     Raises:
         InputError: if it is not a whole number of up to 63 bits.
@@ -237,7 +236,7 @@ def check_step(path: Path, number: int, record: Mapping[str, Any]) -> int:
 
 
 def whole_number(path: Path, number: int, name: str, value: Any) -> int:
-    """Return a value on a line of a file that counts something.
+    """Return a count from a record; path and line number are for errors.
 
     Raises:
         InputError: if it is not a whole number of up to 63 bits.
@@ -248,7 +247,7 @@ def whole_number(path: Path, number: int, name: str, value: Any) -> int:
 
 
 def finite_number(path: Path, number: int, name: str, value: Any) -> float:
-    """Return a value on a line of a file that measures something; null was not finite, and is NaN.
+    """Return a measured value from a record; null, which stands for a value that was not finite, is NaN.
 
     Raises:
         InputError: if it is neither a number nor null.
@@ -265,13 +264,13 @@ def finite_number(path: Path, number: int, name: str, value: Any) -> float:
 
 def line_error(path: Path, number: int, problem: str) -> InputError:
     """Return the error of a line in a JSON-lines file, numbered from 1."""
-    return InputError(f"{str(path)!r} line {number}: {problem}: mend or delete the line")
+    return InputError(f"{str(path)!r} line {number}: {problem}: correct or delete the line")
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     record = _parse_object(line)
     if record is None:
-        raise line_error(path, number, f"{line[:60]!r} is no JSON object")
+        raise line_error(path, number, f"{line[:60]!r} is not a JSON object")
     return record
 
 
@@ -313,7 +312,7 @@ def _config_text(config: dict[str, Any]) -> str:
 
 
 def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Name every field of a nested configuration by its dotted path: `{"ppo": {"clip": 1}}` -> `ppo.clip`."""
+    """Flatten a nested configuration to dotted names: `{"ppo": {"clip": 1}}` -> `ppo.clip`."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -326,7 +325,7 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     old, new = flatten_config(saved), flatten_config(given)
     pairs = {name: (_shown(old, name), _shown(new, name)) for name in old | new}
-    # 1 equals 1.0 by value, NaN equals itself only by its text; a field that is missing equals nothing.
+    # 1 equals 1.0 by value; NaN equals itself only as text; a missing field equals nothing.
     return {
         name: pair
         for name, pair in pairs.items()

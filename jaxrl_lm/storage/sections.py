@@ -1,4 +1,4 @@
-"""Sections that a trainer adds to its run's report: a table, a picture, or both."""
+"""Sections that a trainer adds to its report: a table, a picture, or both."""
 
 import json
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ from jaxrl_lm.storage.run_folder import RunFolder, write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A text whose pieces are coloured by a number each: blue below 0, orange above.
+    """A text with pieces coloured by value: blue below 0, orange above.
 
     Attributes:
-        label: what the numbers are.
-        pieces: the text in parts.
-        values: a number for each part.
+        label: meaning of the values.
+        pieces: the text in pieces.
+        values: one value per piece.
     """
 
     label: str
@@ -28,15 +28,15 @@ class Strip:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the report, as plain text.
+    """A section of the report, in plain text.
 
     Attributes:
-        title: its heading.
-        note: a sentence or two below it.
-        heads: of the table's columns.
-        rows: of the table; each as long as `heads`.
-        is_prose: whether the cells are texts, which may be long, rather than numbers.
-        picture: a PNG, its path from the run folder, or None.
+        title: the heading.
+        note: a sentence or two below the heading.
+        heads: column headings of the table.
+        rows: rows of the table, each as long as `heads`.
+        is_prose: whether cells are (possibly long) texts rather than numbers.
+        picture: path of a PNG relative to the run folder, or None.
         strips: coloured texts.
     """
 
@@ -50,28 +50,28 @@ class Section:
 
 
 def write_sections(folder: RunFolder, sections: Iterable[Section]) -> None:
-    """Keep the sections in the run folder, where every report made of it finds them."""
+    """Store the sections in the run folder for its report."""
     content = json.dumps([asdict(section) for section in sections], indent=2)
     write_atomically(_file(folder), content + "\n")
 
 
 def read_sections(folder: RunFolder) -> list[Section]:
-    """The sections of a run; none if none were written.
+    """The sections of a run; empty if none were written.
 
     Raises:
-        InputError: the file is damaged, or names a picture that is not there or lies outside the folder.
+        InputError: the file is damaged, or a picture is missing or outside the folder.
     """
     path = _file(folder)
     if not path.exists():
         return []
-    remedy = "mend or delete the file"
+    remedy = "correct or delete the file"
     entries = guarded.read_json(path, remedy=remedy)
-    with guarded.foreign_errors(f"{str(path)!r} holds no sections of a report", remedy):
+    with guarded.foreign_errors(f"{str(path)!r} does not contain report sections", remedy):
         sections = [_section(**entry) for entry in entries]
         pictures = [section.picture for section in sections if section.picture is not None]
         absent = [picture for picture in pictures if not _is_inside(folder.path / picture, folder.path)]
     if absent:
-        raise InputError(f"{str(path)!r}: there is no picture {absent[0]!r} in the run folder: {remedy}")
+        raise InputError(f"{str(path)!r}: picture {absent[0]!r} is not in the run folder: {remedy}")
     return sections
 
 
@@ -82,9 +82,9 @@ def _is_inside(picture: Path, folder: Path) -> bool:
 def _section(
     *, title: str, note: str, heads: list[str], rows: list[list[str]], is_prose: bool, picture: str | None, strips: Any
 ) -> Section:
-    """The section of a JSON object that `write_sections` wrote; what is of another kind is a ValueError."""
+    """Parse a section written by `write_sections`; wrong types raise ValueError."""
     if any(len(row) != len(heads) for row in rows):
-        raise ValueError(f"a row is not as long as the {len(heads)} heads")
+        raise ValueError(f"a row does not have {len(heads)} cells")
     return Section(
         title=_text(title),
         note=_text(note),
@@ -105,7 +105,7 @@ def _strip(*, label: str, pieces: list[str], values: list[float]) -> Strip:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.60} is not text")
-    value.encode()  # half of a surrogate pair cannot be written into the report
+    value.encode()  # lone surrogates cannot be written to the report
     return value
 
 

@@ -1,4 +1,4 @@
-"""Learning curves over seeds: interquartile mean and bootstrap intervals.
+"""Learning curves over seeds: interquartile means and bootstrap intervals.
 
 Reference: Agarwal et al., 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice.
 """
@@ -22,16 +22,16 @@ from jaxrl_lm.storage.run_folder import (
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
-_MARKED_UP_TO = 20  # points that are drawn with a marker each: a single one has no line
-_MAX_POINTS = 500  # of a curve: its bootstrap takes 16 kB a point and seed
+_MARKED_UP_TO = 20  # points drawn with markers: a single point has no line
+_MAX_POINTS = 500  # per curve: its bootstrap takes 16 kB per point and seed
 
 
 class SeedCurves(NamedTuple):
-    """One metric of all seeds over the run.
+    """One metric of all seeds over a run.
 
     Attributes:
-        num_steps: environment steps of each seed where it was written, `[N]`.
-        values: `[N, S]`; NaN where a seed had none.
+        num_steps: environment steps per seed, `[N]`.
+        values: `[N, S]`; NaN where a seed has no value.
     """
 
     num_steps: Int[np.ndarray, " N"]
@@ -39,7 +39,7 @@ class SeedCurves(NamedTuple):
 
 
 def read_seeds(folder: RunFolder) -> dict[str, SeedCurves]:
-    """Read `seeds.jsonl` as curves by name; nothing where a run has no such file.
+    """Read `seeds.jsonl` as curves by name; empty if the file is missing.
 
     Raises:
         InputError: if a line is damaged.
@@ -61,18 +61,18 @@ def read_seeds(folder: RunFolder) -> dict[str, SeedCurves]:
 
 
 def interquartile_mean(values: Float[np.ndarray, "*N S"]) -> Float[np.ndarray, "*N"]:
-    """Mean of the middle half of the seeds, the last axis."""
+    """Mean of the middle half of the seeds (last axis)."""
     return np.asarray(stats.trim_mean(values, 0.25, axis=-1), np.float64)
 
 
 def bootstrap_interval(values: Float[np.ndarray, "*N S"]) -> tuple[Float[np.ndarray, "*N"], Float[np.ndarray, "*N"]]:
-    """Percentile bootstrap interval of the interquartile mean: seeds drawn with replacement, 2,000 times, fixed seed.
+    """Percentile bootstrap interval of the interquartile mean: 2,000 resamples of the seeds, with a fixed random seed.
 
     Args:
         values: seeds on the last axis.
 
     Returns:
-        The ends of the 95 % interval.
+        The bounds of the 95 % interval.
     """
     drawn = np.random.default_rng(0).integers(0, values.shape[-1], (_NUM_RESAMPLES, values.shape[-1]))
     means = interquartile_mean(values[..., drawn])
@@ -81,12 +81,12 @@ def bootstrap_interval(values: Float[np.ndarray, "*N S"]) -> tuple[Float[np.ndar
 
 
 def write_seed_plots(folder: RunFolder) -> list[Path]:
-    """Draw `plots/seeds.png`: every metric's interquartile mean over seeds, its interval, and the seeds themselves.
+    """Draw `plots/seeds.png`: each metric's interquartile mean over seeds, its interval, and the individual seeds.
 
     Values of a sweep, `NAME KEY=VALUE`, share the panel of NAME.
 
     Returns:
-        The picture; none where a run has one seed or no numbers.
+        The path of the plot in a list; empty for a single seed or without values.
     """
     groups: dict[str, dict[str, SeedCurves]] = {}
     for name, curve in read_seeds(folder).items():
@@ -107,7 +107,7 @@ def write_seed_plots(folder: RunFolder) -> list[Path]:
 
 
 def draw_seeds(panel: Any, curve: SeedCurves, *, color: str, label: str | None = None) -> None:
-    """Draw one metric into a panel, at up to 500 steps; those at which a seed has no number are left out."""
+    """Draw one metric in a panel, at up to 500 steps; steps at which a seed has no value are omitted."""
     kept = np.flatnonzero(~np.isnan(curve.values).any(axis=1))
     if len(kept) > _MAX_POINTS:
         kept = kept[np.linspace(0, len(kept) - 1, _MAX_POINTS).astype(int)]
@@ -122,7 +122,7 @@ def draw_seeds(panel: Any, curve: SeedCurves, *, color: str, label: str | None =
 
 
 def _row(folder: RunFolder, number: int, name: str, values: Any, size: int | None) -> list[float]:
-    """Numbers of all seeds, as many as on earlier lines."""
+    """Values of all seeds, as many as on earlier lines."""
     if not isinstance(values, list) or len(values) != (len(values) if size is None else size):
         many = "" if size is None else f"{size} "
         raise line_error(folder.seeds_file, number, f"{name} is {values!r:.60}, not a list of {many}numbers")

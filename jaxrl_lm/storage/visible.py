@@ -1,4 +1,4 @@
-"""Characters of texts from elsewhere that show nothing, or steer a terminal or a page, spelled out."""
+"""Spell out invisible and control characters in untrusted text."""
 
 import unicodedata
 
@@ -6,15 +6,15 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def visible_text(text: str) -> str:
-    """The text with each such character, lone surrogates among them, as in `[U+001B]`; newlines and tabs stay."""
+    """Spell out such characters, including lone surrogates, as in `[U+001B]`; newlines and tabs are kept."""
     return "".join(character if is_visible(character) else spell_out(character) for character in text)
 
 
 def is_visible(character: str) -> bool:
-    """Whether a character may be shown as it is: no control or format character, separator of lines or surrogate."""
+    """Whether a character is safe to show: not a control, format, line separator or surrogate character."""
     return character in "\n\t" or unicodedata.category(character) not in _HIDDEN
 
 
 def spell_out(character: str) -> str:
-    """A character by its code, as in `[U+001B]`."""
+    """A character as its code point, as in `[U+001B]`."""
     return f"[U+{ord(character):04X}]"

@@ -73,7 +73,7 @@ def test_random_bytes_as_weights(attempt: Callable[..., str], spoiled: Path, nam
 def test_shapes_that_do_not_fit_the_config(attempt: Callable[..., str], spoiled: Path) -> None:
     config = json.loads((spoiled / "config.json").read_text())
     (spoiled / "config.json").write_text(json.dumps(config | {"n_embd": 32}))
-    assert "of different models" in attempt(model=spoiled)
+    assert "to different models" in attempt(model=spoiled)
 
 
 def test_unknown_model_type_lists_those_supported(attempt: Callable[..., str], spoiled: Path) -> None:

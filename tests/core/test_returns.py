@@ -233,7 +233,7 @@ def test_advantages_are_not_weighted_by_the_power_of_gamma_of_their_step():
     window = make_window(6)
     constant = Window(*(np.full((1, 40), x, np.float32) for x in (1.0, 0.0, 0.0, 0.9, 0.5)))
     advantages = advantages_of(constant)[0]
-    # The same future lies before step 0 and step 20, so they get the same number: 1 / (1 - 0.45).
+    # Steps 0 and 20 have the same future, so the same value: 1 / (1 - 0.45).
     np.testing.assert_allclose(advantages[[0, 20]], 1 / 0.55, rtol=1e-6)
     np.testing.assert_allclose(advantages_of(window)[:, -1], loop_advantages(window)[:, -1], **TOLERANCE)
     shorter = Window(*(x[:, 2:] for x in window))

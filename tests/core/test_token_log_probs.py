@@ -163,5 +163,5 @@ def test_logits_of_all_positions_exist_neither_forward_nor_backward():
 
 @pytest.mark.parametrize("token", [-100, 7])
 def test_a_token_outside_the_vocabulary_is_refused(token):
-    with pytest.raises(ValueError, match=f"tokens: {token} must be at least 0 and below the vocabulary's 7"):
+    with pytest.raises(ValueError, match=f"tokens: {token} must be at least 0 and below the vocabulary size 7"):
         token_log_probs(jnp.ones((2, 3)), jnp.ones((7, 3)), jnp.array([0, token]))

@@ -166,7 +166,7 @@ def test_a_prompt_that_is_no_prompt_is_named_with_line_and_column(tmp_path, prom
         ("a.txt", b"fine\nna\xefve\n", ["line 2", "UTF-8"]),
         ("a.csv", "prompt\nnaïve\n".encode("cp1252"), ["line 2", "not UTF-8", "ISO-8859-1", "save it as UTF-8"]),
         ("a.csv", "prompt\n“naïve”\n".encode("cp1252"), ["line 2", "WINDOWS-1252", "iconv"]),
-        ("a.csv", "prompt\nnaïve\n".encode("utf-16")[:-1], ["begins like UTF-16-LE", "save it as UTF-8"]),
+        ("a.csv", "prompt\nnaïve\n".encode("utf-16")[:-1], ["starts as UTF-16-LE", "save it as UTF-8"]),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}', ["line 2", "UTF-8"]),
         ("a.json", b'[{"prompt":\n"\xff"}]', ["line 2", "UTF-8"]),
         ("a.txt.gz", b"plain text", ["gzip"]),

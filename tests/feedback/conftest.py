@@ -19,7 +19,7 @@ TOKEN = "token-of-the-tests"
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that advances on request."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -48,7 +48,7 @@ def engine(database: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def make_store(engine: Engine, clock: Clock) -> Callable[..., LabelStore]:
-    """A store with so many items of a mode; answer k to prompt i is `i.k`."""
+    """A store with this many items of a mode; completion k of prompt i is `i.k`."""
 
     def make(num_items: int = 3, *, mode: Mode = "pairwise", overlap: int = 1) -> LabelStore:
         feedback.add_items(engine, numbered_items(num_items, mode))

@@ -25,7 +25,7 @@ from jaxrl_lm.feedback import (
 )
 from tests.feedback.conftest import numbered_items
 
-# Krippendorff, 2011, data D: four observers, twelve units, 0 where an observer did not judge.
+# Krippendorff, 2011, data D: four observers, twelve units, 0 where an observer gave no value.
 OBSERVERS = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0],
     [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, 0, 3],

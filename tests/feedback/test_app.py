@@ -255,7 +255,7 @@ def test_statistics_are_told(ann: Browser) -> None:
 
 
 def test_a_port_that_is_in_use_or_none() -> None:
-    with feedback.listen(0) as listener, pytest.raises(InputError, match="is in use; give another --port"):
+    with feedback.listen(0) as listener, pytest.raises(InputError, match="is in use; choose another --port"):
         feedback.listen(listener.getsockname()[1])
     with pytest.raises(InputError, match="port=-1 must be"):
         feedback.listen(-1)

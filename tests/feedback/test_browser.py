@@ -1,4 +1,4 @@
-"""The page in a real browser: keyboard, undo, two people at once, new links, faults, kill -9."""
+"""The page in a real browser: keyboard, undo, two annotators at once, new links, faults, kill -9."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_two_people_at_once_share_the_work(
             judged += prompts.values()
             for name, page in pages.items():
                 page.get_by_role("button", name="A is better" if name == "ann" else "B is better").click()
-                ended = "Nothing free" if name == "ann" else "All done"
+                ended = "No item available" if name == "ann" else "All done"
                 said(page).to_contain_text(f"Item {turn + 2}." if turn < 2 else ended)
         assert sorted(judged) == [f"prompt {place}" for place in range(6)]
         expect(pages["bob"].get_by_role("heading", name="All done")).to_be_visible()
@@ -100,7 +100,7 @@ def test_the_stats_page_shows_what_was_worked_out_by_hand(
         for name, labels, speed in (("ann", "11", ["6.0 s", "600"]), ("bob", "10", ["24.0 s", "150"])):
             cells = page.locator("#people tr", has_text=name).locator("th, td").all_inner_texts()
             shown_of = dict(zip(heads, cells, strict=True))
-            assert [shown_of["Labels"], shown_of["Median time"], shown_of["Labels an hour"]] == [labels, *speed]
+            assert [shown_of["Labels"], shown_of["Median time"], shown_of["Labels per hour"]] == [labels, *speed]
 
 
 def test_the_focus_stays_with_the_item(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
@@ -125,7 +125,7 @@ def test_a_skip_that_another_took_up_stands(
         said(page).to_contain_text("Saved: skipped. Item 2.")
         open_page("bob", url)
         page.keyboard.press("u")
-        expect(page.get_by_role("alert")).to_contain_text("You skipped it, and another has it by now.")
+        expect(page.get_by_role("alert")).to_contain_text("You skipped this item, and another annotator has it now.")
         expect(page.locator("#prompt")).to_have_text("prompt 1")
         page.keyboard.press("a")
         said(page).to_contain_text("Saved")
@@ -144,8 +144,8 @@ def test_a_stale_tab_makes_no_second_label(
         page.keyboard.press("a")
         said(page).to_contain_text("Saved")
         stale.keyboard.press("b")
-        said(stale).to_contain_text("the first verdict stands")
-        notice = stale.get_by_text("Already saved; the first verdict stands.", exact=True)
+        said(stale).to_contain_text("the first label is kept")
+        notice = stale.get_by_text("Already saved; the first label is kept.", exact=True)
         expect(notice).to_be_visible()
         assert len(exported(store)) == 1
         stale.keyboard.press("a")
@@ -162,7 +162,7 @@ def test_the_page_that_waits_looks_again_after_a_failed_look(
     with served(store) as url:
         page = open_page("ann", url)
         page.keyboard.press("a")
-        said(page).to_contain_text("Nothing free just now")
+        said(page).to_contain_text("No item available now")
         page.route("**/api/next", lambda route: route.abort(), times=1)
         expect(page.get_by_role("alert")).to_contain_text("cannot be reached", timeout=10_000)
         store.release(bob)
@@ -180,12 +180,12 @@ def test_a_tab_that_shows_another_name_saves_nothing_and_starts_anew(
         other = page.context.new_page()
         other.goto(url)
         expect(other.locator("#view-item")).to_be_visible()
-        other.get_by_role("button", name="change person").click()
+        other.get_by_role("button", name="switch annotator").click()
         other.get_by_label("Name").fill("bob")
         other.get_by_role("button", name="Start").click()
         expect(other.locator("#view-item")).to_be_visible()
         page.keyboard.press("a")
-        expect(page.get_by_role("alert")).to_contain_text("bob has signed in with this browser")
+        expect(page.get_by_role("alert")).to_contain_text("bob has since signed in with this browser")
         expect(page.locator("#person-name")).to_have_text("bob")
         assert exported(store) == []
         page.keyboard.press("a")
@@ -231,7 +231,7 @@ def test_an_undo_whose_answer_was_lost_is_tried_again_and_takes_back_one_label(
         page.keyboard.press("u")
         expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
         page.get_by_role("button", name="Try again").click()
-        said(page).to_contain_text("Undone: judge it again. Item 2.")
+        said(page).to_contain_text("Undone: label it again. Item 2.")
         expect(page.locator("#prompt")).to_have_text("prompt 1")
     assert len(exported(store)) == 1
 
@@ -291,14 +291,14 @@ def test_the_last_label_can_be_undone_before_the_page_closes_by_itself(
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         page = open_page("ann", url, token=_token(told))
         page.keyboard.press("a")
-        expect(page.locator("#done-ending")).to_contain_text("closes by itself in a few seconds")
+        expect(page.locator("#done-ending")).to_contain_text("stops in a few seconds")
         page.wait_for_timeout(1000)
         page.keyboard.press("u")
         expect(page.locator("#view-item")).to_be_visible()
         page.wait_for_timeout(2500)
         assert thread.is_alive()
         page.keyboard.press("b")
-        said(page).to_contain_text("closes by itself")
+        said(page).to_contain_text("stops in a few seconds")
         thread.join(20)
         assert not thread.is_alive()
     assert len(exported(store)) == 1

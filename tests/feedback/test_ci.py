@@ -1,4 +1,4 @@
-"""CI needs a browser and PostgreSQL: without them tests would skip, and nobody would see it."""
+"""CI needs a browser and PostgreSQL: without them tests would be skipped unnoticed."""
 
 import os
 import shutil

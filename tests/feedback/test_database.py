@@ -27,19 +27,19 @@ def test_every_commit_is_synced(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nonsense", "database='nonsense' is no SQLAlchemy URL"),
-        ("postgresql://host:port/name", "database='postgresql:...' is no SQLAlchemy URL"),
-        ("postgresql://me:secret@host:port/name", "no SQLAlchemy URL"),
-        ("postgres:/me:secret@host/name", "database='postgres:...' is no SQLAlchemy URL"),
-        ("secret@host", "no SQLAlchemy URL"),
+        ("nonsense", "database='nonsense' is not an SQLAlchemy URL"),
+        ("postgresql://host:port/name", "database='postgresql:...' is not an SQLAlchemy URL"),
+        ("postgresql://me:secret@host:port/name", "an SQLAlchemy URL"),
+        ("postgres:/me:secret@host/name", "database='postgres:...' is not an SQLAlchemy URL"),
+        ("secret@host", "an SQLAlchemy URL"),
         ("oracle://host/name?password=secret", "database='oracle://host/name'"),
         ("sqlite://me:secret@/labels.sqlite", "names a host"),
-        ("sqlite:///labels.sqlite?timeout=30", "has options of SQLite, timeout; leave out"),
+        ("sqlite:///labels.sqlite?timeout=30", "has SQLite options, timeout; remove"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
-        ("sqlite:////no/such/folder/labels.sqlite", "there is no folder"),
-        ("oracle://host/name", "oracle is not known"),
-        ("postgresql+pg8000://user:secret@host/name", "driver that is missing"),
+        ("sqlite:////no/such/folder/labels.sqlite", "does not exist; create it first"),
+        ("oracle://host/name", "oracle is not supported"),
+        ("postgresql+pg8000://user:secret@host/name", "driver that is not installed"),
     ],
 )
 def test_urls_that_cannot_be_used(url: str, message: str) -> None:
@@ -50,7 +50,7 @@ def test_urls_that_cannot_be_used(url: str, message: str) -> None:
 
 
 def test_a_database_that_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="does not exist"):
         feedback.open_database(f"sqlite:///{tmp_path / 'labels.sqlite'}", is_new_allowed=False)
     assert list(tmp_path.iterdir()) == []
     sqlite3.connect(tmp_path / "empty.sqlite").execute("VACUUM")
@@ -61,7 +61,7 @@ def test_a_database_that_must_be_there(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "labels.sqlite"
     file.write_text("not a database " * 100)
-    with pytest.raises(InputError, match="no intact SQLite database"):
+    with pytest.raises(InputError, match="not an intact SQLite database"):
         feedback.open_database(f"sqlite:///{file}", is_new_allowed=True)
     assert file.read_text() == "not a database " * 100
 
@@ -78,7 +78,7 @@ def test_tables_of_other_programs_and_versions_are_refused(tmp_path: Path, datab
 
 
 def test_a_second_server_is_refused_until_the_first_ends(engine: Engine) -> None:
-    refused = pytest.raises(InputError, match="another label server uses it")
+    refused = pytest.raises(InputError, match="another label server is using it")
     with feedback.lock_server(engine), refused, feedback.lock_server(engine):
         pass
     with feedback.lock_server(engine):
@@ -89,7 +89,7 @@ def test_a_second_server_through_a_symbolic_link_is_refused(engine: Engine, tmp_
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "link.sqlite").symlink_to(tmp_path / "labels.sqlite")
     linked = feedback.open_database(f"sqlite:///{tmp_path / 'elsewhere' / 'link.sqlite'}", is_new_allowed=False)
-    refused = pytest.raises(InputError, match="another label server uses it")
+    refused = pytest.raises(InputError, match="another label server is using it")
     with feedback.lock_server(engine), refused, feedback.lock_server(linked):
         pass
     linked.dispose()
@@ -97,7 +97,7 @@ def test_a_second_server_through_a_symbolic_link_is_refused(engine: Engine, tmp_
 
 def test_a_lock_file_that_cannot_be_written_is_named(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "labels.sqlite.lock").mkdir()  # what fails for root too; a file of another's fails alike
-    with pytest.raises(InputError, match="permission") as caught, feedback.lock_server(engine):
+    with pytest.raises(InputError, match="make it writable") as caught, feedback.lock_server(engine):
         pass
     assert str(tmp_path / "labels.sqlite.lock") in str(caught.value)
 
@@ -180,7 +180,7 @@ class StateError(Exception):
 @pytest.mark.parametrize(
     ("state", "arguments", "words"),
     [
-        (None, ("failed to resolve host 'busyhost.full': locked, malformed",), "check that it runs"),
+        (None, ("failed to resolve host 'busyhost.full': locked, malformed",), "check that it is running"),
         ("53100", ("no room",), "is full"),
         ("55P03", ("wait",), "locked by another program"),
         ("25006", ("a replica",), "opened for writing"),
@@ -199,7 +199,7 @@ def test_a_path_is_no_reason(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "busy full" / "labels.sqlite")
     with pytest.raises(sqlite3.OperationalError) as caught:
         connection.execute("select * from [busy full]")
-    assert "check that it runs" in feedback.describe_error(DBAPIError("select", None, caught.value))
+    assert "check that it is running" in feedback.describe_error(DBAPIError("select", None, caught.value))
 
 
 def test_the_room_needs_no_jax() -> None:

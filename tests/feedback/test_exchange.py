@@ -60,7 +60,7 @@ def test_labels_of_named_people_only(engine: Engine) -> None:
     for name in ("ann", "bob"):
         import_labels(engine, [JudgedItem(item=PAIR, verdict="0")], name=name)
     assert [row["annotator"] for row in export_labels(engine, "pairwise", names=["BOB"]).rows] == ["bob"]
-    with pytest.raises(InputError, match=r"annotator='eve' is unknown; the database knows: ann, bob"):
+    with pytest.raises(InputError, match=r"annotator='eve' is unknown; annotators in the database: ann, bob"):
         export_labels(engine, "pairwise", names=["eve"])
 
 
@@ -174,7 +174,7 @@ def test_stats_counts_an_item_as_judged_when_it_has_the_servers_overlap(
         assert label_command("import", "--labels", folder, "--source", labels, "--annotator", name) == 0
         capfd.readouterr()
         assert label_command("stats", "--labels", folder) == 0
-        assert f"{num_judged} of 1 items judged" in capfd.readouterr().out
+        assert f"{num_judged} of 1 items labelled" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -230,21 +230,21 @@ VERDICT = {"mode": "pairwise", "prompt": "p", "completions": ["a", "b"], "verdic
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (ROWS["pairwise"], "the row has no annotator; say whose labels they are by --annotator NAME"),
+        (ROWS["pairwise"], "the row has no annotator; give one with --annotator NAME"),
         ({**ROWS["pairwise"], "annotator": "ann", "seconds": "soon"}, "'soon' is not a finite number"),
-        ({**ROWS["pairwise"], "annotator": "ann", "seconds": -1}, "seconds=-1.0 must be 0 or more; leave it out"),
-        ({**ROWS["pairwise"], "annotator": "a" * 41}, "name has 41 characters; give at most 40"),
-        ({**VERDICT, "annotator": "a" * 41}, "name has 41 characters; give at most 40"),
-        (FIVE, "needs 4 answers, but has 5; give as many, or leave the row out"),
+        ({**ROWS["pairwise"], "annotator": "ann", "seconds": -1}, "seconds=-1.0 must be 0 or more; omit it"),
+        ({**ROWS["pairwise"], "annotator": "a" * 41}, "name has 41 characters; use at most 40"),
+        ({**VERDICT, "annotator": "a" * 41}, "name has 41 characters; use at most 40"),
+        (FIVE, "needs 4 completions, but has 5; give 4, or remove the row"),
         ({**VERDICT, "annotator": None}, "the row has no annotator"),
-        ({**VERDICT, "mode": "best"}, "mode='best' is none of pairwise"),
-        ({**VERDICT, "verdict": "2"}, "verdict='2' is none of 0, 1, tie, skip"),
-        ({**VERDICT, "completions": "ab"}, "completions='ab' is no list"),
-        ({**VERDICT, "completions": ["a"]}, "needs 2 answers, but has 1"),
+        ({**VERDICT, "mode": "best"}, "mode='best' must be one of pairwise"),
+        ({**VERDICT, "verdict": "2"}, "verdict='2' must be one of 0, 1, tie, skip"),
+        ({**VERDICT, "completions": "ab"}, "completions='ab' must be a list"),
+        ({**VERDICT, "completions": ["a"]}, "needs 2 completions, but has 1"),
         ({**VERDICT, "completions": ["a", 3]}, "3 is not text"),
         ({**VERDICT, "seconds": -1}, "seconds=-1.0 must be 0 or more"),
-        ({**VERDICT, "shown_order": [0, 0]}, "must hold each of [0, 1] once"),
-        ({**VERDICT, "shown_order": "01"}, "is no list of places"),
+        ({**VERDICT, "shown_order": [0, 0]}, "must contain each of [0, 1] once"),
+        ({**VERDICT, "shown_order": "01"}, "must be a list of indices"),
     ],
 )
 def test_rows_that_cannot_be_imported_name_their_line(
@@ -280,24 +280,24 @@ def test_openais_token_ids_are_imported_as_the_text_of_a_named_tokenizer(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "out: none given"),
-        (("--out=o",), "there is no file"),
+        ((), "out: not given"),
+        (("--out=o",), "does not exist"),
         (("--out=o", "--policy=m"), "policy and prompts go together"),
-        (("--out=o", "--policy=m", "--prompts=p", "--answers=a"), "leave one out"),
-        (("--database=sqlite:///x", "--policy=m", "--prompts=p"), "the policy's answers are kept there"),
+        (("--out=o", "--policy=m", "--prompts=p", "--answers=a"), "remove one"),
+        (("--database=sqlite:///x", "--policy=m", "--prompts=p"), "folder for the policy's completions"),
         (("--out=o", "--overlap=0"), "overlap=0"),
         (("--out=o", "--lease-minutes=0"), "lease_minutes=0.0"),
         (("--out=o", "--answers=none.jsonl"), "none.jsonl"),
         (("--out=o", "--port=70000"), "port=70000"),
-        (("--out=o", "--hosts", "a*b"), "hosts='a*b' matches no browser's request"),
+        (("--out=o", "--hosts", "a*b"), "hosts='a*b' is not a host name"),
         (("--out=o", "--hosts", "good.example", "https://x"), "hosts='https://x'"),
         (("--out=o", "--hosts", "x:443"), "hosts='x:443'"),
         (("--out=o", "--hosts", "Label.Example"), "hosts='Label.Example'"),
         (("--out=o", "--hosts", "x/label"), "hosts='x/label'"),
         (("--out=o", "--hosts", ""), "hosts=''"),
-        (("export", "--out=x.jsonl"), "labels: none given"),
-        (("export", "--out=x.jsonl", "--labels=none"), "there is no file"),
-        (("stats", "--labels=none"), "there is no file"),
+        (("export", "--out=x.jsonl"), "labels: not given"),
+        (("export", "--out=x.jsonl", "--labels=none"), "does not exist"),
+        (("stats", "--labels=none"), "does not exist"),
         (("import", "--labels=l", "--source=none.jsonl", "--annotator=a"), "none.jsonl"),
         (("import", "--labels=l", "--source=none.jsonl", f"--annotator={'a' * 41}"), "name has 41 characters"),
     ],
@@ -324,16 +324,19 @@ USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "con
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p"}, "completions=None is no list"),
-        ({"prompt": "p", "completions": "ab"}, "is no list"),
+        ({"prompt": "p"}, "completions=None must be a list"),
+        ({"prompt": "p", "completions": "ab"}, "must be a list"),
         ({"prompt": "p", "completions": ["a", 3]}, "'completions[1]': 3 is not text"),
         ({"prompt": "p", "completions": ["a", None]}, "there is no 'completions[1]'"),
         ({"prompt": "p", "completions": ["a", [{"role": "user"}]]}, "its 'content' is missing or not text"),
         ({"prompt": "p", "completions": ["a", [ASSISTANT]]}, "messages, but the prompt is text"),
         ({"prompt": [USER], "completions": ["a", [{**USER, "content": "no"}]]}, "not begin with a message of the role"),
-        ({"prompt": [USER], "completions": ["a", [{**ASSISTANT, "id": 3}]]}, "its 'id' is missing or not text"),
+        (
+            {"prompt": [USER], "completions": ["a", [{**ASSISTANT, "tool_calls": 3}]]},
+            "its 'tool_calls' is not a list of objects",
+        ),
         ({"prompt": "p", "completions": ["a", "\ud800"]}, "half of a surrogate pair"),
-        ({"prompt": "p", "completions": ["a", "a"]}, "nothing to ask in mode pairwise"),
+        ({"prompt": "p", "completions": ["a", "a"]}, "no items for mode pairwise"),
     ],
 )
 def test_answers_that_cannot_be_asked_name_their_row(
@@ -363,7 +366,7 @@ def test_labels_of_answers_that_are_messages_can_be_read_back(
     row = {"prompt": [USER], "completions": [*said[:3], blank, [USER, *said[3]]]}
     (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
     made = feedback.make_items(read_answers(str(tmp_path / "answers.jsonl"), "prompt"), mode)
-    assert [reason.split(": ")[1] for reason in made.left_out] == ["1 blank of 5 answers"]
+    assert [reason.split(": ")[1] for reason in made.left_out] == ["1 of 5 completions are blank"]
     feedback.add_items(engine, made.items)
     store = LabelStore(engine, mode=mode)
     ann = store.find_annotator("ann").id

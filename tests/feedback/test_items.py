@@ -28,14 +28,14 @@ def test_blank_equal_and_too_few_answers_are_left_out_and_listed() -> None:
     found = make_items([row("a", "b"), row("a", "a"), row("a", " \n"), row("a", "b", "c")], "pairwise")
     assert [item.completions for item in found.items] == [("a", "b"), ("a", "b")]
     reasons = " | ".join(found.left_out)
-    assert "the answers are equal" in reasons
-    assert "1 blank of 2 answers" in reasons
-    assert reasons.count("1 answers are too few for pairwise") == 2
+    assert "the completions are equal" in reasons
+    assert "1 of 2 completions are blank" in reasons
+    assert reasons.count("1 completions are too few for pairwise") == 2
 
 
 @pytest.mark.parametrize("completions", [("same", "same"), ("", "x"), ()])
 def test_nothing_to_ask_is_an_error(completions: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match="nothing to ask in mode pairwise"):
+    with pytest.raises(InputError, match="no items for mode pairwise"):
         make_items([row(*completions)], "pairwise")
 
 
@@ -57,5 +57,5 @@ def test_other_contents_have_another_name() -> None:
 
 
 def test_an_item_has_as_many_answers_as_its_mode_shows() -> None:
-    with pytest.raises(InputError, match="needs 4 answers, but has 2"):
+    with pytest.raises(InputError, match="needs 4 completions, but has 2"):
         Item(mode="best-of-4", prompt="p", completions=("a", "b"))

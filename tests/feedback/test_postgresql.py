@@ -112,7 +112,7 @@ def test_threads_get_each_item_once(engines: list[Engine]) -> None:
 def test_a_second_server_is_refused_until_the_first_ends(engines: list[Engine]) -> None:
     first, second = engines
     with feedback.lock_server(first) as check:
-        with pytest.raises(InputError, match="another label server uses it"), feedback.lock_server(second):
+        with pytest.raises(InputError, match="another label server is using it"), feedback.lock_server(second):
             pass
         check()
     with feedback.lock_server(second):

@@ -72,9 +72,9 @@ def test_other_encodings_are_named_with_the_way_to_convert_them(content, words):
 
 
 def test_utf_16_that_breaks_off_is_refused():
-    with pytest.raises(InputError, match="begins like UTF-16-LE, but is not"):
+    with pytest.raises(InputError, match="starts as UTF-16-LE, but is not valid"):
         lines_of(TEXT.encode("utf-16")[:-1])
-    with pytest.raises(InputError, match="not UTF-16-LE"):
+    with pytest.raises(InputError, match="starts as UTF-16-LE"):
         guarded.decode(TEXT.encode("utf-16")[:-1], "f")
 
 

@@ -191,7 +191,7 @@ def test_shards_outside_the_folder_are_not_read(model_folder, tmp_path):
 def test_weights_of_another_model(model_folder, kind, changes, words):
     folder = model_folder(kind)
     edit_config(folder, **changes)
-    assert_refused(folder, str(folder), *words, "weights and config.json are of different models")
+    assert_refused(folder, str(folder), *words, "weights and config.json belong to different models")
 
 
 @pytest.mark.parametrize("model_type", ["t5", "", None, 7, ["llama"]])
@@ -241,7 +241,7 @@ def test_config_in_utf_16_is_read(model_folder):
         ({"max_position_embeddings": 10**9}, "max_position_embeddings=1000000000 is above 16,777,216"),
         ({"vocab_size": 10**400}, "vocab_size=a number of 401 digits is above"),
         ({"rms_norm_eps": 10**400}, "rms_norm_eps=a number of 401 digits is above"),
-        ({"rms_norm_eps": float("inf")}, "norm_epsilon=inf is no finite number"),
+        ({"rms_norm_eps": float("inf")}, "norm_epsilon=inf must be a finite number"),
         ({"rms_norm_eps": [1]}, "rms_norm_eps"),
         ({"hidden_size": [32]}, "hidden_size"),
         ({"hidden_size": True}, "True"),
@@ -271,7 +271,7 @@ def test_tensors_of_a_type_that_is_not_read_are_named(model_folder, dtype):
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
 def test_names_that_no_folder_can_have(name):
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         from_pretrained(name)
 
 

@@ -132,7 +132,7 @@ def test_saved_value_head_gives_torch_the_same_values(variant, tmp_path):
 
 def test_value_head_of_another_width_is_refused(variant):
     folder = variant("gpt2", {"v_head.summary.weight": random(2, D)})
-    with pytest.raises(InputError, match=r"v_head\.summary\.weight gives \(32, 2\), wanted is \(32, 1\)"):
+    with pytest.raises(InputError, match=r"v_head\.summary\.weight has shape \(32, 2\), expected \(32, 1\)"):
         from_pretrained(folder, head="value")
 
 

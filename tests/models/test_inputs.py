@@ -37,11 +37,11 @@ def cache_of(model, used, size, batch=2):
         ({"input_ids": np.full((2, 8), 101)}, r"input_ids: 101 \(row 0, column 0\) must be at least 0 and below 101"),
         ({"input_ids": -IDS}, "input_ids: -3"),
         ({"input_ids": IDS.astype(np.float32)}, "dtype float32 must be an integer type"),
-        ({"attention_mask": MASK[:1]}, r"attention_mask: shape \(1, 8\) must be that of input_ids, \(2, 8\)"),
+        ({"attention_mask": MASK[:1]}, r"attention_mask: shape \(1, 8\) must equal that of input_ids, \(2, 8\)"),
         ({"attention_mask": -MASK}, "attention_mask: -1 must be 1"),
-        ({"position_ids": np.full((2, 8), CONTEXT)}, "position_ids: 64 .* below 64; that is the model's context"),
-        ({"position_ids": np.arange(8)}, r"position_ids: shape \(8,\) must be"),
-        ({"input_ids": LONG}, "row 0 has 68 tokens, the model's context is 64"),
+        ({"position_ids": np.full((2, 8), CONTEXT)}, "position_ids: 64 .* below 64; truncate the rows"),
+        ({"position_ids": np.arange(8)}, r"position_ids: shape \(8,\) must equal"),
+        ({"input_ids": LONG}, "row 0 has 68 tokens, but the model's context is 64"),
         ({"input_ids": LONG, "attention_mask": np.ones_like(LONG)}, "row 0 has 68 tokens"),
         ({"segment_ids": -MASK}, "segment_ids: -1 must be 0"),
         ({"input_ids": LONG, "segment_ids": np.ones_like(LONG)}, "segment_ids: a sequence of 68 tokens"),
@@ -63,12 +63,12 @@ def test_what_fits_passes(check):
 def test_a_full_cache_takes_no_more(tiny_gpt2, check):
     model = tiny_gpt2[0]
     check(cache=cache_of(model, used=4, size=12))
-    for used, size, message in [(5, 12, "5 of its 12 slots are in use, and 8 more tokens do not fit"), (0, 7, "0 of")]:
+    for used, size, message in [(5, 12, "5 of its 12 slots are used, so 8 more tokens do not fit"), (0, 7, "0 of")]:
         with pytest.raises(InputError, match=f"cache: {message}"):
             check(cache=cache_of(model, used=used, size=size))
-    with pytest.raises(InputError, match="cache: made for 3 rows, input_ids has 2"):
+    with pytest.raises(InputError, match="cache: made for 3 rows, but input_ids has 2"):
         check(cache=cache_of(model, used=0, size=12, batch=3))
-    with pytest.raises(InputError, match="row 0 has 68 tokens, the model's context is 64"):
+    with pytest.raises(InputError, match="row 0 has 68 tokens, but the model's context is 64"):
         check(cache=cache_of(model, used=60, size=70), attention_mask=MASK)
 
 
@@ -85,7 +85,7 @@ def test_the_models_themselves_check(tiny_gpt2):
     ("given", "message"),
     [
         ({"input_ids": np.full((2, 8), 101)}, "input_ids: 101"),
-        ({"input_ids": LONG}, "rows of 68 tokens, the model's context is 64"),
+        ({"input_ids": LONG}, "rows have 68 tokens, but the model's context is 64"),
         ({"token_type_ids": np.full((2, 8), 2)}, "token_type_ids: 2 .* below 2"),
         ({"attention_mask": MASK * 3}, "attention_mask: 3"),
         ({"position_ids": np.full((2, 8), 64)}, "position_ids: 64"),

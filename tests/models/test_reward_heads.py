@@ -1,4 +1,4 @@
-"""Normalisation of a reward: gain and bias, where they lie, and what torch makes of them."""
+"""Reward normalisation: gain and bias, where they are stored, and torch's scores with them."""
 
 import jax
 import numpy as np

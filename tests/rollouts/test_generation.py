@@ -209,7 +209,7 @@ RIGHT_PADDED = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.int32)
         ({"attention_mask": RIGHT_PADDED[:, ::-1] * [[0], [1]]}, "attention_mask: row 0 has no token"),
         ({"attention_mask": np.array([[1] * 6, [1, 0, 1, 1, 1, 1]])}, "row 1 has padding between its tokens"),
         ({"attention_mask": np.full((2, 6), 2)}, "attention_mask: 2 must be 1"),
-        ({"attention_mask": np.ones((2, 5), int)}, r"attention_mask: shape \(2, 5\) must be that of input_ids"),
+        ({"attention_mask": np.ones((2, 5), int)}, r"attention_mask: shape \(2, 5\) must equal that of input_ids"),
         ({"input_ids": np.full((2, 6), tiny.VOCAB_SIZE)}, rf"input_ids: {tiny.VOCAB_SIZE} \(row 0, column 0\) must be"),
         ({"input_ids": np.full((2, 6), -1)}, "input_ids: -1 .* must be at least 0"),
         ({"input_ids": np.full((2, 6), 3.0)}, "input_ids: dtype float32 must be an integer type"),

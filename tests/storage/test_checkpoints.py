@@ -99,7 +99,7 @@ def test_the_newest_are_kept_and_any_of_them_can_be_asked_for(tmp_path):
         assert checkpoints.latest_step() == 20
         assert float(checkpoints.restore(template)[1]["x"][0]) == 20
         assert float(checkpoints.restore(template, step=10)[1]["x"][0]) == 10
-        with pytest.raises(InputError, match=r"step 0: .* holds the steps \[10, 20\]"):
+        with pytest.raises(InputError, match=r"step 0: .* has checkpoints of steps \[10, 20\]"):
             checkpoints.restore(template, step=0)
 
 
@@ -114,7 +114,7 @@ def test_a_step_that_is_not_later_is_refused_and_nothing_is_lost(tmp_path):
 
 
 def test_an_empty_folder_and_a_keep_of_zero_are_input_errors(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="holds no checkpoint"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="has no checkpoint"):
         checkpoints.restore({"x": jnp.ones(3)})
     with pytest.raises(InputError, match="keep is 0"):
         Checkpoints(tmp_path, keep=0)
@@ -132,25 +132,25 @@ def test_a_python_number_in_the_state_is_refused_by_name(tmp_path):
     [
         (
             {"w": jnp.zeros((3, 2)), "k": jax.random.key(0)},
-            r"state\['w'\] is float32\[2, 3\] there, float32\[3, 2\]",
+            r"state\['w'\] is float32\[2, 3\] in the checkpoint, float32\[3, 2\]",
         ),
         (
             {"w": jnp.zeros((2, 3), jnp.bfloat16), "k": jax.random.key(0)},
-            r"float32\[2, 3\] there, bfloat16\[2, 3\]",
+            r"float32\[2, 3\] in the checkpoint, bfloat16\[2, 3\]",
         ),
-        ({"w": jnp.zeros((2, 3))}, r"state\['k'\] is key<fry>\[\] there, missing in this run"),
+        ({"w": jnp.zeros((2, 3))}, r"state\['k'\] is key<fry>\[\] in the checkpoint, missing in this run"),
         (
             {"w": jnp.zeros((2, 3)), "k": jax.random.key(0), "b": jnp.zeros(1)},
-            r"state\['b'\] is missing there, float32\[1\] in this run",
+            r"state\['b'\] is missing in the checkpoint, float32\[1\] in this run",
         ),
-        ({"w": jnp.zeros((2, 3)), "k": jax.random.key(0, impl="rbg")}, r"key<fry>\[\] there, key<rbg>\[\]"),
-        ({"w": jnp.zeros((2, 3)), "k": jnp.zeros(2, jnp.uint32)}, r"key<fry>\[\] there, uint32\[2\]"),
+        ({"w": jnp.zeros((2, 3)), "k": jax.random.key(0, impl="rbg")}, r"key<fry>\[\] in the checkpoint, key<rbg>\[\]"),
+        ({"w": jnp.zeros((2, 3)), "k": jnp.zeros(2, jnp.uint32)}, r"key<fry>\[\] in the checkpoint, uint32\[2\]"),
     ],
 )
 def test_a_template_that_differs_names_the_leaf_both_shapes_and_the_remedy(tmp_path, template, message):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(0, {"w": jnp.zeros((2, 3)), "k": jax.random.key(0)}, {})
-        with pytest.raises(InputError, match=message + ".*give the configuration"):
+        with pytest.raises(InputError, match=message + ".*use the configuration"):
             checkpoints.restore(template)
 
 
@@ -225,7 +225,7 @@ def damage(path, how, rng):
 
 
 def is_refused(folder, state, meta):
-    """Restore what was saved, or be told which folder is damaged; nothing else may happen."""
+    """Restore the saved state, or raise an error that names the damaged folder; nothing else."""
     try:
         with Checkpoints(folder) as checkpoints:
             _, restored, restored_meta = checkpoints.restore(state)

@@ -38,12 +38,12 @@ def test_create_writes_the_configuration_and_leaves_nothing_else(tmp_path):
 
 def test_create_takes_an_empty_folder_and_refuses_a_full_one_or_a_file(tmp_path):
     RunFolder.create(tmp_path, CONFIG)
-    with pytest.raises(InputError, match="not empty: give another --out, or --resume"):
+    with pytest.raises(InputError, match="not empty: choose another --out, or --resume"):
         RunFolder.create(tmp_path, {"seed": 1})
     assert RunFolder(tmp_path).read_config() == CONFIG
-    with pytest.raises(InputError, match="give another --out"):
+    with pytest.raises(InputError, match="choose another --out"):
         RunFolder.create(tmp_path / "config.yaml", CONFIG)
-    with pytest.raises(InputError, match="give another --out"):
+    with pytest.raises(InputError, match="choose another --out"):
         RunFolder.create(tmp_path / "config.yaml" / "below", CONFIG)
 
 
@@ -84,7 +84,7 @@ def test_an_unreadable_configuration_is_an_input_error_that_names_the_file(tmp_p
 
 
 def test_open_without_a_run_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         RunFolder.open(tmp_path / "nowhere", CONFIG)
 
 

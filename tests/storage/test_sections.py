@@ -50,5 +50,5 @@ def test_damaged_file_is_refused(folder, text):
 def test_picture_that_is_missing_or_outside_is_refused(folder, picture):
     (folder.path.parent / "outside.png").write_bytes(PNG)
     write_sections(folder, [Section(title="t", picture=picture)])
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="is not in the run folder"):
         read_sections(folder)

@@ -1,6 +1,6 @@
-// Requests to the server, and the session that they need.
+// Requests to the server and their session.
 
-// Kept by the browser for this port alone, unlike the cookie, and for all tabs, whose cookie is one too.
+// localStorage is per port, unlike cookies, and shared by all tabs, like the cookie.
 const SECRET = "jaxrl-lm-label-secret";
 
 export class ApiError extends Error {
@@ -33,7 +33,7 @@ export const post = (path, fields = {}) =>
 
 const tokenOfAddress = () => new URLSearchParams(location.hash.slice(1)).get("token");
 
-// The token lies behind '#', which browsers do not send; it is used once and taken off the address.
+// The token follows '#', which browsers do not send. It is used once and removed from the address.
 export async function openSession(token = tokenOfAddress()) {
   if (token) {
     history.replaceState(null, "", location.pathname);
@@ -44,7 +44,7 @@ export async function openSession(token = tokenOfAddress()) {
 
 export const hasNewLink = () => Boolean(tokenOfAddress());
 
-// A link pasted into a tab that shows the page changes only what lies behind '#', and loads nothing.
+// A link pasted into an open tab only changes the part after '#', without loading the page.
 export function onNewLink(work) {
   addEventListener("hashchange", () => {
     if (hasNewLink()) work();

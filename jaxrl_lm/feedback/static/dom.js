@@ -14,11 +14,11 @@ export function announce(text) {
 
 export function showAlert(text) {
   byId("alert").hidden = !text;
-  // What stands there already is not said again at every look.
+  // An unchanged alert is not announced again at every poll.
   if (byId("alert-text").textContent !== text) byId("alert-text").textContent = text;
 }
 
-// Stays until the person goes on; the status says it to screen readers.
+// Stays until the annotator's next action; the status announces it to screen readers.
 export function showNotice(text) {
   byId("notice").hidden = !text;
   byId("notice").textContent = text;

@@ -1,4 +1,4 @@
-// The page that asks: token, name, then one item after another.
+// The label page: token, name, then one item after another.
 
 import { hasNewLink, onNewLink, openSession, post } from "./api.js";
 import { announce, byId, element, showAlert, showNotice } from "./dom.js";
@@ -7,23 +7,23 @@ import { messageText, showText } from "./text.js";
 
 const VIEWS = ["loading", "token", "name", "item", "done"];
 const LOOK_AGAIN_MILLISECONDS = 3000; // less than END_SECONDS of server.py
-const REPEATED = "Already saved; the first verdict stands.";
+const REPEATED = "Already saved; the first label is kept.";
 const NO_SHORTCUTS = "jaxrl-lm-label-no-shortcuts";
 
 let mode; // of MODES
-let person = null; // the name that is shown; sent along, so that nothing is kept under another's
-let item = null; // { id, prompt, completions }: the lease that is shown
-let undoable = null; // the lease of the last label, which Undo names: asked again, it takes back no other
+let person = null; // the name shown; sent with each request, so that no label is saved under another name
+let item = null; // { id, prompt, completions }: the lease shown
+let undoable = null; // the lease of the last label, sent by Undo: a repeated request undoes no other label
 let isBusy = false;
 let lookAgainTimer = 0;
 
 function show(view) {
   for (const name of VIEWS) byId(`view-${name}`).hidden = name !== view;
-  const active = document.activeElement; // a button that is gone by now, perhaps, so that keys would start at the top
+  const active = document.activeElement; // a button that is hidden now would send focus to the top of the page
   if (active === document.body || active.closest("[hidden]")) byId("main").focus({ preventScroll: true });
 }
 
-// Runs one request at a time; a failure is shown and can be tried again with the same lease, which counts once.
+// Runs one request at a time. A failure is shown and can be retried with the same lease, which counts once.
 async function attempt(work) {
   if (isBusy) return;
   isBusy = true;
@@ -37,7 +37,7 @@ async function attempt(work) {
   } finally {
     isBusy = false;
     for (const button of byId("actions").querySelectorAll("button")) button.removeAttribute("aria-disabled");
-    if (hasNewLink()) attempt(start); // it came meanwhile
+    if (hasNewLink()) attempt(start); // pasted during the request
   }
 }
 
@@ -46,8 +46,8 @@ async function onError(error, work) {
   byId("retry").hidden = !isPassing;
   byId("retry").onclick = () => attempt(error.retry ?? work);
   if (error.status === 401 || error.status === 403) show("token");
-  if (isPassing) lookAgainLater(); // or one failed look would be the last
-  // What was shown holds no longer: neither the item nor, perhaps, the person.
+  if (isPassing) lookAgainLater(); // one failed check must not be the last
+  // The item, and perhaps the annotator, is out of date.
   const failure = error.status === 409 ? await start().catch((other) => other) : undefined;
   showAlert((failure ?? error).message);
 }
@@ -88,7 +88,7 @@ async function judge(action) {
   const said = answer.is_repeat ? REPEATED : `Saved: ${action.said}.`;
   showNotice(answer.is_repeat ? REPEATED : "");
   undoable = item.id;
-  item = null; // saved, whatever becomes of the next
+  item = null; // saved, even if loading the next item fails
   return loadNext(said).catch((error) => {
     error.retry = () => loadNext(said);
     throw error;
@@ -98,7 +98,7 @@ async function judge(action) {
 async function undo() {
   if (undoable === null) return;
   showNotice("");
-  showItem(await ask("/api/undo", { lease: undoable }), "Undone: judge it again.");
+  showItem(await ask("/api/undo", { lease: undoable }), "Undone: label it again.");
 }
 
 function showItem(answer, said) {
@@ -179,12 +179,12 @@ function showProgress(progress) {
 function showDone({ progress, is_ending: isEnding }, said) {
   const isWaiting = progress.num_waiting > 0;
   const isLeft = progress.num_done < progress.num_items;
-  const title = isWaiting ? "Nothing free just now" : isLeft ? "Nothing left for you" : "All done, thank you";
+  const title = isWaiting ? "No item available now" : isLeft ? "Nothing left for you" : "All done, thank you";
   const text = isWaiting
-    ? "Others have what is left. If one of them gives an item back, it comes here by itself."
+    ? "Other annotators are working on the remaining items. If one becomes available, it appears here automatically."
     : isLeft
-      ? "What is left waits for other people: you have judged or skipped all of it."
-      : `Every one of the ${progress.num_items} items has been judged.`;
+      ? "You have labelled or skipped every item. The rest need other annotators."
+      : `All ${progress.num_items} items are labelled.`;
   byId("done-title").textContent = title;
   byId("done-text").textContent = text;
   byId("done-ending").hidden = !isEnding;
@@ -195,7 +195,7 @@ function showDone({ progress, is_ending: isEnding }, said) {
   lookAgainLater();
 }
 
-// While the page waits for what others have.
+// Polls while other annotators hold the remaining items.
 function lookAgainLater() {
   clearTimeout(lookAgainTimer);
   if (byId("view-done").hidden || byId("look-again").hidden) return;
@@ -215,7 +215,7 @@ function fillHelp() {
 
 function onKey(event) {
   const isTyping = event.target.closest("input, dialog") !== null;
-  // A key held down must not judge one item after another.
+  // A key held down must not label one item after another.
   if (isTyping || event.repeat || event.ctrlKey || event.altKey || event.metaKey || !byId("shortcuts").checked) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const canUndo = !byId("view-item").hidden ? !byId("undo").disabled : !byId("view-done").hidden;

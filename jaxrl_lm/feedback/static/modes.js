@@ -1,4 +1,4 @@
-// What each mode asks, shows and accepts. `verdict` is what is sent; a number is the place in the order shown.
+// The question, titles and buttons of each mode. `verdict` is sent to the server; a number is an index in the order shown.
 
 const skip = { verdict: "skip", label: "Skip", keys: ["s"], said: "skipped", kind: "quiet" };
 const pick = (place, letter, more = []) => ({
@@ -11,9 +11,9 @@ const pick = (place, letter, more = []) => ({
 
 export const MODES = {
   pairwise: {
-    question: "Which answer is better?",
-    titles: ["Answer A", "Answer B"],
-    help: "Read the prompt and both answers, then say which you would rather have been given. Say tie if neither is better, skip if you cannot tell.",
+    question: "Which completion is better?",
+    titles: ["Completion A", "Completion B"],
+    help: "Read the prompt and both completions, then choose the one you would rather receive. Choose Tie if neither is better, Skip if you cannot tell.",
     actions: [
       { ...pick(0, "A", ["ArrowLeft"]), label: "A is better", said: "A is better" },
       { verdict: "tie", label: "Tie", keys: ["t", "0"], said: "tie", kind: "choice" },
@@ -22,9 +22,9 @@ export const MODES = {
     ],
   },
   thumbs: {
-    question: "Is this a good answer?",
-    titles: ["Answer"],
-    help: "Read the prompt and the answer, then say whether it is a good one. Skip if you cannot tell.",
+    question: "Is this a good completion?",
+    titles: ["Completion"],
+    help: "Read the prompt and the completion, then choose Good or Bad. Choose Skip if you cannot tell.",
     actions: [
       { verdict: "up", label: "Good", keys: ["g", "1"], said: "good", kind: "choice" },
       { verdict: "down", label: "Bad", keys: ["b", "2"], said: "bad", kind: "choice" },
@@ -32,9 +32,9 @@ export const MODES = {
     ],
   },
   "best-of-4": {
-    question: "Which answer is best?",
-    titles: ["Answer A", "Answer B", "Answer C", "Answer D"],
-    help: "Read the prompt and the four answers, then say which is the best. Skip if you cannot tell.",
+    question: "Which completion is best?",
+    titles: ["Completion A", "Completion B", "Completion C", "Completion D"],
+    help: "Read the prompt and the four completions, then choose the best one. Choose Skip if you cannot tell.",
     actions: [pick(0, "A"), pick(1, "B"), pick(2, "C"), pick(3, "D"), skip],
   },
 };

@@ -1,4 +1,4 @@
-// The page of figures.
+// The statistics page.
 
 import { get, onNewLink, openSession } from "./api.js";
 import { announce, byId, element, showAlert } from "./dom.js";
@@ -33,7 +33,7 @@ function row(cells) {
 }
 
 function strength(alpha) {
-  if (alpha === null) return "needs items judged by several people, not all alike";
+  if (alpha === null) return "needs items with different labels from several annotators";
   return alpha >= 0.8 ? "reliable" : alpha >= 0.667 ? "tentative" : "too low to rely on";
 }
 
@@ -49,7 +49,7 @@ const COLUMNS = [
   ["Ties", (person) => String(person.num_ties), "pairwise"],
   ["Good", (person) => percent(person.num_labels - person.num_down, person.num_labels), "thumbs"],
   ["Median time", (person) => (person.median_seconds === null ? NONE : `${fixed(person.median_seconds, 1)} s`)],
-  ["Labels an hour", (person) => fixed(person.labels_per_hour, 0)],
+  ["Labels per hour", (person) => fixed(person.labels_per_hour, 0)],
   ["First shown", (person) => percent(person.num_first_chosen, person.num_choices), "pairwise", "best-of-4"],
 ];
 
@@ -58,9 +58,9 @@ function show(stats) {
   const finished = stats.num_items_by_labels.slice(stats.overlap).reduce((sum, num) => sum + num, 0);
   const left = stats.num_items - finished;
   byId("tiles").replaceChildren(
-    tile("Items judged", `${finished} / ${stats.num_items}`, left ? `${left} left` : "all of them"),
-    tile("Labels", fixed(stats.num_labels, 0), `${stats.mode}, ${stats.overlap} ${stats.overlap === 1 ? "person" : "people"} an item`),
-    tile("People", String(stats.people.length), stats.num_shared ? `${stats.num_shared} items judged by several` : "no item judged by several"),
+    tile("Items labelled", `${finished} / ${stats.num_items}`, left ? `${left} left` : "complete"),
+    tile("Labels", fixed(stats.num_labels, 0), `${stats.mode}, ${stats.overlap} ${stats.overlap === 1 ? "label" : "labels"} per item`),
+    tile("Annotators", String(stats.people.length), stats.num_shared ? `${stats.num_shared} shared items` : "no shared items"),
     tile("Krippendorff’s α", fixed(stats.alpha, 2), strength(stats.alpha)),
   );
   byId("people-head").replaceChildren(

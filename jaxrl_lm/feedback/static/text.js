@@ -1,13 +1,13 @@
-// Texts of models and strangers, shown as text: every node is made by textContent, none from markup.
+// Shows untrusted text as plain text: every node is set by textContent, never from markup.
 
-// Controls but for tab and line feed; signs that change the direction of text; signs without width; blanks that count
-// as letters; tags and selectors. `_is_unseen` of store.py knows them too.
+// Control characters except tab and line feed, direction marks, zero-width characters, blanks that count as letters,
+// tags and selectors. Keep in step with `_is_unseen` in store.py.
 const UNSEEN =
   /[\u0000-\u0008\u000B-\u001F\u007F-\u009F\u00AD\u034F\u061C\u115F\u1160\u180E\u200B\u200E\u200F\u2028-\u202E\u2060-\u206F\u2800\u3164\uFEFF\uFFA0\uFFF9-\uFFFB\u{E0000}-\u{E007F}\u{E0100}-\u{E01EF}]/u;
 const RUNS = new RegExp(`${UNSEEN.source}+`, "gu");
 const ONES = new RegExp(UNSEEN.source, "gu");
 
-const MAX_NAMED = 2000; // runs of unseen characters in a text that are named; browsers choke on very many nodes
+const MAX_NAMED = 2000; // runs of invisible characters spelled out per text; too many nodes slow the browser down
 
 const CONTROLS = [
   "NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "TAB", "LF", "VT", "FF", "CR", "SO", "SI",
@@ -30,7 +30,7 @@ function control(characters) {
   return span;
 }
 
-// Appends a text; returns how many more runs may be named.
+// Appends a text; returns how many more runs may be spelled out.
 function appendText(parent, text, numNamed) {
   const shown = text.replaceAll("\r\n", "\n");
   let end = 0;
@@ -45,14 +45,14 @@ function appendText(parent, text, numNamed) {
   return numLeft;
 }
 
-// What a message says: its content, text parts joined, and its tool calls as JSON.
+// A message as text: its content (text parts joined), then its tool calls as JSON.
 export function messageText(message) {
   const content = message.content ?? "";
   const text = typeof content === "string" ? content : content.map((part) => part.text).join("");
   return message.tool_calls ? text + JSON.stringify(message.tool_calls) : text;
 }
 
-// A text, or a conversation as turns with their roles.
+// Shows a text, or a conversation as turns with roles.
 export function showText(parent, content) {
   parent.replaceChildren();
   if (typeof content === "string") {
