@@ -1,5 +1,6 @@
 """What every algorithm in environments holds to: fresh randomness at every update, none but the state's."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def numbers(state: Any) -> list[np.ndarray]:
     """Everything but what tells updates and keys apart."""
-    state = state.replace(num_updates=0, key=None)
+    state = dataclasses.replace(state, num_updates=0, key=None)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 

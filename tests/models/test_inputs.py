@@ -1,5 +1,6 @@
 """What a model is given must be what it can read: refused before it is computed, whichever argument is wrong."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -28,7 +29,7 @@ def check(request):
 
 def cache_of(model, used, size, batch=2):
     cache = model.config.init_cache(batch, size)
-    return cache.replace(length=jnp.array(used), mask=cache.mask.at[:, :used].set(True))
+    return dataclasses.replace(cache, length=jnp.array(used), mask=cache.mask.at[:, :used].set(True))
 
 
 @pytest.mark.parametrize(
