@@ -21,6 +21,7 @@ from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import clipped_adam
 from jaxrl_lm.algorithms.schedules import annealed
 from jaxrl_lm.core import kl, masked, policy_losses
+from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.causal_lm import CausalLM
@@ -62,6 +63,7 @@ class GroupPolicyConfig:
         checks.at_least(self, 1, "num_epochs", "num_minibatches")
         checks.above(self, 0, "learning_rate", "clip_range", "adam_epsilon")
         checks.at_least(self, 0, "max_grad_norm", "anneal_updates")
+        checks.finite(self, "learning_rate", "adam_epsilon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class GroupConfig:
     def __post_init__(self) -> None:
         checks.at_least(self, 2, "group_size", why="answers are compared with each other")
         checks.at_least(self, 0, "kl_coefficient")
+        checks.finite(self, "kl_coefficient")
         if self.answers.score_at != "last_token":
             raise InputError(
                 f"answers.score_at={self.answers.score_at!r}: without values an answer is scored whole; "
@@ -216,7 +219,7 @@ def _make_learner(
             "kl/answer": jnp.mean(answer_kl),
             "answer/length": jnp.mean(jnp.sum(mask, axis=-1), dtype=jnp.float32),
         }
-        return replace(state, params=params, optimizer=opt_state, num_updates=state.num_updates + 1), metrics
+        return replace(state, params=params, optimizer=opt_state, num_updates=next_count(state.num_updates)), metrics
 
     return AnswerLearner(
         init=init,

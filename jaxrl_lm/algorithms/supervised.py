@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_lm import checks
+from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.core.records import record
 from jaxrl_lm.types import Metrics, PyTree, SupervisedLearner
 
@@ -52,6 +53,7 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         checks.one_of(self, schedule=ScheduleKind)
         checks.above(self, 0, "learning_rate", "epsilon")
+        checks.finite(self, "learning_rate", "epsilon", "weight_decay")
         checks.at_least(self, 0, "weight_decay", "max_grad_norm")
         checks.fraction(self, "warmup_fraction", "b1", "b2")
 
@@ -157,7 +159,7 @@ def make_supervised(
             state,
             params=jax.tree.map(step, state.params, direction),
             optimizer=opt_state,
-            num_updates=state.num_updates + 1,
+            num_updates=next_count(state.num_updates),
         )
         return new, metrics | {"loss/grad_norm": grad_norm, "learning_rate": rate}
 

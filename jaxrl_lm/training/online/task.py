@@ -11,6 +11,7 @@ from jaxrl_lm import data, rewards, rollouts
 from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rollouts import Generation, SamplingConfig
 from jaxrl_lm.training.language_model import LoadedModel
 from jaxrl_lm.training.online.config import OnlineRunConfig
@@ -143,7 +144,7 @@ def load_task(config: OnlineRunConfig, load_policy: Any) -> OnlineTask:
     }
     prompts = data.read_prompts(config.prompts, column=config.prompt_column, chat=config.chat)
     policy = load_policy()
-    longest = rollouts.longest_prompt(policy.model, config.answers.max_new_tokens)
+    longest = longest_learnable_prompt(policy.model, config.answers.max_new_tokens)
     return OnlineTask(
         config=config,
         policy=policy,
@@ -153,6 +154,27 @@ def load_task(config: OnlineRunConfig, load_policy: Any) -> OnlineTask:
         watched=watched,
         sampling=config.answers.sampling(policy.tokenizer),
     )
+
+
+def longest_learnable_prompt(model: CausalLM, max_new_tokens: int) -> int:
+    """The longest prompt whose completion is generated and scored with the same rotary frequencies, in tokens.
+
+    Frequencies that depend on the length of the call differ between decoding and scoring beyond the original context,
+    and the first probability ratio of an update would not be 1.
+
+    Raises:
+        InputError: there is no room for any prompt.
+    """
+    longest = rollouts.longest_prompt(model, max_new_tokens)
+    rotary = getattr(model.config, "rotary", None)
+    if rotary is None or not rotary.depends_on_length:
+        return longest
+    if max_new_tokens >= rotary.original_positions:
+        raise InputError(
+            f"max_new_tokens={max_new_tokens}: this model's rotary frequencies change beyond "
+            f"{rotary.original_positions} tokens, where it cannot be trained by reinforcement learning; choose fewer"
+        )
+    return min(longest, rotary.original_positions - max_new_tokens)
 
 
 def load_named_reward(option: str, spec: str) -> rewards.RewardFunction:
