@@ -49,8 +49,8 @@ def usage(num_devices: int, backend: str) -> str:
     if num_devices == 1:
         return f"All commands run on the one {backend} device."
     return (
-        f"jaxrl-lm train splits its environments across all {num_devices} {backend} devices (--num-devices); "
-        f"language model commands use 1 of the {num_devices}."
+        f"Commands run on 1 of the {num_devices} {backend} devices; jaxrl-lm train splits its environments across more "
+        "with --num-devices (0 for all)."
     )
 
 

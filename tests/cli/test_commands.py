@@ -164,8 +164,8 @@ def test_doctor_names_devices_and_versions(capfd: pytest.CaptureFixture[str]) ->
 
 def test_doctor_says_which_commands_use_how_many_devices() -> None:
     assert usage(1, "cpu") == "All commands run on the one cpu device."
-    assert "all 8 tpu devices" in usage(8, "tpu")
-    assert "language models use 1 of the 8" in usage(8, "tpu")
+    assert "1 of the 8 tpu devices" in usage(8, "tpu")
+    assert "--num-devices (0 for all)" in usage(8, "tpu")
 
 
 def test_doctor_advises_the_dtype_that_was_faster() -> None:
