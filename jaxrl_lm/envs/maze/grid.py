@@ -14,7 +14,7 @@ from jaxrl_lm.types import PyTree
 NUM_MOVES = 4
 # (rows, columns) of up, down, left, right
 DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))
-UNREACHABLE = 65_535  # distance of walls, and of cells from which no way leads to the goal
+UNREACHABLE = 65_535  # distance of walls, and of cells without a path to the goal
 
 
 @struct.dataclass(kw_only=True)
@@ -25,7 +25,7 @@ class LevelBank:
         moves: bit a is 1 where move a leads to an open cell, uint8 `[L, C]`; 0 for a wall.
         starts: cell where an episode begins, int32 `[L]`.
         goals: cell where it ends, int32 `[L]`.
-        distances: moves from a cell to the goal by a shortest way, uint16 `[L, C]`; `UNREACHABLE` for a wall.
+        distances: length of a shortest path from a cell to the goal, uint16 `[L, C]`; `UNREACHABLE` for a wall.
     """
 
     moves: PyTree

@@ -1,4 +1,4 @@
-"""Where levels come from: a generator with sizes and a seed, or a layout drawn by hand."""
+"""Sources of levels: a generator with sizes and a seed, or a layout drawn by hand."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,7 +27,7 @@ _SPARE = {"training": 1.1, "held-out": 1.5}  # how many more levels are drawn th
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSource:
-    """How a bank of levels is made; start and goal of a generated level are two random cells with a way between them.
+    """Source of a bank of levels; start and goal of a generated level are two random cells with a path between them.
 
     Attributes:
         generator: a name in `GENERATORS`.
@@ -184,12 +184,12 @@ def _bank_of_layout(rows: list[str]) -> LevelBank:
 def _check_size(name: str, size: int) -> None:
     if size < 5 or size % 2 == 0:
         nearest = max(5, size + 1 if size % 2 == 0 else size)
-        raise InputError(f"{name}={size} must be odd and at least 5, such as {nearest}: walls lie between the rooms")
+        raise InputError(f"{name}={size} must be odd and at least 5, such as {nearest}: walls are between open cells")
 
 
 def _unknown_generator(name: str) -> str:
     near = get_close_matches(name.lower(), GENERATORS, n=3, cutoff=0.5)
     return (
-        f"generator={name!r} is no generator; {'the nearest names' if near else 'there are'}: "
+        f"generator={name!r} is not a generator; {'did you mean' if near else 'there are'}: "
         f"{', '.join(near or GENERATORS)}"
     )
