@@ -97,6 +97,6 @@ def _check_same_view(task: EnvironmentTask, env: Any, env_params: Any) -> None:
     )
     if learned != shown:
         raise InputError(
-            f"env_options: the environment shows {shown}, but the policy has learned to see {learned}; "
+            f"env_options: the environment returns {shown}, but the policy was trained on {learned}; "
             "keep size and observation"
         )

@@ -99,7 +99,7 @@ def labels_tokenizer(model: str, labels_tokenizer: str | None) -> Any:
     if labels_tokenizer is None:
         return data.AssumedTokenizer(
             tokenizer=load_named_tokenizer("model", model),
-            remedy="name their tokenizer by --labels-tokenizer (for OpenAI's files: gpt2)",
+            remedy="give their tokenizer with --labels-tokenizer (for OpenAI's files: gpt2)",
         )
     return load_named_tokenizer("labels_tokenizer", labels_tokenizer)
 
@@ -135,7 +135,7 @@ def read_judgements(
     sizes = sorted({len(row.completions) for row in rows})
     if len(sizes) > 1:
         raise InputError(
-            f"{source}: rows have {' and '.join(map(str, sizes))} completions; give each row as many as the others"
+            f"{source}: rows have {' and '.join(map(str, sizes))} completions; give all rows the same number"
         )
     check_num_answers(objective, sizes[0])
     return rows
@@ -170,13 +170,13 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
     kept = [row for row in training if _has_own_prompt(row, common) or not shared.intersection(row.texts())]
     if not kept:
         raise InputError(
-            "preferences: every row without a prompt of its own shares an answer with a held-out one, so none is left "
-            "to train on; give held-out rows by --evaluation FILE"
+            "preferences: every row without its own prompt shares a completion with a held-out one, so none is left "
+            "to train on; give held-out rows with --evaluation FILE"
         )
     if len(kept) < len(training):
         _log.warning(
-            "preferences: of %d training rows, %d without a prompt of their own share an answer with a held-out row "
-            "and are left out; give held-out rows by --evaluation FILE, or hold out fewer by a smaller "
+            "preferences: of %d training rows, %d without their own prompt share a completion with a held-out row "
+            "and are dropped; give held-out rows with --evaluation FILE, or hold out fewer with a smaller "
             "--evaluation-fraction",
             *(len(training), len(training) - len(kept)),
         )
@@ -194,13 +194,13 @@ def check_held_out(training: list[Judgement], held: list[Judgement], source: str
     if shared:
         raise InputError(
             f"evaluation={source!r}: {len(shared)} of its prompts are among the training prompts, such as "
-            f"{sorted(shared)[0][:60]}; take them out of one of the files"
+            f"{sorted(shared)[0][:60]}; remove them from one of the files"
         )
     answers = _shared_answers(training, held, common)
     if answers:
         _log.warning(
-            "evaluation=%r: %d of its answers stand in training rows as well, such as %s, so that the model is judged "
-            "on texts that it learned from; take their rows out of one of the files",
+            "evaluation=%r: %d of its completions are also in training rows, such as %s, so the model is evaluated "
+            "on texts that it was trained on; remove their rows from one of the files",
             *(source, len(answers), excerpt(min(answers))),
         )
 
