@@ -34,7 +34,7 @@ class Prompt:
             object.__setattr__(self, "prompt", as_conversation(self.prompt, self.columns, "prompt"))
 
     def text(self) -> str:
-        """The prompt for a person to read: a conversation as lines of role and content."""
+        """The prompt in readable form: a conversation as lines of role and content."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(f"{message['role']}: {content_text(message)}" for message in self.prompt)

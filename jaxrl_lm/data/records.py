@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
 
 Message = dict[str, Any]
-"""`role`, and `content`: text or a list of text parts; missing only beside `tool_calls`. Other keys as they were."""
+"""`role`, and `content`: text or a list of text parts; missing only if there are `tool_calls`. Other keys are kept."""
 
 
 class Conversation(list[Message]):

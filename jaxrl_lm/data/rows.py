@@ -18,7 +18,7 @@ from jaxrl_lm.errors import InputError
 HUB_PREFIX = "hub:"
 
 RowOrError = tuple[str, dict[str, Any] | InputError]
-"""Where the row stands, for errors, and its columns, or what is wrong with it while others can still be read."""
+"""The position of a row, for errors, and its columns, or its error if other rows can still be read."""
 
 
 def try_rows(source: str, *, line_column: str | None, required: str | None = None) -> Iterator[RowOrError]:
@@ -33,7 +33,7 @@ def try_rows(source: str, *, line_column: str | None, required: str | None = Non
         required: a column that the header of a table must name; rows of files without one are not looked at.
 
     Yields:
-        Where the row stands, and its columns by name or what is wrong with it.
+        The position of each row, and its columns by name or its error.
 
     Raises:
         InputError: the source is not there or is not of its form.

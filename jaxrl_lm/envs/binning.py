@@ -150,7 +150,7 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
 
 
 def state_number(observation: Num[Array, " D"], edges: Sequence[Sequence[float]]) -> Int[Array, ""]:
-    """The number of the bin in which an observation lies.
+    """The number of the bin of an observation.
 
     number = sum over axes d of bin_d * product over later axes e of num_bins_e,
     bin_d = how many of the axis' inner edges are <= observation_d
@@ -172,7 +172,7 @@ def state_number(observation: Num[Array, " D"], edges: Sequence[Sequence[float]]
 
 
 def action_value(action: Int[Array, ""], moves: Sequence[Sequence[float]]) -> Float[Array, " K"]:
-    """The values for which the number of an action stands, row-major over the axes.
+    """The values of an action number, row-major over the axes.
 
     Args:
         action: from 0 to the product of the axes' values - 1.

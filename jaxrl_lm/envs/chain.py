@@ -76,7 +76,7 @@ class ChainMaze(BatchEnvironment):
         return new, jnp.where(self.is_terminated(new, params), 1.0, -1.0)
 
     def is_terminated(self, state: ChainState, params: environment.EnvParams) -> jax.Array:
-        """Whether the agent stands on s5."""
+        """Whether the agent is at s5."""
         del params
         return state.position == NUM_STATES - 1
 

@@ -67,7 +67,7 @@ class Wrapper(environment.Environment[Any, Any]):
         return extra
 
     def see(self, observation: PyTree, extra: PyTree) -> PyTree:
-        """What is shown for an observation (of a `MaskedObservation`, the part beside the mask)."""
+        """What is shown for an observation (of a `MaskedObservation`, without its mask)."""
         del extra
         return observation
 

@@ -235,7 +235,7 @@ class Maze(LevelEnvironment):
         return new, self._reward(state, new, params)
 
     def is_terminated(self, state: MazeState, params: MazeParams) -> jax.Array:
-        """Whether the agent stands on the goal."""
+        """Whether the agent is at the goal."""
         return state.position == params.bank.goals[state.level]
 
     def observation(self, state: MazeState, params: MazeParams) -> Any:
@@ -259,7 +259,7 @@ class Maze(LevelEnvironment):
         return spaces.Discrete(grid.NUM_MOVES)
 
     def observation_space(self, params: MazeParams | None = None) -> spaces.Space:
-        """A cell, or planes of 0 and 1; that of the observation itself where there is an action mask beside it."""
+        """A cell, or planes of 0 and 1; with an action mask, that of the observation itself."""
         del params
         if self.config.observation == "position":
             return spaces.Discrete(self.num_cells)

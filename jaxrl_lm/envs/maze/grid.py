@@ -56,7 +56,7 @@ def apply_move(
     """The cell after a move; an illegal move leaves the agent where it is.
 
     Args:
-        cell: where the agent stands.
+        cell: the agent's cell.
         action: 0 to 3.
         moves_here: bits of the cell's legal moves.
         width: columns of the grid.

@@ -69,7 +69,7 @@ class LevelSource:
             raise InputError(f"num_levels={self.num_levels} must be at least 1")
 
     def make_bank(self, key: Key[Array, ""]) -> LevelBank:
-        """The levels that a key stands for; a layout's are the same for every key. Pure; jit it.
+        """The levels of a key; those of a layout are the same for every key. Pure; jit it.
 
         Args:
             key: consumed.
@@ -146,7 +146,7 @@ def source_from_options(
         layout: a name in `LAYOUTS`, or a drawing, in place of generated levels.
 
     Raises:
-        InputError: one of them is not what it must be, or is given beside a layout, which has its own.
+        InputError: one of them is not what it must be, or is given together with a layout, which has its own.
     """
     options = {"size": size, "generator": generator, "num_levels": num_levels}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}

@@ -63,7 +63,7 @@ def load_agent(
         run: folder of a run of `jaxrl-lm train`.
         seed: number of the seed, from 0.
         value: of a sweep, which one: the value where one name was swept, else values by name.
-        is_greedy: take the likeliest action; else draw it from the policy.
+        is_greedy: take the most likely action; else sample from the policy.
 
     Raises:
         InputError: there is no such run, seed or value, or the policy draws no actions.

@@ -167,7 +167,7 @@ def _form_of(source: str) -> str:
 
 
 def _group(example: Example) -> str:
-    """What must not stand on both sides of the split: the prompt, or where there is none, all of it."""
+    """Group of an example in the split: its prompt, or all of it if there is none."""
     prompt = example.prompt if isinstance(example, PromptCompletion) else ""
     return repr(prompt or example)
 

@@ -148,7 +148,7 @@ def common_prompt(rows: list[Judgement]) -> Text | None:
 
 
 def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tuple[list[Judgement], list[Judgement]]:
-    """Hold out some rows; no prompt stands on both sides.
+    """Hold out some rows; no prompt is on both sides.
 
     Rows without a prompt, or all with the same, are held out one by one, and then no answer that a held-out row shows
     stands in training: rows that hold one are left out, and the log says how many.
@@ -187,7 +187,7 @@ def check_held_out(training: list[Judgement], held: list[Judgement], source: str
     """Refuse held-out rows that training shows as well, and warn of single answers that rows without a prompt share.
 
     Raises:
-        InputError: a prompt (or a row, where it has none of its own) stands on both sides.
+        InputError: a prompt (or a row, where it has none of its own) is on both sides.
     """
     common = common_prompt(training + held)
     shared = {_group(row, common) for row in training} & {_group(row, common) for row in held}
@@ -234,7 +234,7 @@ def _shared_answers(training: list[Judgement], held: list[Judgement], common: Te
 
 
 def _group(row: Judgement, common: Text | None) -> str:
-    """What must not stand on both sides of a split: a prompt, or a whole row that has none of its own."""
+    """Group of a row in a split: its prompt, or the whole row if it has no own prompt."""
     return json.dumps([row.prompt, None if _has_own_prompt(row, common) else row.completions], ensure_ascii=False)
 
 

@@ -49,7 +49,7 @@ Annotate = Callable[[list[Pair], Path, int], list[Preference]]
 
 @dataclass(frozen=True, kw_only=True)
 class ChainResult:
-    """What came of a chain.
+    """Result of a chain.
 
     Attributes:
         folder: of the chain.
