@@ -1,8 +1,8 @@
-"""Records that pass between the layers.
+"""Records shared by the layers.
 
 Scalars of a step have shape `[B, T]`, time last axis. A record's fields are pytree leaves, so records pass through
 `jit`, `vmap` and `scan`; under those transformations a leaf may be a tracer, a spec or a batch of either, which is
-why the fields are typed as pytrees and their shapes stand in the docstrings.
+why the fields are typed as pytrees and their shapes are documented in the docstrings.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ PyTree = Any
 Metrics = dict[str, jax.Array]
 
 NO_BATCH_AXIS = -1
-"""In `EnvironmentLearner.batch_axes`: a leaf that belongs to no single environment."""
+"""In `EnvironmentLearner.batch_axes`: a leaf without an environment axis."""
 
 
 def _no_batch_axes(state: PyTree) -> PyTree:
@@ -25,10 +25,10 @@ def _no_batch_axes(state: PyTree) -> PyTree:
 
 @record
 class Trajectory:
-    """Steps of an agent, whether its actions are moves in a maze or tokens of an answer.
+    """Steps of an agent; its actions may be moves in a maze or tokens of a completion.
 
     Attributes:
-        observations: pytree, what `evaluate` needs to score the actions; leaves `[B, ...]`.
+        observations: pytree that `evaluate` reads; leaves `[B, ...]`.
         actions: the actions taken, `[B, T, ...]`.
         log_probs: log pi(a_t | o_t) of the policy that acted, `[B, T]`, nats.
         values: V(o_t) when the agent acted, `[B, T]`.
@@ -56,7 +56,7 @@ class Trajectory:
 
 @record
 class ActionEvaluation:
-    """What a policy says of given actions; never the logits, so that `[B, T, V]` need not exist.
+    """A policy's evaluation of given actions; without the logits, so that `[B, T, V]` is never materialised.
 
     Attributes:
         log_probs: log pi(a_t | o_t), `[B, T]`, nats.
@@ -86,17 +86,17 @@ class Algorithm(NamedTuple):
 
 
 class AnswerLearner(NamedTuple):
-    """An algorithm that learns from a language model's answers and their scores: pure functions of arrays.
+    """An algorithm that learns from a language model's completions and their scores: pure functions of arrays.
 
-    No tokenizer, file or reward function is in it, so that it compiles ahead of time from shapes alone.
+    It needs no tokenizer, file or reward function, so it compiles ahead of time from shapes alone.
 
     Attributes:
         init: `init(params, key) -> state`.
         update: `update(state, reference_params, generation, scores, key) -> (state, metrics)`: one update from B
-            answers (a `rollouts.Generation`) and their scores `[B]`; the reference's parameters have no heads. The
-            answers to one prompt are next to each other.
-        policy_params: `policy_params(state) -> params`: those of the policy, to answer with.
-        answers_per_prompt: how many answers to each prompt a batch holds.
+            completions (a `rollouts.Generation`) and their scores `[B]`; the reference's parameters have no heads.
+            Completions of the same prompt are adjacent.
+        policy_params: `policy_params(state) -> params`: parameters of the policy, for sampling.
+        answers_per_prompt: completions per prompt in a batch.
     """
 
     init: Callable[[PyTree, jax.Array], PyTree]
@@ -106,12 +106,12 @@ class AnswerLearner(NamedTuple):
 
 
 class SupervisedLearner(NamedTuple):
-    """An algorithm that learns from given examples: pure functions of arrays.
+    """An algorithm that learns from a fixed set of examples: pure functions of arrays.
 
     Attributes:
         init: `init(params) -> state`.
-        update: `update(state, batch) -> (state, metrics)`; leaves of the batch `[num_accumulated, B, ...]`, of which
-            one `[B, ...]` is in memory at a time.
+        update: `update(state, batch) -> (state, metrics)`; leaves of the batch are `[num_accumulated, B, ...]`;
+            activations of only one `[B, ...]` are in memory at a time.
         loss: `loss(params, batch, state.hyperparams.loss) -> LossSums` of a batch `[B, ...]`, for evaluation.
     """
 
@@ -121,22 +121,23 @@ class SupervisedLearner(NamedTuple):
 
 
 class EnvironmentLearner(NamedTuple):
-    """An algorithm together with the batch of environments it acts in: pure functions, so that seeds vmap.
+    """An algorithm together with its parallel environments: pure functions, so that seeds can be vmapped.
 
-    All randomness of update k comes from `fold_in(state.key, state.num_updates)`: a state says all that follows.
+    All randomness of update k comes from `fold_in(state.key, state.num_updates)`, so the state determines the rest of
+    the run.
 
     Attributes:
         init: `init(key, env_params) -> state`; the state is a struct with at least `key` and `num_updates`, and holds
-            parameters, optimizer, environment states, and whatever else an update changes.
-        update: `update(state, env_params) -> (state, metrics)`: act, learn, and scalar metrics, among them the
+            parameters, optimizer, environment states, and everything else that an update changes.
+        update: `update(state, env_params) -> (state, metrics)`: act and learn; scalar metrics include the
             `episode/...` of `rollouts.episodes`. `env_params` may change between calls (fresh levels).
         act: `act(state, observations, is_first, memory, key) -> (actions, memory)`: the greedy policy, for evaluation;
             leaves of observations `[B, ...]`, `is_first` bool `[B]`.
         init_memory: `init_memory(num_envs) -> memory`, None for a policy without memory.
-        steps_per_update: environment steps of one update.
-        batch_axes: `batch_axes(state)`: a tree like the state, with the axis of each leaf along which the environments
-            are, or `NO_BATCH_AXIS`; what is spread over devices.
-        sample: as `act`, but actions are drawn from the policy; None for an algorithm whose policy is greedy.
+        steps_per_update: environment steps per update.
+        batch_axes: `batch_axes(state)`: a tree like the state with the environment axis of each leaf, or
+            `NO_BATCH_AXIS`; this axis is sharded over devices.
+        sample: as `act`, but actions are sampled from the policy; None for an algorithm with a greedy policy.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]

@@ -1,8 +1,8 @@
-"""Direct preference optimization: a policy from pairs of answers, with no reward model and no sampling.
+"""Direct preference optimization: learn a policy from pairs of completions, without reward model or sampling.
 
     L = mean -log sigmoid( beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)] )
 
-The reference's log-probabilities are part of the batch, computed once before training.
+The reference log-probabilities are computed once before training and are part of the batch.
 
 Reference: Rafailov et al., 2023, Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
 """
@@ -30,8 +30,8 @@ class DPOLossConfig:
     """Settings of the loss.
 
     Attributes:
-        beta: how strongly the policy is held to the reference.
-        label_smoothing: share of preferences that are taken to be the wrong way round.
+        beta: strength of the regularization towards the reference policy.
+        label_smoothing: assumed share of preferences with swapped labels.
     """
 
     beta: float = 0.1
@@ -51,11 +51,11 @@ class DPOHyperparams:
 
 
 class PairRows(NamedTuple):
-    """B pairs of answers, the preferred one first; each row one prompt with one answer.
+    """B pairs of completions, the chosen one first; each row is one prompt with one completion.
 
     Attributes:
-        rows: `PackedRows` of `[B, 2, T]` whose targets are the answers' tokens; a pair of padding only counts nothing.
-        reference_log_probs: of each answer under the reference policy, `[B, 2]`, nats.
+        rows: `PackedRows` of `[B, 2, T]` whose targets are the completion tokens; a pair of only padding has no weight.
+        reference_log_probs: log-probability of each completion under the reference policy, `[B, 2]`, nats.
     """
 
     rows: Any
@@ -71,12 +71,12 @@ def make_dpo(
         config: the optimizer.
         loss_config: the loss; its settings become part of the state.
         model: any causal language model.
-        num_updates: length of the learning rate's course.
+        num_updates: length of the learning rate schedule.
 
     Returns:
-        the algorithm. Its metrics are means over pairs: `rewards/chosen` and `rewards/rejected`, beta times the
+        The algorithm. Its metrics are means over pairs: `rewards/chosen` and `rewards/rejected`, beta times the
         log-ratio of policy and reference; `rewards/margin`, their difference; `rewards/accuracy`, the share of pairs
-        whose margin is above 0 (a tie counts half).
+        with a margin above 0 (a tie counts half).
     """
     traced = DPOHyperparams(beta=loss_config.beta, label_smoothing=loss_config.label_smoothing)
     return make_supervised(config, make_pair_loss(model), num_updates=num_updates, loss_hyperparams=traced)
@@ -107,7 +107,7 @@ def make_pair_loss(model: CausalLM) -> LossFunction:
 
 
 def sequence_log_probs(model: CausalLM, params: PyTree, rows: PackedRows) -> Float[Array, " B"]:
-    """log pi of each row's target tokens, summed: `sum_t m_t log pi(x_t | x_<t)`.
+    """Summed log-probability of the target tokens of each row: `sum_t m_t log pi(x_t | x_<t)`.
 
     Args:
         model: any causal language model.

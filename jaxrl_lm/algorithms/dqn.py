@@ -1,10 +1,10 @@
-"""Deep Q-networks with the usual improvements as switches: double, dueling, n-step, prioritised.
+"""Deep Q-networks with optional extensions: double, dueling, n-step returns, prioritised replay.
 
 Each gradient step draws transitions from a replay memory and regresses Q(s, a) on
 
-    y = R + D * max_a' Q_target(s', a')      (double: the maximum is chosen by Q, valued by Q_target)
+    y = R + D * max_a' Q_target(s', a')      (double: Q chooses a', Q_target evaluates it)
 
-with R and D of up to n steps that stay within the episode.
+where R and D cover up to n steps within the episode.
 
 Reference: Mnih et al., 2015, Human-level control through deep reinforcement learning; Hessel et al., 2018, Rainbow:
 Combining Improvements in Deep Reinforcement Learning.
@@ -57,38 +57,38 @@ def _default_trunk() -> TrunkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig:
-    """Settings of DQN; the defaults are those of cleanrl for CartPole, with ten environments for one.
+    """Settings of DQN; the defaults are CleanRL's for CartPole, with ten environments instead of one.
 
     Attributes:
-        num_envs: environments stepped together.
-        steps_per_update: steps of each environment in one `update`.
-        train_every: steps of each environment between rounds of training; must divide `steps_per_update`.
-        num_gradient_steps: gradient steps of a round.
-        batch_size: transitions of a gradient step.
-        learning_starts: environment steps before the first round.
-        buffer_size: transitions kept.
-        num_steps: n of n-step targets.
-        is_double: choose the next action by the online network.
-        is_dueling: value and advantage streams.
-        is_prioritized: draw transitions by their last error.
-        priority_exponent: alpha of the draw.
-        importance_exponent: beta of the correction at the first step.
+        num_envs: number of parallel environments.
+        steps_per_update: steps of each environment per `update`.
+        train_every: steps of each environment between training rounds; must divide `steps_per_update`.
+        num_gradient_steps: gradient steps per training round.
+        batch_size: transitions per gradient step.
+        learning_starts: environment steps before the first training round.
+        buffer_size: capacity of the replay memory, in transitions.
+        num_steps: n of the n-step targets.
+        is_double: choose the next action with the online network (double DQN).
+        is_dueling: use separate value and advantage streams (dueling DQN).
+        is_prioritized: sample transitions in proportion to their last TD error.
+        priority_exponent: alpha of prioritised sampling.
+        importance_exponent: initial beta of the importance weights.
         importance_fraction: share of the run over which beta rises to 1.
         discount: gamma.
         learning_rate: Adam's step size.
-        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
-        td_loss: half the "squared" error, or "huber", which is linear beyond `huber_delta`. Where returns are much
-            larger than delta, values follow the median of their targets instead of the mean: ends of episodes are rare,
-            drop out, and values grow without bound (CartPole with 1.0). It fits rewards clipped to [-1, 1].
-        huber_delta: error from which Huber's loss grows linearly, in units of return.
+        max_grad_norm: largest global norm of the gradient; 0 disables clipping.
+        td_loss: half the "squared" error, or "huber", which is linear beyond `huber_delta`. Huber fits rewards clipped
+            to [-1, 1]. With returns much larger than delta, values follow the median of their targets instead of the
+            mean: rare episode ends are ignored and values grow without bound (CartPole with 1.0).
+        huber_delta: error beyond which the Huber loss is linear, in units of return.
         target_every: gradient steps between updates of the target network.
-        target_rate: how far the target network then moves to the online one; 1 copies it.
-        epsilon_start: share of random actions at the first step.
+        target_rate: step of the target network towards the online network; 1 copies it.
+        epsilon_start: initial share of random actions.
         epsilon_end: share of random actions after `epsilon_fraction` of the run.
-        epsilon_fraction: share of the run over which the share of random actions falls linearly; 0 begins at its end.
-        anneal_updates: updates of the run, over which epsilon and beta change; None lets the trainer fill it in (in
-            `make_dqn` alone they then begin at their end, as with 0).
-        trunk: the network's body.
+        epsilon_fraction: share of the run over which epsilon falls linearly; 0 uses `epsilon_end` throughout.
+        anneal_updates: length of the run in updates, for epsilon and beta; None lets the trainer fill it in
+            (`make_dqn` itself treats None as 0: final values throughout).
+        trunk: body of the network.
     """
 
     num_envs: int = 10
@@ -132,15 +132,15 @@ class DQNConfig:
             )
         if max(self.num_envs * self.steps_per_update, self.learning_starts) > WRAPPED_COUNT:
             raise InputError(
-                f"steps_per_update={self.steps_per_update} of num_envs={self.num_envs} environments and "
-                f"learning_starts={self.learning_starts} must be at most {WRAPPED_COUNT} steps; choose fewer"
+                f"steps_per_update={self.steps_per_update} with num_envs={self.num_envs}, and "
+                f"learning_starts={self.learning_starts}, must each be at most {WRAPPED_COUNT} steps; choose fewer"
             )
         self.replay.num_slots(self.num_envs)
         smallest = max(self.batch_size, self.num_steps * self.num_envs)
         if self.learning_starts < smallest:
             raise InputError(
-                f"learning_starts={self.learning_starts} must be at least {smallest}: the batch_size, and num_steps "
-                "of every environment"
+                f"learning_starts={self.learning_starts} must be at least {smallest}: one batch_size, and num_steps "
+                "in every environment"
             )
 
     @property
@@ -167,11 +167,11 @@ class DQNHyperparams:
 
 @record
 class QLearnerState:
-    """What gradient steps change.
+    """State changed by gradient steps.
 
     Attributes:
-        params: of the Q-network.
-        target_params: of the target network.
+        params: parameters of the Q-network.
+        target_params: parameters of the target network.
         optimizer: Adam's moments.
         num_gradient_steps: gradient steps made, int32 scalar.
     """
@@ -184,15 +184,15 @@ class QLearnerState:
 
 @record
 class DQNState:
-    """Everything an update changes.
+    """State of DQN.
 
     Attributes:
         learner: networks and optimizer.
-        replay: the memory.
-        acting: the environments.
+        replay: replay memory.
+        acting: state of the environments.
         hyperparams: traced settings.
-        key: base of all randomness.
-        num_updates: updates made, int32 scalar.
+        key: base PRNG key.
+        num_updates: updates done, int32 scalar.
     """
 
     learner: QLearnerState
@@ -204,7 +204,7 @@ class DQNState:
 
 
 class _Parts(NamedTuple):
-    """What the functions of an update share."""
+    """Static parts that all functions of an update use."""
 
     config: DQNConfig
     env: Any
@@ -213,7 +213,7 @@ class _Parts(NamedTuple):
 
 
 class _ActInput(NamedTuple):
-    """What one step of all environments needs."""
+    """Inputs of one step of all environments."""
 
     uniforms: jax.Array
     key: jax.Array
@@ -221,7 +221,7 @@ class _ActInput(NamedTuple):
 
 
 class _RoundInput(NamedTuple):
-    """What a round of acting and training needs; leaves of `acting` `[train_every, ...]`."""
+    """Inputs of a round of acting and training; leaves of `acting` are `[train_every, ...]`."""
 
     acting: _ActInput
     learn_keys: jax.Array
@@ -233,7 +233,7 @@ def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
     """DQN in an environment with discrete actions.
 
     Args:
-        config: static settings; those in `DQNHyperparams` become part of the state.
+        config: settings; those in `DQNHyperparams` become part of the state.
         env: any gymnax environment.
         env_params: an example of its parameters, for the spaces.
 
@@ -282,7 +282,7 @@ def _init(parts: _Parts, key: jax.Array, env_params: Any) -> DQNState:
     example = blank_step(acting.observations, config.num_envs)
     learner = QLearnerState(
         params=params,
-        # A buffer that stands twice in a state cannot be donated.
+        # A buffer that appears twice in a state cannot be donated.
         target_params=jax.tree.map(jnp.copy, params),
         optimizer=parts.optimizer.init(params),
         num_gradient_steps=jnp.zeros((), jnp.int32),
@@ -299,11 +299,11 @@ def _init(parts: _Parts, key: jax.Array, env_params: Any) -> DQNState:
 
 
 def _round_inputs(config: DQNConfig, state: DQNState) -> _RoundInput:
-    """What the rounds of an update need, leaves `[rounds, ...]`; drawn at once, as a draw costs as much as a step."""
+    """Inputs of all rounds, leaves `[rounds, ...]`; keys are drawn at once, as a draw costs as much as a step."""
     explore_key, env_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.num_updates), 3)
     shape = config.steps_per_update // config.train_every, config.train_every
-    # Steps of each environment in this update, and those of the whole run that learning waits for; a count of all steps
-    # of the run would overflow.
+    # Steps of each environment in this update, and the run's steps before learning starts; a count of all steps of the
+    # run would overflow.
     steps = jnp.arange(config.steps_per_update, dtype=jnp.int32).reshape(shape)
     num_waiting = -(-config.learning_starts // config.num_envs)
     updates_before = jnp.minimum(state.num_updates, num_waiting // config.steps_per_update + 1)
@@ -324,7 +324,7 @@ def _round_inputs(config: DQNConfig, state: DQNState) -> _RoundInput:
 
 
 def _act(parts: _Parts, state: DQNState, env_params: Any, given: _ActInput) -> DQNState:
-    """One step of all environments, into the memory."""
+    """Step all environments once and store the transitions."""
     observations = state.acting.observations
     q_values = parts.q_function.apply(state.learner.params, observations)
     actions = epsilon_greedy_actions(q_values, given.uniforms, given.epsilon, action_mask_of(observations))
@@ -341,7 +341,7 @@ def _act(parts: _Parts, state: DQNState, env_params: Any, given: _ActInput) -> D
 
 
 def _train(parts: _Parts, state: DQNState, given: _RoundInput) -> tuple[DQNState, Metrics]:
-    """Gradient steps; until learning starts, they are computed and change nothing."""
+    """Gradient steps; before `learning_starts` they are computed but change nothing."""
     config = parts.config
 
     def step(carry: tuple[QLearnerState, Replay], key: jax.Array) -> tuple[tuple[QLearnerState, Replay], Metrics]:

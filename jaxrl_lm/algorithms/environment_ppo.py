@@ -1,4 +1,4 @@
-"""PPO in batches of environments: collect a rollout, then the same PPO as for language models."""
+"""PPO in parallel environments: collect a rollout, then apply the same PPO update as for language models."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,14 +41,14 @@ class EnvironmentPPOConfig:
     """PPO in environments.
 
     Attributes:
-        num_envs: environments stepped together.
-        num_steps: steps of each between updates.
+        num_envs: number of parallel environments.
+        num_steps: steps of each environment per update.
         discount: gamma.
         trace_decay: lambda of GAE.
-        has_normalized_observations: standardise observations by their running moments.
+        has_normalized_observations: standardise observations by their running mean and variance.
         has_normalized_rewards: divide rewards by the running standard deviation of discounted returns.
-        policy: networks.
-        ppo: the update. A policy with memory learns from whole windows: minibatch_unit=sequences.
+        policy: policy and value networks.
+        ppo: PPO update. A policy with memory needs minibatch_unit=sequences.
     """
 
     num_envs: int = 64
@@ -66,7 +66,7 @@ class EnvironmentPPOConfig:
         if self.policy.memory_size and self.ppo.minibatch_unit != "sequences":
             raise InputError(
                 f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: a policy with memory_size={self.policy.memory_size} "
-                "learns from whole windows; use 'sequences'"
+                "learns from whole sequences; use 'sequences'"
             )
         check_minibatches(self.ppo, self.num_envs, self.num_steps)
 
@@ -81,15 +81,15 @@ class EnvironmentPPOHyperparams:
 
 @record
 class EnvironmentPPOState:
-    """Everything an update changes or reads.
+    """State of PPO in environments.
 
     Attributes:
-        ppo: parameters, optimizer, hyperparameters of the update.
-        rollout: environments and the policy's memory.
+        ppo: parameters, optimizer and hyperparameters of the update.
+        rollout: state of the environments and memory of the policy.
         normalizers: running moments.
         hyperparams: traced settings of the rollout.
-        key: base of all randomness.
-        num_updates: updates made, int32 scalar.
+        key: base PRNG key.
+        num_updates: updates done, int32 scalar.
     """
 
     ppo: PPOState
@@ -101,7 +101,7 @@ class EnvironmentPPOState:
 
 
 def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any) -> EnvironmentLearner:
-    """PPO for the spaces of an environment.
+    """PPO for an environment.
 
     Args:
         config: settings.
@@ -109,12 +109,12 @@ def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any
         env_params: an example of its parameters, for the spaces.
 
     Raises:
-        InputError: the action space is neither discrete nor a flat box; observations that cannot be normalised are
-            to be.
+        InputError: the action space is neither discrete nor a flat box, or normalisation is on for observations that
+            cannot be normalised.
     """
     policy = make_policy(config.policy, env, env_params)
     if config.has_normalized_observations and not hasattr(env.observation_space(env_params), "low"):
-        raise InputError(f"has_normalized_observations: the observations of {env.name} are categories; leave it off")
+        raise InputError(f"has_normalized_observations: the observations of {env.name} are categorical; turn it off")
     algorithm = make_ppo(config.ppo, policy.evaluate)
 
     def init(key: jax.Array, env_params: Any) -> EnvironmentPPOState:
@@ -171,7 +171,7 @@ def _make_act(policy: Policy) -> Any:
     def act(
         state: EnvironmentPPOState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
-        del key  # the likeliest action is not drawn
+        del key  # the most likely action needs no randomness
         seen = normalize_observations(observations, state.normalizers)
         actions, memory = policy.best(state.ppo.params, seen, is_first, memory)
         return policy.to_env(actions), memory

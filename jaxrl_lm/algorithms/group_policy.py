@@ -1,10 +1,9 @@
-"""Policy gradients without a critic: answers to one prompt are measured against each other (RLOO, GRPO).
+"""Policy gradients without a critic: completions of one prompt are compared with each other (RLOO, GRPO).
 
-    L = mean over answers of  sum_t w_t [ max(-A r_t, -A clip(r_t, 1-c, 1+c)) + beta k3(pi, pi_ref)_t ]
+    L = mean over completions of  sum_t w_t [ max(-A r_t, -A clip(r_t, 1-c, 1+c)) + beta k3(pi, pi_ref)_t ]
 
-with one advantage A an answer, the same at all its tokens, r = pi / pi_old, and w_t = 1 (the gradient of the whole
-answer's log-probability, RLOO) or 1 / length (GRPO). RLOO has the penalty for leaving the reference in the reward and
-not in the loss.
+with one advantage A per completion, the same at all its tokens, r = pi / pi_old, and w_t = 1 (the gradient of the
+completion's log-probability, RLOO) or 1 / length (GRPO). RLOO puts the KL penalty in the reward, not in the loss.
 
 Reference: Ahmadian et al., 2024, Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human
 Feedback in LLMs; Shao et al., 2024, DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models.
@@ -38,14 +37,14 @@ class GroupPolicyConfig:
     """Settings of the update of RLOO and GRPO.
 
     Attributes:
-        learning_rate: Adam's step size at the first update.
-        anneal_updates: the learning rate falls linearly to 0 over so many updates; 0 keeps it; None lets the trainer
-            fill in the length of its run (the learner alone then keeps the rate).
-        num_epochs: passes over each batch of answers.
-        num_minibatches: parts of an epoch; must divide the number of answers.
-        clip_range: how far the ratio may move from 1 and still be pushed.
-        token_weight: whether an answer's loss is the "sum" over its tokens (RLOO) or their "mean" (GRPO).
-        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
+        learning_rate: initial step size of Adam.
+        anneal_updates: updates over which the learning rate falls linearly to 0; 0 keeps it constant; None lets the
+            trainer fill in the length of its run (the learner itself treats None as 0).
+        num_epochs: passes over each batch of completions.
+        num_minibatches: minibatches per epoch; must divide the number of completions.
+        clip_range: clipping range of the probability ratio around 1.
+        token_weight: whether a completion's loss is the "sum" over its tokens (RLOO) or their "mean" (GRPO).
+        max_grad_norm: largest global norm of the gradient; 0 disables clipping.
         adam_epsilon: Adam's epsilon.
     """
 
@@ -68,12 +67,12 @@ class GroupPolicyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig:
-    """What RLOO and GRPO have in common: answer each prompt several times, compare, learn.
+    """Settings that RLOO and GRPO share: sample several completions per prompt and compare them.
 
     Attributes:
-        answers: how answers are drawn.
-        group_size: answers to one prompt; divides batch_size.
-        policy: the update.
+        answers: sampling of completions.
+        group_size: completions per prompt; must divide batch_size.
+        policy: policy update.
         kl_coefficient: beta.
     """
 
@@ -83,23 +82,23 @@ class GroupConfig:
     kl_coefficient: float = 0.05
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 2, "group_size", why="answers are compared with each other")
+        checks.at_least(self, 2, "group_size", why="completions are compared with each other")
         checks.at_least(self, 0, "kl_coefficient")
         checks.finite(self, "kl_coefficient")
         if self.answers.score_at != "last_token":
             raise InputError(
-                f"answers.score_at={self.answers.score_at!r}: without values an answer is scored whole; "
+                f"answers.score_at={self.answers.score_at!r}: without a value function a completion gets one score; "
                 "use 'last_token'"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLOOConfig(GroupConfig):
-    """RLOO on a language model: REINFORCE, each answer's baseline the mean of the others to its prompt.
+    """RLOO on a language model: REINFORCE with the mean reward of the prompt's other completions as baseline.
 
     Attributes:
-        policy: the update.
-        kl_coefficient: beta; each answer's reward is lessened by beta times its log-ratio of policy and reference.
+        policy: policy update.
+        kl_coefficient: beta; the reward of a completion is reduced by beta times its log-ratio of policy and reference.
     """
 
     policy: GroupPolicyConfig = field(default_factory=lambda: GroupPolicyConfig(token_weight="sum"))
@@ -107,11 +106,11 @@ class RLOOConfig(GroupConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(GroupConfig):
-    """GRPO on a language model: rewards standardised within the answers to a prompt.
+    """GRPO on a language model: rewards are standardised within the completions of a prompt.
 
     Attributes:
-        policy: the update.
-        kl_coefficient: beta, weight of the k3 estimate of the KL from the reference in the loss.
+        policy: policy update.
+        kl_coefficient: beta, weight in the loss of the k3 estimate of the KL divergence from the reference.
     """
 
 
@@ -126,12 +125,12 @@ class GroupPolicyHyperparams:
 
 @record
 class GroupPolicyState:
-    """Everything an update changes or reads.
+    """State of RLOO and GRPO.
 
     Attributes:
-        params: of the policy.
+        params: parameters of the policy.
         optimizer: Adam's moments.
-        num_updates: updates made so far, int32 scalar.
+        num_updates: updates done, int32 scalar.
         hyperparams: traced settings.
     """
 
@@ -142,15 +141,15 @@ class GroupPolicyState:
 
 
 class AnswerBatch(NamedTuple):
-    """B answers of at most T tokens.
+    """B completions of at most T tokens.
 
     Attributes:
-        observations: what `evaluate` needs, leaves `[B, ...]`.
+        observations: inputs of `evaluate`, leaves `[B, ...]`.
         actions: tokens, `[B, T]`.
-        log_probs: of the policy that answered, `[B, T]`, nats.
-        reference_log_probs: of the reference policy, `[B, T]`, nats.
-        advantages: of whole answers, `[B]`.
-        mask: 1 for the answers' tokens, `[B, T]`.
+        log_probs: under the policy that sampled them, `[B, T]`, nats.
+        reference_log_probs: under the reference policy, `[B, T]`, nats.
+        advantages: one per completion, `[B]`.
+        mask: 1 at completion tokens, `[B, T]`.
     """
 
     observations: PyTree
@@ -162,12 +161,12 @@ class AnswerBatch(NamedTuple):
 
 
 def make_rloo(config: RLOOConfig, model: CausalLM) -> AnswerLearner:
-    """RLOO's learner for a language model; `update` returns losses, ratio, clipping, KL and lengths as metrics."""
+    """RLOO for a language model; the metrics of `update` are losses, ratios, clipping, KL and lengths."""
     return _make_learner(config, model, kind="leave_one_out", is_penalty_in_reward=True)
 
 
 def make_grpo(config: GRPOConfig, model: CausalLM) -> AnswerLearner:
-    """GRPO's learner for a language model; metrics as RLOO's."""
+    """GRPO for a language model; the metrics are those of RLOO."""
     return _make_learner(config, model, kind="standardized", is_penalty_in_reward=False)
 
 
@@ -249,9 +248,9 @@ def group_loss(
     hyperparams: GroupPolicyHyperparams,
     token_weight: TokenWeight,
 ) -> tuple[jax.Array, Metrics]:
-    """Loss of a minibatch and its metrics, as at the top of this file; `evaluate`'s values are not used."""
+    """Loss and metrics of a minibatch (see the module docstring); the values of `evaluate` are not used."""
     evaluation = evaluate(params, batch.observations, batch.actions)
-    # Masked here as well as in the sums: a ratio that is not finite would leave 0 * NaN in the gradient.
+    # Masked here as well as in the sums: a non-finite ratio would put 0 * NaN into the gradient.
     log_probs, old, reference = (
         masked.zero_masked(x, batch.mask) for x in (evaluation.log_probs, batch.log_probs, batch.reference_log_probs)
     )

@@ -1,10 +1,10 @@
-"""PPO on a language model, whose actions are tokens: pure functions of answers and their scores.
+"""PPO on a language model whose actions are tokens: pure functions of completions and their scores.
 
-An answer earns its score at its end, and at each token a penalty for leaving the reference policy,
+The reward is a KL penalty at each token, plus the score at the end of the completion,
 
     r_t = -beta (log pi(a_t) - log pi_ref(a_t)),        r_end += score,
 
-and `algorithms/ppo.py` learns from that as from any other trajectory.
+and `algorithms/ppo.py` learns from this trajectory as from any other.
 
 Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
 """
@@ -29,11 +29,11 @@ from jaxrl_lm.types import AnswerLearner, Metrics, PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class KLConfig:
-    """Penalty for leaving the reference policy, which is the model that training starts from.
+    """Penalty on the KL divergence from the reference policy, the model that training starts from.
 
     Attributes:
-        coefficient: beta, score units a nat; where adaptive, its start.
-        target: KL in nats an answer that the adaptive coefficient aims at; None keeps the coefficient.
+        coefficient: beta, in score units per nat; the initial value if adaptive.
+        target: target KL of the adaptive coefficient, in nats per completion; None keeps the coefficient fixed.
         horizon: episodes over which the adaptive coefficient moves by its proportional error.
     """
 
@@ -49,17 +49,17 @@ class KLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguagePPOConfig:
-    """Settings of PPO on a language model; one answer a prompt.
+    """Settings of PPO on a language model; one completion per prompt.
 
     Attributes:
-        answers: how answers are drawn.
+        answers: sampling of completions.
         discount: gamma.
         trace_decay: lambda of GAE.
-        kl: penalty for leaving the reference.
-        ppo: the update.
-        rescore: compute the answers' log-probabilities and values again before learning, by the very function that
-            learns, so that the first ratio is 1 in any dtype. Off, those of decoding are taken: a forward pass
-            less, and a first ratio that is 1 up to what decoding rounds: leave it on in bfloat16.
+        kl: KL penalty.
+        ppo: PPO update.
+        rescore: recompute log-probabilities and values with the training forward pass before learning, so that the
+            first ratio is exactly 1 in any dtype. Off saves this forward pass and uses the values of decoding, whose
+            first ratio is 1 up to rounding; leave it on in bfloat16.
     """
 
     answers: AnswerConfig = field(default_factory=AnswerConfig)
@@ -73,19 +73,19 @@ class LanguagePPOConfig:
         checks.between(self, 0, 1, "discount", "trace_decay")
         if self.ppo.minibatch_unit != "sequences":
             raise InputError(
-                f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: the tokens of an answer are scored together; "
+                f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: the tokens of a completion are scored together; "
                 "use 'sequences'"
             )
         if not self.rescore and self.answers.score_at == "after_end":
             raise InputError(
-                "rescore=False: decoding gives no value after the last token, which answers.score_at='after_end' "
-                "needs; leave rescore on"
+                "rescore=False: answers.score_at='after_end' needs the value after the last token, which decoding "
+                "does not compute; leave rescore on"
             )
 
 
 @record
 class LanguagePPOState:
-    """Everything an update changes or reads.
+    """State of PPO on a language model.
 
     Attributes:
         ppo: parameters, optimizer, counters, hyperparameters.
@@ -99,15 +99,15 @@ class LanguagePPOState:
 def make_language_ppo(
     config: LanguagePPOConfig, model: CausalLM, *, value_model: CausalLM | None = None
 ) -> AnswerLearner:
-    """PPO's learner for a language model.
+    """PPO for a language model.
 
     Args:
-        config: the settings; `ppo.anneal_updates` is the number of updates over which the learning rate falls.
-        model: the policy, with a value head unless there is a `value_model`.
-        value_model: a network of its own for the values; the parameters are then `{"policy": ..., "value": ...}`.
+        config: settings; `ppo.anneal_updates` is the number of updates over which the learning rate falls.
+        model: policy, with a value head unless `value_model` is given.
+        value_model: separate value network; the parameters are then `{"policy": ..., "value": ...}`.
 
     Returns:
-        the learner. `update` returns the metrics of `make_ppo`, and the KL, rewards and lengths of the answers.
+        The learner. `update` returns the metrics of `make_ppo`, and KL, rewards and lengths of the completions.
     """
     temperature = config.answers.temperature
     evaluate = make_evaluate(model, temperature=temperature, value_model=value_model)

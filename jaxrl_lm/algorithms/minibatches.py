@@ -1,4 +1,4 @@
-"""Several passes over a batch in shuffled minibatches, as PPO, PQN and the group policies learn."""
+"""Several epochs of shuffled minibatches over a batch, used by PPO, PQN and the group policies."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ MinibatchLoss = Callable[[PyTree, PyTree], tuple[jax.Array, Metrics]]
 """`loss(params, minibatch) -> (loss, metrics)`."""
 
 IS_APPLIED = "minibatches/applied"
-"""Metric of `run_epochs` where it may stop: 1 for a minibatch that was learned from, 0 for one that was not."""
+"""Metric of `run_epochs` with early stopping: 1 for a minibatch that was applied, 0 for one that was skipped."""
 
 
 def run_epochs(
@@ -29,22 +29,22 @@ def run_epochs(
     num_minibatches: int,
     should_stop: Callable[[Metrics], jax.Array] | None = None,
 ) -> tuple[tuple[PyTree, PyTree], Metrics]:
-    """Step down a loss once a minibatch; every epoch shuffles anew.
+    """Take one gradient step per minibatch; every epoch shuffles the batch again.
 
     Args:
-        loss: of parameters and a minibatch.
-        carry: parameters and the optimizer's state.
+        loss: loss of parameters and a minibatch.
+        carry: parameters and optimizer state.
         batch: leaves `[N, ...]`; `num_minibatches` divides N.
-        key: of the shuffling.
-        optimizer: gives the direction.
-        learning_rate: what it is multiplied by.
+        key: PRNG key of the shuffling.
+        optimizer: computes the step's direction.
+        learning_rate: multiplies the direction.
         num_epochs: passes over the batch.
-        num_minibatches: steps a pass.
-        should_stop: of a minibatch's metrics, before its step: whether this minibatch and all that follow leave the
-            parameters as they are. They are computed all the same, so that the program has one shape.
+        num_minibatches: steps per epoch.
+        should_stop: maps a minibatch's metrics, before its step, to whether this minibatch and all later ones are
+            skipped. They are still computed, since shapes are static.
 
     Returns:
-        parameters and optimizer's state, and the metrics of all steps, `[num_epochs, num_minibatches]`.
+        Parameters and optimizer state, and the metrics of all steps, `[num_epochs, num_minibatches]`.
     """
 
     def step(carry: tuple[PyTree, PyTree, jax.Array], minibatch: PyTree) -> tuple[tuple[PyTree, ...], Metrics]:
@@ -69,7 +69,7 @@ def run_epochs(
 
 
 def mean_metrics(stacked: Metrics) -> Metrics:
-    """Means over the minibatches of `[epochs, minibatches]` that were learned from."""
+    """Means over the applied minibatches of `[epochs, minibatches]`."""
     if IS_APPLIED not in stacked:
         return {name: jnp.mean(values) for name, values in stacked.items()}
     is_applied = stacked[IS_APPLIED]
@@ -78,7 +78,7 @@ def mean_metrics(stacked: Metrics) -> Metrics:
 
 
 def summarize(stacked: Metrics) -> Metrics:
-    """Means over `[epochs, minibatches]`, the largest error of a ratio, and that of the first minibatch."""
+    """Means over `[epochs, minibatches]`, the largest ratio error, and the ratio error of the first minibatch."""
     max_errors = stacked["ratio/max_error"]
     errors = {"ratio/max_error": jnp.max(max_errors), "ratio/first_max_error": max_errors[0, 0]}
     return mean_metrics(stacked) | errors

@@ -1,4 +1,4 @@
-"""Gradient transformations that the algorithms share."""
+"""Gradient transformations shared by the algorithms."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ AdamKind = Literal["pytorch", "tensorflow"]
 
 
 def adam(kind: AdamKind, *, b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-5) -> optax.GradientTransformation:
-    """Adam's direction, to be multiplied by minus the learning rate.
+    """Adam without the learning rate; multiply its updates by minus the learning rate.
 
     With m, v the running moments and c1 = 1 - b1^t, c2 = 1 - b2^t their bias corrections:
 
@@ -30,14 +30,14 @@ def adam(kind: AdamKind, *, b1: float = 0.9, b2: float = 0.999, epsilon: float =
 
 
 def clipped_adam(kind: AdamKind, *, epsilon: float, max_grad_norm: float) -> optax.GradientTransformation:
-    """`adam` of gradients no longer than `max_grad_norm` by global norm; 0 leaves them as they are."""
+    """`adam` of gradients clipped to a global norm of `max_grad_norm`; 0 disables clipping."""
     clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity()
     return optax.chain(clip, adam(kind, epsilon=epsilon))
 
 
 def _scale_by_adam_tensorflow(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
     def init(params: PyTree) -> optax.ScaleByAdamState:
-        # Zeros of their own for each moment: a buffer that stands twice in a state cannot be donated.
+        # Separate zeros for each moment: a buffer that appears twice in a state cannot be donated.
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
 

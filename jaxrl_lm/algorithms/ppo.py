@@ -1,12 +1,12 @@
-"""Proximal Policy Optimization over trajectories, the same for mazes and for language models.
+"""Proximal Policy Optimization over trajectories, shared by environments and language models.
 
-Per update: whiten rewards (if asked for), advantages by GAE, returns = advantages + old values, whiten
-advantages (of the batch or of each minibatch), then several epochs of minibatches on
+Each update optionally whitens rewards, computes advantages by GAE and returns = advantages + old values, whitens
+advantages (over the batch or each minibatch), then runs several epochs of minibatches on
 
     L = mean[ max(-A r, -A clip(r, 1-c, 1+c)) ]
         + value_coefficient * value_loss - entropy_coefficient * mean[ H ]
 
-with r = pi(a|o) / pi_old(a|o). What an action is, the policy's `evaluate` knows; nothing here does.
+with r = pi(a|o) / pi_old(a|o). Only the policy's `evaluate` depends on what an action is.
 
 Reference: Schulman et al., 2017, Proximal Policy Optimization Algorithms; Ziegler et al., 2019, Fine-Tuning
 Language Models from Human Preferences.
@@ -36,35 +36,33 @@ AdvantageWhitening = Literal["batch", "minibatch", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """Settings of PPO; the defaults are those of Ziegler et al. (2019) for language models, but
-    for the gradient's longest norm, which they do not bound, and Adam's epsilon, which stands as in PyTorch.
+    """Settings of PPO; the defaults are those of Ziegler et al. (2019) for language models, except that gradients are
+    clipped and Adam's epsilon is PyTorch's.
 
     Attributes:
         learning_rate: Adam's step size.
-        learning_rate_schedule: how it changes over the run; by default it falls linearly to 0.
-        anneal_updates: updates of the run, over which the schedules go; None lets the trainer fill it in; 0 (and None
-            in `make_ppo` alone) leaves all settings as they are.
+        learning_rate_schedule: schedule of the learning rate; by default it falls linearly to 0.
+        anneal_updates: length of the schedules in updates; None lets the trainer fill in the length of its run; 0 (and
+            None in `make_ppo` itself) keeps all settings constant.
         num_epochs: passes over each trajectory.
-        num_minibatches: parts of an epoch; must divide the number of sequences (or steps).
+        num_minibatches: minibatches per epoch; must divide the number of sequences (or steps).
         minibatch_unit: what is shuffled: whole "sequences" (language models, recurrent policies) or single
             "steps".
-        target_kl: an update's epochs stop at the first minibatch at which the KL divergence from the policy that acted
-            (its estimate, the metric kl/update, nats) is larger; that minibatch and the rest are not learned from. None
-            never stops.
-        clip_range: how far the ratio may move from 1 and still be pushed.
-        clip_range_schedule: how the clip range changes over the run.
+        target_kl: stop an update at the first minibatch whose estimated KL divergence from the acting policy (metric
+            kl/update, nats) exceeds this; that minibatch and all later ones are skipped. None never stops.
+        clip_range: clipping range of the probability ratio around 1.
+        clip_range_schedule: schedule of the clip range.
         value_loss: half the "squared" error, the same "clipped" around the old value, or "huber".
-        value_clip_range: how far a value may move from the old value (clipped), or where the loss turns
-            linear (huber), in units of return; "squared" does not read it.
+        value_clip_range: largest change from the old value ("clipped"), or error beyond which the loss is linear
+            ("huber"), in units of return; not used by "squared".
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of the entropy bonus.
-        entropy_schedule: how this weight changes over the run.
-        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
-        adam: where Adam's epsilon stands: as in "pytorch" or as in "tensorflow".
+        entropy_schedule: schedule of the entropy weight.
+        max_grad_norm: largest global norm of the gradient; 0 disables clipping.
+        adam: use Adam's epsilon as in "pytorch" or as in "tensorflow".
         adam_epsilon: Adam's epsilon.
         whiten_rewards: divide rewards by their standard deviation, keeping the mean.
-        whiten_advantages: bring advantages to mean 0 and variance 1 over the whole "batch", over each "minibatch", or
-            "none".
+        whiten_advantages: standardise advantages over the whole "batch", over each "minibatch", or not at all ("none").
     """
 
     learning_rate: float = 1e-5
@@ -114,12 +112,12 @@ class PPOHyperparams:
 
 @record
 class PPOState:
-    """Everything an update changes or reads.
+    """State of PPO.
 
     Attributes:
-        params: of the policy and its value function.
+        params: parameters of the policy and its value function.
         optimizer: Adam's moments.
-        num_updates: updates made so far, int32 scalar.
+        num_updates: updates done, int32 scalar.
         hyperparams: traced settings.
     """
 
@@ -131,7 +129,7 @@ class PPOState:
 
 @record
 class _Batch:
-    """What the loss needs of a trajectory, and no more, so that shuffling moves no more."""
+    """The parts of a trajectory that the loss reads; only these are shuffled."""
 
     observations: PyTree
     actions: PyTree
@@ -147,14 +145,14 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
     """PPO's `init` and `update` for a policy.
 
     Args:
-        config: static settings; those in `PPOHyperparams` become part of the state.
+        config: settings; those in `PPOHyperparams` become part of the state.
         evaluate: `(params, observations, actions) -> ActionEvaluation`.
 
     Returns:
-        the algorithm. `update` returns scalar metrics: losses, ratio and clipping, gradient norm, and
+        The algorithm. `update` returns scalar metrics: losses, ratio and clipping, gradient norm, and
         `ratio/first_max_error`, the largest |ratio - 1| of the first minibatch of the first epoch, which is 0
-        up to rounding when the rollout's log-probabilities are those of `evaluate`; with a `target_kl` also
-        `minibatches/applied`, the share of the minibatches that was learned from.
+        up to rounding when the rollout's log-probabilities agree with `evaluate`; with a `target_kl` also
+        `minibatches/applied`, the share of minibatches that was applied.
     """
     optimizer = clipped_adam(config.adam, epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm)
 
@@ -195,7 +193,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
 
 
 def _current(config: PPOConfig, state: PPOState) -> PPOHyperparams:
-    """The settings at this point of the run."""
+    """The scheduled settings at this update."""
     schedules = {
         "learning_rate": config.learning_rate_schedule,
         "clip_range": config.clip_range_schedule,
@@ -209,7 +207,7 @@ def _current(config: PPOConfig, state: PPOState) -> PPOHyperparams:
 
 
 def check_minibatches(config: PPOConfig, num_sequences: int, num_steps: int) -> None:
-    """Whether the minibatches divide a trajectory of shape `[num_sequences, num_steps]`.
+    """Check that the minibatches divide a trajectory of shape `[num_sequences, num_steps]`.
 
     Raises:
         InputError: they do not.
@@ -253,7 +251,7 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
 
 
 def _as_steps(batch: _Batch) -> _Batch:
-    """Every step a sequence of one: leaves `[B, T, ...]` become `[B * T, 1, ...]`."""
+    """Turn every step into a sequence of length one: leaves `[B, T, ...]` become `[B * T, 1, ...]`."""
     shape = batch.log_probs.shape
     for leaf in jax.tree.leaves((batch.observations, batch.actions)):
         if leaf.shape[: len(shape)] != shape:
@@ -272,7 +270,7 @@ def _loss(
     config: PPOConfig,
 ) -> tuple[jax.Array, Metrics]:
     evaluation = evaluate(params, batch.observations, batch.actions)
-    # Masked here as well as in the mean: a ratio that is not finite would leave 0 * NaN in the gradient.
+    # Masked here as well as in the mean: a non-finite ratio would put 0 * NaN into the gradient.
     log_probs = masked.zero_masked(evaluation.log_probs, batch.mask)
     advantages, clip_range = batch.advantages, hyperparams.clip_range
     if config.whiten_advantages == "minibatch":

@@ -1,11 +1,11 @@
-"""Parallelised Q-network: Q(lambda) on fresh rollouts of many environments, with neither replay nor target network.
+"""Parallelised Q-network: Q(lambda) on fresh rollouts of many environments, without replay or target network.
 
-Per update: act epsilon-greedily for T steps, compute the lambda-returns
+Each update: act epsilon-greedily for T steps, compute the lambda-returns
 
     G_t = r_t + discount_t * ((1 - trace_t) * max_a Q(s_{t+1}, a) + trace_t * G_{t+1})
 
-with the values of the rollout, and regress Q(s_t, a_t) on them for several epochs of minibatches. Layer normalisation
-takes the place of the target network.
+from the values of the rollout, and regress Q(s_t, a_t) on them for several epochs of minibatches. Layer normalisation
+replaces the target network.
 
 Reference: Gallici et al., 2024, Simplifying Deep Temporal Difference Learning.
 """
@@ -48,23 +48,23 @@ class PQNConfig:
     """Settings of PQN; the defaults are those of its authors for CartPole.
 
     Attributes:
-        num_envs: environments stepped together.
-        num_steps: T, steps of each between updates.
+        num_envs: number of parallel environments.
+        num_steps: T, steps of each environment per update.
         num_epochs: passes over each rollout.
-        num_minibatches: parts of an epoch; must divide num_envs * num_steps.
+        num_minibatches: minibatches per epoch; must divide num_envs * num_steps.
         discount: gamma.
         trace_decay: lambda.
-        learning_rate: step size of rectified Adam at the first update.
-        learning_rate_schedule: how it changes over the run.
-        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
-        reward_scale: what rewards are multiplied by before learning, so that values of about 10 need not be reached
-            by steps of 1e-4; `value/...` metrics and losses are in this unit, `episode/return` is not.
-        epsilon_start: share of random actions at the first step.
+        learning_rate: initial step size of rectified Adam.
+        learning_rate_schedule: schedule of the learning rate.
+        max_grad_norm: largest global norm of the gradient; 0 disables clipping.
+        reward_scale: factor on rewards before learning, so that small steps (1e-4) need not reach large values
+            (10); `value/...` metrics and losses are scaled, `episode/return` is not.
+        epsilon_start: initial share of random actions.
         epsilon_end: share of random actions after `epsilon_fraction` of the run.
-        epsilon_fraction: share of the run over which the share of random actions falls linearly; 0 begins at its end.
-        anneal_updates: updates of the run, over which learning rate and epsilon change; None lets the trainer fill it
-            in (in `make_pqn` alone the rate then stays and epsilon begins at its end, as with 0).
-        trunk: the network's body.
+        epsilon_fraction: share of the run over which epsilon falls linearly; 0 uses `epsilon_end` throughout.
+        anneal_updates: length of the run in updates, for learning rate and epsilon; None lets the trainer fill it in
+            (`make_pqn` itself treats None as 0: a constant rate and the final epsilon).
+        trunk: body of the network.
     """
 
     num_envs: int = 32
@@ -91,13 +91,13 @@ class PQNConfig:
         checks.finite(self, "learning_rate", "reward_scale")
         if self.batch_size % self.num_minibatches:
             raise InputError(
-                f"num_minibatches={self.num_minibatches} does not divide the {self.batch_size} steps of a rollout "
+                f"num_minibatches={self.num_minibatches} does not divide the {self.batch_size} steps per rollout "
                 f"(num_envs * num_steps); choose a divisor of {self.batch_size}"
             )
 
     @property
     def batch_size(self) -> int:
-        """Environment steps of a rollout."""
+        """Environment steps per rollout."""
         return self.num_envs * self.num_steps
 
 
@@ -115,15 +115,15 @@ class PQNHyperparams:
 
 @record
 class PQNState:
-    """Everything an update changes.
+    """State of PQN.
 
     Attributes:
-        params: of the Q-network.
+        params: parameters of the Q-network.
         optimizer: moments of rectified Adam.
-        acting: the environments.
+        acting: state of the environments.
         hyperparams: traced settings.
-        key: base of all randomness.
-        num_updates: updates made, int32 scalar.
+        key: base PRNG key.
+        num_updates: updates done, int32 scalar.
     """
 
     params: PyTree
@@ -135,7 +135,7 @@ class PQNState:
 
 
 class _Step(NamedTuple):
-    """What the scan over time stacks, leaves `[T, N, ...]`."""
+    """Output of each step of the rollout, stacked to `[T, N, ...]`."""
 
     observations: PyTree
     actions: jax.Array
@@ -147,7 +147,7 @@ class _Step(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """What the loss needs, leaves `[N * T, ...]`."""
+    """Inputs of the loss, leaves `[N * T, ...]`."""
 
     observations: PyTree
     actions: jax.Array
@@ -158,7 +158,7 @@ def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
     """PQN in an environment with discrete actions.
 
     Args:
-        config: static settings; those in `PQNHyperparams` become part of the state.
+        config: settings; those in `PQNHyperparams` become part of the state.
         env: any gymnax environment.
         env_params: an example of its parameters, for the spaces.
 
@@ -213,15 +213,15 @@ def lambda_targets(
 ) -> jax.Array:
     """Lambda-returns of a rollout, `[T, N]`.
 
-    The value behind step t is that of step t + 1's observation, the last step's `last_values`, and that of the final
-    observation where a time limit cut the episode.
+    Step t bootstraps from the observation of step t + 1, the last step from `last_values`, and a step at which a time
+    limit cut the episode from the final observation.
 
     Args:
         rewards: r_t, `[T, N]`.
-        terminated: whether the episode came to its own end, bool `[T, N]`.
-        is_done: whether it ended or was cut, bool `[T, N]`.
+        terminated: whether the episode terminated, bool `[T, N]`.
+        is_done: whether it terminated or was truncated, bool `[T, N]`.
         values: max_a Q(s_t, a), `[T, N]`.
-        final_values: max_a Q(final observation, a) where cut, `[T, N]`.
+        final_values: max_a Q(final observation, a) where truncated, `[T, N]`.
         last_values: max_a Q(s_T, a), `[N]`.
         hyperparams: gamma and lambda.
     """
@@ -254,7 +254,7 @@ def _collect(
     epsilon: jax.Array,
     key: jax.Array,
 ) -> tuple[ActingState, _Batch]:
-    """Act for T steps, and turn them into regression targets."""
+    """Act for T steps and compute their regression targets."""
     explore_key, env_key = jax.random.split(key)
 
     def step(acting: ActingState, randomness: tuple[jax.Array, jax.Array]) -> tuple[ActingState, _Step]:
@@ -274,7 +274,7 @@ def _collect(
         )
         return stepped, record
 
-    # Drawn at once: a draw a step costs as much as the step.
+    # Drawn at once: a draw per step costs as much as the step.
     uniforms = jax.random.uniform(explore_key, (config.num_steps, config.num_envs), jnp.float32)
     randomness = uniforms, jax.random.split(env_key, config.num_steps)
     acting, steps = jax.lax.scan(step, state.acting, randomness)

@@ -1,4 +1,4 @@
-"""What deep Q-learning algorithms share: the network of action values and how actions are chosen by it."""
+"""The Q-network of the deep Q-learning algorithms and its action selection."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ class QNetwork(nn.Module):
     """Values of all actions.
 
     Attributes:
-        trunk: features.
+        trunk: body of the network.
         num_actions: A.
-        is_dueling: values and advantages from streams of their own, each with a hidden layer.
+        is_dueling: separate value and advantage streams, each with a hidden layer.
     """
 
     trunk: Trunk
@@ -46,7 +46,7 @@ class QFunction(NamedTuple):
 
     Attributes:
         init: `init(key) -> params`.
-        apply: `apply(params, observations) -> q_values [..., A]`, of observations with or without an action mask.
+        apply: `apply(params, observations) -> q_values [..., A]`, for observations with or without an action mask.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -54,10 +54,10 @@ class QFunction(NamedTuple):
 
 
 def make_q_function(config: TrunkConfig, env: Any, env_params: Any, *, is_dueling: bool) -> QFunction:
-    """The action values of an environment.
+    """The Q-function of an environment.
 
     Args:
-        config: the network's body.
+        config: body of the network.
         env: any gymnax environment.
         env_params: an example of its parameters, for the spaces.
         is_dueling: see `QNetwork`.
@@ -86,7 +86,7 @@ def make_q_function(config: TrunkConfig, env: Any, env_params: Any, *, is_duelin
 
 
 def action_mask_of(observations: PyTree) -> jax.Array | None:
-    """Which actions are legal, bool `[..., A]`, or None where all are."""
+    """Mask of legal actions, bool `[..., A]`, or None if all are legal."""
     return observations.action_mask if isinstance(observations, MaskedObservation) else None
 
 
@@ -100,9 +100,9 @@ def epsilon_greedy_actions(
 
     Args:
         q_values: Q(s, .).
-        uniforms: numbers drawn from [0, 1); one decides both whether to explore and, rescaled, what.
+        uniforms: numbers from [0, 1); each decides whether to explore and, rescaled, which action to take.
         epsilon: probability of exploring.
-        action_mask: which actions are legal; all where None.
+        action_mask: mask of legal actions; None if all are legal.
     """
     greedy = q_losses.greedy_actions(q_values, action_mask)
     fractions = uniforms / jnp.maximum(epsilon, 1e-12)
@@ -111,7 +111,7 @@ def epsilon_greedy_actions(
     else:
         ranks = jnp.cumsum(action_mask, axis=-1, dtype=jnp.int32)
         num_legal = ranks[..., -1]
-    # Rounding may bring a fraction below 1 to the number of actions.
+    # Rounding can turn a fraction below 1 into the number of actions.
     drawn = jnp.minimum((fractions * num_legal).astype(jnp.int32), num_legal - 1)
     if ranks is not None:
         drawn = jnp.argmax(ranks > drawn[..., None], axis=-1).astype(jnp.int32)
@@ -121,7 +121,7 @@ def epsilon_greedy_actions(
 def make_greedy_act(
     q_function: QFunction, params_of: Callable[[PyTree], PyTree]
 ) -> Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]:
-    """`act` of an `EnvironmentLearner`: the best action, without memory."""
+    """`act` of an `EnvironmentLearner` that is greedy and has no memory."""
 
     def act(
         state: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
@@ -134,10 +134,10 @@ def make_greedy_act(
 
 
 def check_q_learner(config: Any, *fractions: str) -> None:
-    """Refuse what no Q-learner can have: `fractions` names its own settings that must be from 0 to 1.
+    """Check the settings that all Q-learners share; `fractions` names further settings that must be in [0, 1].
 
     Raises:
-        InputError: a setting is not what it must be.
+        InputError: a setting is out of range.
     """
     checks.at_least(config, 1, "num_envs")
     checks.at_least(config, 0, "anneal_updates")

@@ -1,10 +1,10 @@
-"""Replay memory of a batch of environments: a ring of steps, drawn uniformly or by priority, read n steps at a time.
+"""Replay memory of parallel environments: a ring buffer of steps with uniform or prioritised n-step sampling.
 
-Leaves are `[slots, num_envs, ...]`, a slot for each step of all environments, so that a step is written as one row and
-an environment's next step lies one row further. A transition is named by its flat index `slot * num_envs + env`.
-Priorities lie in a sum tree of 32 children a node: three levels hold 32,768 transitions, and a level costs one gather
-and one small matrix product for the whole batch (measured on a CPU with 131,072 leaves and batches of 128: 75
-microseconds to draw and update, 550 by a cumulative sum over the leaves, 190 by a binary tree).
+Leaves are `[slots, num_envs, ...]`. A slot holds one step of all environments, so a step is written as one row, and an
+environment's next step is in the next row. The index of a transition is `slot * num_envs + env`. Priorities are kept in
+a sum tree with 32 children per node: three levels hold 32,768 transitions, and each level costs one gather and one
+small matrix product for the whole batch (measured on a CPU with 131,072 leaves and batches of 128: 75 microseconds to
+draw and update, against 550 for a cumulative sum over the leaves and 190 for a binary tree).
 """
 
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ MAX_TRANSITIONS = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Size of a memory and how it is drawn from.
+    """Size and sampling of a replay memory.
 
     Attributes:
-        buffer_size: transitions kept, over all environments; the oldest are overwritten.
-        num_steps: n of the n-step transitions that are drawn.
-        is_prioritized: draw in proportion to `priority^priority_exponent`, else uniformly.
+        buffer_size: capacity in transitions, over all environments; the oldest are overwritten.
+        num_steps: n of the n-step transitions.
+        is_prioritized: sample in proportion to `priority^priority_exponent` instead of uniformly.
         priority_exponent: alpha, 0 for uniform.
     """
 
@@ -42,35 +42,35 @@ class ReplayConfig:
 
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "buffer_size", "num_steps")
-        checks.between(self, 1, MAX_TRANSITIONS, "buffer_size", why="transitions are numbered in int32")
+        checks.between(self, 1, MAX_TRANSITIONS, "buffer_size", why="transition indices are int32")
         checks.between(self, 0, 1, "priority_exponent")
 
     def num_slots(self, num_envs: int) -> int:
-        """Steps of each environment that are kept.
+        """Stored steps per environment.
 
         Raises:
-            InputError: too few for a transition.
+            InputError: too few for one transition.
         """
         slots = self.buffer_size // num_envs
         if slots < self.num_steps:
             raise InputError(
                 f"buffer_size={self.buffer_size} holds {slots} steps of each of {num_envs} environments, too few for "
-                f"num_steps={self.num_steps}; give at least {num_envs * self.num_steps}"
+                f"num_steps={self.num_steps}; use at least {num_envs * self.num_steps}"
             )
         return slots
 
 
 @record
 class Step:
-    """One step of B environments, or of drawn transitions.
+    """One step of B environments, or of sampled transitions.
 
     Attributes:
-        observations: leaves `[B, ...]`, kept in their own type.
+        observations: leaves `[B, ...]`, stored in their own dtype.
         actions: int32 `[B]`.
         rewards: float32 `[B]`.
-        terminated: whether the episode came to its own end, bool `[B]`.
+        terminated: whether the episode terminated, bool `[B]`.
         truncated: whether a time limit cut it, bool `[B]`.
-        next_observations: what the step led to, before any reset, leaves `[B, ...]`.
+        next_observations: observations after the step, before any reset, leaves `[B, ...]`.
     """
 
     observations: PyTree
@@ -83,14 +83,14 @@ class Step:
 
 @record
 class Replay:
-    """The memory.
+    """A replay memory.
 
     Attributes:
         steps: a `Step` with leaves `[slots, num_envs, ...]`.
-        next_slot: which slot is written next, int32 scalar.
-        num_filled: slots that hold a step, int32 scalar; no count of all steps ever written, which would overflow.
-        tree: levels of the sum tree from the root's children to the leaves, `[nodes]` each; None if drawn uniformly.
-        max_priority: largest leaf that was ever set, which a new transition gets; float32 scalar.
+        next_slot: slot that is written next, int32 scalar.
+        num_filled: slots in use, int32 scalar (a count of all steps ever written would overflow).
+        tree: levels of the sum tree from the root's children to the leaves, `[nodes]` each; None if uniform.
+        max_priority: largest priority ever set, given to new transitions; float32 scalar.
     """
 
     steps: Step
@@ -107,10 +107,10 @@ class Transitions(NamedTuple):
         observations: s, leaves `[B, ...]`.
         actions: a, `[B]`.
         rewards: discounted sum of up to n rewards, `[B]`.
-        discounts: of what follows; 0 if the episode terminated on the way, `[B]`.
-        next_observations: what follows; the final observation at a time limit, leaves `[B, ...]`.
-        indices: where they lie, int32 `[B]`.
-        priorities: in proportion to which each was drawn, `[B]`.
+        discounts: factor on the value of `next_observations`; 0 if the episode terminated before, `[B]`.
+        next_observations: bootstrap observations; the final observation at a time limit, leaves `[B, ...]`.
+        indices: positions in the memory, int32 `[B]`.
+        priorities: sampling priorities, `[B]`.
     """
 
     observations: PyTree
@@ -123,7 +123,7 @@ class Transitions(NamedTuple):
 
 
 def blank_step(observations: PyTree, num_envs: int) -> Step:
-    """A step of the types that `init_replay` is to keep."""
+    """An example step for `init_replay`."""
     flags = jnp.zeros(num_envs, bool)
     return Step(
         observations=observations,
@@ -153,7 +153,7 @@ def init_replay(config: ReplayConfig, example: Step) -> Replay:
 
 
 def add(config: ReplayConfig, replay: Replay, step: Step) -> Replay:
-    """The memory with one more step of every environment; a transition can be drawn once n steps follow its start."""
+    """Add one step of every environment; a transition can be sampled once n steps follow its start."""
     slots, num_envs = replay.steps.rewards.shape
     slot = replay.next_slot
     steps = jax.tree.map(lambda kept, new: kept.at[slot].set(new), replay.steps, step)
@@ -171,12 +171,12 @@ def add(config: ReplayConfig, replay: Replay, step: Step) -> Replay:
 def sample(
     config: ReplayConfig, replay: Replay, key: Key[Array, ""], batch_size: int, discount: Float[Array, ""] | float
 ) -> Transitions:
-    """Draw transitions, with replacement.
+    """Sample transitions with replacement.
 
     Args:
-        config: of the memory.
-        replay: with at least n slots written.
-        key: consumed.
+        config: settings of the memory.
+        replay: memory with at least n filled slots.
+        key: PRNG key.
         batch_size: B.
         discount: gamma.
 
@@ -195,12 +195,12 @@ def sample(
 
 
 def priorities_of(config: ReplayConfig, td_errors: Float[Array, " B"]) -> Float[Array, " B"]:
-    """`(|delta| + 1e-6)^alpha`: what a transition is drawn in proportion to."""
+    """Sampling priorities `(|delta| + 1e-6)^alpha`."""
     return (jnp.abs(td_errors) + 1e-6) ** config.priority_exponent
 
 
 def set_priorities(replay: Replay, indices: Int[Array, " B"], priorities: Float[Array, " B"]) -> Replay:
-    """The memory with other priorities of drawn transitions; equal indices must have equal ones."""
+    """Set the priorities of sampled transitions; equal indices must have equal priorities."""
     tree = _set_leaves(replay.tree, indices, priorities, indices // NUM_CHILDREN)
     return replace(replay, tree=tree, max_priority=jnp.maximum(replay.max_priority, jnp.max(priorities)))
 
@@ -229,7 +229,7 @@ def _read(
 
 
 def _empty_tree(num_leaves: int) -> tuple[jax.Array, ...]:
-    """Levels, each padded to whole families of children."""
+    """Levels of the tree, each padded to a multiple of the number of children."""
     levels, size = [], num_leaves
     while not levels or size > 1:
         families = -(-size // NUM_CHILDREN)
@@ -242,7 +242,7 @@ def _set_slot(tree: tuple[jax.Array, ...], slot: jax.Array, num_envs: int, prior
     """Give one priority to all transitions that start in a slot."""
     first = slot * num_envs
     leaves = first + jnp.arange(num_envs, dtype=jnp.int32)
-    # Leaves in a row share parents; families that the row ends before are summed again to what they were.
+    # Leaves of a row share parents; summing the children of an untouched parent again does not change it.
     num_parents = (num_envs - 1) // NUM_CHILDREN + 2
     families = tree[-1].shape[0] // NUM_CHILDREN
     parents = jnp.minimum(first // NUM_CHILDREN + jnp.arange(num_parents, dtype=jnp.int32), families - 1)
@@ -250,7 +250,7 @@ def _set_slot(tree: tuple[jax.Array, ...], slot: jax.Array, num_envs: int, prior
 
 
 def _set_leaves(tree: tuple[jax.Array, ...], leaves: jax.Array, values: jax.Array, parents: jax.Array) -> PyTree:
-    """Set leaves and sum the families of `parents` anew, up to the root: sums of sums, so that no error builds up."""
+    """Set leaves and recompute the sums of `parents` up to the root, so that no rounding error accumulates."""
     levels = list(tree)
     levels[-1] = levels[-1].at[leaves].set(values)
     nodes = parents
@@ -262,7 +262,7 @@ def _set_leaves(tree: tuple[jax.Array, ...], leaves: jax.Array, values: jax.Arra
 
 
 def _draw_leaves(tree: tuple[jax.Array, ...], key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Leaves in proportion to their values, and those values."""
+    """Draw leaves in proportion to their values; also return the values."""
     triangle = jnp.triu(jnp.ones((NUM_CHILDREN, NUM_CHILDREN), jnp.float32))
     parts = jnp.arange(batch_size, dtype=jnp.float32) + jax.random.uniform(key, (batch_size,), jnp.float32)
     rest = parts / batch_size * jnp.sum(tree[0])
@@ -271,7 +271,7 @@ def _draw_leaves(tree: tuple[jax.Array, ...], key: jax.Array, batch_size: int) -
         children = level.reshape(-1, NUM_CHILDREN)[nodes]
         # Prefix sums by a product, twice as fast as cumsum; exact in float32 on every device.
         sums = jnp.matmul(children, triangle, precision=jax.lax.Precision.HIGHEST)
-        # By rounding the rest may reach the sum, and would then fall on a child beyond the last with a value.
+        # Rounding may bring the rest to the sum, which would select a child after the last one with a value.
         rest = jnp.clip(rest, 0.0, jnp.nextafter(sums[:, -1], -1.0))
         child = jnp.sum(sums <= rest[:, None], axis=-1, dtype=jnp.int32)
         child = jnp.minimum(child, NUM_CHILDREN - 1)

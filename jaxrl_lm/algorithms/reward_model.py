@@ -1,12 +1,12 @@
-"""Learning a reward from people's judgements: pairs, the best of k answers, or thumbs up and down.
+"""Learn a reward model from human preferences: pairs, the best of k completions, or thumbs up and down.
 
-With s_k the scores of the answers to one prompt, the mean over prompts of
+With scores s_k of the completions of one prompt, the loss is the mean over prompts of
 
     pairwise     -log sigmoid(s_chosen - s_rejected)
     best_of_k    -log softmax(s)[best]
     binary       -y log sigmoid(s) - (1 - y) log sigmoid(-s)
 
-What a score is computed from, the given `score` knows; nothing here does.
+The caller's `score` function computes the scores.
 
 Reference: Christiano et al., 2017, Deep Reinforcement Learning from Human Preferences; Ziegler et al., 2019,
 Fine-Tuning Language Models from Human Preferences.
@@ -33,11 +33,11 @@ _NUM_ANSWERS = {"pairwise": "2", "best_of_k": "2 or more", "binary": "1"}
 
 @record
 class PreferenceBatch:
-    """Judged answers.
+    """Completions with preferences.
 
     Attributes:
-        inputs: pytree that `score` reads, leaves `[B, K, ...]`: K answers to each prompt; 2 for pairs, 1 for thumbs.
-        targets: index of the preferred answer; for thumbs 1 for up and 0 for down. int32 `[B]`.
+        inputs: pytree that `score` reads, leaves `[B, K, ...]`: K completions per prompt; 2 for pairs, 1 for thumbs.
+        targets: index of the preferred completion; for thumbs 1 is up and 0 is down. int32 `[B]`.
     """
 
     inputs: PyTree
@@ -50,17 +50,17 @@ def make_reward_model(
     """A reward model's `init` and `update`; leaves of a `PreferenceBatch` are `[num_accumulated, B, ...]`.
 
     Args:
-        objective: what the judgements are.
+        objective: kind of preferences.
         config: the optimizer.
-        score: of the model.
-        num_updates: length of the learning rate's course.
+        score: the model's scoring function.
+        num_updates: length of the learning rate schedule.
 
     Returns:
-        the algorithm. Beside the loss, in nats, `update` returns the share of the batch that was judged rightly before
-        the step (a tie of n best answers counts 1/n), and the scores' mean and mean square.
+        The algorithm. `update` returns the loss in nats, the accuracy on the batch before the step (a tie of n best
+        completions counts 1/n), and the mean and mean square of the scores.
 
     Raises:
-        InputError: by `update`: the batch does not fit the objective.
+        InputError: by `update`, if the batch does not fit the objective.
     """
 
     def loss(params: PyTree, batch: PreferenceBatch, _: PyTree) -> LossSums:
@@ -70,10 +70,10 @@ def make_reward_model(
 
 
 def sum_preference_losses(objective: Objective, score: Score, params: PyTree, batch: PreferenceBatch) -> LossSums:
-    """Losses of a batch, summed, with the number of its prompts.
+    """Sum of the losses of a batch, with its number of prompts.
 
     Raises:
-        InputError: the batch has too many answers a prompt for the objective, or too few.
+        InputError: the number of completions per prompt does not fit the objective.
     """
     size, num_answers = jax.tree.leaves(batch.inputs)[0].shape[:2]
     check_num_answers(objective, num_answers)
@@ -102,9 +102,9 @@ def preference_loss(objective: Objective, scores: jax.Array, targets: jax.Array)
 
 
 def _correctness(objective: Objective, scores: jax.Array, targets: jax.Array) -> jax.Array:
-    """1 for right, 0 for wrong, 1/n where the preferred answer is among n best (thumbs: 1/2 at 0), `[B]`.
+    """1 if right, 0 if wrong, 1/n if the preferred completion is among n best (thumbs: 1/2 at 0), `[B]`.
 
-    Pairs name the chosen answer first, so that an argmax would count every tie as right.
+    The chosen completion of a pair comes first, so an argmax would count every tie as right.
     """
     if objective == "binary":
         return (1 + jnp.sign(scores[:, 0]) * (2 * targets - 1)) / 2
@@ -113,7 +113,7 @@ def _correctness(objective: Objective, scores: jax.Array, targets: jax.Array) ->
 
 
 def check_num_answers(objective: Objective, num_answers: int) -> None:
-    """Whether an objective learns from so many answers a prompt.
+    """Check that an objective supports this number of completions per prompt.
 
     Raises:
         InputError: it does not.
@@ -121,6 +121,6 @@ def check_num_answers(objective: Objective, num_answers: int) -> None:
     fits = {"pairwise": num_answers == 2, "best_of_k": num_answers >= 2, "binary": num_answers == 1}
     if not fits[objective]:
         raise InputError(
-            f"objective={objective!r} learns from {_NUM_ANSWERS[objective]} answers a prompt, these have "
+            f"objective={objective!r} learns from {_NUM_ANSWERS[objective]} completions per prompt, but the data has "
             f"{num_answers}; choose another objective"
         )

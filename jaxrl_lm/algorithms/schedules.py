@@ -1,7 +1,7 @@
-"""How settings change over the course of a run; values are traced, so that sweeps over them vmap.
+"""Schedules of settings over a run. Values are traced, so sweeps over them can be vmapped.
 
-Lengths are shares of the run, so a schedule needs no change where the run gets longer. A learner reads the run's length
-from `anneal_updates`, which the trainers fill in.
+Lengths are shares of the run, so they scale with it. Learners read the run's length from `anneal_updates`, which the
+trainers fill in.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ ScheduleKind = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How a setting changes over a run, as a factor of its value.
+    """Schedule of a setting, as a factor of its value.
 
     Attributes:
-        kind: "constant", or along a "linear" or "cosine" curve from 1 down to `end`.
-        end: the factor at the end of the run.
-        warmup_fraction: share of the run over which the factor first rises linearly from 0 to 1.
+        kind: "constant", or a "linear" or "cosine" decay from 1 to `end`.
+        end: factor at the end of the run.
+        warmup_fraction: initial share of the run over which the factor rises linearly from 0 to 1.
     """
 
     kind: ScheduleKind = "constant"
@@ -37,7 +37,7 @@ class ScheduleConfig:
 
 
 def schedule_factor(config: ScheduleConfig, progress: Scalar) -> Float[Array, ""]:
-    """The factor at a point of the run.
+    """Factor of a schedule at a point of the run.
 
     With progress p, warm-up w and `q = (p - w) / (1 - w)`:
 
@@ -47,7 +47,7 @@ def schedule_factor(config: ScheduleConfig, progress: Scalar) -> Float[Array, ""
         cosine      end + (1 - end) (1 + cos(pi q)) / 2
 
     Args:
-        config: the curve.
+        config: the schedule.
         progress: p, from 0 at the start of the run to 1 at its end.
 
     Returns:
@@ -71,9 +71,9 @@ def scheduled(
 
     Args:
         value: the setting.
-        config: its curve.
-        num_updates: updates made so far.
-        anneal_updates: updates of the whole run; 0 or None leaves the setting as it is.
+        config: its schedule.
+        num_updates: updates done.
+        anneal_updates: updates of the whole run; 0 or None keeps the setting constant.
     """
     if not anneal_updates:
         return value
@@ -86,7 +86,7 @@ def annealed(rate: Float[Array, ""], num_updates: Int[Array, ""], anneal_updates
 
 
 def run_share(num_updates: Num[Array, "*S"], anneal_updates: int | None) -> Float[Array, "*S"]:
-    """Share of the run that is done, in [0, 1]; 1 where its length is not known (None or 0)."""
+    """Share of the run that is done, in [0, 1]; 1 if the length is not given (None or 0)."""
     share = jnp.asarray(num_updates, jnp.float32) / (anneal_updates or 1)
     return jnp.clip(share, 0.0, 1.0) if anneal_updates else jnp.ones_like(share)
 
@@ -94,13 +94,13 @@ def run_share(num_updates: Num[Array, "*S"], anneal_updates: int | None) -> Floa
 def linear_schedule(
     progress: Num[Array, "*S"] | int | float, start: Scalar, end: Scalar, fraction: Scalar
 ) -> Float[Array, "*S"]:
-    """A straight line that stays where it ends: `start + (end - start) * min(progress / fraction, 1)`.
+    """Linear schedule, constant after its end: `start + (end - start) * min(progress / fraction, 1)`.
 
     Args:
         progress: share of the run that is done.
         start: value at the start of the run.
-        end: value from `fraction` of the run on; from the start where `fraction` is 0.
-        fraction: length of the line, as a share of the run.
+        end: value after `fraction` of the run; throughout if `fraction` is 0.
+        fraction: length of the schedule, as a share of the run.
 
     Returns:
         The value at `progress`, float32.
@@ -119,15 +119,15 @@ def exploration(hyperparams: Any, progress: Num[Array, "*S"]) -> Float[Array, "*
 def visit_schedule(
     learning_rate: Scalar, num_new: Num[Array, "*B"], num_visits: Int[Array, "*B"], power: Scalar
 ) -> Float[Array, "*B"]:
-    """A step size that falls with the visits of an entry: `learning_rate * (num_new / num_visits)^power`.
+    """Step size that falls with the visits of an entry: `learning_rate * (num_new / num_visits)^power`.
 
-    With power 0 it is constant. With learning rate and power 1 and an entry moved towards the mean of its new targets,
-    the entry is the mean of all its targets. With a power above 1/2, at most 1, Q-learning converges.
+    With power 0 it is constant. With learning rate 1 and power 1, an entry that moves towards the mean of its new
+    targets is the mean of all its targets. Q-learning converges with a power above 1/2 and at most 1.
 
     Args:
-        learning_rate: step size of an entry's first visit.
-        num_new: visits that are learned from now, at least 1; or a sum of their weights.
-        num_visits: visits so far, the new ones included.
+        learning_rate: step size at the first visit of an entry.
+        num_new: new visits, at least 1; or the sum of their weights.
+        num_visits: visits so far, including the new ones.
         power: how fast the step size falls.
 
     Returns:

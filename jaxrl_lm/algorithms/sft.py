@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: cross entropy of given tokens, a mean over tokens whatever rows they stand in.
+"""Supervised fine-tuning: cross entropy of the target tokens, averaged over all tokens of a batch.
 
     L = - sum_t m_t log pi(x_t | x_<t of its sequence) / sum_t m_t
 
-with m_t = 1 at the tokens to learn. The logits of a whole row never exist (`core/token_log_probs.py`).
+with m_t = 1 at the target tokens. The logits of a whole row are never materialised (`core/token_log_probs.py`).
 
 Reference: Ouyang et al., 2022, Training Language Models to Follow Instructions with Human Feedback, section 3.
 """
@@ -25,10 +25,10 @@ def make_sft(config: AdamWConfig, model: CausalLM, *, num_updates: int) -> Super
     Args:
         config: the optimizer.
         model: any causal language model.
-        num_updates: length of the learning rate's course.
+        num_updates: length of the learning rate schedule.
 
     Returns:
-        the algorithm; losses and entropies are in nats a token.
+        The algorithm; losses and entropies are in nats per token.
     """
 
     def loss(params: PyTree, rows: PackedRows, _: PyTree) -> LossSums:
@@ -38,7 +38,7 @@ def make_sft(config: AdamWConfig, model: CausalLM, *, num_updates: int) -> Super
 
 
 def sum_token_losses(model: CausalLM, params: PyTree, rows: PackedRows) -> LossSums:
-    """Cross entropy of the target tokens, summed, with their number.
+    """Summed cross entropy of the target tokens, with their number.
 
     Args:
         model: any causal language model.
@@ -46,7 +46,7 @@ def sum_token_losses(model: CausalLM, params: PyTree, rows: PackedRows) -> LossS
         rows: `[B, T]`.
 
     Returns:
-        sum of -log pi in nats, number of tokens, and the policy's summed entropy before them.
+        Sum of -log pi in nats, number of tokens, and the summed entropy of the policy at them.
     """
     hidden_states = encode(model, params, rows.ids, segment_ids=rows.segment_ids).hidden_states
     log_probs, entropies = token_log_probs(hidden_states[:, :-1], model.unembedding(params), rows.ids[:, 1:])

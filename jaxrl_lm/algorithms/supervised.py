@@ -1,11 +1,11 @@
-"""Learning from given examples: AdamW on the mean loss of a batch, with warm-up, decay and accumulated gradients.
+"""Supervised learning: AdamW on the mean loss of a batch, with warm-up, decay and gradient accumulation.
 
-What an example is and what it costs, a loss function knows (`algorithms/sft.py`, `algorithms/dpo.py`). Per update
+The loss function defines examples and their losses (`algorithms/sft.py`, `algorithms/dpo.py`). Each update is
 
     g = grad( sum of all losses / sum of all weights ),  clipped by its global norm
     p <- p - rate * (Adam(g) + weight_decay * p)          the decay on matrices only
 
-where the sums run over the whole accumulated batch: a token weighs the same in whichever part of the batch it stands.
+where the sums run over the whole accumulated batch, so every token has the same weight.
 
 Reference: Loshchilov and Hutter, 2017, Decoupled Weight Decay Regularization.
 """
@@ -28,17 +28,17 @@ ScheduleKind = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    """AdamW and the course of its learning rate.
+    """AdamW and its learning rate schedule.
 
     Attributes:
-        learning_rate: the highest step size, reached at the end of the warm-up.
-        schedule: how it falls to 0 after the warm-up: by a "cosine", "linear"ly, or not at all ("constant").
-        warmup_fraction: share of the updates over which it rises linearly.
-        weight_decay: share of a weight that is taken off at step size 1; vectors (norms, biases) keep theirs.
+        learning_rate: peak learning rate, reached at the end of the warm-up.
+        schedule: decay to 0 after the warm-up: "cosine", "linear", or none ("constant").
+        warmup_fraction: share of the updates over which the learning rate rises linearly.
+        weight_decay: weight decay of matrices, multiplied by the learning rate; vectors (norms, biases) do not decay.
         b1: decay of Adam's first moment.
         b2: decay of Adam's second moment.
-        epsilon: added to the root of the second moment.
-        max_grad_norm: longest gradient, by global norm; 0 leaves gradients as they are.
+        epsilon: Adam's epsilon, added to the root of the second moment.
+        max_grad_norm: largest global norm of the gradient; 0 disables clipping.
     """
 
     learning_rate: float = 2e-5
@@ -58,7 +58,7 @@ class AdamWConfig:
         checks.fraction(self, "warmup_fraction", "b1", "b2")
 
     def follows_length(self) -> bool:
-        """Whether the learning rate depends on the run's length, which then cannot be changed."""
+        """Whether the learning rate depends on the length of the run, which then cannot change."""
         return self.schedule != "constant" or self.warmup_fraction > 0
 
 
@@ -70,7 +70,7 @@ class SupervisedHyperparams:
         learning_rate: float32 scalar.
         weight_decay: float32 scalar.
         max_grad_norm: float32 scalar.
-        loss: what the loss function has of its own, any pytree.
+        loss: hyperparameters of the loss function, any pytree.
     """
 
     learning_rate: PyTree
@@ -81,12 +81,12 @@ class SupervisedHyperparams:
 
 @record
 class SupervisedState:
-    """Everything an update changes or reads.
+    """State of supervised learning.
 
     Attributes:
-        params: of the model.
+        params: parameters of the model.
         optimizer: Adam's moments.
-        num_updates: updates made so far, int32 scalar.
+        num_updates: updates done, int32 scalar.
         hyperparams: traced settings.
     """
 
@@ -97,12 +97,12 @@ class SupervisedState:
 
 
 class LossSums(NamedTuple):
-    """What a loss function says of a batch, in sums, so that batches add up.
+    """Sums over a batch, so that accumulated batches add up.
 
     Attributes:
         loss: sum of the losses.
-        weight: what to divide by: the number of tokens, or of examples.
-        metrics: sums of further numbers by name; their means are reported.
+        weight: divisor of the sums: the number of tokens or examples.
+        metrics: sums of further metrics by name; their means are reported.
     """
 
     loss: jax.Array
@@ -120,14 +120,14 @@ def make_supervised(
     """`init` and `update` for a loss.
 
     Args:
-        config: static settings; those in `SupervisedHyperparams` become part of the state.
+        config: settings; those in `SupervisedHyperparams` become part of the state.
         loss: sums of losses over a batch.
-        num_updates: length of the learning rate's course.
-        loss_hyperparams: the loss function's own, traced.
+        num_updates: length of the learning rate schedule.
+        loss_hyperparams: traced hyperparameters of the loss function.
 
     Returns:
-        the algorithm. `update` returns scalar metrics: `loss/total`, `loss/grad_norm` before clipping,
-        `learning_rate`, and the means of the loss function's.
+        The algorithm. `update` returns scalar metrics: `loss/total`, `loss/grad_norm` before clipping,
+        `learning_rate`, and the means of the loss function's metrics.
     """
     optimizer = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
     schedule = rate_schedule(config, num_updates)
@@ -167,8 +167,8 @@ def make_supervised(
 
 
 def rate_schedule(config: AdamWConfig, num_updates: int) -> optax.Schedule:
-    """The learning rate at update k as a share of the highest: `(k + 1) / (w + 1)` in a warm-up of w updates, then
-    the fall to 0 at `num_updates`, which would be the first update not made."""
+    """Learning rate at update k as a share of the peak: `(k + 1) / (w + 1)` in a warm-up of w updates, then a decay
+    that reaches 0 at `num_updates`, one past the last update."""
     num_warmup = round(config.warmup_fraction * num_updates)
     num_falling = max(1, num_updates - num_warmup)
     after = {
@@ -184,16 +184,16 @@ def rate_schedule(config: AdamWConfig, num_updates: int) -> optax.Schedule:
 def mean_gradient(
     loss: LossFunction, params: PyTree, batch: PyTree, loss_hyperparams: PyTree
 ) -> tuple[PyTree, Metrics]:
-    """Gradient and metrics of the sum of losses over the sum of weights, part of a batch by part.
+    """Gradient and metrics of the mean loss, accumulated over the parts of a batch.
 
     Args:
         loss: sums of losses over `[B, ...]`.
-        params: of the model.
+        params: parameters of the model.
         batch: leaves `[num_accumulated, B, ...]`.
-        loss_hyperparams: the loss function's own.
+        loss_hyperparams: hyperparameters of the loss function.
 
     Returns:
-        the gradient in float32, and the metrics' means with `loss/total`.
+        The gradient in float32, and the means of the metrics with `loss/total`.
     """
 
     def summed(params: PyTree, part: PyTree) -> tuple[jax.Array, LossSums]:
@@ -214,7 +214,7 @@ def mean_gradient(
 
 
 def _clip(grads: PyTree, max_norm: jax.Array) -> tuple[PyTree, jax.Array]:
-    """The gradient, no longer than `max_norm` unless that is 0, and its length before."""
+    """Clip the gradient to a global norm of `max_norm` (0 disables); also return its norm before clipping."""
     norm = optax.tree.norm(grads)
     is_long = (max_norm > 0) & (norm > max_norm)
     scale = jnp.where(is_long, max_norm / jnp.where(is_long, norm, 1.0), 1.0)

@@ -1,4 +1,4 @@
-"""The algorithms that learn from a `Trajectory`, by name: their settings and what makes them."""
+"""The algorithms that learn from a `Trajectory`, by name: their settings and constructors."""
 
 from jaxrl_lm.algorithms.ppo import PPOConfig, make_ppo
 

@@ -1,9 +1,9 @@
 """Q-learning, double Q-learning, SARSA, expected SARSA and Watkins's Q(lambda) on a table.
 
-One table is shared by all environments of a learner. Where several of them visit the same entry in one step, the entry
-moves by the step size towards the mean of their targets, so that more environments lower the noise of a step and not
-its stability. On CPU results are the same bit for bit; GPUs add the errors of one entry in any order, and are as exact
-with `XLA_FLAGS=--xla_gpu_deterministic_ops=true`.
+All environments of a learner share one table. If several of them visit the same entry in one step, the entry moves
+towards the mean of their targets: more environments reduce the noise of a step without affecting its stability. CPU
+results are bit-for-bit reproducible; GPUs add the errors of an entry in any order unless
+`XLA_FLAGS=--xla_gpu_deterministic_ops=true` is set.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
 
 TabularKind = Literal["q-learning", "double-q", "sarsa", "expected-sarsa", "q-lambda"]
 
-# Visits are counted no further, so that the int32 of an entry never runs over within one update.
+# Visit counts saturate here, so that the int32 count of an entry cannot overflow within one update.
 MAX_VISITS = WRAPPED_COUNT
 
 
@@ -34,21 +34,21 @@ class TabularConfig:
     """Settings of the tabular algorithms; the defaults are those of the article's maze.
 
     Attributes:
-        kind: what the targets are.
-        learning_rate: step size, of an entry's first visit where it falls.
-        visit_power: the step size is learning_rate / visits^visit_power; 0 keeps it, 1 with learning_rate=1 averages
-            all targets.
+        kind: algorithm, which defines the targets.
+        learning_rate: step size; with a visit_power, the step size at the first visit of an entry.
+        visit_power: the step size is learning_rate / visits^visit_power; 0 keeps it constant, 1 with learning_rate=1
+            averages all targets.
         discount: gamma.
-        epsilon_start: share of uniformly drawn actions at the first step.
-        epsilon_end: share of uniformly drawn actions after `epsilon_fraction` of the run.
-        epsilon_fraction: share of the run over which the share of random actions falls linearly, update by update; 0
-            begins at its end.
-        anneal_updates: updates of the run, over which epsilon changes; None lets the trainer fill it in (in
-            `make_tabular` alone it then begins at its end, as with 0).
-        trace_decay: lambda of q-lambda; the others do not read it.
-        initial_value: every entry of the table at the start; a high one makes agents explore.
-        num_envs: environments stepped together.
-        num_steps: steps of each in one update; the table is learned at every step.
+        epsilon_start: initial share of random actions.
+        epsilon_end: share of random actions after `epsilon_fraction` of the run.
+        epsilon_fraction: share of the run over which epsilon falls linearly, update by update; 0 uses `epsilon_end`
+            throughout.
+        anneal_updates: length of the run in updates, for epsilon; None lets the trainer fill it in (`make_tabular`
+            itself treats None as 0: the final epsilon throughout).
+        trace_decay: lambda of q-lambda; not used by the others.
+        initial_value: initial value of every entry; a high value encourages exploration.
+        num_envs: number of parallel environments.
+        num_steps: steps of each environment per update; the table is updated at every step.
     """
 
     kind: TabularKind = "q-learning"
@@ -67,7 +67,7 @@ class TabularConfig:
     def __post_init__(self) -> None:
         checks.one_of(self, kind=TabularKind)
         checks.above(self, 0, "learning_rate")
-        checks.between(self, 0, 1, "learning_rate", why="a target is overshot by more")
+        checks.between(self, 0, 1, "learning_rate", why="a larger step overshoots its target")
         checks.finite(self, "initial_value")
         names = ("discount", "epsilon_start", "epsilon_end", "epsilon_fraction", "visit_power", "trace_decay")
         checks.between(self, 0, 1, *names)
@@ -75,8 +75,8 @@ class TabularConfig:
         checks.at_least(self, 0, "anneal_updates")
         if self.num_envs * self.num_steps > MAX_VISITS:
             raise InputError(
-                f"num_steps={self.num_steps} of num_envs={self.num_envs} environments are more than {MAX_VISITS} steps "
-                "an update; choose fewer steps"
+                f"num_steps={self.num_steps} with num_envs={self.num_envs} gives more than {MAX_VISITS} steps per "
+                "update; choose fewer steps"
             )
 
 
@@ -95,19 +95,19 @@ class TabularHyperparams:
 
 @record
 class TabularState:
-    """Everything an update changes or reads.
+    """State of a tabular algorithm.
 
     Letters: K tables (2 for double-q, else 1), S states, A actions, B environments.
 
     Attributes:
         q_values: the tables, float32 `[K, S, A]`; the policy is greedy in their mean.
-        visits: how often each entry was learned, int32 `[K, S, A]`, counted up to 2^30.
-        traces: eligibility of each entry, float32 `[B, S, A]`; None but for q-lambda.
-        next_actions: what SARSA has decided to do next, int32 `[B]`; None for the others.
-        acting: the environments; their observations are the states of the table, int `[B]`.
+        visits: updates of each entry, int32 `[K, S, A]`, counted up to 2^30.
+        traces: eligibility trace of each entry, float32 `[B, S, A]`; only for q-lambda, else None.
+        next_actions: SARSA's next actions, int32 `[B]`; None for the others.
+        acting: state of the environments; their observations index the table, int `[B]`.
         hyperparams: traced settings.
-        key: base of all randomness.
-        num_updates: updates made, int32 scalar.
+        key: base PRNG key.
+        num_updates: updates done, int32 scalar.
     """
 
     q_values: PyTree
@@ -121,11 +121,11 @@ class TabularState:
 
 
 def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> EnvironmentLearner:
-    """A tabular algorithm for the spaces of an environment.
+    """A tabular algorithm for an environment.
 
-    Every step learns from `(o, a, r, o')` of each environment, where o' is the final observation at an episode's end:
-    a time limit bootstraps from it, a termination does not bootstrap. SARSA's next action is the one it then takes
-    (where a time limit cuts the episode, one drawn in o'). Q(lambda)'s traces begin anew with every episode.
+    Every step learns from `(o, a, r, o')` of each environment, where o' is the final observation at the end of an
+    episode: a time limit bootstraps from it, a termination does not bootstrap. SARSA takes the next action it learned
+    from (at a time limit, that action is sampled in o'). The traces of Q(lambda) are reset with every episode.
 
     Args:
         config: settings; those in `TabularHyperparams` become part of the state.
@@ -133,10 +133,10 @@ def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> Environmen
         env_params: an example of its parameters, for the spaces.
 
     Returns:
-        the learner. Metrics: the episodes', `loss/td_error` (mean absolute error), `policy/epsilon`.
+        The learner. Metrics: episode metrics, `loss/td_error` (mean absolute error), `policy/epsilon`.
 
     Raises:
-        InputError: observations or actions are not categories, or an action mask comes with the observations.
+        InputError: observations or actions are not categorical, or the observations include an action mask.
 
     Reference: Sutton and Barto, 2018, Reinforcement Learning: An Introduction, chapters 6 and 12.
     """
@@ -174,18 +174,18 @@ def _batch_axes(state: TabularState) -> TabularState:
 
 
 def _table_size(env: Any, env_params: Any) -> tuple[int, int]:
-    """Numbers of states and actions."""
+    """Number of states and number of actions."""
     for what, space in (("observation", env.observation_space(env_params)), ("action", env.action_space(env_params))):
         if not is_discrete(space):
             raise InputError(
-                f"env={env.name}: a table needs categories, but the {what} space is {space}; put the environment "
-                "into bins (binning.num_bins, binning.num_actions), or train dqn (discrete actions) or ppo on it"
+                f"env={env.name}: a table needs discrete spaces, but the {what} space is {space}; discretise it "
+                "(binning.num_bins, binning.num_actions), or use dqn (discrete actions) or ppo"
             )
     observation, _ = jax.eval_shape(env.reset, jax.random.key(0), env_params)
     if isinstance(observation, MaskedObservation):
         raise InputError(
-            f"env={env.name}: has_action_mask=True, but a table learns what illegal actions earn; make the "
-            "environment with has_action_mask=False, or train dqn or ppo on it"
+            f"env={env.name}: has_action_mask=True, but tabular algorithms do not use action masks; set "
+            "has_action_mask=False, or use dqn or ppo"
         )
     return env.observation_space(env_params).n, env.action_space(env_params).n
 
@@ -225,21 +225,21 @@ def _epsilon(config: TabularConfig, hyperparams: TabularHyperparams, num_updates
 
 
 def _choose(q_values: jax.Array, observations: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Array:
-    """Epsilon-greedy actions, int32 `[B]`; actions of the same value are equally likely."""
+    """Epsilon-greedy actions, int32 `[B]`; ties are broken uniformly."""
     q = jnp.mean(q_values[:, observations], axis=0)
-    # One number decides both whether to explore and, stretched to [0, 1) again, which candidate it is.
+    # One number decides whether to explore and, rescaled to [0, 1), which candidate to take.
     drawn = jax.random.uniform(key, observations.shape, jnp.float32)
     is_random = drawn < epsilon
     stretched = jnp.where(is_random, drawn / epsilon, (drawn - epsilon) / (1.0 - epsilon))
     is_candidate = q_losses.is_greedy(q) | is_random[:, None]
     num_so_far = jnp.cumsum(is_candidate, axis=-1, dtype=jnp.int32)
     rank = (stretched * num_so_far[:, -1]).astype(jnp.int32)
-    # The index of the candidate of that rank: how many actions come before it.
+    # Index of the candidate with that rank: the number of actions before it.
     return jnp.sum(num_so_far <= rank[:, None], axis=-1, dtype=jnp.int32)
 
 
 class _Steps(NamedTuple):
-    """What is learned from one step of B environments."""
+    """One step of B environments, as the table learns from it."""
 
     tables: jax.Array
     observations: jax.Array
@@ -253,7 +253,7 @@ class _Steps(NamedTuple):
 def _step(
     config: TabularConfig, env: Any, env_params: Any, state: TabularState, epsilon: jax.Array, key: jax.Array
 ) -> tuple[TabularState, jax.Array]:
-    """Step every environment and learn from it; also the mean absolute error."""
+    """Step every environment and learn from it; also return the mean absolute error."""
     act_key, env_key, table_key, next_key = jax.random.split(key, 4)
     actions = state.next_actions
     if actions is None:
@@ -281,7 +281,7 @@ def _step(
 
 
 def _draw_tables(num_tables: int, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
-    """Which table learns from each environment, int32 `[B]`."""
+    """Index of the table that learns from each environment, int32 `[B]`."""
     if num_tables == 1:
         return jnp.zeros(shape, jnp.int32)
     return jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32)
@@ -313,7 +313,7 @@ def _learn(state: TabularState, steps: _Steps, errors: jax.Array) -> TabularStat
 
 
 def _learn_by_traces(state: TabularState, steps: _Steps, errors: jax.Array) -> TabularState:
-    """Move each entry by the mean of the errors, weighted by its eligibility where that sums to more than 1."""
+    """Move each entry by the mean of the errors, weighted by its eligibility if that sums to more than 1."""
     hyperparams, (q_values,) = state.hyperparams, state.q_values
     num_envs = jnp.arange(errors.shape[0])
     is_greedy = q_losses.is_greedy(q_values[steps.observations])[num_envs, steps.actions]

@@ -1,4 +1,4 @@
-"""Data sets and tokenizers: reading them, turning texts into tokens, dealing them out in batches."""
+"""Data sets and tokenizers: reading, tokenising and batching."""
 
 import lazy_loader
 

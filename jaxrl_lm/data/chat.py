@@ -1,4 +1,4 @@
-"""Conversations as the tokenizer's chat template writes them, and which of it the assistant says."""
+"""Render conversations with the tokenizer's chat template, and find the assistant's text in them."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def render(messages: list[Message], tokenizer: Any, *, at: str, ending: Ending = "closed") -> str:
-    """The conversation as text, special tokens included, as Hugging Face's `apply_chat_template` gives it.
+    """The conversation as text with special tokens, as rendered by Hugging Face's `apply_chat_template`.
 
     A template that reads content as text only, and would write a list of parts as Python does, gets the parts joined.
 
@@ -64,7 +64,7 @@ def render(messages: list[Message], tokenizer: Any, *, at: str, ending: Ending =
 
 
 def render_prompt(messages: list[Message], tokenizer: Any, *, at: str) -> str:
-    """The text that the assistant goes on from: its next turn is open, or its last message, if it has begun one.
+    """The text that the assistant continues: its next turn is open, or its last message if the prompt ends in one.
 
     Raises:
         InputError: as `render`.
@@ -97,7 +97,7 @@ def join_answer(prompt: list[Message], answer: Text, *, at: str) -> list[Message
 
 @cache
 def warn_of_parting(template: str, generation_prompt: str) -> None:
-    """Say, once a template, that an answered turn does not begin with its whole generation prompt."""
+    """Warn, once per template, that an answered turn does not begin with the whole generation prompt."""
     del template
     _log.warning(
         "the chat template does not begin an answered turn with its whole generation prompt, %r: answers are learned "
@@ -193,7 +193,7 @@ def _template_arguments(messages: list[Message]) -> dict[str, Any]:
 
 
 def _with_readable_parts(messages: list[Message], apply: Callable[[list[Message]], str]) -> list[Message]:
-    """Lists of text parts joined where the template would write them as Python writes a list, or fails on them."""
+    """Join lists of text parts if the template fails on them or would write them as a Python list."""
     for index, message in enumerate(messages):
         parts = message.get("content")
         if not isinstance(parts, list):
@@ -250,7 +250,7 @@ def _turn_span(messages: list[Message], index: int, tokenizer: Any, text: str, a
         start = shared_length(awaiting, text)
         if start < shared_length(awaiting, closed):
             raise _untold(at, index)
-    # Templates write a line's end after the token that ends a turn, where generation has stopped.
+    # Templates write a newline after the token that ends a turn, where generation has stopped.
     stripped = end_of_turn(messages[: index + 1], tokenizer, at=at)[1] is not None
     if found and text.endswith(tail) and tail.startswith(turn_end):
         stop = len(text) - len(tail) + len(turn_end.rstrip() if stripped else turn_end)

@@ -1,4 +1,4 @@
-"""Names of columns: as people write them, and as the forms know them."""
+"""Normalise the names of columns."""
 
 import difflib
 import re
@@ -68,7 +68,7 @@ def _tidy(names: tuple[str, ...], required: str | None) -> tuple[str | None, ...
 
 
 def check_column(column: str | None, present: Sequence[str], where: str) -> None:
-    """Refuse what lacks a column of the prompt.
+    """Check that the column of the prompt is present.
 
     Raises:
         InputError: the column is not among those present.
@@ -82,14 +82,14 @@ def check_column(column: str | None, present: Sequence[str], where: str) -> None
 
 
 def check_unique(names: Sequence[str], where: str) -> None:
-    """Refuse a header that has a name twice.
+    """Check that no name occurs twice in a header.
 
     Raises:
-        InputError: it has.
+        InputError: one does.
     """
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise InputError(f"{where}: the column {twice[0]!r} stands there twice; rename one")
+        raise InputError(f"{where}: the column {twice[0]!r} occurs twice; rename one")
 
 
 def guess(name: str, present: Sequence[str]) -> str:

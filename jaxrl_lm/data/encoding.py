@@ -1,4 +1,4 @@
-"""Texts and answers as token ids, for learning from them; conversations through the tokenizer's chat template."""
+"""Tokenise texts and completions for training; conversations use the tokenizer's chat template."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,8 +27,8 @@ class EncodedText:
 
     Attributes:
         ids: tokens of the prompt, then of the completion.
-        num_prompt_tokens: how many of them are the prompt's; 0 where all are to be learnt.
-        is_assistant: whether a token behind the prompt is of a turn of the assistant's; None where nobody asked.
+        num_prompt_tokens: how many of them belong to the prompt; 0 if all are targets.
+        is_assistant: whether a token after the prompt belongs to an assistant turn; None if not requested.
     """
 
     ids: list[int]
@@ -45,7 +45,7 @@ class EncodedText:
 
 
 def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
-    """Turn a prompt into the token ids that generation is given for it.
+    """Tokenise a prompt for generation.
 
     Args:
         prompt: plain text, which gets the special tokens that the tokenizer adds by itself, or a conversation,
@@ -110,11 +110,11 @@ def encode_conversation(messages: list[Message], tokenizer: Any, *, at: str) -> 
 def encode_completion(
     prompt: Text, completion: Text, tokenizer: Any, *, is_ended: bool = True, is_assistant_marked: bool = False
 ) -> EncodedText:
-    """Turn a prompt and its answer into token ids: the prompt's, the answer's, and what ends the answer.
+    """Tokenise a prompt and its completion: the tokens of the prompt, of the completion, and of its end.
 
-    The prompt's tokens begin what `encode_prompts` makes of the prompt, so an answer is learnt in the place where it
-    is generated. Usually they are all of it; a template may write a conversation with its answer otherwise than one
-    that awaits it (as those of models that think first do), and then only the tokens that both share are the prompt's.
+    The prompt tokens are a prefix of those of `encode_prompts`, so a completion is learned where it is generated.
+    Usually they are all of them. Some templates (of reasoning models, for example) render an answered conversation
+    differently from an open one; then only the tokens that both share belong to the prompt.
 
     Args:
         prompt: plain text, which may be empty, or a conversation.
@@ -137,7 +137,7 @@ def encode_completion(
     at = f"completion {excerpt(completion)} of the prompt {excerpt(prompt)}"
     if isinstance(prompt, str):
         if not isinstance(completion, str):
-            raise InputError(f"{at}: messages after a plain prompt; give both as text, or both as messages")
+            raise InputError(f"{at}: messages after a plain-text prompt; give both as text, or both as messages")
         _check_not_marked(is_assistant_marked, at)
         encoded = _encode_plain(prompt, completion, tokenizer, at, is_ended=is_ended)
         _readable(encoded.ids, tokenizer, at=at)
@@ -180,7 +180,7 @@ class _Rendered:
     def marked(self, is_written: Bool[np.ndarray, " C"], at: str) -> "_Rendered":
         """The same with the tokens that hold one of these characters of the rendering marked as the assistant's."""
         if not self.tokenizer.is_fast:
-            raise InputError(f"{at}: loss_on=assistant needs a fast tokenizer (tokenizer.json), which tells offsets")
+            raise InputError(f"{at}: loss_on=assistant needs a fast tokenizer (tokenizer.json), which has offsets")
         flags, first = [], 0
         for piece in self.pieces:
             found = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
@@ -227,23 +227,21 @@ def _split_after_prompt(said: str, awaiting: str, tokenizer: Any, at: str) -> _R
 
 
 def _check_prompt_is_kept(answered: str, awaiting: str, prompt: list[Message], tokenizer: Any, at: str) -> None:
-    """Refuse a template that writes the prompt's own messages anew once they are answered."""
+    """Refuse a template that renders the prompt's messages differently once they are answered."""
     if answered.startswith(awaiting):
         return
     num_kept = shared_length(awaiting, render(prompt, tokenizer, at=at))
     if shared_length(awaiting, answered) < num_kept:
         raise InputError(
-            f"{at}: the tokenizer's chat template writes the prompt's messages otherwise once an answer follows, so "
-            "the answer would not be learnt where it is generated; use another tokenizer or plain texts"
+            f"{at}: the tokenizer's chat template writes the prompt's messages differently once an answer follows, so "
+            "the answer would not be learned where it is generated; use another tokenizer or plain texts"
         )
     warn_of_parting(str(tokenizer.chat_template), awaiting[num_kept:])
 
 
 def _check_not_marked(is_assistant_marked: bool, at: str) -> None:
     if is_assistant_marked:
-        raise InputError(
-            f"{at}: loss_on=assistant: plain text has no turns; give messages, or learn by another loss_on"
-        )
+        raise InputError(f"{at}: loss_on=assistant: plain text has no turns; give messages, or use another loss_on")
 
 
 def _encode_plain(prompt: str, completion: str, tokenizer: Any, at: str, *, is_ended: bool) -> EncodedText:

@@ -58,7 +58,7 @@ def answer_field(row: dict[str, Any], name: str, where: str) -> Text:
 
 
 def label_field(row: dict[str, Any], name: str, where: str) -> bool:
-    """A field that says good or bad: true or false, 1 or 0, "good" or "bad", as JSON or as text in any case.
+    """A binary label: true or false, 1 or 0, "good" or "bad", as JSON or as text in any case.
 
     Raises:
         InputError: it is missing or none of these.
@@ -95,7 +95,7 @@ def number_field(row: dict[str, Any], name: str, where: str) -> float:
     value = required(row, name, where)
     number = _number(value)
     if number is None:
-        raise InputError(f"{where}, {name!r}: {excerpt(value)} is not a finite number; mend it or remove the row")
+        raise InputError(f"{where}, {name!r}: {excerpt(value)} is not a finite number; correct it or remove the row")
     return number
 
 
@@ -132,7 +132,7 @@ def is_blank(answer: Text) -> bool:
 def check_messages(messages: list[Any], at: str) -> list[Message]:
     """A conversation: one or more objects with `role` and `content`; keys that are null are dropped.
 
-    Content is text or a list of text parts, and may be missing beside `tool_calls`. Other keys may hold anything.
+    Content is text or a list of text parts, and may be missing if there are `tool_calls`. Other keys are not checked.
 
     Raises:
         InputError: it is not, or a part is an image or another thing that is not text.
@@ -206,7 +206,7 @@ def _check_part(part: Any, at: str) -> dict[str, Any]:
         return present
     found = f"a part of the type {present['type']!r}" if "type" in present else excerpt(part)
     raise InputError(
-        f"{at}: {found} is not read, text alone is; "
+        f"{at}: {found} is not supported, only text is; "
         'give parts such as {"type": "text", "text": "Hello"}, or remove the row'
     )
 

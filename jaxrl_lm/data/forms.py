@@ -1,4 +1,4 @@
-"""From rows to records: what the columns of each form mean. All errors name the row's place."""
+"""Convert rows of each form to records. All errors name the position of the row."""
 
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +80,7 @@ def _to_preference(row: dict[str, Any], where: str) -> Preference:
     chosen, rejected = (text_field(row, name, where) for name in ("chosen", "rejected"))
     _check_differ(chosen, rejected, where)
     prompt = row.get("prompt")
-    # A plain prompt beside conversations repeats what stands in them; so TRL takes it.
+    # A plain prompt next to conversations repeats their content, as in TRL.
     if prompt is not None and (isinstance(chosen, str) or not isinstance(prompt, str)):
         prompt, (chosen, rejected) = _answered(row, ("chosen", "rejected"), where)
         _check_differ(chosen, rejected, where)  # only one of them may have repeated the prompt
@@ -91,7 +91,7 @@ def _to_preference(row: dict[str, Any], where: str) -> Preference:
         remedy = "give a column 'prompt'" if prompt is None else "give the prompt as messages"
         border = _message_border(chosen, rejected, where, remedy)
     else:
-        raise InputError(f"{where}: of chosen and rejected one is text and one is messages; give both alike")
+        raise InputError(f"{where}: one of chosen and rejected is text, the other messages; use the same form for both")
     return Preference(
         prompt=chosen[:border],
         chosen=check_answer(chosen[border:], f"{where}, 'chosen' behind what it shares with 'rejected'"),
@@ -124,39 +124,39 @@ def _added_messages(prompt: Text, answer: list[Message], at: str) -> Text:
     if not answer or answer[0]["role"] != "assistant":
         raise InputError(
             f"{at}: the answer does not begin with a message of the role 'assistant'; "
-            "leave out what stands in the prompt, and call the model's role 'assistant'"
+            "leave out what is in the prompt, and call the model's role 'assistant'"
         )
     return check_answer(answer, at)
 
 
 def _text_border(chosen: str, rejected: str, where: str) -> int:
-    """Where the answers begin in two texts with the prompt in front.
+    """Where the completions begin in two texts that start with the prompt.
 
-    In dialogues of HH that is behind the last shared `Assistant:`. Elsewhere it is where they come apart, or at the
-    space before it, which belongs to the answers (as in TRL).
+    In HH dialogues this is after the last shared `Assistant:`. Otherwise it is where they first differ, or at the space
+    before it, which belongs to the completions (as in TRL).
     """
     shared = shared_length(chosen, rejected)
     dialogue = chosen.rfind(_HH_ASSISTANT, 0, shared)
     if dialogue >= 0:
         return dialogue + len(_HH_ASSISTANT)
     if chosen.startswith(_HH_HUMAN) or rejected.startswith(_HH_HUMAN):
-        raise InputError(f"{where}: the two dialogues come apart before the first 'Assistant:'; remove the row")
+        raise InputError(f"{where}: the two dialogues differ before the first 'Assistant:'; remove the row")
     if 0 < shared < min(len(chosen), len(rejected)) and chosen[shared - 1] == " ":
         shared -= 1
     if shared == 0:
-        raise InputError(f"{where}: chosen and rejected share no beginning to be the prompt; give a column 'prompt'")
+        raise InputError(f"{where}: chosen and rejected share no prefix to use as the prompt; give a column 'prompt'")
     return shared
 
 
 def _message_border(chosen: list[Message], rejected: list[Message], where: str, remedy: str) -> int:
-    """Where the answers begin in two conversations with the prompt in front: where they come apart."""
+    """Where the completions begin in two conversations that start with the prompt: where they first differ."""
     border = min(shared_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     if border == 0:
-        raise InputError(f"{where}: chosen and rejected share no first message to be the prompt; {remedy}")
+        raise InputError(f"{where}: chosen and rejected share no first message to use as the prompt; {remedy}")
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if messages[border]["role"] != "assistant":
             raise InputError(
-                f"{where}, {name!r}: where the conversations come apart, message {border} has the role "
+                f"{where}, {name!r}: where the conversations differ, message {border} has the role "
                 f"{messages[border]['role']!r}, not 'assistant'; give two answers to the same messages"
             )
     return border
@@ -177,8 +177,8 @@ def _maybe_tokens(row: dict[str, Any], name: str, where: str, decode: Decode | N
         return text_field(row, name, where)
     if decode is None:
         raise InputError(
-            f"{where}, {name!r}: token ids; give the tokenizer they are of (GPT-2's for OpenAI's "
-            "lm-human-preferences), as by `label import --tokenizer`"
+            f"{where}, {name!r}: token ids; give their tokenizer (GPT-2's for OpenAI's "
+            "lm-human-preferences), for example with `label import --tokenizer`"
         )
     return decode(value)
 

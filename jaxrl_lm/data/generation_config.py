@@ -1,4 +1,4 @@
-"""What a model folder says about generation: its generation_config.json, as Hugging Face's `generate` reads it."""
+"""Read a model folder's generation_config.json as Hugging Face's `generate` does."""
 
 import json
 import logging
@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """What a model folder says about generation.
+    """Generation settings of a model folder.
 
     Attributes:
-        file: where it says so; None without a file.
+        file: their file; None without a file.
         stop_tokens: ids of tokens that end a completion.
         pad_token: id that fills padding, or None.
         sampling: what `rollouts.SamplingConfig` has a field for: temperature (0 where `do_sample` is false), top_k,
@@ -124,8 +124,8 @@ def warn_left_out(defaults: GenerationDefaults, *, is_learning: bool) -> None:
         _warn_once(f"{defaults.file}: not supported and left out: {', '.join(defaults.left_out)}")
     if sampling:
         _warn_once(
-            f"{defaults.file}: left out: {', '.join(sampling)}; here completions are drawn from the whole softmax, at "
-            "the temperature and length of the options"
+            f"{defaults.file}: left out: {', '.join(sampling)}; completions are sampled here from the full softmax, "
+            "with the temperature and length of the options"
         )
 
 

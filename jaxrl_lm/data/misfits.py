@@ -1,4 +1,4 @@
-"""Rows that do not fit: left out of what is read, counted, and listed with their places and reasons."""
+"""Rows that do not fit: skipped, counted, and listed with their positions and reasons."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -10,14 +10,14 @@ from jaxrl_lm.errors import InputError
 MAX_MISFIT_SHARE = 0.01
 NUM_EXPLAINED_MISFITS = 10
 NUM_HOPELESS_MISFITS = 1000
-"""With so many misfits, more than half of the rows so far, a source is not read further: it is of another form."""
+"""With this many misfits, if they are more than half of the rows so far, reading stops: the source has another form."""
 
 _LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
 
 
 class SourceError(InputError):
-    """What is wrong with a whole source, though it was seen in one row: it is raised at once, not listed."""
+    """An error of the whole source, found in one row: raised at once, not listed."""
 
 
 def collect_records(

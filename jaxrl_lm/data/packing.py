@@ -1,4 +1,4 @@
-"""Short sequences behind one another in rows of one length, so that little of a batch is padding."""
+"""Pack short sequences into rows of equal length, so that batches contain little padding."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ from jaxrl_lm.errors import InputError
 
 
 class PackedRows(NamedTuple):
-    """R rows of T tokens, each of one sequence or of several behind one another; arrays of numpy or of JAX.
+    """R rows of T tokens, each with one or more sequences; NumPy or JAX arrays.
 
     Attributes:
         ids: tokens, int32 `[R, T]`; 0 in the padding.
         segment_ids: which of its row's sequences a token belongs to, from 1, int32 `[R, T]`; 0 in the padding.
-        is_target: whether a token is to be learned, bool `[R, T]`; never a sequence's first, which nothing precedes.
+        is_target: whether a token is a target, bool `[R, T]`; never the first token of a sequence.
     """
 
     ids: Any
@@ -26,12 +26,12 @@ class PackedRows(NamedTuple):
 
 
 class CutCounts(NamedTuple):
-    """What fitting sequences into rows has cost.
+    """How many sequences had to be changed to fit into rows.
 
     Attributes:
-        num_split: texts without a prompt that became several sequences; no token of them is lost but as a target.
-        num_truncated: completions that lost their end.
-        num_dropped: sequences that are left with nothing to learn.
+        num_split: texts without a prompt that became several sequences; all their tokens are kept.
+        num_truncated: truncated completions.
+        num_dropped: sequences without a remaining target.
     """
 
     num_split: int
@@ -69,8 +69,8 @@ def fit_sequences(
 
 
 def plan_rows(lengths: Int[np.ndarray, " N"], *, row_length: int, window: int, seed: int) -> list[list[int]]:
-    """Which sequences share a row: within each window of a random order, the longest first, each into the first row
-    with room (first-fit decreasing, at most 11/9 of the fewest rows and one more).
+    """Assign sequences to rows by first-fit decreasing within windows of a random order: the longest first, each into
+    the first row with enough space (at most 11/9 of the optimal number of rows, plus one).
 
     Args:
         lengths: tokens of each sequence, at most `row_length`.
@@ -79,7 +79,7 @@ def plan_rows(lengths: Int[np.ndarray, " N"], *, row_length: int, window: int, s
         seed: of the order.
 
     Returns:
-        the sequences' indices, a list a row; each index stands in exactly one.
+        The sequences' indices, one list per row; each index is in exactly one.
 
     Raises:
         InputError: a sequence is longer than a row.
@@ -94,7 +94,7 @@ def plan_rows(lengths: Int[np.ndarray, " N"], *, row_length: int, window: int, s
 def pack_sequences(
     sequences: Sequence[EncodedText], plan: list[list[int]], *, row_length: int, is_loss_on_all: bool
 ) -> PackedRows:
-    """Lay sequences into rows as planned.
+    """Pack sequences into rows as planned.
 
     Args:
         sequences: of at most `row_length` tokens.

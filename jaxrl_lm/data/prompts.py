@@ -1,4 +1,4 @@
-"""Prompts from files or the hub: read, tokenised, padded and dealt out in batches."""
+"""Prompts from files or the hub: reading, tokenising, padding and batching."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +34,7 @@ class Prompt:
             object.__setattr__(self, "prompt", as_conversation(self.prompt, self.columns, "prompt"))
 
     def text(self) -> str:
-        """The prompt for a person to read: a conversation as lines of role and content."""
+        """The prompt in readable form: a conversation as lines of role and content."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(f"{message['role']}: {content_text(message)}" for message in self.prompt)
@@ -112,7 +112,7 @@ def left_pad(
 
     Args:
         sequences: token ids, none longer than `width`.
-        pad_id: the token id that stands in the padding.
+        pad_id: token id of the padding.
         width: T, tokens.
 
     Returns:
@@ -129,7 +129,7 @@ def left_pad(
 
 
 def prompt_order(num_prompts: int, batch_size: int, step: int, seed: int) -> Int64[np.ndarray, " B"]:
-    """Say which prompts batch `step` holds; a pure function of its arguments, so resuming needs no state.
+    """Indices of the prompts of batch `step`; a pure function of its arguments, so resuming needs no state.
 
     Batch k is the slice `[k B, (k + 1) B)` of an endless stream: one permutation of the prompts after
     another, that of epoch e drawn from `(seed, e)`. A batch may straddle epochs and may be larger than one.

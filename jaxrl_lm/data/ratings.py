@@ -18,7 +18,7 @@ _ROUNDING = 1e-9
 def pairs_from_ratings(
     rows: list[Rating], *, margin: float, num_pairs: int, seed: int, prompt: str
 ) -> list[Preference]:
-    """Draw pairs of texts whose ratings lie at least a margin apart; the higher one is chosen.
+    """Draw pairs of texts whose ratings are at least a margin apart; the higher one is chosen.
 
     All such pairs are equally likely, none comes twice, and none has two equal texts. A text may come in several
     pairs: split the rows, not the pairs, into training and held-out ones.
@@ -28,7 +28,7 @@ def pairs_from_ratings(
         margin: the least difference of the ratings, above 0, in their unit.
         num_pairs: how many pairs.
         seed: the same seed draws the same pairs.
-        prompt: what stands before both texts of every pair; may be empty.
+        prompt: text before both texts of every pair; may be empty.
 
     Returns:
         `num_pairs` pairs in random order.
@@ -64,7 +64,7 @@ def labels_from_ratings(rows: list[Rating], *, prompt: str) -> list[UnpairedPref
 
     Args:
         rows: rated texts.
-        prompt: what stands before every text; may be empty.
+        prompt: text before every text; may be empty.
 
     Returns:
         The labelled texts in the order of the rows, at least one.

@@ -1,4 +1,4 @@
-"""Data sets of the ecosystem's forms: read, checked row by row, and made records."""
+"""Read data sets in common forms, check them row by row, and convert them to records."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True, kw_only=True)
 class AssumedTokenizer:
-    """A tokenizer that nobody has named as that of a source's token ids; it must read all of them but one, padding.
+    """A tokenizer assumed for a source's token ids; it must have all of them except one (padding).
 
     Attributes:
         tokenizer: a Hugging Face tokenizer.
@@ -76,8 +76,8 @@ def read_preferences(source: str | Path, *, limit: int | None = None, tokenizer:
     r"""Read pairs of a better and a worse answer, in any of these forms, text or messages.
 
     - `prompt`, `chosen`, `rejected`.
-    - `chosen` and `rejected` with the prompt in front of both; where they come apart, the answers begin, as in TRL.
-    - The same as dialogues of HH; the answers begin behind the last `\n\nAssistant:` that both have in common.
+    - `chosen` and `rejected` that both start with the prompt; the completions begin where they differ, as in TRL.
+    - The same as HH dialogues; the completions begin after the last `\n\nAssistant:` that both share.
     - `chosen` and `rejected` with the prompt in `conversations` (ShareGPT) or `instruction` and `input` (Alpaca).
     - What `read_best_of_k` reads: the best answer over each other one that differs from it.
 
@@ -168,11 +168,11 @@ def read_ratings(
 
 
 def read_records(source: str | Path, parse: Callable[[dict[str, Any], str], Iterable[_Record]]) -> list[_Record]:
-    """Read rows of a form of one's own.
+    """Read rows of a custom form.
 
     Args:
         source: a file or data set as for `read_prompt_completions`.
-        parse: makes records of a row; its second argument says where the row stands, for `InputError`.
+        parse: converts a row to records; its second argument is the position of the row, for `InputError`.
 
     Returns:
         The records in the order of the source, at least one.

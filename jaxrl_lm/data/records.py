@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
 
 Message = dict[str, Any]
-"""`role`, and `content`: text or a list of text parts; missing only beside `tool_calls`. Other keys as they were."""
+"""`role`, and `content`: text or a list of text parts; missing only if there are `tool_calls`. Other keys are kept."""
 
 
 class Conversation(list[Message]):
@@ -70,11 +70,11 @@ class LanguageModeling:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCompletion:
-    """An answer to imitate.
+    """A completion to imitate.
 
     Attributes:
-        prompt: what comes before; an empty text where nothing does.
-        completion: the answer; messages only where the prompt is messages.
+        prompt: the prompt; may be empty.
+        completion: the completion; messages only if the prompt is messages.
     """
 
     prompt: Text
@@ -83,12 +83,12 @@ class PromptCompletion:
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """Two answers, one preferred over the other.
+    """Two completions, one preferred over the other.
 
     Attributes:
-        prompt: what both answer; an empty text where nothing does.
-        chosen: the better answer.
-        rejected: the worse answer.
+        prompt: their prompt; may be empty.
+        chosen: the better completion.
+        rejected: the worse completion.
     """
 
     prompt: Text
@@ -98,11 +98,11 @@ class Preference:
 
 @dataclass(frozen=True, kw_only=True)
 class UnpairedPreference:
-    """One answer, found good or bad.
+    """A completion with a binary label.
 
     Attributes:
-        prompt: what is answered; an empty text where nothing is.
-        completion: the answer.
+        prompt: its prompt; may be empty.
+        completion: the completion.
         label: True for thumbs up.
     """
 
@@ -113,12 +113,12 @@ class UnpairedPreference:
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfK:
-    """Several answers, one of them the best.
+    """Several completions, one of them the best.
 
     Attributes:
-        prompt: what all answer; an empty text where nothing does.
-        completions: K answers, two or more.
-        best: which of them is the best, in `[0, K)`.
+        prompt: their prompt; may be empty.
+        completions: K completions, two or more.
+        best: index of the best, in `[0, K)`.
     """
 
     prompt: Text

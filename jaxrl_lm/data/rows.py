@@ -1,4 +1,4 @@
-"""Rows of a data set, one at a time, from any file format or the hub; each knows where it stands."""
+"""Rows of a data set, one at a time, from any file format or the hub, each with its position."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ from jaxrl_lm.errors import InputError
 HUB_PREFIX = "hub:"
 
 RowOrError = tuple[str, dict[str, Any] | InputError]
-"""Where the row stands, for errors, and its columns, or what is wrong with it while others can still be read."""
+"""The position of a row, for errors, and its columns, or its error if other rows can still be read."""
 
 
 def try_rows(source: str, *, line_column: str | None, required: str | None = None) -> Iterator[RowOrError]:
@@ -33,7 +33,7 @@ def try_rows(source: str, *, line_column: str | None, required: str | None = Non
         required: a column that the header of a table must name; rows of files without one are not looked at.
 
     Yields:
-        Where the row stands, and its columns by name or what is wrong with it.
+        The position of each row, and its columns by name or its error.
 
     Raises:
         InputError: the source is not there or is not of its form.
@@ -54,7 +54,7 @@ def _hub_rows(source: str) -> Iterator[RowOrError]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise InputError(f"{source}: the hub's data sets need the package datasets; {tables.DATA_EXTRA}") from error
+        raise InputError(f"{source}: data sets of the hub need the package datasets; {tables.DATA_EXTRA}") from error
     try:
         dataset = load_dataset(name, config, split=split)
     except Exception as error:  # the hub, the network, the files' formats: each with errors of its own
@@ -85,7 +85,7 @@ def _file_rows(source: str, required: str | None, line_column: str | None) -> It
         if path.is_dir():
             raise InputError(f"{source!r} is a folder; give a file")
         if not path.exists():
-            raise InputError(f"{source!r} is not there; check the path, or write hub:NAME for one of the hub")
+            raise InputError(f"{source!r} does not exist; check the path, or write hub:NAME for a data set of the hub")
         with gzip.open(path) if is_gzipped else path.open("rb") as file:
             if suffix == ".parquet":
                 yield from tables.parquet_rows(file, source, required)
@@ -95,7 +95,7 @@ def _file_rows(source: str, required: str | None, line_column: str | None) -> It
                 yield from _text_rows(file, source, line_column)
     except (OSError, EOFError, zlib.error) as error:
         what = "is not a whole gzip file or cannot be read" if is_gzipped else "cannot be read"
-        raise InputError(f"{source}: {what} ({error}); check the file, or make it anew") from error
+        raise InputError(f"{source}: {what} ({error}); check the file, or create it again") from error
 
 
 def _text_rows(file: io.BufferedIOBase, source: str, column: str | None) -> Iterator[RowOrError]:

@@ -1,4 +1,4 @@
-"""Data held out from training."""
+"""Hold out data from training."""
 
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
@@ -12,11 +12,11 @@ _Item = TypeVar("_Item")
 def hold_out(
     items: Sequence[_Item], groups: Sequence[Hashable], *, fraction: float, seed: int
 ) -> tuple[list[_Item], list[_Item]]:
-    """Split items in two, each group whole on one side.
+    """Split items in two, with each group on one side.
 
     Args:
-        items: of any kind.
-        groups: what an item has in common with others that must not stand on the other side, such as its prompt.
+        items: items of any type.
+        groups: group of each item, such as its prompt.
         fraction: share of the groups to hold out, in [0, 1); at least one group unless it is 0.
         seed: of the choice.
 
@@ -31,7 +31,7 @@ def hold_out(
         return list(items), []
     if len(names) < 2:
         raise InputError(
-            f"evaluation_fraction={fraction}: all rows have one prompt, so none can be held out; give a file by "
+            f"evaluation_fraction={fraction}: all rows have the same prompt, so none can be held out; give a file with "
             "--evaluation, or hold out 0"
         )
     num_held = min(len(names) - 1, max(1, round(fraction * len(names))))

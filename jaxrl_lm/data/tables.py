@@ -74,7 +74,7 @@ def parquet_rows(file: io.BufferedIOBase, source: str, required: str | None) -> 
     if not content:
         return
     index = 0
-    with guarded.foreign_errors(f"{source}: not a whole parquet file", "check the file, or make it anew"):
+    with guarded.foreign_errors(f"{source}: not a whole parquet file", "check the file, or create it again"):
         table = parquet.ParquetFile(pyarrow.BufferReader(content))
         _check_required(required, tidy_names(table.schema_arrow.names, required), source)
         for batch in table.iter_batches():
@@ -139,6 +139,6 @@ def _row(header: list[str | None], cells: list[str], where: str) -> dict[str, An
     if len(cells) != len(header):
         return InputError(
             f"{where}: {len(cells)} cells, but the header has {len(header)}; "
-            "put quotes around a cell that holds the separator or a line's end"
+            "put quotes around a cell that contains the separator or a newline"
         )
     return {name: cell for name, cell in zip(header, cells, strict=True) if name is not None}

@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None, is_padding_read: boo
             f"{folder}: no tokenizer found (wanted one of {', '.join(_VOCABULARY_FILES)}); "
             "copy the model's tokenizer files into the folder"
         )
-    remedy = "put tokenizer.json and tokenizer_config.json beside the weights"
+    remedy = "put tokenizer.json and tokenizer_config.json next to the weights"
     for name in _JSON_FILES:
         if (folder / name).is_file():
             guarded.read_object(folder / name, remedy=remedy)
@@ -96,8 +96,8 @@ def padding_token(tokenizer: Any) -> int:
 def stop_token_ids(tokenizer: Any, stops: tuple[str, ...]) -> tuple[int, ...]:
     """Ids of the tokens that end a completion.
 
-    They are those of generation_config.json (chat models often have several), the end-of-text token, the end
-    of a turn in its chat template, and each given one.
+    These are the stop tokens of generation_config.json (chat models often have several), the end-of-text token, the
+    end-of-turn token of the chat template, and those given.
 
     Raises:
         InputError: a given text is not exactly one token.

@@ -1,4 +1,4 @@
-"""Records as JSON lines, in the forms that the readers read."""
+"""Write records as JSON lines that the readers can read."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ Record = Prompt | LanguageModeling | PromptCompletion | Preference | UnpairedPre
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Write records so that the reader of their form reads them back equal, whole or not at all.
 
-    `BestOfK` becomes OpenAI's `query`, `sample0`, ..., `best`; the columns of a `Prompt` stand beside it.
+    `BestOfK` becomes OpenAI's `query`, `sample0`, ..., `best`; the columns of a `Prompt` are added to its row.
 
     Args:
         path: a file that ends in `.jsonl` or `.jsonl.gz`; its folder exists. A file that is there is replaced.
@@ -44,7 +44,7 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}); check its folder and the room on the disk") from error
+        raise InputError(f"{path}: cannot be written ({error}); check its folder and the free disk space") from error
 
 
 def to_row(record: Record) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Worlds to act in: ours and gymnax's, made by name and stepped by the batch."""
+"""Environments, ours and gymnax's: made by name and stepped in batches."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""What our environments add to gymnax's: a step of a whole batch that draws its random numbers once.
+"""Base classes of our environments, which step a whole batch and draw its random numbers once.
 
-gymnax's own `step` splits a key and computes a reset at every step of every environment. Ours say how a state is reset
-for a batch, and are stepped by one transition and one select; `env.step` and `env.reset` remain gymnax's for one
-environment, key by key.
+gymnax's `step` splits a key and computes a reset at every step of every environment. Ours define how a batch is reset,
+and are stepped by one transition and one select; `env.step` and `env.reset` remain those of gymnax, for one environment
+and key.
 """
 
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from gymnax.environments import environment
 from jaxrl_lm.envs.stepping import BatchSteps
 
 LevelPart = Literal["all", "training", "held-out"]
-"""Which levels are drawn: any, those of training, or those that training never meets."""
+"""Which levels to draw: any, training levels, or held-out levels."""
 
 
 class BatchEnvironment(BatchSteps, environment.Environment[Any, Any]):
@@ -23,7 +23,7 @@ class BatchEnvironment(BatchSteps, environment.Environment[Any, Any]):
     Subclasses define `initial_states`, `transition`, `observation` (see `BatchSteps`) and `is_terminated`.
 
     Attributes:
-        end_name: what an episode that came to its own end is called in metrics, such as "solved".
+        end_name: name of a terminated episode in metrics, such as "solved".
     """
 
     end_name: ClassVar[str] = "terminated"
@@ -48,10 +48,10 @@ class BatchEnvironment(BatchSteps, environment.Environment[Any, Any]):
 
 
 class LevelEnvironment(BatchEnvironment):
-    """A `BatchEnvironment` whose episodes are played in levels of a bank, which its parameters hold.
+    """A `BatchEnvironment` whose episodes are played in levels of a bank in its parameters.
 
-    This is all that a trainer needs in order to replace levels while it runs, to hold levels out for evaluation and to
-    compare returns with the best possible. Parameters are pure data: those of several seeds can be stacked.
+    With this interface a trainer can replace levels during a run, hold out levels for evaluation, and compare returns
+    with the optimum. Parameters are pure data: those of several seeds can be stacked.
     """
 
     @property
@@ -66,7 +66,7 @@ class LevelEnvironment(BatchEnvironment):
 
     @property
     def level_seed(self) -> int:
-        """The user's choice of levels: trainers fold it into the keys that they draw levels from."""
+        """Seed of the levels; trainers fold it into their keys for levels."""
         raise NotImplementedError
 
     @property
@@ -89,7 +89,7 @@ class LevelEnvironment(BatchEnvironment):
         raise NotImplementedError
 
     def refresh(self, params: Any, key: jax.Array) -> Any:
-        """Fresh levels for the episodes to come; running episodes go on in theirs. Jit it.
+        """Fresh levels for new episodes; running episodes keep their levels. Jit it.
 
         Call it no more often than every `max_steps_in_episode` steps.
         """
@@ -108,5 +108,5 @@ class LevelEnvironment(BatchEnvironment):
         raise NotImplementedError
 
     def count_levels(self, params: Any) -> tuple[int, int]:
-        """How many different levels the bank has, and how many different layouts; on the host."""
+        """Numbers of distinct levels and of distinct layouts in the bank; on the host."""
         raise NotImplementedError

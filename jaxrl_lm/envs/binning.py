@@ -1,4 +1,4 @@
-"""Continuous spaces made discrete, so that agents with a table, or with a value for each action, can act in them."""
+"""Discretise continuous spaces for tabular agents and Q-networks."""
 
 import math
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ _MAX_CODES = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class BinningConfig:
-    """How finely spaces are cut.
+    """Settings of the discretisation.
 
     Attributes:
-        num_bins: bins of each observation axis, or one number for all; 1 leaves an axis out, None leaves observations
-            as they are.
-        low: lower bound of each observation axis; None (for all, or for one axis) takes the space's.
-        high: upper bounds, likewise. What lies outside falls into the first or the last bin.
-        num_actions: values of each axis of a Box of actions, or one number for all, evenly spaced from the space's
-            lower to its upper bound, both included; None leaves actions as they are.
+        num_bins: bins per observation axis, or one number for all; 1 ignores an axis, None keeps observations
+            continuous.
+        low: lower bound of each observation axis; None (for all, or for one axis) uses the bound of the space.
+        high: upper bounds, likewise. Values outside fall into the first or last bin.
+        num_actions: values per axis of a Box action space, or one number for all, evenly spaced between the bounds of
+            the space, both included; None keeps actions continuous.
     """
 
     num_bins: int | tuple[int, ...] | None = None
@@ -39,7 +39,7 @@ class BinningConfig:
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             if self.num_bins is None and getattr(self, name) is not None:
-                raise InputError(f"{name}={getattr(self, name)} bounds bins of observations; give num_bins too")
+                raise InputError(f"{name}={getattr(self, name)} bounds the bins of observations; give num_bins too")
 
 
 class BinnedEnvironment(environment.Environment[Any, Any]):
@@ -150,7 +150,7 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
 
 
 def state_number(observation: Num[Array, " D"], edges: Sequence[Sequence[float]]) -> Int[Array, ""]:
-    """The number of the bin in which an observation lies.
+    """The number of the bin of an observation.
 
     number = sum over axes d of bin_d * product over later axes e of num_bins_e,
     bin_d = how many of the axis' inner edges are <= observation_d
@@ -172,7 +172,7 @@ def state_number(observation: Num[Array, " D"], edges: Sequence[Sequence[float]]
 
 
 def action_value(action: Int[Array, ""], moves: Sequence[Sequence[float]]) -> Float[Array, " K"]:
-    """The values for which the number of an action stands, row-major over the axes.
+    """The values of an action number, row-major over the axes.
 
     Args:
         action: from 0 to the product of the axes' values - 1.
@@ -192,7 +192,7 @@ def _cut_observations(
     if config.num_bins is None:
         return None
     if isinstance(space, spaces.Discrete):
-        raise InputError(f"{env.name}: num_bins={config.num_bins}, but observations are integers already; leave it out")
+        raise InputError(f"{env.name}: num_bins={config.num_bins}, but observations are already integers; leave it out")
     shown = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     if not isinstance(space, spaces.Box) or getattr(shown, "shape", None) != tuple(space.shape):
         raise InputError(f"{env.name}: binning needs an observation that is one array; this one's space is {space}")
@@ -214,7 +214,7 @@ def _cut_actions(space: Any, config: BinningConfig) -> tuple[tuple[float, ...], 
     if config.num_actions is None:
         return None
     if isinstance(space, spaces.Discrete):
-        raise InputError(f"num_actions={config.num_actions}, but actions are discrete already; leave it out")
+        raise InputError(f"num_actions={config.num_actions}, but actions are already discrete; leave it out")
     if not isinstance(space, spaces.Box):
         raise InputError(f"actions must be discrete or a Box to be binned; this space is {space}")
     num_axes = math.prod(space.shape)

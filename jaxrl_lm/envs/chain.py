@@ -20,7 +20,7 @@ _OFFSETS = (0, 0, -1, 1)
 
 @struct.dataclass
 class ChainState(environment.EnvState):
-    """Where an episode stands.
+    """State of an episode.
 
     Attributes:
         time: steps made, int32.
@@ -76,7 +76,7 @@ class ChainMaze(BatchEnvironment):
         return new, jnp.where(self.is_terminated(new, params), 1.0, -1.0)
 
     def is_terminated(self, state: ChainState, params: environment.EnvParams) -> jax.Array:
-        """Whether the agent stands on s5."""
+        """Whether the agent is at s5."""
         del params
         return state.position == NUM_STATES - 1
 
@@ -116,7 +116,7 @@ def optimal_values(discount: float) -> Float[np.ndarray, " S"]:
         InputError: for a discount outside [0, 1].
     """
     if not 0 <= discount <= 1:
-        raise InputError(f"discount={discount} must lie in [0, 1]")
+        raise InputError(f"discount={discount} must be in [0, 1]")
     values = np.zeros(NUM_STATES)
     values[-2] = 1.0
     for state in range(NUM_STATES - 3, -1, -1):

@@ -1,4 +1,4 @@
-"""Environments of one's own: `file.py:NAME`, a class or a function that returns an environment with gymnax's API."""
+"""Custom environments: `file.py:NAME`, a class or a function that returns an environment with gymnax's API."""
 
 from pathlib import Path
 from types import ModuleType

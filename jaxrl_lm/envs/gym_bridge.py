@@ -1,4 +1,4 @@
-"""Our environments for agents outside JAX: numpy arrays in and out, with gymnasium's interfaces."""
+"""Our environments with gymnasium's interfaces, for agents outside JAX: NumPy arrays in and out."""
 
 from functools import partial
 from operator import itemgetter
@@ -20,9 +20,9 @@ from jaxrl_lm.types import PyTree
 class JaxVectorEnv(gymnasium.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
     """A batch of environments stepped by one compiled program.
 
-    Those that ended are reset in the same step (gymnasium's `AutoresetMode.SAME_STEP`): the observations returned are
-    the new episodes' first, and `infos["final_obs"]` (objects, None where an episode goes on), beside its mask
-    `infos["_final_obs"]`, holds what the old ones came to.
+    Environments that ended are reset in the same step (gymnasium's `AutoresetMode.SAME_STEP`): the returned
+    observations are the first of the new episodes, and `infos["final_obs"]` (objects, None where an episode continues),
+    with its mask `infos["_final_obs"]`, holds the last observations of the old ones.
 
     A `MaskedObservation` becomes a dictionary with `observation` and `action_mask` (int8).
     """
@@ -193,7 +193,7 @@ def _step_without_reset(env: Any, key: jax.Array, state: PyTree, action: jax.Arr
 
 def _refuse(options: dict[str, Any] | None) -> None:
     if options:
-        raise InputError(f"reset knows no options, but got {sorted(options)}; make the environment with them instead")
+        raise InputError(f"reset takes no options, but got {sorted(options)}; make the environment with them instead")
 
 
 def _new_key(generator: np.random.Generator) -> jax.Array:
@@ -221,7 +221,7 @@ def _gymnasium_space(space: spaces.Space) -> gymnasium.Space[Any]:
         dtype = np.dtype(space.dtype)
         low, high = (np.broadcast_to(np.asarray(bound), space.shape).astype(dtype) for bound in (space.low, space.high))
         return gymnasium.spaces.Box(low, high, dtype=dtype.type)
-    raise InputError(f"the bridge carries Discrete and Box spaces, not {space}; use this environment from JAX")
+    raise InputError(f"the bridge supports Discrete and Box spaces, not {space}; use this environment from JAX")
 
 
 def _to_numpy(observations: PyTree, space: gymnasium.Space[Any]) -> Any:

@@ -6,7 +6,7 @@ import jax
 
 
 def available_bytes() -> int:
-    """What is free on an accelerator; on a CPU all memory there is, since caches give way."""
+    """Free memory of an accelerator; on a CPU the total memory, since caches are released on demand."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -1,4 +1,4 @@
-"""Environments by name: those of `ENVS`, every one that gymnax knows, and one's own from a file."""
+"""Environments by name: those of `ENVS`, all of gymnax, and custom ones from a file."""
 
 import inspect
 from collections.abc import Callable
@@ -134,7 +134,7 @@ def _unknown_id(env_id: str) -> str:
     by_lower_case = {known.lower(): known for known in list_ids()}
     near = get_close_matches(env_id.lower(), by_lower_case, n=3, cutoff=0.5)
     known = ", ".join(by_lower_case[name] for name in near) or ", ".join(list_ids())
-    return f"no environment is called {env_id!r}; {'the nearest names' if near else 'there are'}: {known}"
+    return f"no environment is called {env_id!r}; {'did you mean' if near else 'there are'}: {known}"
 
 
 def _say_options(names: list[str]) -> str:

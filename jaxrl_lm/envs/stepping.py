@@ -13,12 +13,12 @@ class StepResult(NamedTuple):
     """One step of a batch of environments; those that ended are reset already.
 
     Attributes:
-        observations: what the next action is chosen from, leaves `[B, ...]`.
-        states: of the environments, leaves `[B, ...]`.
+        observations: observations after resets, leaves `[B, ...]`.
+        states: states of the environments, leaves `[B, ...]`.
         rewards: float32 `[B]`.
-        terminated: whether the episode came to its own end, bool `[B]`.
-        truncated: whether a time limit cut it, bool `[B]`; both can hold, and then the end counts.
-        final_observations: what the step led to, before any reset, leaves `[B, ...]`.
+        terminated: whether the episode terminated, bool `[B]`.
+        truncated: whether a time limit cut it, bool `[B]`; if both hold, termination counts.
+        final_observations: observations after the step, before any reset, leaves `[B, ...]`.
     """
 
     observations: PyTree
@@ -31,7 +31,7 @@ class StepResult(NamedTuple):
 
 @record
 class MaskedObservation:
-    """An observation beside which actions may be taken.
+    """An observation with a mask of the legal actions.
 
     Attributes:
         observation: what is seen, leaves `[..., ...]`.
@@ -43,7 +43,7 @@ class MaskedObservation:
 
 
 class BatchSteps:
-    """What a batch needs of an environment to be reset and stepped at once; `BatchEnvironment` derives from it."""
+    """Interface for resetting and stepping a batch at once; `BatchEnvironment` derives from it."""
 
     def initial_states(self, key: jax.Array, shape: tuple[int, ...], params: Any) -> Any:
         """States of new episodes, leaves `[*shape, ...]`, from one key."""

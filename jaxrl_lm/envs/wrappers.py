@@ -18,12 +18,12 @@ from jaxrl_lm.types import PyTree
 
 @struct.dataclass(kw_only=True)
 class WrappedState:
-    """An environment's state and what a wrapper remembers.
+    """State of a wrapped environment.
 
     Attributes:
-        inner: state of the environment inside.
-        extra: of the wrapper; None where it remembers nothing.
-        time: steps made in the episode, as gymnax's states have it.
+        inner: state of the inner environment.
+        extra: state of the wrapper; None if it has none.
+        time: steps of the episode, as in gymnax's states.
     """
 
     inner: PyTree
@@ -67,7 +67,7 @@ class Wrapper(environment.Environment[Any, Any]):
         return extra
 
     def see(self, observation: PyTree, extra: PyTree) -> PyTree:
-        """What is shown for an observation (of a `MaskedObservation`, the part beside the mask)."""
+        """What is shown for an observation (of a `MaskedObservation`, without its mask)."""
         del extra
         return observation
 
@@ -140,7 +140,7 @@ class Wrapper(environment.Environment[Any, Any]):
 
 
 class FrameStack(Wrapper):
-    """The last k observations side by side on the last axis, oldest first; an episode begins with k times its first."""
+    """Stack the last k observations on the last axis, oldest first; the first one is repeated k times at a reset."""
 
     def __init__(self, env: Any, params: Any, value: float | None) -> None:
         super().__init__(env, params, value)
@@ -265,7 +265,7 @@ def wrap(env: Any, params: Any, wrappers: tuple[str, ...]) -> Any:
             raise InputError(f"wrappers={text!r} is unknown{guess} there are: {', '.join(WRAPPERS)}")
         if isinstance(env, LevelEnvironment) and env.generates_levels:
             raise InputError(
-                f"wrappers={text!r}: the levels of {env.name} could then not be held out or replaced; leave it out"
+                f"wrappers={text!r}: the levels of {env.name} could not be held out or refreshed; leave it out"
             )
         env = WRAPPERS[name](env, params, _value(text, given) if equals else None)
     return env

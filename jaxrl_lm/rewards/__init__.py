@@ -1,4 +1,4 @@
-"""What trajectories earn: reward functions of texts, and what each token gets of them."""
+"""Reward functions of texts, and rewards per token."""
 
 import lazy_loader
 

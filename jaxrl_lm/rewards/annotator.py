@@ -1,4 +1,4 @@
-"""A simulated person: judges pairs of answers by a gold reward, with the noise of the Bradley-Terry model."""
+"""A simulated annotator: prefers completions by a gold reward, with Bradley-Terry noise."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,15 +10,15 @@ from jaxrl_lm.errors import InputError
 def prefers_first(
     first_scores: Float[np.ndarray, " N"], second_scores: Float[np.ndarray, " N"], *, noise: float, seed: int
 ) -> Bool[np.ndarray, " N"]:
-    """Whether the first answer of each pair is preferred.
+    """Whether the first completion of each pair is preferred.
 
-    P(first) = 1 / (1 + exp(-(first - second) / noise)); without noise the higher score wins, and equal ones by a coin.
+    P(first) = 1 / (1 + exp(-(first - second) / noise)); without noise the higher score wins, and ties are random.
 
     Args:
-        first_scores: gold rewards of the first answers.
-        second_scores: of the second.
-        noise: units of the gold reward, 0 or more.
-        seed: of the draws, which are a function of it alone.
+        first_scores: gold rewards of the first completions.
+        second_scores: gold rewards of the second completions.
+        noise: in units of the gold reward, 0 or more.
+        seed: random seed; equal seeds give equal results.
 
     Raises:
         InputError: the noise is negative.

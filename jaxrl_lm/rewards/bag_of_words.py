@@ -1,4 +1,4 @@
-"""The baseline of every reward model: logistic regression on how often each word occurs in an answer."""
+"""Baseline for reward models: logistic regression on the word counts of completions."""
 
 import re
 from collections import Counter
@@ -19,9 +19,9 @@ class BagOfWordsConfig:
     """Settings of the baseline.
 
     Attributes:
-        l2: weight of the squared norm in the loss, which is a sum over examples.
-        min_texts: words that occur in fewer texts are left out.
-        max_words: the most frequent words that are kept.
+        l2: weight of the L2 penalty; the loss is a sum over examples.
+        min_texts: minimum number of texts in which a word must occur.
+        max_words: maximum number of words; the most frequent are kept.
     """
 
     l2: float = 1.0
@@ -42,8 +42,8 @@ class BagOfWords:
 
     Attributes:
         words: column of each word.
-        weights: one a word.
-        bias: 0 where only differences of scores were learned from.
+        weights: one per word.
+        bias: 0 if fitted to comparisons.
     """
 
     words: dict[str, int]
@@ -51,11 +51,11 @@ class BagOfWords:
     bias: float
 
     def score(self, texts: Sequence[str]) -> Float64[np.ndarray, " N"]:
-        """Scores of texts, logits; words that training did not know count nothing."""
+        """Scores of texts, logits; unknown words are ignored."""
         return np.asarray(_counts(texts, self.words) @ self.weights + self.bias)
 
     def strongest(self, num: int) -> tuple[list[str], list[str]]:
-        """The words that speak most for an answer, and most against it."""
+        """The words with the largest positive and the largest negative weights."""
         order = np.argsort(self.weights, kind="stable")
         names = list(self.words)
         best = [names[i] for i in order[::-1][:num] if self.weights[i] > 0]
@@ -65,16 +65,16 @@ class BagOfWords:
 def fit_choices(
     groups: Sequence[Sequence[str]], best: Int[np.ndarray, " N"], config: BagOfWordsConfig | None = None
 ) -> BagOfWords:
-    """Learn from choices among answers to one prompt.
+    """Fit to choices among completions of the same prompt.
 
         sum_n -log softmax_k(w . c_nk)[best_n] + l2 / 2 |w|^2
 
-    With two answers a group this is logistic regression on the difference of their counts. The loss is convex and
-    L-BFGS starts from 0, so that the same data gives the same weights.
+    With two completions per group this is logistic regression on the difference of their counts. The loss is convex
+    and L-BFGS starts from 0, so equal data give equal weights.
 
     Args:
-        groups: N times K answers, K the same throughout and at least 2.
-        best: index of the preferred answer of each group.
+        groups: N times K completions, with the same K of at least 2 throughout.
+        best: index of the preferred completion of each group.
         config: settings; None for the defaults.
 
     Returns:
@@ -99,12 +99,12 @@ def fit_choices(
 def fit_labels(
     texts: Sequence[str], labels: Int[np.ndarray, " N"], config: BagOfWordsConfig | None = None
 ) -> BagOfWords:
-    """Learn from thumbs up and down.
+    """Fit to thumbs up and down.
 
         sum_n log(1 + exp(-y_n (w . c_n + b))) + l2 / 2 |w|^2,   y in {-1, +1}; b is free
 
     Args:
-        texts: N answers.
+        texts: N completions.
         labels: 1 for good, 0 for bad.
         config: settings; None for the defaults.
     """
@@ -112,7 +112,7 @@ def fit_labels(
     words = _vocabulary(texts, config)
     counts = sparse.hstack([_counts(texts, words), np.ones((len(texts), 1))], format="csr")
     penalty = np.full(len(words) + 1, config.l2)
-    penalty[-1] = 1e-6  # all labels alike would send a free bias to infinity
+    penalty[-1] = 1e-6  # with equal labels, a free bias would diverge
     targets = np.asarray(labels, np.float64)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -125,7 +125,7 @@ def fit_labels(
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words: runs of letters and digits, an apostrophe inside included."""
+    """Lower-case words: runs of letters and digits, with inner apostrophes."""
     return _WORD.findall(text.lower())
 
 

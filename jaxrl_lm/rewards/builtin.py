@@ -1,7 +1,7 @@
-"""Deterministic rewards of a text, for smoke tests and first experiments.
+"""Deterministic text rewards, for smoke tests and first experiments.
 
-All have TRL's signature, `f(prompts, completions, **columns) -> list[float]`. A word is what stands between
-white space; an empty completion earns 0 (by `good_manners` -2).
+All have TRL's signature, `f(prompts, completions, **columns) -> list[float]`. Words are separated by white space; an
+empty completion gets 0 (-2 from `good_manners`).
 """
 
 from collections.abc import Callable
@@ -11,42 +11,42 @@ from jaxrl_lm.data.records import Text, content_text
 from jaxrl_lm.rewards.manners import good_manners
 
 RewardFunction = Callable[..., Any]
-"""`f(prompts, completions, **columns) -> list[float | None]`, called by keyword, one entry a completion.
+"""`f(prompts, completions, **columns) -> list[float | None]`, called by keyword, one entry per completion.
 
-Plain prompts and completions are strings. Those of a conversation are lists of messages: a completion is
-`[{"role": "assistant", "content": "..."}]`. Each further column of the data set is a list with one value a prompt.
-None is no judgement. A function may be async, an object that can be called or a `functools.partial`, and may ask for:
+Plain prompts and completions are strings. Conversational ones are lists of messages: a completion is
+`[{"role": "assistant", "content": "..."}]`. Each further column of the data set is a list with one value per prompt.
+None skips a completion. A function may be async, a callable object or a `functools.partial`, and may take:
 
-- `completion_ids`: the completions' tokens, lists of int.
-- `trainer_state`: with `global_step`, updates done, and `max_steps`.
-- `log_metric(name, value)`: logs a number of this batch as `reward/NAME`.
-- `log_extra(column, values)`: adds a column to the samples, one value a completion.
+- `completion_ids`: tokens of the completions, lists of int.
+- `trainer_state`: with `global_step` (updates done) and `max_steps`.
+- `log_metric(name, value)`: logs a number for this batch as `reward/NAME`.
+- `log_extra(column, values)`: adds a column to the samples, one value per completion.
 """
 
 
 def words(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """Reward long answers: the number of words."""
+    """Reward long completions: the number of words."""
     return [float(len(_text(completion).split())) for completion in completions]
 
 
 def brevity(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """Reward short answers: minus the number of words."""
+    """Reward short completions: minus the number of words."""
     return [-float(len(_text(completion).split())) for completion in completions]
 
 
 def distinct_words(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """Reward answers without repetition: different words, as written, over all words, in [0, 1]."""
+    """Reward completions without repetition: distinct words over all words, in [0, 1]; case matters."""
     split = [_text(completion).split() for completion in completions]
     return [_share(len(set(one)), len(one)) for one in split]
 
 
 def lowercase(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """Reward lower case: lower-case letters over all letters, in [0, 1]."""
+    """Reward lower case: share of lower-case letters among all letters, in [0, 1]."""
     return [_share_of_letters(_text(completion), str.islower) for completion in completions]
 
 
 def vowels(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """Reward vowels: the letters a, e, i, o, u of either case over all letters, in [0, 1]."""
+    """Reward vowels: share of a, e, i, o, u (either case) among all letters, in [0, 1]."""
     return [_share_of_letters(_text(completion), "aeiouAEIOU".__contains__) for completion in completions]
 
 

@@ -1,4 +1,4 @@
-"""Reward functions called as TRL calls them: by keyword, with what they ask for; async ones are awaited together."""
+"""Call reward functions as TRL does: by keyword, with the arguments they take; async ones run concurrently."""
 
 import asyncio
 import inspect
@@ -18,18 +18,18 @@ from jaxrl_lm.rewards.builtin import RewardFunction
 
 COMPLETION_IDS = "completion_ids"
 OFFERED = (COMPLETION_IDS, "trainer_state", "log_metric", "log_extra")
-"""What a function may ask for by name, or gets among its `**columns`, besides prompts, completions and columns."""
+"""Optional arguments of reward functions, in addition to prompts, completions and columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardCall:
-    """What reward functions are called with.
+    """Arguments of a call of reward functions.
 
     Attributes:
-        prompts: B of them.
-        completions: their answers.
-        columns: of the data set, each with B values.
-        offered: values of `OFFERED` by name; the answers' tokens are left out where they are not known.
+        prompts: B prompts.
+        completions: B completions.
+        columns: columns of the data set, each with B values.
+        offered: values of `OFFERED` by name; without the completion tokens if they are not known.
     """
 
     prompts: Sequence[Any]
@@ -38,39 +38,39 @@ class RewardCall:
     offered: Mapping[str, Any]
 
     def arguments(self, function: RewardFunction, name: str) -> dict[str, Any]:
-        """What this function is given.
+        """The keyword arguments of this function.
 
         Raises:
-            InputError: it needs the answers' tokens, which are not known.
+            InputError: it needs the completion tokens, which are not known.
         """
         asked = _asked(function)
         if asked.get(COMPLETION_IDS) is inspect.Parameter.empty and COMPLETION_IDS not in self.offered:
             raise InputError(
-                f"reward function {name!r} asks for completion_ids, which only training knows; give the parameter a "
-                "default, or judge by the text"
+                f"reward function {name!r} asks for completion_ids, which only training provides; give the "
+                "parameter a default, or use the text"
             )
         offered = {key: value for key, value in self.offered.items() if key in asked}
         return {"prompts": list(self.prompts), "completions": list(self.completions), **self.columns, **offered}
 
 
 def name_of(reward: RewardFunction) -> str:
-    """The function's name; that of the function inside a `partial`, or the class of an object that can be called."""
+    """The function's name; of a `partial` that of its function, of a callable object that of its class."""
     while isinstance(reward, partial):
         reward = reward.func
     return getattr(reward, "__name__", type(reward).__name__)
 
 
 def call_rewards(functions: Mapping[str, RewardFunction], call: RewardCall) -> Float32[np.ndarray, "F B"]:
-    """What each of F functions says of B completions; NaN where it returns None.
+    """Rewards of B completions by each of F functions; NaN where a function returns None.
 
-    Functions are called in their order; what async ones return is awaited concurrently.
+    Functions are called in order; async ones are awaited concurrently.
 
     Args:
-        functions: by name.
+        functions: reward functions by name.
         call: their arguments.
 
     Raises:
-        InputError: a function raises, or does not return one finite number or None a completion.
+        InputError: a function raises, or does not return one finite number or None per completion.
     """
     returned: list[Any] = []
     try:
@@ -92,10 +92,10 @@ def call_rewards(functions: Mapping[str, RewardFunction], call: RewardCall) -> F
 
 
 def _asked(function: RewardFunction) -> dict[str, Any]:
-    """Which of `OFFERED` a function takes, with its defaults; by `**` it takes all."""
+    """Which of `OFFERED` a function takes, with its defaults; with `**` it takes all."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some functions in C do not say
+    except (TypeError, ValueError):  # some C functions have no signature
         return {}
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return dict.fromkeys(OFFERED) | {each.name: each.default for each in parameters if each.name in OFFERED}
@@ -110,7 +110,7 @@ def _guarded(name: str, call: RewardCall, function: Callable[[], Any]) -> Any:
 
 
 def _await_all(awaitables: list[Awaitable[Any]]) -> list[Any]:
-    """What they return, or raise, awaited concurrently; in a thread where a loop runs already, as in a notebook."""
+    """Await all concurrently; in a thread if an event loop is already running, as in a notebook."""
     if not awaitables:
         return []
 
@@ -126,7 +126,7 @@ def _await_all(awaitables: list[Awaitable[Any]]) -> list[Any]:
 
 
 def _raise(name: str, call: RewardCall, error: BaseException) -> None:
-    """Say which function raised, at which completion if that can be seen, and what it was called with."""
+    """Report which function raised, at which completion if known, and its arguments."""
     if not isinstance(error, Exception) or isinstance(error, InputError):
         raise error
     called = ", ".join(f"{key}=[...]" for key in ("prompts", "completions", *call.columns))
@@ -145,13 +145,13 @@ def _raise(name: str, call: RewardCall, error: BaseException) -> None:
 
 
 def _row_at_fault(error: Exception, call: RewardCall) -> int | None:
-    """Which completion, or else prompt, a variable of the failing code held, the innermost frame first."""
+    """Index of the completion or prompt that a variable of the failing code holds, from the innermost frame."""
     frames, traceback = [], error.__traceback__
     while traceback is not None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next
     for frame in reversed(frames[1:]):
-        # Python keeps one copy of very short texts, so that any variable may hold them.
+        # Python interns very short texts, so any variable may hold them.
         held = {id(value) for value in frame.f_locals.values() if not isinstance(value, str) or len(value) > 1}
         for rows in (call.completions, call.prompts):
             found = [index for index, row in enumerate(rows) if id(row) in held]
@@ -167,13 +167,13 @@ def _checked(name: str, returned: Any, completions: Sequence[Any]) -> list[np.fl
     if len(entries) != len(completions):
         raise InputError(
             f"reward function {name!r} returned {len(entries)} numbers for {len(completions)} completions; "
-            "return one for each"
+            "return one per completion"
         )
     return [_number(entry, name, index, completions[index]) for index, entry in enumerate(entries)]
 
 
 def _plain(value: Any) -> Any:
-    """Turn arrays and scalars of numpy, JAX and torch into lists and numbers of Python."""
+    """Convert arrays and scalars of NumPy, JAX and torch to Python lists and numbers."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -13,20 +13,20 @@ from jaxrl_lm.rewards.calls import OFFERED, RewardCall, call_rewards
 
 @dataclass(frozen=True, kw_only=True)
 class CombinedReward:
-    """The weighted sum of what several functions say of a completion; one that returns None adds nothing.
+    """The weighted sum of several rewards; a function that returns None is skipped.
 
-        r_i = sum_f w_f r_fi, over the functions f that judge completion i
+        r_i = sum_f w_f r_fi, over the functions f that return a reward for completion i
 
     Attributes:
-        functions: by the name that their metrics get.
-        weights: one a function.
+        functions: reward functions by the name of their metric.
+        weights: one per function.
     """
 
     functions: Mapping[str, RewardFunction]
     weights: tuple[float, ...]
 
     def __call__(self, prompts: list[Any], completions: list[Any], **others: Any) -> list[float | None]:
-        """The sums, None for what no function judges; takes what every reward function takes."""
+        """The weighted sums; None if no function returns a reward."""
         offered = {name: others.pop(name) for name in OFFERED if name in others}
         call = RewardCall(prompts=prompts, completions=completions, columns=others, offered=offered)
         totals = self.total(call_rewards(self.functions, call))
@@ -36,7 +36,7 @@ class CombinedReward:
         """Weighted sums over the functions; NaN where all entries are NaN.
 
         Args:
-            table: what each function says of each completion; NaN where it says nothing.
+            table: reward of each completion by each function; NaN where it returned None.
         """
         weighted = np.array(self.weights, np.float32)[:, None] * table
         return np.where(np.isnan(table).all(axis=0), np.nan, np.nansum(weighted, axis=0))

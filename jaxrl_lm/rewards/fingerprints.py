@@ -1,4 +1,4 @@
-"""Whether a reward is still what it was."""
+"""Detect whether a reward has changed."""
 
 import inspect
 import zlib
@@ -13,13 +13,13 @@ from jaxrl_lm.rewards.learned import LearnedReward
 
 
 def reward_fingerprint(reward: RewardFunction) -> int:
-    """A checksum that changes with what a reward says, as far as can be seen from outside.
+    """A checksum that changes when a reward changes, as far as this can be detected.
 
     Returns:
-        CRC32 of a learned reward's scale and parameters, of the weights and fingerprints of several rewards, or of the
-        file that holds the code: a function's, that of the function inside a `partial`, or of the class of an object
-        that can be called. 0 for built-in rewards, which their name tells, and where there is no file. What a
-        `partial` or an object holds is not looked at.
+        CRC32 of the scale and parameters of a learned reward, of the weights and fingerprints of a combined one, or of
+        the source file of a function, of the function in a `partial`, or of the class of a callable object. 0 for
+        built-in rewards, which their name identifies, and if there is no file. The contents of a `partial` or object
+        are not included.
     """
     if isinstance(reward, CombinedReward):
         parts = [(name, reward_fingerprint(function)) for name, function in reward.functions.items()]
@@ -36,7 +36,7 @@ def reward_fingerprint(reward: RewardFunction) -> int:
 
 
 def _code_of(reward: Any) -> Any:
-    """The function, method or class whose file says what is computed, inside of decorators and `partial`."""
+    """The function, method or class that computes the reward, inside of decorators and `partial`."""
     code = inspect.unwrap(reward)
     while isinstance(code, partial):
         code = inspect.unwrap(code.func)

@@ -1,4 +1,4 @@
-"""A reward model as a reward function: texts in, normalised scores out."""
+"""A reward model as a reward function: maps texts to normalised scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,17 @@ from jaxrl_lm.types import PyTree
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LearnedReward:
-    """Scores answers by a reward model; has the signature of every reward function.
+    """Scores completions with a reward model; has the signature of a reward function.
 
-    The texts are tokenised here with the reward model's own tokenizer, which need not be the policy's. A text that is
-    too long loses the beginning of its prompt.
+    Texts are tokenised with the reward model's own tokenizer, which need not be the policy's. The prompt of a text that
+    is too long is truncated on the left.
 
     Attributes:
         model: the module.
         params: its parameters.
-        reader: turns texts into its input.
-        scale: how its scores were normalised.
-        batch_size: texts scored at a time.
+        reader: converts texts to the model's input.
+        scale: normalisation of the scores.
+        batch_size: texts per batch.
     """
 
     model: RewardModel
@@ -38,18 +38,18 @@ class LearnedReward:
     batch_size: int
 
     def __call__(self, prompts: list[Text], completions: list[Text], **columns: Any) -> list[float]:
-        """Score each answer.
+        """Score each completion.
 
         Args:
-            prompts: plain, or conversations.
-            completions: one answer a prompt; an empty one is scored as well.
+            prompts: plain or conversational.
+            completions: one per prompt; may be empty.
             **columns: other columns of the data set; not used.
 
         Returns:
-            One score an answer, in the unit of the reference samples' standard deviation.
+            One score per completion, in units of the reference samples' standard deviation.
         """
         if len(prompts) != len(completions):
-            raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one for each")
+            raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one per prompt")
         rows = [self.reader.encode(*each) for each in zip(prompts, completions, strict=True)]
         scores = score_rows(self.model, self.params, self.reader, rows, batch_size=self.batch_size)
         return [float(score) for score in scores + self.scale.offset]
@@ -62,13 +62,13 @@ def load_reward(
 
     Args:
         folder_or_hub_id: a folder with config.json, weights with a score head of one output, and a tokenizer.
-        batch_size: texts scored at a time.
-        dtype: of the activations.
-        max_tokens: longest text, tokens; None for that of the model's training, or for what the model holds where the
-            folder does not say.
+        batch_size: texts per batch.
+        dtype: dtype of the activations.
+        max_tokens: maximum length of a text, in tokens; None for that of the model's training, or the model's context
+            if the folder does not have it.
 
     Raises:
-        InputError: the folder is no reward model, or its tokenizer is missing.
+        InputError: the folder holds no reward model, or its tokenizer is missing.
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1")

@@ -1,7 +1,7 @@
-"""A gold reward of replies in English: does one speak of what was asked, courteously, and come to an end?
+"""A gold reward of English replies: relevant to the question, courteous, and complete.
 
-It stands in for a person where feedback is simulated: it labels, and it judges a policy whose reward model has only
-seen labels.
+It replaces people in simulated feedback: it labels preferences, and evaluates a policy whose reward model has only seen
+these labels.
 """
 
 import re
@@ -26,7 +26,7 @@ COURTEOUS = (
 RUDE = ("stupid", "fool", "shut up", "go away", "bother me", "boring", "idiot", "nonsense")
 MAX_COURTESIES = 2
 MAX_WORDS = 25
-# Words that say nothing of what a question is about.
+# Words that do not identify the topic of a question.
 _COMMON_WORDS = """
 the and you can tell how what want know that this with for are was not but from have has user assistant
 feel into your about should when make less
@@ -35,18 +35,18 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def good_manners(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """Reward a courteous reply that stays with the question.
+    """Reward a courteous reply to the question.
 
     score = [shares a word of the question] + 0.5 * min(courteous phrases, 2) - [rude] - 0.5 * [does not end a sentence]
-            - 0.1 * (words beyond 25) - (share of words said before in the same reply); -2 for an empty reply
+            - 0.1 * (words beyond 25) - (share of repeated words); -2 for an empty reply
 
     Args:
-        prompts: texts, or messages; the last line, or message, of the user counts.
+        prompts: texts or messages; only the user's last line or message is used.
         completions: replies.
         columns: unused.
 
     Returns:
-        One score a reply, at most 2.
+        One score per reply, at most 2.
     """
     del columns
     return [
@@ -69,7 +69,7 @@ def _score(question: str, reply: str) -> float:
 
 
 def _repeated(words: list[str]) -> float:
-    """Share of words that stand in the reply already, common ones not counted."""
+    """Share of repeated words, without common ones."""
     rare = [word for word in words if len(word) > 2 and word not in _COMMON]
     return 1.0 - len(set(rare)) / len(rare) if rare else 0.0
 

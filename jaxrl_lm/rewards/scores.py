@@ -1,4 +1,4 @@
-"""Scores of a batch of completions, and what the reward functions log of it."""
+"""Score a batch of completions and collect what the reward functions log."""
 
 import json
 import math
@@ -17,19 +17,19 @@ from jaxrl_lm.rewards.calls import COMPLETION_IDS, OFFERED, RewardCall, call_rew
 from jaxrl_lm.rewards.combined import CombinedReward
 
 RESERVED = frozenset({"mean", "std", "score", "with_penalty"})
-"""Names of the trainer's own metrics `reward/NAME`."""
+"""Reserved names of the trainer's metrics `reward/NAME`."""
 
 SAMPLE_FIELDS = frozenset({"step", "phase", "index", "prompt", "completion", "reward", "kl"})
-"""What every row of samples.jsonl has."""
+"""Reserved fields of samples.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """Where training is, named as in Hugging Face's `TrainerState`.
+    """Progress of training, with the names of Hugging Face's `TrainerState`.
 
     Attributes:
         global_step: updates done.
-        max_steps: updates of the run; 0 outside of training.
+        max_steps: total updates of the run; 0 outside of training.
     """
 
     global_step: int = 0
@@ -37,12 +37,13 @@ class TrainerState:
 
 
 class Scores(NamedTuple):
-    """What rewards say of a batch.
+    """Rewards and metrics of a batch.
 
     Attributes:
-        rewards: float32 `[B]`; NaN where no function judges, which only `is_partial` allows.
-        metrics: `reward/NAME`, the mean of each of several functions over what it judges, and what `log_metric` got.
-        columns: what `log_extra` got, each with B values.
+        rewards: float32 `[B]`; NaN where no function returns a reward, which only `is_partial` allows.
+        metrics: `reward/NAME`: the mean of each function over the completions it scores (if there are several), and the
+            metrics of `log_metric`.
+        columns: the columns of `log_extra`, each with B values.
     """
 
     rewards: Float32[np.ndarray, " B"]
@@ -59,21 +60,21 @@ def score_batch(
     trainer_state: TrainerState | None = None,
     is_partial: bool = False,
 ) -> Scores:
-    """Reward each completion of a batch, and collect what the functions log.
+    """Compute the reward of each completion of a batch, and collect what the functions log.
 
     Args:
-        reward: called once for the batch, by keyword, as TRL calls it.
-        prompts: B prompts; a column that some of them lack is None there.
-        completions: the answers' text, one a prompt. Where the prompt is a conversation, the function gets it as the
-            assistant's message; if the prompt ends in a message of the assistant, which the answer continues, as the
-            whole of that message, and the prompt without it (as in TRL).
-        completion_ids: the answers' tokens; None where they are not known.
-        trainer_state: where training is; None outside of it.
-        is_partial: whether a completion may remain without a reward.
+        reward: called once per batch, by keyword, as in TRL.
+        prompts: B prompts; a column that is missing in some rows is None there.
+        completions: text of the completions, one per prompt. For a conversational prompt the function gets it as an
+            assistant message. If the prompt ends in an assistant message, which the completion continues, the function
+            gets that message as a whole, and the prompt without it (as in TRL).
+        completion_ids: tokens of the completions; None if not known.
+        trainer_state: progress of training; None outside of training.
+        is_partial: whether completions without a reward are allowed.
 
     Raises:
-        InputError: a function raises, or does not return one finite number or None a completion; or all return None
-            for one that needs a reward.
+        InputError: a function raises, or does not return one finite number or None per completion; or a completion
+            that needs a reward has none.
     """
     assert len(prompts) == len(completions), f"{len(prompts)} prompts, {len(completions)} completions"
     log = _Log(num_rows=len(prompts))
@@ -106,29 +107,29 @@ def score_batch(
 def score_completions(
     reward: RewardFunction, prompts: list[Prompt], completions: list[str]
 ) -> Float32[np.ndarray, " B"]:
-    """The rewards of `score_batch`, all finite, where nothing is known of training."""
+    """The rewards of `score_batch` outside of training; all finite."""
     return score_batch(reward, prompts, completions).rewards
 
 
 def mean_of_judged(row: Float32[np.ndarray, " B"]) -> float:
-    """The mean over the completions that were judged, which are not NaN; NaN where none was."""
+    """The mean over the completions with a reward (not NaN); NaN if there is none."""
     judged = row[~np.isnan(row)]
     return float(np.mean(judged)) if len(judged) else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Log:
-    """What the functions log by `log_metric` and `log_extra`."""
+    """Collects the calls of `log_metric` and `log_extra`."""
 
     num_rows: int
     values: dict[str, list[float]] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def metric(self, name: str, value: Any) -> None:
-        """Keep a number of this batch; the mean of one name's numbers is logged, as `reward/NAME` unless it has a /."""
+        """Log a number of this batch, averaged over calls with the same name; as `reward/NAME` unless it has a /."""
         if name in RESERVED:
             raise InputError(
-                f"log_metric({name!r}, ...): reward/{name} is a metric of the trainer's; choose another name"
+                f"log_metric({name!r}, ...): reward/{name} is a metric of the trainer; choose another name"
             )
         number = float(value)
         if not math.isfinite(number):
@@ -136,7 +137,7 @@ class _Log:
         self.values.setdefault(name if "/" in name else f"reward/{name}", []).append(number)
 
     def extra(self, column: str, values: Any) -> None:
-        """Keep a column of the samples, one value a completion."""
+        """Add a column to the samples, one value per completion."""
         values = values.tolist() if hasattr(values, "tolist") else list(values)
         if len(values) != self.num_rows:
             raise InputError(f"log_extra({column!r}, ...): {len(values)} values for {self.num_rows} completions")
@@ -163,7 +164,7 @@ def _check_judged(reward: RewardFunction, totals: np.ndarray, prompts: list[Prom
     raise InputError(
         f"completion {row} (counting from 0), {excerpt(completions[row])}, of the prompt {excerpt(prompts[row].text())}"
         f": {who} None, and so for {len(unjudged)} of {len(completions)}; learning needs a reward for each: return a "
-        "number, add a reward that judges it, or leave such prompts out"
+        "number, add a reward function that scores it, or remove such prompts"
     )
 
 
@@ -176,7 +177,7 @@ def _columns(prompts: list[Prompt]) -> dict[str, list[Any]]:
 
 
 def _as_given(prompt: Prompt, text: str) -> tuple[Any, Any]:
-    """Prompt and completion as the function gets them."""
+    """Prompt and completion as passed to the function."""
     messages = prompt.prompt
     if isinstance(messages, str):
         return messages, text

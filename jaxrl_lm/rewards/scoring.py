@@ -1,4 +1,4 @@
-"""Texts as what a reward model reads, and their scores in batches of few widths."""
+"""Tokenise texts for a reward model, and score them in batches of a few widths."""
 
 import json
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ ScoreInputs = dict[str, Int32[np.ndarray, "..."]]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTokens:
-    """Prompt and answer as a reward model reads them.
+    """Tokens of a prompt and its completion for a reward model.
 
     Attributes:
         ids: token ids, at least one.
-        token_types: 0 for the prompt's, 1 for the answer's; an encoder's segments.
-        is_cut: whether the text was too long, so that the prompt's beginning (or the answer's end) is missing.
+        token_types: 0 for the prompt, 1 for the completion; the segments of an encoder.
+        is_cut: whether the text was truncated: the start of the prompt (or the end of the completion) is missing.
     """
 
     ids: list[int]
@@ -41,21 +41,21 @@ class ScoreTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class TextReader:
-    """Turns texts into what a reward model reads.
+    """Converts texts to the input of a reward model.
 
-    A decoder reads a plain prompt and the answer behind it, and no end-of-text token. It reads a conversation as the
-    chat template renders it whole, the end of the answer's turn included, whether or not a policy's answer has come to
-    its end. It is scored where torch's `AutoModelForSequenceClassification` scores the same tokens: at the last one
-    that is not the configuration's pad token, which in many models is the end-of-text token. An encoder reads
-    `[CLS] prompt [SEP] answer [SEP]`, or `[CLS] answer [SEP]` where the prompt is empty.
+    A decoder reads a plain prompt followed by its completion, without end-of-text token. It reads a conversation as
+    the chat template renders it, including the end of the last turn, even if the completion was truncated. The score is
+    taken where torch's `AutoModelForSequenceClassification` takes it: at the last token that is not the pad token of
+    the configuration, which in many models is the end-of-text token. An encoder reads
+    `[CLS] prompt [SEP] completion [SEP]`, or `[CLS] completion [SEP]` if the prompt is empty.
 
     Attributes:
-        tokenizer: of the reward model.
-        pad_token: stands in padding.
-        max_tokens: longest row, tokens.
+        tokenizer: tokenizer of the reward model.
+        pad_token: id of the padding.
+        max_tokens: maximum length of a row, in tokens.
         is_causal: whether the model is a decoder.
-        cut_token: rows of a decoder are cut before those of it that they end with; None cuts nothing.
-        num_token_types: segments that the model tells apart; 1 gives every token segment 0.
+        cut_token: id that is stripped from the end of a decoder's rows; None strips nothing.
+        num_token_types: segments of the model; with 1 every token is in segment 0.
     """
 
     tokenizer: Any
@@ -66,10 +66,10 @@ class TextReader:
     num_token_types: int = 1
 
     def encode(self, prompt: Text, completion: Text) -> ScoreTokens:
-        """Token ids of a prompt and its answer, which may be empty.
+        """Token ids of a prompt and its completion, which may be empty.
 
         Raises:
-            InputError: a conversation, and the tokenizer has no chat template that renders it.
+            InputError: the tokenizer has no chat template that renders the conversation.
         """
         return self._encode_causal(prompt, completion) if self.is_causal else self._encode_pair(prompt, completion)
 
@@ -84,7 +84,7 @@ class TextReader:
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
     def width(self, num_tokens: int) -> int:
-        """The narrowest width that holds so many tokens: a power of two, or half as much again; few are compiled."""
+        """The smallest width for this many tokens: a power of two or 1.5 times one, to limit the compiled shapes."""
         width = SMALLEST_WIDTH
         while width < num_tokens:
             width = width * 3 // 2 if width & (width - 1) == 0 else width // 3 * 4
@@ -104,7 +104,7 @@ class TextReader:
         return ScoreTokens(ids=kept, token_types=[0] * len(kept), is_cut=len(kept) < len(ids))
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """The last `max_tokens` tokens; a token that begins every text (BOS) stays in front of them."""
+        """The last `max_tokens` tokens; a BOS token is kept in front of them."""
         is_begun = self.max_tokens > 1 and ids[:1] == [self.tokenizer.bos_token_id]
         if len(ids) <= self.max_tokens or not is_begun:
             return ids[-self.max_tokens :]
@@ -116,7 +116,7 @@ class TextReader:
             self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
             for text in (plain_text(prompt), plain_text(completion))
         )
-        # A text that was written with its special tokens does not get them twice.
+        # A text that already contains its special tokens must not get them twice.
         first, second = first[first[:1] == [begin] :], second[second[:1] == [begin] :]
         first, second = (ids[:-1] if ids[-1:] == [end] else ids for ids in (first, second))
         num_tokens = len(first) + len(second)
@@ -131,22 +131,22 @@ class TextReader:
 
 
 def make_reader(model: RewardModel, tokenizer: Any, max_tokens: int | None = None) -> TextReader:
-    """The reader that fits a model.
+    """The reader for a model.
 
     Args:
         model: a reward model.
-        tokenizer: its own.
-        max_tokens: longest text, tokens; None for what the model holds.
+        tokenizer: its tokenizer.
+        max_tokens: maximum length of a text, in tokens; None for the model's context.
 
     Raises:
-        InputError: the model holds fewer tokens, or an encoder's tokenizer has no [CLS] and [SEP].
+        InputError: the model's context is shorter, or an encoder's tokenizer has no [CLS] and [SEP].
     """
     longest = model.config.max_positions
     if max_tokens is not None and not 4 <= max_tokens <= longest:
-        raise InputError(f"max_tokens={max_tokens} must lie between 4 and what the model holds, {longest}")
+        raise InputError(f"max_tokens={max_tokens} must be between 4 and the model's context, {longest}")
     is_causal = model.family.is_causal
     if not is_causal and (tokenizer.cls_token_id is None or tokenizer.sep_token_id is None):
-        raise InputError("the encoder's tokenizer has no [CLS] or [SEP] token; use the tokenizer that belongs to it")
+        raise InputError("the encoder's tokenizer has no [CLS] or [SEP] token; use the encoder's own tokenizer")
     pad_token = model.config.hf_config().get("pad_token_id")
     return TextReader(
         tokenizer=tokenizer,
@@ -159,7 +159,7 @@ def make_reader(model: RewardModel, tokenizer: Any, max_tokens: int | None = Non
 
 
 def apply_model(model: RewardModel, params: PyTree, batch: PyTree) -> jax.Array:
-    """Scores `[B]` of rows as `TextReader.stack` makes them."""
+    """Scores `[B]` of a batch from `TextReader.stack`."""
     extra = {} if model.family.is_causal else {"token_type_ids": batch["token_type_ids"]}
     output: Any = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], **extra)
     return output.scores
@@ -171,17 +171,17 @@ _score_batch = partial(jax.jit, static_argnums=0)(apply_model)
 def score_rows(
     model: RewardModel, params: PyTree, reader: TextReader, rows: list[ScoreTokens], *, batch_size: int
 ) -> Float32[np.ndarray, " N"]:
-    """Scores of rows, computed in batches of equal size whose rows are about equally long.
+    """Score rows in batches of equal size, grouped by length.
 
     Args:
         model: a reward model.
         params: its parameters.
-        reader: made for the model.
+        reader: the model's reader.
         rows: N rows.
-        batch_size: rows a batch; the last one is filled up.
+        batch_size: rows per batch; the last batch is padded.
 
     Returns:
-        One score a row, in the rows' order.
+        One score per row, in the order of the rows.
 
     Raises:
         InputError: a row has an id outside the vocabulary.
@@ -198,7 +198,7 @@ def score_rows(
 
 
 def plain_text(text: Text) -> str:
-    """A text, or a conversation's contents and tool calls, one a line, each behind its role unless it is alone."""
+    """A text, or the contents and tool calls of a conversation, one per line, with their role if there are several."""
     if isinstance(text, str):
         return text
     said = [content_text(message) + _calls_text(message) for message in text]

@@ -1,4 +1,4 @@
-"""Reward functions found by name, module, file or folder."""
+"""Load reward functions by name, module, file or folder."""
 
 import difflib
 import importlib
@@ -24,27 +24,27 @@ FORMS = "a built-in's name, model:FOLDER, module:function or path/to/file.py:fun
 
 
 def load_reward(spec: str) -> RewardFunction:
-    """Find a reward function.
+    """Load a reward function.
 
     Args:
-        spec: a name of the table `REWARDS`, `model:FOLDER` (a reward model's folder or hub id), `module:function` (the
+        spec: a name in `REWARDS`, `model:FOLDER` (a reward model's folder or hub id), `module:function` (the
             current directory is importable) or `path/to/file.py:function`.
 
     Returns:
         The function; it is called as `f(prompts=..., completions=..., **columns)`.
 
     Raises:
-        InputError: there is no such reward, or what is there cannot be imported or called.
+        InputError: there is no such reward, or it cannot be imported or called.
     """
     if spec.startswith(MODEL_PREFIX):
         return learned.load_reward(spec.removeprefix(MODEL_PREFIX))
     place, colon, name = spec.rpartition(":")
     if not colon:
         if spec not in REWARDS:
-            raise InputError(f"reward {spec!r} is no built-in{_nearest(spec, list(REWARDS))}; give {FORMS}")
+            raise InputError(f"reward {spec!r} is not a built-in{_nearest(spec, list(REWARDS))}; give {FORMS}")
         return REWARDS[spec]
     if not place or not name:
-        raise InputError(f"reward {spec!r} lacks what stands before or after its colon; give {FORMS}")
+        raise InputError(f"reward {spec!r} has nothing before or after its colon; give {FORMS}")
     is_file = place.endswith(".py") or os.sep in place
     module = _import_file(spec, place) if is_file else _import_module(spec, place)
     if not hasattr(module, name):
@@ -59,24 +59,24 @@ def load_reward(spec: str) -> RewardFunction:
 
 
 def load_rewards(specs: str | Sequence[str], weights: Sequence[float] = ()) -> RewardFunction:
-    """Find one reward function, or several as their weighted sum.
+    """Load one reward function, or several as their weighted sum.
 
     Args:
-        specs: as `load_reward` takes them.
-        weights: one a reward; all 1 where none is given.
+        specs: one or more, as for `load_reward`.
+        weights: one per reward; by default all are 1.
 
     Returns:
-        The function itself if it is one without a weight, else a `CombinedReward`, whose functions are named by their
-        names in the code, or `model:` folders by theirs.
+        The function itself if there is one without a weight, else a `CombinedReward`, whose functions are named after
+        the code, or `model:` folders after the folder.
 
     Raises:
-        InputError: as `load_reward`; there is no reward, or weights are not finite or not as many as rewards.
+        InputError: as `load_reward`; there is no reward, or the weights are not finite or not one per reward.
     """
     specs = [specs] if isinstance(specs, str) else list(specs)
     if not specs:
         raise InputError(f"reward: none given; give {FORMS}")
     if weights and len(weights) != len(specs):
-        raise InputError(f"reward_weights: {len(weights)} for {len(specs)} rewards; give one for each, or none")
+        raise InputError(f"reward_weights: {len(weights)} for {len(specs)} rewards; give one per reward, or none")
     if not all(map(math.isfinite, weights)):
         raise InputError(f"reward_weights={tuple(weights)} must be finite numbers")
     functions = [load_reward(spec) for spec in specs]
@@ -91,12 +91,12 @@ def load_rewards(specs: str | Sequence[str], weights: Sequence[float] = ()) -> R
 
 
 def _metric_name(spec: str, taken: list[str]) -> str:
-    """`function`, or `file.function` where that is taken, or with a number behind it."""
+    """`function`, or `file.function` if that is taken, or with a number appended."""
     place, _, name = spec.rpartition(":")
     where = Path(place).name.removesuffix(".py")
     if spec.startswith(MODEL_PREFIX):
         folder = Path(spec.removeprefix(MODEL_PREFIX))
-        # A run's folder tells more than the name of the model folder inside it.
+        # The name of a run's folder says more than that of the model folder in it.
         where, name = folder.parent.name, folder.parent.name if folder.name == "model" else folder.name
     candidates = [
         name,
@@ -109,7 +109,7 @@ def _metric_name(spec: str, taken: list[str]) -> str:
 def _import_file(spec: str, place: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
-        raise InputError(f"reward {spec!r}: the file {place!r} is not there; check the path, or give {FORMS}")
+        raise InputError(f"reward {spec!r}: there is no file {place!r}; check the path, or give {FORMS}")
     if path.suffix != ".py":
         raise InputError(f"reward {spec!r}: {place!r} is not a Python file; give a file that ends in .py")
     try:
@@ -137,7 +137,7 @@ def _import_module(spec: str, place: str) -> ModuleType:
 
 
 def _import_failed(spec: str, place: str, error: Exception) -> InputError:
-    return InputError(f"reward {spec!r}: importing {place} raised {type(error).__name__}: {error}; mend the module")
+    return InputError(f"reward {spec!r}: importing {place} raised {type(error).__name__}: {error}; correct the module")
 
 
 def _nearest(name: str, present: list[str]) -> str:

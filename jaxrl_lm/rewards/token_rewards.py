@@ -1,4 +1,4 @@
-"""What each token of an answer earns: a penalty for leaving the reference policy, and the answer's score."""
+"""Rewards per token of a completion: a KL penalty to the reference policy, and the score of the completion."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -7,10 +7,10 @@ from jaxrl_lm.core import kl, masked
 
 
 def value_mask_of(response_mask: Int[Array, "B T"], *, is_paid_after_end: bool) -> Int[Array, "B T"]:
-    """Steps whose value and reward count: those of the mask, and one step more if the score is paid after the end.
+    """Steps at which value and reward count: those of the mask, plus one step if the score is paid after the end.
 
-    Ziegler et al. pay the score at the step after the last token (a completion that fills all T steps has none, and
-    is paid at its last). That step's action is padding, so only value and reward use it.
+    Ziegler et al. pay the score one step after the last token (at the last token of a completion that fills all T
+    steps). The action of that step is padding, so only value and reward use it.
     """
     if not is_paid_after_end:
         return response_mask
@@ -29,18 +29,18 @@ def token_rewards(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """r_t = -beta (log pi(a_t) - log pi_ref(a_t)), plus the score, once, at the last step of `value_mask`.
 
-    The masks may have gaps, as in a game of several turns.
+    The masks may have gaps, as in a multi-turn game.
 
     Args:
-        scores: one an answer.
-        log_probs: of the policy that answered, nats.
-        reference_log_probs: of the reference policy, nats.
-        response_mask: 1 for the answer's tokens.
+        scores: one per completion.
+        log_probs: under the sampling policy, nats.
+        reference_log_probs: under the reference policy, nats.
+        response_mask: 1 at completion tokens.
         value_mask: 1 where value and reward count.
-        kl_coefficient: beta, score units a nat.
+        kl_coefficient: beta, in score units per nat.
 
     Returns:
-        rewards, and the single-sample KL estimate of each token in nats.
+        Rewards, and the single-sample KL estimate of each token, in nats.
 
     Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
     """

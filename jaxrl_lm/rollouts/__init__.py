@@ -1,4 +1,4 @@
-"""How trajectories come about: token generation (and, later, environment scans)."""
+"""Collection of trajectories: token generation and environment rollouts."""
 
 import lazy_loader
 

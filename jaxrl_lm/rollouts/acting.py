@@ -1,4 +1,4 @@
-"""A batch of environments as a learner keeps it: where they are, what is seen, and the episodes that run."""
+"""State of parallel environments during training: environment states, observations and episode statistics."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ class ActingState:
 
     Attributes:
         env_states: leaves `[B, ...]`.
-        observations: what the next actions are chosen from, as the environment gave it, leaves `[B, ...]`.
+        observations: current observations, as returned by the environment, leaves `[B, ...]`.
         tracker: returns and lengths of episodes.
     """
 
@@ -29,11 +29,11 @@ class ActingState:
 
 
 def start_acting(env: Any, key: jax.Array, num_envs: int, env_params: Any) -> ActingState:
-    """Environments that have just been reset."""
+    """Reset the environments."""
     observations, env_states = reset_batch(env, key, num_envs, env_params)
     return ActingState(
         env_states=env_states,
-        # A copy: where an environment shows a field of its state, one buffer could not be donated twice.
+        # A copy: if an observation is a field of the state, the same buffer would be donated twice.
         observations=jax.tree.map(jnp.copy, observations),
         tracker=episodes.init_tracker(num_envs),
     )
@@ -42,13 +42,13 @@ def start_acting(env: Any, key: jax.Array, num_envs: int, env_params: Any) -> Ac
 def step_acting(
     env: Any, key: jax.Array, acting: ActingState, actions: jax.Array, env_params: Any
 ) -> tuple[ActingState, StepResult]:
-    """Step every environment once, reset what ended, and count the episodes.
+    """Step every environment once, reset those that ended, and track the episodes.
 
     Args:
         env: any gymnax environment.
-        key: for transitions and resets.
-        acting: the environments.
-        actions: as the environment takes them, `[B, ...]`.
+        key: PRNG key of transitions and resets.
+        acting: state of the environments.
+        actions: environment actions, `[B, ...]`.
         env_params: shared by the batch.
     """
     result = step_batch(env, key, acting.env_states, actions, env_params)
@@ -61,7 +61,7 @@ def step_acting(
 
 
 def take_episode_metrics(acting: ActingState) -> tuple[ActingState, Metrics]:
-    """`episode/...` of the episodes that ended since the last call, and the state without them."""
+    """`episode/...` metrics of the episodes that ended since the last call, and the state without them."""
     tracker, metrics = episodes.take_metrics(acting.tracker)
     return replace(acting, tracker=tracker), metrics
 

@@ -1,7 +1,7 @@
-"""Policies of environments: what acts, what scores given actions, and what remembers.
+"""Policies for environments: acting, evaluating given actions, and memory.
 
-A policy is pure functions over its parameters. `evaluate` is what PPO learns through, the same signature as a language
-model's; how actions are distributed, and whether there is a memory, is known here and nowhere else.
+A policy is a set of pure functions of its parameters. PPO learns through `evaluate`, which has the same signature as a
+language model's. Only this module depends on the action distribution and the memory.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from jaxrl_lm.types import ActionEvaluation, Evaluate, PyTree
 
 BoundsKind = Literal["clip", "squash"]
 
-# Range of a log standard deviation that a network puts out.
+# Range of the log standard deviation that a network outputs.
 MIN_LOG_STD, MAX_LOG_STD = -20.0, 2.0
 # Environments write "unbounded" as infinity or as the largest float32.
 _UNBOUNDED = float(np.finfo(np.float32).max) / 2
@@ -35,15 +35,15 @@ class PolicyConfig:
     """The networks of policy and value function.
 
     Attributes:
-        trunk: layers between observation and heads.
-        is_shared: one trunk for policy and value function, or one each.
-        memory_size: units of the memory, 0 for a policy without; with one the trunk is shared.
-        memory: kind of the memory: "gru" or "lstm".
-        bounds: how a continuous policy keeps within the action space: "clip" the Gaussian's draws before they are
-            acted, or "squash" them by tanh, which needs a bounded space.
-        std: a continuous policy's log standard deviation: one "parameter" for each dimension, the same everywhere, or
-            an output of the network, which depends on the "state" and is kept between -20 and 2.
-        initial_log_std: its start, in units of half the action range where squashed, else of actions.
+        trunk: body of the network, before the heads.
+        is_shared: share one trunk between policy and value function, or use one for each.
+        memory_size: units of the recurrent memory, 0 for none; a policy with memory shares its trunk.
+        memory: recurrent cell: "gru" or "lstm".
+        bounds: how a continuous policy respects the action bounds: "clip" sampled actions, or "squash" them with tanh,
+            which needs a bounded space.
+        std: log standard deviation of a continuous policy: one "parameter" per dimension, independent of the
+            observation, or a network output that depends on the "state", kept between -20 and 2.
+        initial_log_std: initial log standard deviation, in units of half the action range if squashed, else of actions.
 
     Reference: Hausknecht and Stone, 2015, Deep Recurrent Q-Learning for Partially Observable MDPs (LSTM); Haarnoja et
     al., 2018, Soft Actor-Critic Algorithms and Applications (state-dependent std and its range).
@@ -67,12 +67,12 @@ class PolicyConfig:
 
 @record
 class RememberedObservations:
-    """What a policy with memory needs to score a window of actions.
+    """Inputs of a policy with memory to evaluate a sequence of actions.
 
     Attributes:
         observations: leaves `[B, T, ...]`.
-        is_first: whether an episode begins at the step, bool `[B, T]`.
-        memory: before the first step, `[B, M]`.
+        is_first: whether an episode starts at the step, bool `[B, T]`.
+        memory: memory before the first step, `[B, M]`.
     """
 
     observations: PyTree
@@ -81,13 +81,13 @@ class RememberedObservations:
 
 
 class Decision(NamedTuple):
-    """What a policy does in B environments.
+    """Sampled actions of a policy in B environments.
 
     Attributes:
-        actions: as `evaluate` scores them: integers `[B]`, or a Gaussian's draws `[B, D]`.
-        log_probs: of these actions, `[B]`, nats.
-        values: of what was seen, `[B]`.
-        memory: behind this step, `[B, M]`; None without memory.
+        actions: actions as `evaluate` takes them: integers `[B]`, or Gaussian samples `[B, D]`.
+        log_probs: log-probabilities of the actions, `[B]`, nats.
+        values: values of the observations, `[B]`.
+        memory: memory after this step, `[B, M]`; None without memory.
     """
 
     actions: jax.Array
@@ -101,13 +101,13 @@ class Policy(NamedTuple):
 
     Attributes:
         init: `init(key) -> params`.
-        act: `act(params, observations, is_first, memory, key) -> Decision`: draw actions.
-        best: `best(params, observations, is_first, memory) -> (actions, memory)`: the likeliest actions.
+        act: `act(params, observations, is_first, memory, key) -> Decision`: sample actions.
+        best: `best(params, observations, is_first, memory) -> (actions, memory)`: the most likely actions.
         value: `value(params, observations, is_first, memory) -> values [B]`.
-        evaluate: scores given actions, leaves `[B, T, ...]`.
-        to_env: `to_env(actions)`: what the environment is given for an action.
-        init_memory: `init_memory(num_envs) -> memory`, None for a policy without.
-        has_memory: whether windows must be learnt from whole.
+        evaluate: evaluates given actions, leaves `[B, T, ...]`.
+        to_env: `to_env(actions)`: converts actions to those of the environment.
+        init_memory: `init_memory(num_envs) -> memory`; None without memory.
+        has_memory: whether the policy must learn from whole sequences.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -121,11 +121,10 @@ class Policy(NamedTuple):
 
 
 def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
-    """The policy for an environment's spaces.
+    """A policy for the spaces of an environment.
 
     Raises:
-        InputError: the action space is neither discrete nor a flat box, or actions are to be squashed into one without
-            bounds.
+        InputError: the action space is neither discrete nor a flat box, or it is unbounded and actions are squashed.
     """
     action_space = env.action_space(env_params)
     has_choices = is_discrete(action_space)
@@ -169,13 +168,13 @@ def make_policy(config: PolicyConfig, env: Any, env_params: Any) -> Policy:
 
 
 class _Network(NamedTuple):
-    """The policy's model as pure functions; outputs of illegal actions are masked.
+    """The network as pure functions; outputs of illegal actions are masked.
 
     Attributes:
         init: `init(key) -> params`.
         step: `step(params, observations, is_first, memory) -> (outputs [B, A], values [B], memory)`.
-        window: `window(params, observations) -> (outputs, values)` of windows of T steps: `[B, T, A]` and `[B, T]` with
-            a memory, else `[B * T, A]` and `[B * T]`.
+        window: `window(params, observations) -> (outputs, values)` of sequences of T steps: `[B, T, A]` and `[B, T]`
+            with memory, else `[B * T, A]` and `[B * T]`.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -229,7 +228,7 @@ def _make_network(config: PolicyConfig, env: Any, env_params: Any) -> _Network:
 
 
 class _Head(NamedTuple):
-    """A distribution over actions, from a network's outputs and the parameters."""
+    """Action distribution given the network's outputs and the parameters."""
 
     sample: Callable[[jax.Array, jax.Array, PyTree], jax.Array]
     log_prob: Callable[[jax.Array, PyTree, jax.Array], jax.Array]
@@ -263,12 +262,12 @@ def _gaussian(config: PolicyConfig, box: Any) -> _Head:
         return means + jnp.exp(log_stds) * jax.random.normal(key, means.shape, means.dtype)
 
     def log_prob(outputs: jax.Array, params: PyTree, actions: jax.Array) -> jax.Array:
-        # Actions are kept before tanh: undoing it would lose all precision where it saturates.
+        # Actions are stored before tanh: inverting it would lose all precision where it saturates.
         density = distributions.gaussian_log_prob(actions, *split(outputs, params))
         return density - distributions.squash_log_det(actions) if is_squashed else density
 
     def entropy(outputs: jax.Array, params: PyTree) -> jax.Array:
-        # Of the Gaussian before tanh or clipping: neither of these has a closed form.
+        # Entropy of the Gaussian before tanh or clipping, which have no closed form.
         return jnp.broadcast_to(distributions.gaussian_entropy(split(outputs, params)[1]), outputs.shape[:-1])
 
     def mode(outputs: jax.Array) -> jax.Array:
@@ -283,21 +282,21 @@ def _gaussian(config: PolicyConfig, box: Any) -> _Head:
 
 
 def _box_of(config: PolicyConfig, env: Any, space: Any) -> Any:
-    """The action space, if a Gaussian can act in it.
+    """The action space as a box.
 
     Raises:
-        InputError: it cannot.
+        InputError: a Gaussian policy does not support it.
     """
     if not is_box(space) or len(space.shape) != 1:
         raise InputError(
-            f"env={env.name}: its action space {space!r} is neither discrete nor a flat box; ppo knows these"
+            f"env={env.name}: its action space {space!r} is neither discrete nor a flat box; ppo supports only these"
         )
     low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
     # Written so that NaN fails too.
     is_bounded = np.all(np.abs(low) < _UNBOUNDED) and np.all(np.abs(high) < _UNBOUNDED)
     if config.bounds == "squash" and not is_bounded:
         raise InputError(
-            f"policy.bounds='squash': the actions of {env.name} have no bounds to be squashed into "
+            f"policy.bounds='squash': the actions of {env.name} are unbounded "
             f"(low={space.low}, high={space.high}); choose policy.bounds=clip"
         )
     return space

@@ -1,4 +1,4 @@
-"""How a policy in training answers: the sampling, where an answer ends, and what it is paid for."""
+"""Sampling of completions during training: how they are drawn, where they end, and how they are scored."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,19 +13,19 @@ ScoreAt = Literal["last_token", "after_end"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerConfig:
-    """How answers are drawn and where they end.
+    """Sampling of completions during training.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens.
-        temperature: of sampling, and of every log-probability used in learning.
-        stop: texts of one token each that end an answer, in addition to the model's own stop tokens, which are those
-            of its generation_config.json and the tokenizer's end-of-text token. Nothing else of generation_config.json
-            is used: answers are drawn from the whole softmax, as their log-probabilities say.
-        ignore_stops_before: stop tokens among the first so many tokens end nothing.
-        missing_stop_score: score of an answer that no stop token ended, in place of its reward; Ziegler et al. use
-            -1. None leaves the reward.
-        score_at: where the score is paid: at the answer's "last_token", or "after_end", one step after it, as
-            Ziegler et al. do.
+        max_new_tokens: maximum length of a completion, in tokens.
+        temperature: sampling temperature, also used for all log-probabilities in learning.
+        stop: single-token texts that end a completion, in addition to the model's own stop tokens (those of its
+            generation_config.json and the tokenizer's end-of-text token). Nothing else of generation_config.json is
+            used: completions are sampled from the full softmax, which matches their log-probabilities.
+        ignore_stops_before: number of first tokens among which stop tokens are ignored.
+        missing_stop_score: score that replaces the reward of a completion without a stop token; Ziegler et al. use
+            -1. None keeps the reward.
+        score_at: step that receives the score: the "last_token" of the completion, or "after_end", one step later, as
+            in Ziegler et al.
     """
 
     max_new_tokens: int = 48
@@ -37,17 +37,17 @@ class AnswerConfig:
 
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "max_new_tokens")
-        checks.above(self, 0, "temperature", why="the policy learns from drawn answers")
+        checks.above(self, 0, "temperature", why="the policy learns from sampled completions")
         checks.one_of(self, score_at=ScoreAt)
 
     def paid_scores(self, scores: np.ndarray, is_stopped: np.ndarray) -> np.ndarray:
-        """What training pays for answers with these scores, `[B]`: see `missing_stop_score`."""
+        """Scores used in training, `[B]`: `missing_stop_score` replaces those of completions without a stop token."""
         if self.missing_stop_score is None:
             return scores
         return np.where(is_stopped, scores, self.missing_stop_score).astype(np.float32)
 
     def sampling(self, tokenizer: Any) -> SamplingConfig:
-        """How a model with this tokenizer draws its answers.
+        """Sampling settings for a model with this tokenizer.
 
         Raises:
             InputError: a text of `stop` is not one token.

@@ -1,4 +1,4 @@
-"""Trajectories from batches of environments: one scan, transposed once to `[B, T]`."""
+"""Trajectories from parallel environments: one scan, transposed once to `[B, T]`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from jaxrl_lm.types import PyTree, Trajectory
 
 @record
 class RolloutState:
-    """B environments and what the policy that acts in them remembers.
+    """State of B environments and the policy's memory.
 
     Attributes:
-        acting: the environments.
-        is_first: whether an episode begins with their observations, bool `[B]`.
-        memory: of the policy, `[B, M]`, or None.
-        discounted_returns: running discounted reward of each episode, float32 `[B]`; what rewards are normalised by.
+        acting: state of the environments.
+        is_first: whether the current observations start an episode, bool `[B]`.
+        memory: memory of the policy, `[B, M]`, or None.
+        discounted_returns: running discounted return of each episode, float32 `[B]`, used to normalise rewards.
     """
 
     acting: ActingState
@@ -34,11 +34,11 @@ class RolloutState:
 
 @record
 class Normalizers:
-    """Running moments that observations and rewards are normalised by; None for what is left as it is.
+    """Running moments for normalisation; None where normalisation is off.
 
     Attributes:
-        observations: of observations, moments `[...]` of one observation.
-        rewards: of discounted returns, scalar moments.
+        observations: moments of observations, with the shape of one observation.
+        rewards: scalar moments of discounted returns.
     """
 
     observations: RunningMoments | None = None
@@ -46,7 +46,7 @@ class Normalizers:
 
 
 def start_rollout(env: Any, policy: Policy, key: jax.Array, num_envs: int, env_params: Any) -> RolloutState:
-    """Environments that have just been reset."""
+    """Reset the environments and the memory."""
     return RolloutState(
         acting=start_acting(env, key, num_envs, env_params),
         is_first=jnp.ones(num_envs, bool),
@@ -68,25 +68,25 @@ def collect(
     discount: jax.Array | float,
     trace_decay: jax.Array | float,
 ) -> tuple[RolloutState, Trajectory, Normalizers]:
-    """Act for T = `num_steps` in B environments.
+    """Collect T = `num_steps` steps in B environments.
 
-    A step that ends the episode has discount 0 and trace 0. One that a time limit cuts keeps its discount and is
-    followed by V(final_observation); its trace is 0.
+    A terminal step has discount 0 and trace 0. A truncated step keeps its discount, bootstraps from
+    V(final_observation), and has trace 0.
 
     Args:
         env: any gymnax environment.
-        policy: acts, and says what its observations are worth.
-        params: of the policy.
-        env_params: of the environments.
-        state: the environments and the policy's memory.
-        key: for actions, transitions and resets.
-        normalizers: as they were at the last update; within the rollout they stay, so that the ratio starts at 1.
+        policy: policy and value function.
+        params: parameters of the policy.
+        env_params: parameters of the environments.
+        state: environments and memory.
+        key: PRNG key of actions, transitions and resets.
+        normalizers: moments of the last update; constant during the rollout, so that the ratio starts at 1.
         num_steps: T.
         discount: gamma.
         trace_decay: lambda.
 
     Returns:
-        the state after the rollout, the trajectory with leaves `[B, T, ...]`, and the normalizers that have seen it.
+        The state after the rollout, the trajectory with leaves `[B, T, ...]`, and the updated normalizers.
     """
     start = state
 
@@ -126,7 +126,7 @@ def collect(
 
 
 class _Step(NamedTuple):
-    """What a scan over time stacks, leaves `[T, B, ...]`; the environment's `info` is not among it."""
+    """Output of each step, stacked to `[T, B, ...]`; without the environment's `info`."""
 
     observations: PyTree
     is_first: jax.Array
@@ -140,7 +140,7 @@ class _Step(NamedTuple):
 def _final_values(
     policy: Policy, params: PyTree, result: StepResult, decision: Decision, normalizers: Normalizers
 ) -> jax.Array:
-    """V(final_observation) where a time limit cut the episode, 0 elsewhere; computed only where there is one."""
+    """V(final_observation) of truncated episodes, 0 elsewhere; computed only if there is one."""
     is_cut = result.truncated & ~result.terminated
 
     def value() -> jax.Array:
@@ -153,7 +153,7 @@ def _final_values(
 def where_any(is_needed: jax.Array, compute: Callable[[], jax.Array]) -> jax.Array:
     """`compute()`, float32 `[B]`, if any of `is_needed` `[B]` holds, else zeros.
 
-    A loop of at most one turn: `cond` would compute both branches under `vmap` over seeds.
+    A loop with at most one iteration: under `vmap` over seeds, `cond` would compute both branches.
     """
     carry = jnp.any(is_needed), jnp.zeros(is_needed.shape, jnp.float32)
     return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros((), bool), compute()), carry)[1]
@@ -196,7 +196,7 @@ def _batch_first(tree: PyTree) -> Any:
 
 
 def init_normalizers(env: Any, env_params: Any, *, observations: bool, rewards: bool) -> Normalizers:
-    """Moments of what is to be normalised, before anything was seen."""
+    """Initial moments."""
     return Normalizers(
         observations=running_moments.init_moments(env.observation_space(env_params).shape) if observations else None,
         rewards=running_moments.init_moments(()) if rewards else None,
@@ -215,14 +215,14 @@ def normalize_observations(observations: PyTree, normalizers: Normalizers) -> An
 
 
 def _normalize_rewards(rewards: jax.Array, normalizers: Normalizers) -> jax.Array:
-    """Rewards over the standard deviation of discounted returns; their mean stays, since it has a meaning."""
+    """Divide rewards by the standard deviation of discounted returns, without centering them."""
     if normalizers.rewards is None:
         return rewards
     return rewards * jax.lax.rsqrt(normalizers.rewards.variance + 1e-8)
 
 
 def _update_normalizers(normalizers: Normalizers, observations: PyTree, discounted_returns: jax.Array) -> Normalizers:
-    """The moments after one step of B environments."""
+    """Update the moments with one step of B environments."""
     of_observations, of_rewards = normalizers.observations, normalizers.rewards
     if of_observations is not None:
         raw = observations.observation if isinstance(observations, MaskedObservation) else observations

@@ -1,4 +1,4 @@
-"""Returns and lengths of episodes, kept while environments are stepped."""
+"""Track the returns and lengths of episodes while environments are stepped."""
 
 from dataclasses import replace
 
@@ -13,21 +13,21 @@ from jaxrl_lm.types import Metrics, PyTree
 
 @record
 class EpisodeTracker:
-    """Running episodes of B environments, and sums over those that ended since metrics were taken.
+    """Running episodes of B environments, and sums over those that ended since the last `take_metrics`.
 
-    A step adds to plain sums of each environment, so it holds no reduction and little work; `take_metrics` adds them up
-    and carries the returns of episodes that go on into a compensated sum. So a return is as exact as a float32 sum of
-    one update's steps, however many updates the episode lasts.
+    A step only adds to per-environment sums, without reductions. `take_metrics` reduces them and carries the returns of
+    running episodes into a compensated sum, so a return is as exact as a float32 sum over the steps of one update,
+    however many updates the episode lasts.
 
     Attributes:
-        returns: undiscounted reward of each running episode until metrics were taken, a compensated sum of `[B]`; of no
-            meaning where an episode ended since.
-        recent: its reward since then, float32 `[B]`.
-        lengths: its steps, int32 `[B]`.
-        return_sum: over ended episodes, float32 `[B]`.
-        length_sum: over ended episodes, int32 `[B]`.
-        terminated_sum: how many of them came to their own end, int32 `[B]`.
-        count: ended episodes, int32 `[B]`.
+        returns: undiscounted return of each running episode up to the last `take_metrics`, a compensated sum of `[B]`;
+            meaningless if an episode ended since.
+        recent: return since then, float32 `[B]`.
+        lengths: steps of the running episode, int32 `[B]`.
+        return_sum: sum over ended episodes, float32 `[B]`.
+        length_sum: sum over ended episodes, int32 `[B]`.
+        terminated_sum: number of terminated episodes, int32 `[B]`.
+        count: number of ended episodes, int32 `[B]`.
     """
 
     returns: CompensatedSum
@@ -40,7 +40,7 @@ class EpisodeTracker:
 
 
 def init_tracker(num_envs: int) -> EpisodeTracker:
-    """Environments that have just been reset."""
+    """Tracker of environments that have just been reset."""
     lengths = jnp.zeros(num_envs, jnp.int32)
     return EpisodeTracker(returns=zero_sum((num_envs,)), lengths=lengths, **_empty_sums(num_envs))
 
@@ -51,7 +51,7 @@ def track(
     """Count one step of each environment."""
     is_done = terminated | truncated
     recent, lengths = tracker.recent + rewards, tracker.lengths + 1
-    # The first episode that ends since metrics were taken began before; its small terms are added up first.
+    # The first episode to end started before the last `take_metrics`; its small terms are added first.
     since_reset = jnp.where(tracker.count == 0, tracker.returns.total + (tracker.returns.error + recent), recent)
     return EpisodeTracker(
         returns=tracker.returns,
@@ -67,7 +67,7 @@ def track(
 def take_metrics(tracker: EpisodeTracker) -> tuple[EpisodeTracker, Metrics]:
     """Means over the episodes that ended since the last call (NaN if none did), and the tracker with empty sums."""
     sums = (tracker.return_sum, tracker.length_sum, tracker.terminated_sum, tracker.count)
-    # As floats: the lengths of many long episodes pass the range of int32.
+    # As floats: the total length of many long episodes can overflow int32.
     returns, lengths, terminated, count = (jnp.sum(x.astype(jnp.float32)) for x in sums)
     metrics: dict[str, jax.Array] = {
         "episode/return": returns / count,
@@ -81,6 +81,6 @@ def take_metrics(tracker: EpisodeTracker) -> tuple[EpisodeTracker, Metrics]:
 
 
 def _empty_sums(num_envs: int) -> dict[str, PyTree]:
-    # Zeros of their own for each: one buffer could not be donated twice.
+    # Separate zeros for each field: one buffer cannot be donated twice.
     floats = {name: jnp.zeros(num_envs, jnp.float32) for name in ("recent", "return_sum")}
     return floats | {name: jnp.zeros(num_envs, jnp.int32) for name in ("length_sum", "terminated_sum", "count")}

@@ -1,4 +1,4 @@
-"""How good a policy is: whole episodes, in every level of a bank where there are levels. Pure functions."""
+"""Evaluate a policy on whole episodes, one per level if the environment has a level bank. Pure functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from jaxrl_lm.envs.stepping import reset_batch, step_batch
 from jaxrl_lm.types import Metrics, PyTree
 
 Act = Callable[[PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]
-"""`act(observations, is_first, memory, key) -> (actions, memory)`: what plays, leaves `[B, ...]`."""
+"""`act(observations, is_first, memory, key) -> (actions, memory)`: the policy to evaluate, leaves `[B, ...]`."""
 
 
 class Episodes(NamedTuple):
@@ -21,7 +21,7 @@ class Episodes(NamedTuple):
         returns: sum of rewards, `[B]`.
         discounted_returns: sum of discount^t times reward, `[B]`.
         lengths: steps, int32 `[B]`.
-        is_terminated: whether the episode came to its own end, not to its time limit, bool `[B]`; in a maze, solved.
+        is_terminated: whether the episode terminated before its time limit, bool `[B]`; in a maze, solved.
     """
 
     returns: jax.Array
@@ -36,8 +36,8 @@ class _Running(NamedTuple):
     Attributes:
         time: steps made, int32 scalar.
         env_states: leaves `[B, ...]`.
-        observations: what the next actions are chosen from, leaves `[B, ...]`.
-        is_first: whether an episode begins, bool `[B]`.
+        observations: current observations, leaves `[B, ...]`.
+        is_first: whether an episode starts, bool `[B]`.
         memory: of the policy.
         is_over: whether the first episode has ended, bool `[B]`.
         found: the first episodes so far.
@@ -53,7 +53,7 @@ class _Running(NamedTuple):
 
 
 def start_episodes(env: Any, key: jax.Array, num_episodes: int, env_params: Any) -> tuple[PyTree, PyTree]:
-    """Observations and states: every level of a bank once, else `num_episodes` resets."""
+    """Initial observations and states: one per level of the bank, else `num_episodes` resets."""
     if isinstance(env, LevelEnvironment):
         return env.level_resets(env_params)
     return reset_batch(env, key, num_episodes, env_params)
@@ -69,15 +69,15 @@ def play(
     num_episodes: int,
     discount: float | jax.Array,
 ) -> Episodes:
-    """Play whole episodes; every environment must end its episodes some time.
+    """Play whole episodes; every episode must end eventually.
 
     Args:
         env: the environment.
         act: the policy.
         init_memory: `init_memory(num_envs) -> memory` of the policy.
-        env_params: with the levels to play, where there are levels.
-        key: of resets, actions and transitions.
-        num_episodes: B, where the environment has no levels; else every level of the bank is played.
+        env_params: parameters of the environment, with the levels to play if it has levels.
+        key: PRNG key of resets, actions and transitions.
+        num_episodes: B, if the environment has no levels; else every level of the bank is played.
         discount: gamma of `discounted_returns`.
     """
     reset_key, step_key = jax.random.split(key)
@@ -116,14 +116,14 @@ def _begin(observations: PyTree, env_states: PyTree, init_memory: Callable[[int]
 def evaluation_metrics(
     env: Any, env_params: Any, episodes: Episodes, discount: float | jax.Array, *, group: str = "eval"
 ) -> Metrics:
-    """Scalar metrics of played episodes, compared with the best possible returns where an environment knows them.
+    """Scalar metrics of episodes, compared with the optimal returns if the environment knows them.
 
     Args:
         env: the environment.
-        env_params: with the levels that were played.
-        episodes: of `play`.
+        env_params: parameters with the levels that were played.
+        episodes: result of `play`.
         discount: gamma.
-        group: first part of the metrics' names.
+        group: prefix of the metrics' names.
     """
     end_name = getattr(env, "end_name", "terminated")
     metrics: Metrics = {
@@ -136,6 +136,6 @@ def evaluation_metrics(
         optimal = jnp.mean(env.optimal_returns(env_params, discount))
         metrics["oracle_return"] = optimal
         metrics["regret"] = optimal - metrics["discounted_return"]
-        # A share of a negative return says nothing.
+        # A share of a negative return is meaningless.
         metrics["oracle_share"] = jnp.where(optimal > 0, metrics["discounted_return"] / optimal, jnp.nan)
     return {f"{group}/{name}": value for name, value in metrics.items()}

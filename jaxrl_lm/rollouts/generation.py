@@ -1,4 +1,4 @@
-"""Answers from a language model: prefill, then decode with a static cache until every row is done."""
+"""Generate completions with a language model: prefill, then decode with a static cache until every row is done."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,14 +22,14 @@ class Generation:
     """Prompts with their completions; P prompt tokens (left-padded), T tokens after them.
 
     Attributes:
-        sequences: prompt and completion, int32 `[B, P + T]`; the pad token after a completion's end.
-        attention_mask: 1 for tokens that are read, those of prompt and completion, int32 `[B, P + T]`.
-        response_mask: 1 for tokens that the model chose, the stop token included, int32 `[B, T]`. It may have gaps: in
-            a game of several turns, the environment's tokens are read but not chosen.
-        log_probs: of the answer's tokens under the model at the sampling temperature, `[B, T]`; 0 behind its end.
-        values: of the state that each of the answer's tokens was drawn in, by the model's value head, `[B, T]`; 0
-            behind the answer's end, and without a value head.
-        num_steps: tokens decoded before every row was done, int32 scalar.
+        sequences: prompt and completion, int32 `[B, P + T]`; padded after the end of the completion.
+        attention_mask: 1 at tokens of prompt and completion, int32 `[B, P + T]`.
+        response_mask: 1 at tokens that the model sampled, including the stop token, int32 `[B, T]`. It may have gaps:
+            in a multi-turn game, the environment's tokens are read but not sampled.
+        log_probs: log-probabilities of the completion tokens at the sampling temperature, `[B, T]`; 0 after the end.
+        values: value-head output at the state before each completion token, `[B, T]`; 0 after the end and without a
+            value head.
+        num_steps: decoding steps until every row was done, int32 scalar.
     """
 
     sequences: PyTree
@@ -41,7 +41,7 @@ class Generation:
 
     @property
     def actions(self) -> Any:
-        """The completions' tokens, int32 `[B, T]`; the columns of `response_mask`."""
+        """The completion tokens, int32 `[B, T]`; the columns of `response_mask`."""
         return self.sequences[:, -self.response_mask.shape[1] :]
 
 
@@ -64,23 +64,23 @@ def generate(
     key: jax.Array,
     config: SamplingConfig,
 ) -> Generation:
-    """Draw a completion of each prompt, in one compiled program.
+    """Sample a completion for each prompt, in one compiled program.
 
     Args:
         model: any causal language model.
         params: its parameters.
         input_ids: left-padded prompts, int `[B, P]`.
         attention_mask: 1 for a token, 0 for padding, `[B, P]`.
-        key: one key, from which row b draws with `fold_in(key, b)`, or one key a row, `[B]`. With the same key a
-            row gets the same completion whatever else is in the batch and however wide its padding.
+        key: one key, of which row b uses `fold_in(key, b)`, or one key per row, `[B]`. The completion of a row depends
+            only on its prompt and key, not on the batch or the padding.
         config: lengths, temperature, stop tokens.
 
     Returns:
-        sequences, masks, log-probabilities and values.
+        Sequences, masks, log-probabilities and values.
 
     Raises:
-        InputError: prompts and completions are longer than the model's context, a prompt is padded on the right or
-            has no token, or an id is outside the vocabulary. Values are checked outside of `jit` only.
+        InputError: prompts and completions exceed the model's context, a prompt is right-padded or empty, or an id is
+            outside the vocabulary. Values are only checked outside of `jit`.
     """
     _check_prompts(model, input_ids, attention_mask, key, config)
     return _generate(model, params, jnp.asarray(input_ids), jnp.asarray(attention_mask), key, config)
@@ -106,7 +106,7 @@ def _generate(
 
     def decode(state: _State) -> _State:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
-        # A row that is done goes on over padding that no query of a live row reads.
+        # A finished row continues over padding, which does not affect the other rows.
         mask = (~state.is_done)[:, None].astype(jnp.int32)
         logits, values, cache = run(last, mask, state.cache)
         return _draw(state._replace(cache=cache), logits, values, row_keys, config)
@@ -130,10 +130,10 @@ def _generate(
 
 
 def longest_prompt(model: CausalLM, max_new_tokens: int) -> int:
-    """Tokens of a prompt that leave room for an answer in the model's context.
+    """Longest prompt, in tokens, that leaves space for a completion in the model's context.
 
     Raises:
-        InputError: there is no room for any prompt.
+        InputError: there is no space for any prompt.
     """
     longest = model.config.max_positions - max_new_tokens
     if longest < 1:
@@ -154,7 +154,7 @@ def _check_prompts(
     batch, prompt_length = np.shape(input_ids)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape not in ((), (batch,)):
         raise InputError(
-            f"key: {key.dtype}{list(key.shape)} must be one jax.random.key(seed), or {batch} of them, one a prompt"
+            f"key: {key.dtype}{list(key.shape)} must be one jax.random.key(seed), or {batch} of them, one per prompt"
         )
     vocab_size = model.config.vocab_size
     for name in ("stop_tokens", "suppress_tokens"):
@@ -185,7 +185,7 @@ def _start(cache: KVCache, batch: int, config: SamplingConfig) -> _State:
 
 
 def _tokens_in(ids: jax.Array, mask: jax.Array, vocab_size: int) -> jax.Array:
-    """Which tokens of the vocabulary each row holds, bool `[B, V]`."""
+    """Whether each row contains each token of the vocabulary, bool `[B, V]`."""
     rows = jnp.arange(ids.shape[0])[:, None]
     return (
         jnp.zeros((ids.shape[0], vocab_size), bool)
@@ -195,7 +195,7 @@ def _tokens_in(ids: jax.Array, mask: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def _draw(state: _State, logits: jax.Array, values: jax.Array, row_keys: jax.Array, config: SamplingConfig) -> _State:
-    """Draw each row's token from the logits `[B, V]` and write it down, with the value `[B]` it was drawn at."""
+    """Sample each row's next token from the logits `[B, V]` and store it with its value `[B]`."""
     keys = jax.vmap(partial(jax.random.fold_in, data=state.step))(row_keys)
     tokens, log_probs = sample(logits, keys, config, state.step < config.min_new_tokens, state.is_seen)
     is_live = ~state.is_done
@@ -218,27 +218,27 @@ def _draw(state: _State, logits: jax.Array, values: jax.Array, row_keys: jax.Arr
 
 
 def decode(tokenizer: Any, generation: Generation) -> list[str]:
-    """The answers' texts, without padding and special tokens.
+    """Texts of the completions, without padding and special tokens.
 
     Args:
-        tokenizer: Hugging Face tokenizer of the model that answered.
-        generation: B answers.
+        tokenizer: Hugging Face tokenizer of the model.
+        generation: B completions.
     """
     return tokenizer.batch_decode(answer_tokens(generation), skip_special_tokens=True)
 
 
 def answer_tokens(generation: Generation) -> list[list[int]]:
-    """The answers' tokens without padding, stop tokens included."""
+    """Tokens of the completions without padding, including stop tokens."""
     mask = np.asarray(generation.response_mask).astype(bool)
     return [row[kept].tolist() for row, kept in zip(np.asarray(generation.actions), mask, strict=True)]
 
 
 def ended_by_stop(generation: Generation, config: SamplingConfig) -> np.ndarray:
-    """Whether each answer ended by a stop token rather than by its length, bool `[B]`.
+    """Whether each completion ended with a stop token rather than at the maximum length, bool `[B]`.
 
     Args:
-        generation: the answers.
-        config: how they were drawn.
+        generation: the completions.
+        config: their sampling settings.
     """
     mask = np.asarray(generation.response_mask).astype(bool)
     last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=-1)

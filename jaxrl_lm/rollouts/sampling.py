@@ -1,4 +1,4 @@
-"""Drawing tokens from logits."""
+"""Sample tokens from logits."""
 
 import operator
 from dataclasses import dataclass
@@ -16,27 +16,25 @@ _BLOCK = 256  # tokens a block of the two-level inverse of the cumulative distri
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How completions are drawn.
+    """Settings of sampling.
 
     Attributes:
-        max_new_tokens: length of the longest completion, in tokens.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: only the k likeliest tokens may be drawn; 0 for all.
-        top_p: only the smallest set of likeliest tokens whose probability reaches p may be drawn; 1 for all.
-        repetition_penalty: divides the positive logits, and multiplies the negative ones, of every token that is in
-            the prompt or was drawn already; 1 for none.
-        min_new_tokens: stop tokens cannot be drawn before so many tokens.
-        suppress_tokens: ids of tokens that are never drawn. A list, one id or None is accepted as well.
-        stop_tokens: ids of tokens that end the completion, whose last token they are. A list, one id or None is
-            accepted as well.
-        ignore_stops_before: a stop token among the first so many tokens is drawn as any other and ends nothing
+        max_new_tokens: maximum length of a completion, in tokens.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_k: sample from the k most likely tokens only; 0 for all.
+        top_p: sample from the smallest set of most likely tokens with a total probability of at least p; 1 for all.
+        repetition_penalty: divides the positive logits, and multiplies the negative ones, of every token in the prompt
+            or the completion so far; 1 for none.
+        min_new_tokens: minimum length; stop tokens are not sampled before it.
+        suppress_tokens: ids of tokens that are never sampled; also a list, one id or None.
+        stop_tokens: ids of tokens that end the completion and are its last token; also a list, one id or None.
+        ignore_stops_before: number of first tokens among which a stop token is an ordinary token
             (Ziegler et al. 2019 cut completions at the first full stop after a minimum length).
-        pad_token: fills the columns after a completion's end. It may be outside the vocabulary.
+        pad_token: id after the end of a completion. It may be outside the vocabulary.
 
-    `top_k`, `top_p`, `repetition_penalty`, `min_new_tokens` and `suppress_tokens` change the distribution that tokens
-    are drawn from, but not the log-probabilities that `generate` returns, which are the model's at this temperature:
-    leave them off where those are used for learning, or the KL divergence estimated from them is biased and can be
-    negative.
+    `top_k`, `top_p`, `repetition_penalty`, `min_new_tokens` and `suppress_tokens` change the sampling distribution, but
+    not the log-probabilities that `generate` returns, which are the model's at this temperature. Do not use them for
+    learning: the KL divergence estimated from these log-probabilities would be biased and could be negative.
 
     Reference: Keskar et al., 2019, CTRL: A Conditional Transformer Language Model for Controllable Generation (the
     repetition penalty).
@@ -80,7 +78,7 @@ def _check(is_good: bool, field: str, value: object, wanted: str) -> None:
 
 
 def _whole(field: str, value: Any) -> int:
-    """A Python integer, so that equal configurations are one to `jit`."""
+    """A Python integer, so that equal configurations share one compiled program."""
     try:
         found = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -117,14 +115,14 @@ def sample(
     is_early: Bool[Array, ""],
     is_seen: Bool[Array, "B V"] | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """One token a row and its log-probability under softmax(logits / temperature).
+    """Sample one token per row; also return its log-probability under softmax(logits / temperature).
 
     Args:
         logits: unscaled, float32.
-        keys: one a row, so that a row's token does not depend on its batch.
-        config: how to draw.
+        keys: one per row, so that a row's token does not depend on the batch.
+        config: sampling settings.
         is_early: whether stop tokens are still forbidden.
-        is_seen: which tokens are in the prompt or were drawn; needed with a repetition penalty only.
+        is_seen: tokens in the prompt or the completion so far; only needed with a repetition penalty.
     """
     scaled = logits / config.log_prob_temperature
     penalized = logits if is_seen is None else penalize_repetition(logits, is_seen, config.repetition_penalty)
@@ -137,11 +135,11 @@ def sample(
 def penalize_repetition(
     logits: Float[Array, "B V"], is_seen: Bool[Array, "B V"], penalty: float
 ) -> Float[Array, "B V"]:
-    """Logits `z / penalty` of seen tokens where z is positive, `z * penalty` where it is negative.
+    """Replace the logit z of seen tokens by `z / penalty` if it is positive, else by `z * penalty`.
 
     Args:
         logits: unscaled.
-        is_seen: which tokens are in the prompt or were drawn.
+        is_seen: tokens in the prompt or the completion so far.
         penalty: above 1 makes seen tokens less likely.
 
     Reference: Keskar et al., 2019, CTRL: A Conditional Transformer Language Model for Controllable Generation.
@@ -150,9 +148,9 @@ def penalize_repetition(
 
 
 def sample_categorical(keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """Draw from softmax(logits) by inverting the cumulative distribution, one uniform number a row.
+    """Sample from softmax(logits) by inverting the cumulative distribution, with one uniform number per row.
 
-    The Gumbel trick needs one random number a token of the vocabulary. Sums over blocks find the block first, then
+    The Gumbel trick would need one random number per token of the vocabulary. Block sums locate the block first, then
     the token within it.
     """
     batch, vocab_size = logits.shape
@@ -177,7 +175,7 @@ def _pick(x: Float[Array, "B M"], index: Int[Array, " B"]) -> Float[Array, " B"]
 
 
 def _settle(tokens: Int[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """Where rounding of the sums led to a token of probability 0, take the likeliest instead."""
+    """Replace tokens of probability 0, which rounding of the sums can select, by the most likely token."""
     tokens = jnp.minimum(tokens, weights.shape[-1] - 1)
     return jnp.where(_pick(weights, tokens) > 0, tokens, jnp.argmax(weights, axis=-1))
 

@@ -18,10 +18,10 @@ from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree, Trajecto
 
 @record
 class TokenObservations:
-    """Prompt and answer; the observation of step t is all that stands before the answer's token t.
+    """Prompt and completion; the observation of step t is everything before completion token t.
 
     Attributes:
-        sequences: left-padded prompt and answer, int32 `[B, P + T]`.
+        sequences: left-padded prompt and completion, int32 `[B, P + T]`.
         attention_mask: 1 for their tokens, int32 `[B, P + T]`.
     """
 
@@ -30,10 +30,10 @@ class TokenObservations:
 
 
 def observe(generation: Generation) -> TokenObservations:
-    """What the policy saw, token by token.
+    """The policy's observations of a generation.
 
     Raises:
-        InputError: the shapes do not fit, or a prompt is padded on the right. Values are checked outside of `jit` only.
+        InputError: the shapes do not fit, or a prompt is right-padded. Values are only checked outside of `jit`.
     """
     prompt = generation.attention_mask[:, : -generation.response_mask.shape[1]]
     if not prompt.shape[1]:
@@ -48,13 +48,12 @@ def observe(generation: Generation) -> TokenObservations:
 
 
 def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: CausalLM | None = None) -> Evaluate:
-    """`evaluate` of a language model, for `TokenObservations` and answers `[B, T]`.
+    """`evaluate` of a language model, for `TokenObservations` and completions `[B, T]`.
 
     Args:
-        model: the policy. Its own value head gives the values; without one and without `value_model` they are 0.
-        temperature: of sampling; it divides the logits here as well, or the ratio would not be 1.
-        value_model: a network of its own for the values, with either head; `params` is then
-            `{"policy": ..., "value": ...}`.
+        model: the policy. Its value head gives the values; without one and without `value_model` they are 0.
+        temperature: sampling temperature; it also divides the logits here, or the ratio would not be 1.
+        value_model: separate value network, with either head; `params` is then `{"policy": ..., "value": ...}`.
     """
 
     def evaluate(params: PyTree, observations: Any, actions: jax.Array) -> ActionEvaluation:
@@ -104,15 +103,15 @@ def token_trajectory(
 ) -> Trajectory:
     """The trajectory of a batch of completions.
 
-    The next step is the next one of `value_mask`, however many masked columns are between them: in a game of several
-    turns those are tokens of the environment's, which the policy reads but did not choose.
+    The next step is the next 1 in `value_mask`. In a multi-turn game, the masked columns in between are tokens of the
+    environment, which the policy reads but did not sample.
 
     Args:
         generation: the completions.
         rewards: `[B, T]`.
-        value_mask: 1 where value and reward count, `[B, T]`; its last 1 is where the episode ends.
-        log_probs: of the tokens under the policy that drew them, `[B, T]`.
-        values: of the states they were drawn in, `[B, T]`.
+        value_mask: 1 where value and reward count, `[B, T]`; the episode ends at its last 1.
+        log_probs: log-probabilities of the tokens under the sampling policy, `[B, T]`.
+        values: values of the states before the tokens, `[B, T]`.
         discount: gamma.
         trace_decay: lambda of GAE.
     """
@@ -154,13 +153,13 @@ def rollout_error(log_probs: jax.Array, generation: Generation) -> Metrics:
     """`ratio/rollout_max_error`: the largest |ratio - 1| between scoring and decoding.
 
     Args:
-        log_probs: of the answers' tokens as learning computes them, `[B, T]`.
-        generation: the answers, with the log-probabilities of decoding.
+        log_probs: log-probabilities of the completion tokens as computed for learning, `[B, T]`.
+        generation: the completions, with the log-probabilities of decoding.
     """
     error = jnp.abs(jnp.expm1(log_probs - generation.log_probs))
     return {"ratio/rollout_max_error": masked.masked_max(error, generation.response_mask)}
 
 
 def with_heads(reference_params: PyTree, policy_params: PyTree) -> PyTree:
-    """The reference's parameters in the policy's form; heads, which it does not use, are the policy's."""
+    """The reference's parameters with the policy's heads added, which are not used."""
     return {**policy_params, **reference_params}

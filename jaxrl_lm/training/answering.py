@@ -20,30 +20,29 @@ _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_pena
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringConfig:
-    """How a model answers prompts outside of learning.
+    """How a model completes prompts outside of training.
 
-    An option that is None is taken from the model folder's generation_config.json, and from the default named here
-    where the file does not have it. `do_sample: false` in the file is a temperature of 0. Its stop tokens and its pad
-    token are always used.
+    An option that is None is taken from the model folder's generation_config.json, or else the default given here.
+    `do_sample: false` in the file means temperature 0. Its stop tokens and its pad token are always used.
 
     Attributes:
-        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
-        max_new_tokens: length of the longest completion, in tokens; None takes generation_config.json's, else 64.
-        temperature: divides the logits; 0 takes the likeliest token, so that all completions of a prompt are equal;
-            None takes generation_config.json's, else 1.
-        top_k: draw from the k likeliest tokens only, 0 for all; None takes generation_config.json's, else 0.
-        top_p: draw from the smallest set of likeliest tokens whose probability reaches p, 1 for all; None takes
-            generation_config.json's, else 1.
-        repetition_penalty: above 1 makes tokens less likely that are in the prompt or were drawn already; None takes
-            generation_config.json's, else 1.
-        min_new_tokens: no completion ends before so many tokens; None takes generation_config.json's, else 0.
+        chat: wrap each plain-text prompt as a user message in the tokenizer's chat template.
+        max_new_tokens: maximum length of a completion, in tokens; None uses generation_config.json, else 64.
+        temperature: divides the logits; 0 is greedy decoding, so all completions of a prompt are equal; None uses
+            generation_config.json, else 1.
+        top_k: sample from the k most likely tokens only, 0 for all; None uses generation_config.json, else 0.
+        top_p: sample from the smallest set of most likely tokens with a total probability of at least p, 1 for all;
+            None uses generation_config.json, else 1.
+        repetition_penalty: above 1 makes tokens of the prompt and of the completion so far less likely; None uses
+            generation_config.json, else 1.
+        min_new_tokens: minimum length of a completion; None uses generation_config.json, else 0.
         generation_config: use the sampling settings of the model's generation_config.json; its stop tokens are used
             either way.
-        stop: texts of one token each that end a completion, in addition to the model's own stop tokens.
-        ignore_stops_before: stop tokens among the first so many tokens end nothing.
-        batch_size: prompts answered at a time; completions do not depend on it.
-        seed: of sampling.
-        dtype: of activations.
+        stop: single-token texts that end a completion, in addition to the model's own stop tokens.
+        ignore_stops_before: number of first tokens among which stop tokens are ignored.
+        batch_size: prompts per batch; completions do not depend on it.
+        seed: random seed of sampling.
+        dtype: dtype of activations.
     """
 
     chat: bool = False

@@ -20,8 +20,8 @@ class ModelStageConfig(StageConfig):
     """What a stage that trains a language model can be given.
 
     Attributes:
-        dtype: of activations; parameters, optimizer and losses are float32.
-        remat: recompute activations in the backward pass: less memory, a third more work.
+        dtype: dtype of activations; parameters, optimizer and losses are float32.
+        remat: recompute activations in the backward pass: less memory for about a third more compute.
     """
 
     dtype: Dtype = "float32"
@@ -33,7 +33,7 @@ class ModelRunConfig(ModelStageConfig, RunConfig):
     """What every run that trains a language model has.
 
     Attributes:
-        model: model to start from: a folder or a Hugging Face hub id.
+        model: initial model: a folder or a Hugging Face hub id.
     """
 
     model: str

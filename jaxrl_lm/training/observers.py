@@ -108,6 +108,6 @@ class ConstantReward:
         if self._count == self._patience:
             _log.warning(
                 "update %d: the reward has been the same (%g) for all completions of the last %d updates, so there is "
-                "nothing to learn from it; look at the reward function",
+                "nothing to learn; check the reward function",
                 *(step, metrics.get("reward/mean", float("nan")), self._patience),
             )

@@ -63,11 +63,11 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What a run can be given that is one of several in a chain, which adds the rest.
+    """Settings of a run that may be a stage of a chain, which adds the rest.
 
     Attributes:
-        save_every: updates between checkpoints; the last one is always saved.
-        keep_checkpoints: checkpoints that are kept.
+        save_every: updates between checkpoints; the last update is always saved.
+        keep_checkpoints: number of checkpoints to keep.
         wandb_project: also log to this Weights & Biases project.
     """
 
@@ -81,12 +81,12 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(StageConfig):
-    """What every run has.
+    """Settings of every run.
 
     Attributes:
-        out: folder of the run; must not exist yet, unless resuming.
-        seed: of everything drawn.
-        resume: go on with the run in `out`.
+        out: folder of the run; must not exist, unless resuming.
+        seed: random seed.
+        resume: resume the run in `out`.
     """
 
     out: str
@@ -215,13 +215,13 @@ def _prepare(config: RunConfig, folder: RunFolder) -> bool:
         folder.check_settings(config.saved(), ignore=_may_differ(config))
     if is_unstarted:
         if is_begun:
-            tell(f"{config.out} was stopped before its first checkpoint: starting anew")
+            tell(f"{config.out} was stopped before its first checkpoint: starting from scratch")
         storage.empty_folder(folder)
         return False
     if config.resume:
         storage.sweep_leftovers(folder)
     elif folder.path.exists():
-        raise InputError(f"out={config.out!r} exists; choose another folder, or --resume to go on with that run")
+        raise InputError(f"out={config.out!r} exists; choose another folder, or --resume to resume that run")
     return config.resume
 
 
@@ -336,7 +336,7 @@ def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, c
         good = folder.checkpoints_folder / str(checkpoints.latest_step())
         raise TrainingDivergedError(
             f"update {num_done}: {', '.join(bad)}; the last good checkpoint is {good}. "
-            "Lower the learning rate, or look at the rewards"
+            "Lower the learning rate, or check the rewards"
         )
 
 

@@ -182,7 +182,7 @@ def test_a_bad_setting_is_refused_by_name_and_value(field, value):
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(InputError, match=r"train_every=3 does not divide steps_per_update=32"):
         replace(CONFIG, train_every=3)
-    with pytest.raises(InputError, match=r"buffer_size=40 .* give at least 48"):
+    with pytest.raises(InputError, match=r"buffer_size=40 .* use at least 48"):
         replace(CONFIG, buffer_size=40, num_steps=3)
 
 

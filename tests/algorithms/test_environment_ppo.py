@@ -265,7 +265,7 @@ def test_normalized_observations_and_rewards_learn_what_bad_scales_hide() -> Non
         ({"discount": -0.1}, "discount=-0.1 must be from 0 to 1"),
         ({"trace_decay": 2.0}, "trace_decay=2.0 must be from 0 to 1"),
         ({"num_envs": 3, "num_steps": 5}, "num_minibatches=2 does not divide the 15 steps"),
-        ({"policy": PolicyConfig(memory_size=4)}, "memory_size=4 learns from whole windows; use 'sequences'"),
+        ({"policy": PolicyConfig(memory_size=4)}, "memory_size=4 learns from whole sequences; use 'sequences'"),
     ],
 )
 def test_bad_settings_name_field_value_and_remedy(changes: dict[str, Any], words: str) -> None:

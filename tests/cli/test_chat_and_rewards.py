@@ -91,7 +91,7 @@ def test_prompts_that_hold_images_are_refused_by_name(
     content = [{"type": "text", "text": "q"}, {"type": "image", "image": "a.png"}]
     prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": [{"role": "user", "content": content}]}])
     assert run(["generate", f"--model={chat_model}", f"--prompts={prompts}"]) == 2
-    assert "a part of the type 'image' is not read, text alone is" in capsys.readouterr().err
+    assert "a part of the type 'image' is not supported, only text is" in capsys.readouterr().err
 
 
 def test_labels_of_chat_prompts_are_of_conversations(chat_model: Path, tmp_path: Path) -> None:

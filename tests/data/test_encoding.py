@@ -127,7 +127,7 @@ def test_a_template_that_strips_contents_is_cut_behind_what_it_wrote():
 
 def test_a_template_that_writes_the_prompt_anew_once_answered_is_refused():
     counting = byte_tokenizer(template="{{ messages | length }}" + CHAT)
-    with pytest.raises(InputError, match="writes the prompt's messages otherwise once an answer follows"):
+    with pytest.raises(InputError, match="writes the prompt's messages differently once an answer follows"):
         encode_completion(USER, "ok", counting)
 
 
@@ -137,7 +137,7 @@ def test_a_template_that_writes_the_prompt_anew_once_answered_is_refused():
         ("hi", "", "completion is empty; fill it in"),
         (USER, " \n", "completion is empty"),
         (USER, [], "completion is empty"),
-        ("hi", assistant("ok"), "messages after a plain prompt; give both as text"),
+        ("hi", assistant("ok"), "messages after a plain-text prompt; give both as text"),
     ],
 )
 def test_answers_that_are_none_are_refused(tokenizer, prompt, completion, part):

@@ -90,21 +90,21 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
         ({"prompt": "Q", "chosen": "half \ud83d", "rejected": "b"}, "character 5 is half of a surrogate pair"),
         ({"prompt": [{**SKY, "name": "\ud83d"}], "chosen": "a", "rejected": "b"}, "half of a surrogate pair"),
         ({"prompt": "Q", "chosen": "a", "rejected": [GREEN]}, "'rejected': messages, but the prompt is text"),
-        ({"chosen": "a", "rejected": [SKY, GREEN]}, "one is text and one is messages"),
-        ({"chosen": "yes", "rejected": "no"}, "share no beginning"),
+        ({"chosen": "a", "rejected": [SKY, GREEN]}, "one of chosen and rejected is text, the other messages"),
+        ({"chosen": "yes", "rejected": "no"}, "share no prefix"),
         ({"chosen": "Yes.", "rejected": "Yes. And no."}, "'chosen' behind what it shares with 'rejected': the answer"),
         (
             {"chosen": [SKY, BLUE], "rejected": [MORE, GREEN]},
-            "share no first message to be the prompt; give a column 'prompt'",
+            "share no first message to use as the prompt; give a column 'prompt'",
         ),
         (
             {"prompt": "sky?", "chosen": [BLUE], "rejected": [GREEN]},
-            "share no first message to be the prompt; give the prompt as messages",
+            "share no first message to use as the prompt; give the prompt as messages",
         ),
         ({"chosen": [SKY, BLUE, MORE, BLUE], "rejected": [SKY, BLUE, SKY, BLUE]}, "message 2 has the role 'user'"),
         (
             {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: a"},
-            "come apart before the first 'Assistant:'",
+            "differ before the first 'Assistant:'",
         ),
         ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "the answer is empty"),
     ],
@@ -163,7 +163,7 @@ def test_token_ids_become_text_and_ids_past_the_vocabulary_are_padding(tmp_path)
     assert one(read_preferences, tmp_path, row, tokenizer=Letters()) == [
         Preference(prompt="hi", chosen="c", rejected="ab")
     ]
-    refused(read_best_of_k, tmp_path, row, "'query': token ids; give the tokenizer they are of")
+    refused(read_best_of_k, tmp_path, row, "'query': token ids; give their tokenizer")
     refused(read_best_of_k, tmp_path, {**row, "sample1": [26, 26]}, "the answer is empty", tokenizer=Letters())
 
 

@@ -161,7 +161,7 @@ def test_a_prompt_that_is_no_prompt_is_named_with_line_and_column(tmp_path, prom
         ("a.csv", 'prompt,x\n"a\nb",1\nc\n', ["line 4", "1 cells, but the header has 2", "quotes"]),
         ("a.csv", "prompt,x\na,1,2\n", ["line 2", "3 cells, but the header has 2"]),
         ("a.csv", 'prompt,x\na,1\n"never closed,2\nb,3\n', ["line 3", "close every quoted cell"]),
-        ("a.csv", "prompt,prompt\na,b\n", ["line 1", "'prompt' stands there twice"]),
+        ("a.csv", "prompt,prompt\na,b\n", ["line 1", "'prompt' occurs twice"]),
         ("a.csv", 'prompt\n""\n', ["line 2", "blank"]),
         ("a.txt", b"fine\nna\xefve\n", ["line 2", "UTF-8"]),
         ("a.csv", "prompt\nnaïve\n".encode("cp1252"), ["line 2", "not UTF-8", "ISO-8859-1", "save it as UTF-8"]),
@@ -191,7 +191,7 @@ def test_a_long_cell_of_csv_is_read_and_one_past_the_limit_is_named(tmp_path):
 
 
 def test_a_source_that_is_not_a_file_is_named(tmp_path):
-    refused(str(tmp_path / "absent.jsonl"), "is not there", "hub:")
+    refused(str(tmp_path / "absent.jsonl"), "does not exist", "hub:")
     refused(str(tmp_path), "is a folder")
     refused("x" * 5000, "cannot be read")
 

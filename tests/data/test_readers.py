@@ -249,7 +249,7 @@ def test_sources_without_rows_and_limits_below_one_are_refused(tmp_path):
         read_preferences(write(tmp_path, "empty.jsonl", "\n"))
     with pytest.raises(InputError, match="limit is 0"):
         read_preferences("never opened", limit=0)
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         read_preferences(tmp_path / "absent.jsonl")
 
 

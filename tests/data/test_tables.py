@@ -105,7 +105,7 @@ def test_a_header_of_100_000_columns_takes_no_time(tmp_path):
     assert "and 99980 more" in str(caught.value)
     wide = write(tmp_path, "b.csv", f"prompt,{names}\na,{','.join(['1'] * 100_000)}\n")
     assert len(read_prompts(wide)[0].columns) == 100_000
-    with pytest.raises(InputError, match="'c5' stands there twice"):
+    with pytest.raises(InputError, match="'c5' occurs twice"):
         read_prompts(write(tmp_path, "c.csv", f"prompt,{names},c5\n"))
 
 

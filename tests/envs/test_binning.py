@@ -134,8 +134,8 @@ def test_equal_wrappers_are_equal_so_that_programs_are_not_compiled_twice():
         ("MountainCar-v0", {"num_bins": (3, 3, 3)}, "num_bins=.* names 3 axes, but there are 2"),
         ("Pendulum-v1", {"num_actions": 1}, "num_actions=1 must be at least 2"),
         ("Breakout-MinAtar", {"num_bins": 10}, r"num_bins=10 over 400 axes makes about 10\^400 combinations"),
-        ("ChainMaze-v0", {"num_bins": 3}, "ChainMaze-v0: num_bins=3, but observations are integers already"),
-        ("MountainCar-v0", {"num_actions": 3}, "num_actions=3, but actions are discrete already"),
+        ("ChainMaze-v0", {"num_bins": 3}, "ChainMaze-v0: num_bins=3, but observations are already integers"),
+        ("MountainCar-v0", {"num_actions": 3}, "num_actions=3, but actions are already discrete"),
         ("Pendulum-v1", {"low": (0.0, 0.0, 0.0)}, "low=.*give num_bins too"),
     ],
 )

@@ -64,5 +64,5 @@ def test_walking_right_earns_the_undiscounted_value_of_the_start():
 
 @pytest.mark.parametrize("discount", [-0.1, 1.1, float("nan")])
 def test_a_discount_outside_0_to_1_is_refused(discount):
-    with pytest.raises(InputError, match=r"discount=.* must lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"discount=.* must be in \[0, 1\]"):
         optimal_values(discount)

@@ -69,7 +69,7 @@ def test_options_of_gymnax_environments_reach_their_classes():
     [("Maze-v1", "Maze-v0"), ("maze", "Maze-v0"), ("chainmaze-v0", "ChainMaze-v0"), ("CartPole", "CartPole-v1")],
 )
 def test_an_unknown_id_names_the_nearest(wrong, near):
-    with pytest.raises(InputError, match=f"{wrong}.*nearest names: .*{near}"):
+    with pytest.raises(InputError, match=f"{wrong}.*did you mean: .*{near}"):
         make(wrong)
 
 

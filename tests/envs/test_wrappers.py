@@ -120,5 +120,5 @@ def test_integers_are_not_stacked_and_generated_levels_not_wrapped():
     with pytest.raises(InputError, match="frame_stack: observations of ChainMaze-v0"):
         wrap(env, params, ("frame_stack",))
     env, params = make("Maze-v0", size=5, num_levels=4)
-    with pytest.raises(InputError, match="could then not be held out"):
+    with pytest.raises(InputError, match="could not be held out"):
         wrap(env, params, ("clip_reward",))

@@ -124,7 +124,7 @@ def test_functions_get_what_they_ask_for():
         assert scores.metrics["reward/level"] == 1.5
         assert scores.metrics["parts/longest"] == 2.0
         assert scores.columns == {"first_token": [7, 8, 5]}
-    with pytest.raises(InputError, match=r"'asks' asks for completion_ids, which only training knows"):
+    with pytest.raises(InputError, match=r"'asks' asks for completion_ids, which only training provides"):
         score_completions(asks, PLAIN, ANSWERS)
 
 
@@ -137,7 +137,7 @@ def test_arguments_that_are_not_asked_for_are_not_given():
 
 
 @pytest.mark.parametrize(("log", "part"), [
-    (lambda metric, extra: metric("mean", 1.0), "reward/mean is a metric of the trainer's"),
+    (lambda metric, extra: metric("mean", 1.0), "reward/mean is a metric of the trainer"),
     (lambda metric, extra: metric("part", float("nan")), "log finite numbers"),
     (lambda metric, extra: extra("part", [1]), "1 values for 3 completions"),
     (lambda metric, extra: extra("reward", [1, 2, 3]), "every sample has a field of this name"),
@@ -247,7 +247,7 @@ def test_several_rewards_are_loaded_as_their_weighted_sum(folder):
 
 
 @pytest.mark.parametrize(("specs", "weights", "part"), [
-    (("words", "vowels"), (1.0,), "reward_weights: 1 for 2 rewards; give one for each, or none"),
+    (("words", "vowels"), (1.0,), "reward_weights: 1 for 2 rewards; give one per reward, or none"),
     ("words", (1.0, 2.0), "2 for 1 rewards"),
     (("words", "vowels"), (1.0, float("inf")), "must be finite"),
     ((), (), "reward: none given"),

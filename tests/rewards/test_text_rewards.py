@@ -86,7 +86,7 @@ def test_a_file_is_found_by_its_path_and_read_anew(folder):
         ("mouse_rewards.py:scale", ["has no 'scale'", "did you mean scaled?"]),
         ("mouse_rewards:TABLE", ["TABLE is a dict", "name a function"]),
         ("mouse_rewards:Weight", ["Weight is a class", "an instance that can be called"]),
-        ("absent.py:scaled", ["'absent.py' is not there"]),
+        ("absent.py:scaled", ["there is no file 'absent.py'"]),
         ("./notes.md:scaled", ["ends in .py"]),
         (".mouse_rewards:scaled", ["raised TypeError"]),
         ("needy:scaled", ["importing needy raised ModuleNotFoundError", "absent_dependency"]),

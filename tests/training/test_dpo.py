@@ -135,7 +135,7 @@ def test_long_answers_are_cut_and_pairs_without_an_answer_left_out(
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = load_dpo(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
-    assert "of 3 pairs, 2 were cut at max_tokens=6, and 1 left out" in caplog.text
+    assert "of 3 pairs, 2 were truncated at max_tokens=6, and 1 dropped" in caplog.text
     rows_of = task.take_batch(0).rows
     assert rows_of.ids.shape == (1, 2, 2, 6)
     assert sorted(rows_of.is_target.sum(axis=-1).ravel().tolist()) == [2, 2, 2, 5]  # with their ends, but for the cut
@@ -145,7 +145,7 @@ def test_long_answers_are_cut_and_pairs_without_an_answer_left_out(
     ("changes", "message"),
     [
         ({"max_tokens": 33}, "max_tokens=33"),
-        ({"max_tokens": 2}, "no pair has an answer"),
+        ({"max_tokens": 2}, "no pair has a completion"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )

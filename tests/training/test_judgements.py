@@ -61,7 +61,7 @@ def test_rows_without_a_prompt_share_no_answer_across_the_split(caplog):
     assert all(shown.isdisjoint(row.texts()) for row in training)
     num_lost = len(rows) - len(held) - len(training)
     assert num_lost > 0
-    assert f"of 16 training rows, {num_lost} without a prompt of their own share an answer" in caplog.text
+    assert f"of 16 training rows, {num_lost} without their own prompt share a completion" in caplog.text
     assert "--evaluation FILE" in caplog.text
     caplog.clear()
     split_by_prompt([pair("", f"good {index}", f"bad {index}") for index in range(20)], fraction=0.2, seed=0)
@@ -82,7 +82,7 @@ def test_one_prompt_of_all_rows_is_as_good_as_none():
     several = [*rows[:5], pair("Summary: ", "long", "short")]
     with pytest.raises(InputError, match="1 of its prompts"):
         judgements.check_held_out(several, rows[6:], "e.jsonl")
-    with pytest.raises(InputError, match="all rows have one prompt"):
+    with pytest.raises(InputError, match="all rows have the same prompt"):
         split_by_prompt(rows[:1], fraction=0.2, seed=0)
 
 
@@ -98,7 +98,7 @@ def test_answers_of_a_given_evaluation_that_training_shows_are_counted(caplog, p
     judgements.check_held_out(training, [pair(prompt, "e", "f")], "e.jsonl")
     assert not caplog.text
     judgements.check_held_out(training, [pair(prompt, "a", "x"), pair(prompt, "y", "d")], "e.jsonl")
-    assert "evaluation='e.jsonl': 2 of its answers stand in training rows as well, such as 'a'" in caplog.text
+    assert "evaluation='e.jsonl': 2 of its completions are also in training rows, such as 'a'" in caplog.text
     with pytest.raises(InputError, match="1 of its prompts"):
         judgements.check_held_out(training, [pair(prompt, "a", "b")], "e.jsonl")
 

@@ -214,9 +214,9 @@ def test_reference_policy_answers_only_what_it_can_read(make_config, byte_model,
     task, _ = load_task(config)
     texts = [task.reader.tokenizer.decode(row.ids) for row in task.references]
     assert {text[:2] for text in texts} == {"ab", "cd", "ef"}
-    assert "cannot answer the prompts of 2 of 5 training rows" in caplog.text
+    assert "cannot read the prompts of 2 of 5 training rows" in caplog.text
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[3:]))
-    with pytest.raises(InputError, match=r"normalisation\.policy=.*can answer no training prompt"):
+    with pytest.raises(InputError, match=r"normalisation\.policy=.*cannot read any training prompt"):
         load_task(config)
 
 

@@ -135,7 +135,7 @@ def test_a_files_labels_are_looked_for_before_fine_tuning(config, tmp_path):
 def test_a_policy_that_says_one_thing_only_has_nothing_to_label(config, tmp_path, monkeypatch):
     monkeypatch.setattr(rlhf, "answer_prompts", lambda policy, prompts, settings: ["same"] * len(prompts))
     chain = replace(config, out=str(tmp_path / "chain"), sft_data=None, rounds=1)
-    with pytest.raises(InputError, match="round 1: all 12 pairs are of equal or empty answers"):
+    with pytest.raises(InputError, match="round 1: all 12 pairs have equal or empty completions"):
         rlhf.run_rlhf(chain, nobody_judges())
 
 
@@ -150,13 +150,13 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
     [
         ({"rounds": 0}, "rounds=0"),
         ({"labels": LabelingConfig()}, "labels.gold: the simulated annotator needs"),
-        ({"labels": LabelingConfig(annotator="file", file="x.jsonl")}, "labels.file='x.jsonl' would count 2 times"),
+        ({"labels": LabelingConfig(annotator="file", file="x.jsonl")}, "labels.file='x.jsonl' would be used 2 times"),
         ({"stop_after": "sft", "sft_data": None}, "stop_after=sft: without sft_data"),
         ({"reward": "vowels"}, "rounds=2: reward='vowels' is the same in all"),
         ({"reward": "vowels", "rounds": 1, "stop_after": "labels"}, "stop_after=labels: reward='vowels'"),
         (
             {"reward": "vowels", "rounds": 1, "labels": LabelingConfig(annotator="page")},
-            "labels.annotator=page: reward='vowels' takes the labels' place",
+            "labels.annotator=page: reward='vowels' replaces the labels",
         ),
         ({"ppo": PPOStage(judges=("gold=vowels",))}, "ppo.judges: the name gold is taken"),
     ],
@@ -212,7 +212,7 @@ def test_a_misspelt_reward_is_refused_before_the_first_stage(config, tmp_path, o
         "labels.gold": {"labels": replace(config.labels, gold="vowles")},
         "ppo.judges": {"ppo": replace(config.ppo, judges=("other=vowles",))},
     }
-    with pytest.raises(InputError, match=f"{option}.*'vowles' is no built-in"):
+    with pytest.raises(InputError, match=f"{option}.*'vowles' is not a built-in"):
         rlhf.run_rlhf(replace(config, out=str(tmp_path / "chain"), **changes[option]), lambda *_: [])
     assert not (tmp_path / "chain").exists()
 
@@ -222,7 +222,7 @@ def test_a_chain_that_is_stopped_says_how_to_go_on(config, tmp_path):
         raise Interrupted("--resume goes on", 2)
 
     chain = replace(config, out=str(tmp_path / "chain"), sft_data=None)
-    with pytest.raises(Interrupted, match="the same command goes on") as caught:
+    with pytest.raises(Interrupted, match="run the same command to resume") as caught:
         rlhf.run_rlhf(chain, stopped)
     assert caught.value.signal_number == 2
 
@@ -242,7 +242,7 @@ def test_a_chain_stops_after_a_stage_goes_on_and_grows(config, tmp_path, monkeyp
     port = replace(short.labels, port=1)
     grown = rlhf.run_rlhf(replace(short, labels=port, rounds=2), judge_by_vowels())
     assert [policy.name for policy in grown.policies] == ["base", "PPO round 1", "PPO round 2"]
-    with pytest.raises(InputError, match="rounds=1: the chain has labels of more"):
+    with pytest.raises(InputError, match="rounds=1: the chain has labels of more rounds"):
         rlhf.run_rlhf(short, judge_by_vowels())
     assert storage.RunFolder(tmp_path / "chain").read_config()["rounds"] == 2, "what is refused changes nothing"
 
@@ -285,7 +285,7 @@ def test_a_chain_that_is_stopped_inside_ppo_ends_as_if_it_had_not_been(config, t
     for name in ("stopped", "whole"):
         one = replace(chain, out=str(tmp_path / name))
         if name == "stopped":
-            with pytest.raises(Interrupted, match="the same command goes on"):
+            with pytest.raises(Interrupted, match="run the same command to resume"):
                 rlhf.run_rlhf(one, judge_by_vowels())
             assert not (tmp_path / name / "round-1" / "ppo" / "model").exists()
         found = rlhf.run_rlhf(one, judge_by_vowels()).policies[-1]

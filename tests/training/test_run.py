@@ -107,7 +107,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(config, r
     assert (folder.path / "count").read_text() == "3"
     assert len(read_jsonl(folder.samples_file)) == 1
     assert not list(folder.checkpoints_folder.glob("*tmp*"))
-    assert "stopped before its first checkpoint: starting anew" in capsys.readouterr().err
+    assert "stopped before its first checkpoint: starting from scratch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("resume", [True, False])

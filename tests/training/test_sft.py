@@ -297,7 +297,7 @@ def test_bad_input_is_refused_before_the_folder_is_made(
 
 def test_what_is_cut_is_said(make_sft_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
     load_sft(make_sft_config(row_length=5, evaluation_fraction=0.0))
-    assert "of 20 sequences, at row_length=5, 0 texts were split, 20 completions cut" in caplog.text
+    assert "of 20 sequences, at row_length=5, 0 texts were split, 20 completions truncated" in caplog.text
 
 
 def _copy_with_template(source: Path, target: Path) -> None:

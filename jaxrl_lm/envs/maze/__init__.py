@@ -1,1 +1,1 @@
-"""Mazes: generated or drawn by hand, a bank of levels, the environment, and the oracle that knows the best path."""
+"""Mazes, generated or drawn by hand: level banks, the environment, and the shortest-path oracle."""

@@ -1,8 +1,8 @@
-"""`Maze-v0`: find the way to the goal of a maze drawn from a bank of levels.
+"""`Maze-v0`: find the path to the goal of a maze from a bank of levels.
 
-An episode's state is (level, position, time). A step reads one byte of the bank, draws nothing, and writes three
-integers; so mazes are stepped by the million a second, and the bank is replaced between chunks of updates by
-`new_params`, which is how training always meets new mazes.
+The state of an episode is (level, position, time). A step reads one byte of the bank, draws no random numbers, and
+writes three integers, so millions of steps per second are possible. `refresh` replaces levels between chunks of
+updates, so that training sees new mazes.
 """
 
 from dataclasses import dataclass, replace
@@ -30,18 +30,18 @@ Reward = Literal["article", "sparse", "shaped"]
 
 @dataclass(frozen=True, kw_only=True)
 class MazeConfig:
-    """What a maze environment shows and pays.
+    """Observations, rewards and time limit of a maze environment.
 
     Attributes:
         observation: "position": the agent's cell, an integer. "grid": uint8 planes `[H, W, 3]` of walls, agent and
-            goal. "window": the same planes `[k, k, 3]` around the agent; beyond the border all is wall.
-        reward: "article": -1 a step, +1 for the step that reaches the goal. "sparse": 1 for that step, else 0.
+            goal. "window": the same planes `[k, k, 3]` around the agent; cells beyond the border are walls.
+        reward: "article": -1 per step, +1 for the step that reaches the goal. "sparse": 1 for that step, else 0.
             "shaped": sparse plus discount * P(next) - P(here) with the potential P = -distance to the goal / cells
             (Ng, Harada and Russell, 1999, Policy invariance under reward transformations).
         window_size: k, odd.
         max_steps: time limit of an episode; None for twice the number of cells.
         discount: gamma of the shaping term; must be the agent's.
-        has_action_mask: also show which moves are legal (a `MaskedObservation`).
+        has_action_mask: add a mask of the legal moves to observations (a `MaskedObservation`).
     """
 
     observation: Observation = "position"
@@ -61,7 +61,7 @@ class MazeConfig:
 
 @struct.dataclass
 class MazeState(environment.EnvState):
-    """Where an episode stands.
+    """State of an episode.
 
     Attributes:
         time: steps made, int32.
@@ -129,8 +129,8 @@ class Maze(LevelEnvironment):
         if self.config.observation != "position" or self.config.has_action_mask:
             return None
         return (
-            "observation=position shows neither walls nor goal, so that no policy can find its way through mazes that "
-            "change; choose observation=grid or observation=window, or one maze: a layout such as layout=medium, or "
+            "observation=position shows neither walls nor goal, so no policy can solve mazes that change; "
+            "choose observation=grid or observation=window, or one maze: a layout such as layout=medium, or "
             "num_levels=1 without --refresh-levels"
         )
 
@@ -153,9 +153,9 @@ class Maze(LevelEnvironment):
     def refresh(self, params: MazeParams, key: jax.Array) -> MazeParams:
         """Fresh levels for the episodes to come; jit it.
 
-        Running episodes go on in their old levels: the bank has two halves, the one that episodes are not drawn from
-        is replaced, and drawing moves to it. Call it no more often than every `max_steps_in_episode` steps, so that no
-        episode is left in the half that is replaced. The first call doubles the bank.
+        Running episodes keep their levels: the bank has two halves, the inactive one is replaced and becomes active.
+        Call this at most every `max_steps_in_episode` steps, so that no episode is left in the half that is replaced.
+        The first call doubles the bank.
         """
         fresh = self.source.make_bank(key)
         half = fresh.num_levels
@@ -235,7 +235,7 @@ class Maze(LevelEnvironment):
         return new, self._reward(state, new, params)
 
     def is_terminated(self, state: MazeState, params: MazeParams) -> jax.Array:
-        """Whether the agent stands on the goal."""
+        """Whether the agent is at the goal."""
         return state.position == params.bank.goals[state.level]
 
     def observation(self, state: MazeState, params: MazeParams) -> Any:
@@ -259,7 +259,7 @@ class Maze(LevelEnvironment):
         return spaces.Discrete(grid.NUM_MOVES)
 
     def observation_space(self, params: MazeParams | None = None) -> spaces.Space:
-        """A cell, or planes of 0 and 1; that of the observation itself where there is an action mask beside it."""
+        """A cell, or planes of 0 and 1; with an action mask, that of the observation itself."""
         del params
         if self.config.observation == "position":
             return spaces.Discrete(self.num_cells)

@@ -35,7 +35,7 @@ class _Walk(NamedTuple):
 
     Attributes:
         codes: of each room its last arrow, and `_IN_TREE`.
-        here: where the walk stands.
+        here: current room of the walk.
         start: where it began; all rooms before are in the tree.
         is_walking: False while its way is added to the tree.
     """
@@ -182,7 +182,7 @@ def _rooms(height: int, width: int) -> tuple[int, int]:
 
 
 def _shift(rooms: jax.Array, move: int) -> jax.Array:
-    """Each room's value moved to the neighbour that lies in direction `move`; zeros come in at the border."""
+    """Each room's value moved to the neighbour in direction `move`; zeros come in at the border."""
     rows, columns = DIRECTIONS[move]
     height, width = rooms.shape
     return jnp.pad(rooms, 1)[1 - rows : 1 - rows + height, 1 - columns : 1 - columns + width]

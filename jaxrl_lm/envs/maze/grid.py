@@ -14,7 +14,7 @@ from jaxrl_lm.types import PyTree
 NUM_MOVES = 4
 # (rows, columns) of up, down, left, right
 DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))
-UNREACHABLE = 65_535  # distance of walls, and of cells from which no way leads to the goal
+UNREACHABLE = 65_535  # distance of walls, and of cells without a path to the goal
 
 
 @struct.dataclass(kw_only=True)
@@ -25,7 +25,7 @@ class LevelBank:
         moves: bit a is 1 where move a leads to an open cell, uint8 `[L, C]`; 0 for a wall.
         starts: cell where an episode begins, int32 `[L]`.
         goals: cell where it ends, int32 `[L]`.
-        distances: moves from a cell to the goal by a shortest way, uint16 `[L, C]`; `UNREACHABLE` for a wall.
+        distances: length of a shortest path from a cell to the goal, uint16 `[L, C]`; `UNREACHABLE` for a wall.
     """
 
     moves: PyTree
@@ -56,7 +56,7 @@ def apply_move(
     """The cell after a move; an illegal move leaves the agent where it is.
 
     Args:
-        cell: where the agent stands.
+        cell: the agent's cell.
         action: 0 to 3.
         moves_here: bits of the cell's legal moves.
         width: columns of the grid.

@@ -1,4 +1,4 @@
-"""Which mazes are held out from training: a hash of the walls decides, whatever start and goal are."""
+"""Hold out mazes from training by a hash of their walls, independent of start and goal."""
 
 import functools
 from typing import Literal, NamedTuple
@@ -82,7 +82,7 @@ def _layouts(generator: str, height: int, width: int) -> tuple[np.ndarray, np.nd
 
 
 def is_held_out(bank: LevelBank, split: Split) -> Bool[Array, " L"]:
-    """Whether each level belongs to the part that training never meets."""
+    """Whether each level is held out from training."""
     hashes = hash_layouts(bank.moves)
     if split.unit == "level":
         hashes = _mix(hashes ^ _mix(bank.starts.astype(jnp.uint32) * 2 + 1) ^ _mix(bank.goals.astype(jnp.uint32) * 2))

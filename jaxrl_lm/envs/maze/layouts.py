@@ -118,8 +118,8 @@ def layout_rows(layout: str) -> list[str]:
         layout: a name in `LAYOUTS`, or the drawing itself; blank lines around it and spaces around rows do not count.
 
     Raises:
-        InputError: unknown name, unknown characters, ragged rows, no start, not exactly one goal, or a start from
-            which no way leads to the goal.
+        InputError: unknown name, unknown characters, ragged rows, no start, not exactly one goal, or a start
+            without a path to the goal.
     """
     drawing = _drawing(layout)
     rows = [row.strip() for row in drawing.strip().splitlines()]
@@ -143,8 +143,8 @@ def _drawing(layout: str) -> str:
         return LAYOUTS[layout]
     near = get_close_matches(layout.lower(), LAYOUTS, n=3, cutoff=0.5)
     raise InputError(
-        f"layout={layout!r} is no layout; {'the nearest names' if near else 'there are'}: "
-        f"{', '.join(near or LAYOUTS)}, or draw one with # . S G, a line each row"
+        f"layout={layout!r} is not a layout; {'did you mean' if near else 'there are'}: "
+        f"{', '.join(near or LAYOUTS)}, or draw one with # . S G, one line per row"
     )
 
 
@@ -159,7 +159,7 @@ def _check_marks(rows: list[str]) -> None:
     if len(sealed):
         row, column = sealed[0]
         raise InputError(
-            f"layout: walls seal the goal: no way leads to it from the start at row {row + 1}, column {column + 1}; "
+            f"layout: there is no path to the goal from the start at row {row + 1}, column {column + 1}; "
             "open a wall between them"
         )
 

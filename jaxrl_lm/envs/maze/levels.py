@@ -1,4 +1,4 @@
-"""Where levels come from: a generator with sizes and a seed, or a layout drawn by hand."""
+"""Sources of levels: a generator with sizes and a seed, or a layout drawn by hand."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,7 +27,7 @@ _SPARE = {"training": 1.1, "held-out": 1.5}  # how many more levels are drawn th
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSource:
-    """How a bank of levels is made; start and goal of a generated level are two random cells with a way between them.
+    """Source of a bank of levels; start and goal of a generated level are two random cells with a path between them.
 
     Attributes:
         generator: a name in `GENERATORS`.
@@ -69,7 +69,7 @@ class LevelSource:
             raise InputError(f"num_levels={self.num_levels} must be at least 1")
 
     def make_bank(self, key: Key[Array, ""]) -> LevelBank:
-        """The levels that a key stands for; a layout's are the same for every key. Pure; jit it.
+        """The levels of a key; those of a layout are the same for every key. Pure; jit it.
 
         Args:
             key: consumed.
@@ -146,7 +146,7 @@ def source_from_options(
         layout: a name in `LAYOUTS`, or a drawing, in place of generated levels.
 
     Raises:
-        InputError: one of them is not what it must be, or is given beside a layout, which has its own.
+        InputError: one of them is not what it must be, or is given together with a layout, which has its own.
     """
     options = {"size": size, "generator": generator, "num_levels": num_levels}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -184,12 +184,12 @@ def _bank_of_layout(rows: list[str]) -> LevelBank:
 def _check_size(name: str, size: int) -> None:
     if size < 5 or size % 2 == 0:
         nearest = max(5, size + 1 if size % 2 == 0 else size)
-        raise InputError(f"{name}={size} must be odd and at least 5, such as {nearest}: walls lie between the rooms")
+        raise InputError(f"{name}={size} must be odd and at least 5, such as {nearest}: walls are between open cells")
 
 
 def _unknown_generator(name: str) -> str:
     near = get_close_matches(name.lower(), GENERATORS, n=3, cutoff=0.5)
     return (
-        f"generator={name!r} is no generator; {'the nearest names' if near else 'there are'}: "
+        f"generator={name!r} is not a generator; {'did you mean' if near else 'there are'}: "
         f"{', '.join(near or GENERATORS)}"
     )

@@ -1,4 +1,4 @@
-"""What is best: the distance of every cell to the goal, the moves of shortest ways, and the return they earn."""
+"""Shortest paths: distance of every cell to the goal, optimal moves, and optimal returns."""
 
 from typing import Any, Literal
 
@@ -11,12 +11,12 @@ from jaxrl_lm.envs.maze.grid import DIRECTIONS, UNREACHABLE
 
 
 def distances_to_goal(moves: UInt8[Array, "*B C"], goal: Int[Array, "*B"], width: int) -> UInt16[Array, "*B C"]:
-    """Moves from each cell to the goal by a shortest way, found by flooding all cells at once from the goal.
+    """Length of a shortest path from each cell to the goal, found by flooding all cells at once from the goal.
 
     distance(goal) = 0, distance(c) = 1 + min over legal moves of distance(where the move leads)
 
-    A step of the flood costs little, there are as many as the longest shortest way, and loops do not matter. A batch
-    is flooded faster by one call than by `vmap`: here the levels lie side by side in memory.
+    The flood takes as many cheap steps as the longest shortest path; loops do not matter. One call for a batch is
+    faster than `vmap`, since the levels are contiguous in memory.
 
     Args:
         moves: bits of the legal moves, as `grid.legal_moves` gives them; a legal move can also be made backwards.
@@ -24,7 +24,7 @@ def distances_to_goal(moves: UInt8[Array, "*B C"], goal: Int[Array, "*B"], width
         width: columns of the grid.
 
     Returns:
-        Distances in moves; `UNREACHABLE` for walls, and for cells from which no way leads to the goal.
+        Distances in moves; `UNREACHABLE` for walls, and for cells without a path to the goal.
     """
     num_cells = moves.shape[-1]
     moves = jnp.moveaxis(moves, -1, 0)
@@ -46,7 +46,7 @@ def distances_to_goal(moves: UInt8[Array, "*B C"], goal: Int[Array, "*B"], width
 
 
 def optimal_moves(distances: UInt16[Array, "*B C"], moves: UInt8[Array, "*B C"], width: int) -> UInt8[Array, "*B C"]:
-    """Bits of the legal moves that begin a shortest way to the goal; none for the goal, walls and cells cut off.
+    """Bits of the legal moves on a shortest path to the goal; none for the goal, walls and unreachable cells.
 
     Args:
         distances: of `distances_to_goal`.
@@ -69,13 +69,13 @@ def optimal_return(
     reward: Literal["article", "sparse", "shaped"],
     num_cells: int,
 ) -> Float[Array, "*B"]:
-    """Discounted return of a shortest way of d moves to the goal, for each reward of `MazeConfig`.
+    """Discounted return of a shortest path of d moves to the goal, for each reward of `MazeConfig`.
 
     article: discount^(d-1) - (1 + discount + ... + discount^(d-2))
     sparse:  discount^(d-1)
     shaped:  discount^(d-1) + d / num_cells
 
-    The shaping terms discount * P(next) - P(here) cancel one by one, whatever the way, and leave -P(start) =
+    The shaping terms discount * P(next) - P(here) cancel one by one on any path, and leave -P(start) =
     d / num_cells; so the discount must be the one that `MazeConfig` shapes with. All three are the best returns there
     are for that discount.
 

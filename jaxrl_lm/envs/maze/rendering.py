@@ -140,9 +140,9 @@ def as_text(bank: LevelBank, level: int, width: int, position: int | None = None
 
 def _read(bank: LevelBank, level: int, width: int) -> tuple[np.ndarray, int, int]:
     """Walls `[H, W]`, start and goal of a level."""
-    # Checked here, since JAX's own indexing takes the nearest level without a word.
+    # Checked here, since JAX's own indexing silently clips to the nearest level.
     if not 0 <= level < bank.num_levels:
-        raise InputError(f"level={level} must lie in 0..{bank.num_levels - 1}, the levels of this bank")
+        raise InputError(f"level={level} must be in 0..{bank.num_levels - 1}, the levels of this bank")
     num_cells = bank.moves.shape[1]
     if width < 1 or num_cells % width:
         raise InputError(f"width={width} must divide the {num_cells} cells of a level")

@@ -63,7 +63,7 @@ def load_agent(
         run: folder of a run of `jaxrl-lm train`.
         seed: number of the seed, from 0.
         value: of a sweep, which one: the value where one name was swept, else values by name.
-        is_greedy: take the likeliest action; else draw it from the policy.
+        is_greedy: take the most likely action; else sample from the policy.
 
     Raises:
         InputError: there is no such run, seed or value, or the policy draws no actions.
@@ -72,10 +72,10 @@ def load_agent(
     learner_index = _index(config, seed, value)
     task, state = restore_run(config, trainer.make_learner)
     if np.asarray(state.is_diverged)[learner_index]:
-        raise InputError(f"seed={seed}: it has diverged, its parameters are not finite; choose another")
+        raise InputError(f"seed={seed} has diverged, its parameters are not finite; choose another seed")
     act = task.learner.act if is_greedy else task.learner.sample
     if act is None:
-        raise InputError(f"is_greedy=False: the policy of {config.algorithm_name} draws no actions; leave it out")
+        raise InputError(f"is_greedy=False: the policy of {config.algorithm_name} is always greedy; leave it out")
     learner = jax.tree.map(lambda leaf: leaf[learner_index], state.learners)
     env_params = task.held_out
     if generates_levels(task.held_out_env):
@@ -109,7 +109,7 @@ def _from_saved(kind: Any, saved: Mapping[str, Any]) -> Any:
     hints = get_type_hints(kind)
     unknown = set(saved) - {field.name for field in fields(kind)}
     if unknown:
-        raise InputError(f"config.yaml has settings that are not known: {', '.join(sorted(unknown))}; remove them")
+        raise InputError(f"config.yaml has unknown settings: {', '.join(sorted(unknown))}; remove them")
     values = {}
     for name, value in saved.items():
         if is_dataclass(hints[name]) and isinstance(value, Mapping):

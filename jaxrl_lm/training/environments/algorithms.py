@@ -16,7 +16,7 @@ from jaxrl_lm.training.environments.task import MakeLearner
 
 
 def _ppo_policy() -> PolicyConfig:
-    """One network for policy and values; grids go through 32 convolutions first."""
+    """One network for policy and values; grid observations first pass 32 convolutions."""
     return PolicyConfig(trunk=TrunkConfig(hidden_sizes=(256,), activation="relu", channels=(32,)), is_shared=True)
 
 
@@ -48,7 +48,7 @@ class TrainPPOConfig(EnvironmentRunConfig, EnvironmentPPOConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDQNConfig(EnvironmentRunConfig, DQNConfig):
-    """Train DQN, with its improvements as switches, in an environment with discrete actions."""
+    """Train DQN, with optional extensions, in an environment with discrete actions."""
 
     algorithm: Literal["dqn"] = "dqn"
     num_envs: int = 8
@@ -76,7 +76,7 @@ class TrainPQNConfig(EnvironmentRunConfig, PQNConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTabularConfig(EnvironmentRunConfig, TabularConfig):
-    """Train a table of values in an environment with discrete observations and actions."""
+    """Train a tabular algorithm in an environment with discrete observations and actions."""
 
     # A table needs observations that are integers.
     default_env_options: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -90,14 +90,14 @@ class TrainTabularConfig(EnvironmentRunConfig, TabularConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainQLearningConfig(TrainTabularConfig):
-    """Q-learning: the target is the best action's value."""
+    """Q-learning: the target is the value of the best action."""
 
     kind: Literal["q-learning"] = "q-learning"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDoubleQConfig(TrainTabularConfig):
-    """Double Q-learning: one table chooses the best action, the other values it."""
+    """Double Q-learning: one table chooses the best action, the other evaluates it."""
 
     kind: Literal["double-q"] = "double-q"
 
@@ -111,7 +111,7 @@ class TrainSarsaConfig(TrainTabularConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainExpectedSarsaConfig(TrainTabularConfig):
-    """Expected SARSA: the target is the mean value under the policy that acts."""
+    """Expected SARSA: the target is the expected value under the acting policy."""
 
     kind: Literal["expected-sarsa"] = "expected-sarsa"
 

@@ -37,25 +37,24 @@ class EnvironmentRunConfig(RunConfig):
     """A run in an environment; an algorithm's settings class inherits from this and from the algorithm's settings.
 
     Attributes:
-        env: id of an environment: Maze-v0, ChainMaze-v0, any of gymnax's, or file.py:NAME for one of your own, where
-            NAME is a class or a function that returns an environment.
-        env_options: of the environment, KEY=VALUE each, such as size=7 observation=grid. What is not given has the
-            environment's default; Maze-v0 is by default trained with size=7 observation=grid reward=sparse. Of gymnax's
-            environments: arguments of the class and fields of its parameters, such as max_steps_in_episode=100.
-        wrappers: around the environment, innermost first: NAME or NAME=VALUE each, of frame_stack=4,
-            sticky_actions=0.25, clip_reward=1, flatten.
-        binning: how continuous observations and actions are made discrete; by default they are not.
-        total_steps: environment steps of each seed; rounded up to whole chunks.
-        num_seeds: independent runs, trained together by vmap. Each has levels of its own to train on and to be
-            evaluated on.
-        seed: of the first; the others follow from it.
-        sweep: NAME=V1,V2,... each, of traced hyperparameters, such as learning_rate=1e-3,3e-4 discount=0.9,0.99: every
-            seed is trained with every combination, all in one program; metrics carry the values in their names.
-        chunk_updates: updates in one jitted scan, between which metrics are written and levels refreshed.
-        refresh_levels: meet new mazes: replace the levels that episodes are drawn from as often as their length allows.
-        eval_every: chunks between evaluations on held-out levels; 0 for one at the end alone.
-        eval_episodes: episodes of an evaluation; for mazes the number of held-out levels.
-        num_devices: devices that the environments are spread over; 0 for all.
+        env: environment id: Maze-v0, ChainMaze-v0, any gymnax environment, or file.py:NAME for your own, where NAME is
+            a class or a function that returns an environment.
+        env_options: options of the environment as KEY=VALUE, such as size=7 observation=grid. Maze-v0 is trained with
+            size=7 observation=grid reward=sparse by default. Gymnax environments take the arguments of their class and
+            the fields of their parameters, such as max_steps_in_episode=100.
+        wrappers: wrappers as NAME or NAME=VALUE, innermost first: frame_stack=4, sticky_actions=0.25, clip_reward=1,
+            flatten.
+        binning: discretisation of continuous observations and actions; off by default.
+        total_steps: environment steps per seed, rounded up to whole chunks.
+        num_seeds: independent seeds, trained together with vmap. Each has its own training and evaluation levels.
+        seed: seed of the first run; the others are derived from it.
+        sweep: hyperparameter values as NAME=V1,V2,..., such as learning_rate=1e-3,3e-4 discount=0.9,0.99: every
+            combination is trained with every seed in one program; metric names contain the values.
+        chunk_updates: updates per jitted scan; metrics are written and levels refreshed between chunks.
+        refresh_levels: train on new mazes: replace the levels as often as the length of episodes allows.
+        eval_every: chunks between evaluations on held-out levels; 0 evaluates only at the end.
+        eval_episodes: episodes per evaluation; for mazes the number of held-out levels.
+        num_devices: devices to shard the environments over; 0 for all.
     """
 
     default_env_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -150,7 +149,7 @@ def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not name:
             raise InputError(f"env_options={option!r} must be KEY=VALUE, such as size=7")
         if name in options:
-            raise InputError(f"env_options={option!r}: {name} comes twice; leave one out")
+            raise InputError(f"env_options={option!r}: {name} is given twice; remove one")
         options[name] = _value(value)
     return options
 

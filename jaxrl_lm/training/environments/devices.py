@@ -23,9 +23,9 @@ def count_devices(config: EnvironmentRunConfig) -> int:
     num_devices = config.num_devices or jax.device_count()
     num_envs = config.agent.num_envs
     if num_devices > jax.device_count():
-        raise InputError(f"num_devices={num_devices}: there are {jax.device_count()}; choose 0 for all")
+        raise InputError(f"num_devices={num_devices}: only {jax.device_count()} available; choose 0 for all")
     if num_envs % num_devices:
-        raise InputError(f"num_envs={num_envs} is not divided by num_devices={num_devices}; choose a multiple of it")
+        raise InputError(f"num_envs={num_envs} is not a multiple of num_devices={num_devices}; choose a multiple")
     return num_devices
 
 

@@ -53,8 +53,8 @@ def evaluate_run(
         config: as the run was started.
         make_learner: its algorithm.
         env_options: KEY=VALUE each, in place of the run's own; observations must keep their shape.
-        num_episodes: episodes of each seed; for generated mazes so many held-out levels of each seed's own.
-        seed: of levels and episodes; its draws are others than training's, whatever that one's seed.
+        num_episodes: episodes of each seed; for generated mazes the number of held-out levels of each seed.
+        seed: random seed of levels and episodes; independent of training, whatever its seed.
 
     Returns:
         Metrics, one number a learner, `[V * S]`, as `config.sweep_columns()` says; NaN for what has diverged.
@@ -97,6 +97,6 @@ def _check_same_view(task: EnvironmentTask, env: Any, env_params: Any) -> None:
     )
     if learned != shown:
         raise InputError(
-            f"env_options: the environment shows {shown}, but the policy has learned to see {learned}; "
+            f"env_options: the environment returns {shown}, but the policy was trained on {learned}; "
             "keep size and observation"
         )

@@ -54,7 +54,7 @@ def read_sweep(sweep: tuple[str, ...]) -> Sweep:
         name, _, listed = text.partition("=")
         name = name.rpartition(".")[2].replace("-", "_")
         if name in values:
-            raise InputError(f"sweep={text!r}: {name} is swept twice; give all its values at once, {_EXAMPLE}")
+            raise InputError(f"sweep={text!r}: {name} is given twice; give all its values at once, {_EXAMPLE}")
         values[name] = _read_values(text, listed)
     return Sweep(values)
 
@@ -74,9 +74,9 @@ def _read_values(text: str, listed: str) -> tuple[float, ...]:
         with np.errstate(over="ignore"):
             rounded = np.float32(value)
         if not np.isfinite(rounded):
-            raise InputError(f"sweep={text!r}: {value} is not a finite float32; leave it out")
+            raise InputError(f"sweep={text!r}: {value} is not a finite float32; remove it")
         if rounded in seen:
-            raise InputError(f"sweep={text!r}: {value} comes twice (in float32); leave one out")
+            raise InputError(f"sweep={text!r}: {value} is given twice (in float32); remove one")
         seen.add(rounded)
     return values
 
@@ -107,7 +107,7 @@ def set_hyperparams(learners: PyTree, sweep: Sweep, num_seeds: int) -> PyTree:
     known = set(_hyperparam_names(learners))
     for name in sweep.values:
         if name not in known:
-            raise InputError(f"sweep: {name} cannot be swept; what can: {', '.join(sorted(known)) or 'nothing'}")
+            raise InputError(f"sweep: {name} cannot be swept; choose from: {', '.join(sorted(known)) or 'nothing'}")
 
     def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         name = _hyperparam_name(path)

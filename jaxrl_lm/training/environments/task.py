@@ -131,7 +131,7 @@ def make_env(config: EnvironmentRunConfig, **options: Any) -> tuple[Any, Any]:
     if config.binning == BinningConfig():
         return env, env_params
     if isinstance(env, LevelEnvironment):
-        raise InputError(f"binning: the levels of {config.env} could then not be held out or replaced; leave it out")
+        raise InputError(f"binning: the levels of {config.env} could not be held out or refreshed; leave it out")
     return BinnedEnvironment(env, env_params, config.binning), env_params
 
 

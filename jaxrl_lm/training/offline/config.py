@@ -14,16 +14,16 @@ class ExamplesStageConfig(ModelStageConfig):
     """What a stage that learns from examples, a reward model too, can be given.
 
     Attributes:
-        evaluation: a file of examples to evaluate on, of the form of the training data; None holds out a share.
-        evaluation_fraction: share of the training data that is held out for evaluation where no file is given; rows of
-            one prompt are all held out or all trained on. 0 evaluates on nothing.
-        evaluate_every: updates between evaluations; the last update is always followed by one.
-        num_epochs: passes over the data; a part of one is allowed.
-        num_updates: updates to make; None makes those of num_epochs.
-        num_accumulated: batches whose gradients are summed for one update.
-        batch_size: rows, pairs or prompts a batch.
+        evaluation: file of held-out examples, in the form of the training data; None holds out a share of the data.
+        evaluation_fraction: share of the training data to hold out if no file is given; all rows of a prompt are on
+            the same side. 0 disables evaluation.
+        evaluate_every: updates between evaluations; there is always one after the last update.
+        num_epochs: passes over the data; may be fractional.
+        num_updates: number of updates; None derives it from num_epochs.
+        num_accumulated: batches per update (gradient accumulation).
+        batch_size: rows, pairs or prompts per batch.
         optimizer: AdamW and its schedule.
-        save_every: updates between checkpoints; the last one is always saved.
+        save_every: updates between checkpoints; the last update is always saved.
     """
 
     evaluation: str | None = None
@@ -61,8 +61,8 @@ class OfflineStageConfig(ExamplesStageConfig):
     """What a stage that trains a language model on examples can be given.
 
     Attributes:
-        num_samples: held-out prompts answered before and after training, for the report.
-        max_new_tokens: length of these answers, in tokens.
+        num_samples: held-out prompts completed before and after training, for the report.
+        max_new_tokens: maximum length of these samples, in tokens.
     """
 
     num_samples: int = 8

@@ -29,18 +29,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DPORunConfig(OfflineRunConfig):
-    """Direct preference optimization of a language model, which is also the reference, on pairs of answers.
+    """Direct preference optimization of a language model on preference pairs; the initial model is the reference.
 
     Attributes:
-        preferences: rows with `prompt`, `chosen` and `rejected`, or of another form that holds pairs: .jsonl, .json,
-            .csv, .tsv, .parquet, each also .gz, or hub:NAME[[:CONFIG]:SPLIT].
-        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
-            `model`, which must then read all ids but one (padding).
-        batch_size: pairs a batch.
-        max_tokens: longest prompt with its answer; longer answers lose their end. None takes the model's context, at
-            most 1,024.
+        preferences: rows with `prompt`, `chosen` and `rejected`, or another form of pairs: .jsonl, .json, .csv, .tsv,
+            .parquet, each also .gz, or hub:NAME[[:CONFIG]:SPLIT].
+        labels_tokenizer: folder or hub id of the tokenizer of labels given as token ids, such as OpenAI's; None uses
+            that of `model`, which must then have all ids but one (padding).
+        batch_size: pairs per batch.
+        max_tokens: maximum length of prompt and completion; longer completions are truncated. None uses the model's
+            context, at most 1,024.
         optimizer: AdamW and its schedule.
-        dpo: the loss.
+        dpo: DPO loss.
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = (
@@ -62,7 +62,7 @@ class DPORunConfig(OfflineRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.at_least(self, 2, "max_tokens", why="a token is learned from one before it")
+        checks.at_least(self, 2, "max_tokens", why="each token is predicted from earlier ones")
 
 
 def load_dpo(config: DPORunConfig) -> OfflineTask:
@@ -77,7 +77,7 @@ def load_dpo(config: DPORunConfig) -> OfflineTask:
     max_tokens = _max_tokens(config, model.config.max_positions)
     train_ids, held_out_ids = (encode_pairs(pairs, tokenizer, max_tokens) for pairs in (train, held_out))
     if not train_ids:
-        raise InputError(f"preferences: no pair has an answer within max_tokens={max_tokens}; raise it")
+        raise InputError(f"preferences: no pair has a completion within max_tokens={max_tokens}; raise it")
     width = max(len(each.ids) for pair in train_ids + held_out_ids for each in pair)
     pairs, held_out_pairs = (
         _with_reference(config, model, params, to_rows(each, width)) for each in (train_ids, held_out_ids)
@@ -124,7 +124,7 @@ def encode_pairs(pairs: list[Preference], tokenizer: Any, max_tokens: int) -> li
             found.append((chosen, rejected))
     if num_cut or len(found) < len(pairs):
         _log.warning(
-            "of %d pairs, %d were cut at max_tokens=%d, and %d left out because nothing of an answer is left",
+            "of %d pairs, %d were truncated at max_tokens=%d, and %d dropped because no completion token was left",
             *(len(pairs), num_cut, max_tokens, len(pairs) - len(found)),
         )
     return found
@@ -166,7 +166,7 @@ def _max_tokens(config: DPORunConfig, context: int) -> int:
         return min(context, _LONGEST_ANSWER)
     if config.max_tokens > context:
         raise InputError(
-            f"max_tokens={config.max_tokens}: the model's context is {context} tokens; choose at most as many"
+            f"max_tokens={config.max_tokens}: the model's context is {context} tokens; choose at most that many"
         )
     return config.max_tokens
 

@@ -29,17 +29,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SFTStageConfig(OfflineStageConfig):
-    """What a stage of supervised fine-tuning can be given.
+    """Settings of supervised fine-tuning.
 
     Attributes:
-        form: whether the data are prompts with completions or texts; "auto" takes the form of the first row that has
-            the columns of either.
-        loss_on: learn the tokens of the "completion" only, or "all"; a text is learned whole in either case.
-            "assistant" learns, of a completion or of messages, what the assistant says and nothing of other turns.
-        batch_size: rows a batch.
-        row_length: tokens a row; several sequences share one, longer ones are split (texts) or cut (completions).
-            None takes the model's context, at most 1,024.
-        packing_window: sequences that are packed together; more pack tighter.
+        form: whether the data are prompts with completions or texts; "auto" uses the first row that has the columns of
+            either.
+        loss_on: compute the loss on the "completion" only, or on "all" tokens; texts always use all. "assistant" uses
+            only assistant turns of completions and messages.
+        batch_size: rows per batch.
+        row_length: tokens per row; several sequences are packed into one, longer ones are split (texts) or truncated
+            (completions). None uses the model's context, at most 1,024.
+        packing_window: sequences that are packed together; larger windows pack tighter.
     """
 
     form: DataForm = "auto"
@@ -50,12 +50,12 @@ class SFTStageConfig(OfflineStageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least(self, 1, "packing_window")
-        checks.at_least(self, 2, "row_length", why="a token is learned from one before it")
+        checks.at_least(self, 2, "row_length", why="each token is predicted from earlier ones")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRunConfig(SFTStageConfig, OfflineRunConfig):
-    """Supervised fine-tuning of a language model on answers or texts, packed into rows.
+    """Supervised fine-tuning of a language model on completions or texts, packed into rows.
 
     Attributes:
         data: rows with `prompt` and `completion`, or with `text` or `messages`: .jsonl, .json, .csv, .tsv, .parquet,
@@ -136,12 +136,12 @@ def pack_rows(config: SFTRunConfig, sequences: list[EncodedText], row_length: in
     fitted, cut = data.fit_sequences(sequences, row_length=row_length, is_loss_on_all=is_loss_on_all)
     if any(cut):
         _log.warning(
-            "%s: of %d sequences, at row_length=%d, %d texts were split, %d completions cut, and %d left out "
-            "because nothing of them is to be learned",
+            "%s: of %d sequences, at row_length=%d, %d texts were split, %d completions truncated, and %d dropped "
+            "because they had no target tokens",
             *(name, len(sequences), row_length, *cut),
         )
     if not fitted:
-        raise InputError(f"{name}: no sequence has a token to learn within row_length={row_length}; raise it")
+        raise InputError(f"{name}: no sequence has a target token within row_length={row_length}; raise it")
     lengths = np.array([len(each.ids) for each in fitted])
     plan = data.plan_rows(lengths, row_length=row_length, window=config.packing_window, seed=config.seed)
     return data.pack_sequences(fitted, plan, row_length=row_length, is_loss_on_all=is_loss_on_all)
@@ -167,7 +167,7 @@ def _form_of(source: str) -> str:
 
 
 def _group(example: Example) -> str:
-    """What must not stand on both sides of the split: the prompt, or where there is none, all of it."""
+    """Group of an example in the split: its prompt, or all of it if there is none."""
     prompt = example.prompt if isinstance(example, PromptCompletion) else ""
     return repr(prompt or example)
 
@@ -178,7 +178,7 @@ def _row_length(config: SFTRunConfig, context: int) -> int:
     if config.row_length > context:
         raise InputError(
             f"row_length={config.row_length}: one sequence could fill a row, but the model's context is {context} "
-            "tokens; choose at most as many"
+            "tokens; choose at most that many"
         )
     return config.row_length
 

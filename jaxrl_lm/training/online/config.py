@@ -13,15 +13,15 @@ from jaxrl_lm.training.language_model import ModelRunConfig, ModelStageConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineStageConfig(ModelStageConfig):
-    """What a stage that answers prompts, scores the answers and learns can be given.
+    """Settings of online reinforcement learning: sample completions, score them, learn.
 
     Attributes:
-        judges: further rewards, each as NAME=REWARD; they score the same answers for the curves `judge/NAME`, and
-            are never learned from.
-        num_updates: updates to make.
-        batch_size: answers an update.
-        answers: how answers are drawn.
-        num_samples: prompts answered before and after training, for the report.
+        judges: watched rewards as NAME=REWARD; they score the same completions for the curves `judge/NAME`, but are
+            not learned from.
+        num_updates: number of updates.
+        batch_size: completions per update.
+        answers: sampling of completions.
+        num_samples: prompts completed before and after training, for the report.
     """
 
     UPDATE: ClassVar[str] = ""  # the field with the settings of the update
@@ -70,20 +70,20 @@ class OnlineStageConfig(ModelStageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineRunConfig(OnlineStageConfig, ModelRunConfig):
-    """What every run has that answers prompts, scores the answers and learns.
+    """Settings of a run of online reinforcement learning.
 
     Attributes:
-        model: policy to start from, and reference: a folder or a Hugging Face hub id.
-        prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (a prompt a line), each also .gz, or
+        model: initial policy and reference: a folder or a Hugging Face hub id.
+        prompts: .jsonl, .json, .csv, .tsv, .parquet, plain text (one prompt per line), each also .gz, or
             hub:NAME[[:CONFIG]:SPLIT].
         reward: one or more of: a built-in's name (words, brevity, distinct_words, lowercase, vowels, good_manners),
-            model:FOLDER (a reward model), module:function or file.py:function. A function is called as TRL calls it:
-            f(prompts, completions, **columns) -> list of numbers or None; where prompts are conversations, each
-            completion is a list of messages, [{"role": "assistant", "content": ...}].
-        reward_weights: weights of several rewards in their sum, 1 each if none are given; each one's mean is logged as
+            model:FOLDER (a reward model), module:function or file.py:function. A function is called as in TRL:
+            f(prompts, completions, **columns) -> list of numbers or None; for conversational prompts, each completion
+            is a list of messages, [{"role": "assistant", "content": ...}].
+        reward_weights: weights of several rewards in their sum, 1 each by default; the mean of each is logged as
             reward/NAME.
-        prompt_column: column of the prompts file that holds the prompt.
-        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
+        prompt_column: column of the prompts file with the prompt.
+        chat: wrap each plain-text prompt as a user message in the tokenizer's chat template.
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = (
@@ -104,11 +104,11 @@ class OnlineRunConfig(OnlineStageConfig, ModelRunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PPOStageConfig(OnlineStageConfig, LanguagePPOConfig):
-    """What a stage of PPO on a language model can be given.
+    """Settings of PPO on a language model.
 
     Attributes:
-        value_model: a folder or hub id to start a separate value network from: a reward model that reads the
-            policy's tokens, or any causal language model of its vocabulary. None puts a value head on the policy.
+        value_model: folder or hub id of a separate value network: a reward model with the policy's tokenizer, or any
+            causal language model with its vocabulary. None adds a value head to the policy.
     """
 
     UPDATE: ClassVar[str] = "ppo"
@@ -119,12 +119,12 @@ class PPOStageConfig(OnlineStageConfig, LanguagePPOConfig):
         super().__post_init__()
         LanguagePPOConfig.__post_init__(self)
         if self.value_model and not self.rescore:
-            raise InputError("rescore=False: decoding gives no values of a value_model; leave rescore on")
+            raise InputError("rescore=False: decoding does not compute the values of a value_model; leave rescore on")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPORunConfig(PPOStageConfig, OnlineRunConfig):
-    """PPO on a language model; one answer a prompt."""
+    """PPO on a language model; one completion per prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +142,9 @@ class _GroupRunConfig(OnlineRunConfig, GroupConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RLOORunConfig(RLOOConfig, _GroupRunConfig):
-    """RLOO on a language model: REINFORCE, each answer's baseline the mean of the others to its prompt."""
+    """RLOO on a language model: REINFORCE with the mean reward of the prompt's other completions as baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPORunConfig(GRPOConfig, _GroupRunConfig):
-    """GRPO on a language model: rewards standardised within the answers to a prompt."""
+    """GRPO on a language model: rewards are standardised within the completions of a prompt."""

@@ -144,12 +144,12 @@ def _finish(loaded: Loaded, folder: RunFolder, state: Any) -> None:
 def _check_value_model(name: str, value_model: Any, model: CausalLM) -> None:
     if not isinstance(value_model, CausalLM):
         raise InputError(
-            f"value_model={name!r} is an encoder, which gives no value a token; choose a decoder, or leave it out"
+            f"value_model={name!r} is an encoder, which gives no value per token; choose a decoder, or leave it out"
         )
     for field in ("vocab_size", "max_positions"):
         ours, policys = getattr(value_model.config, field), getattr(model.config, field)
         if ours < policys:
             raise InputError(
-                f"value_model={name!r} has {field}={ours}, the policy {policys}; "
+                f"value_model={name!r} has {field}={ours}, but the policy has {policys}; "
                 "choose one that reads the policy's tokens"
             )

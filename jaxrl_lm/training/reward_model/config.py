@@ -13,14 +13,14 @@ from jaxrl_lm.training.offline.config import ExamplesRunConfig, ExamplesStageCon
 
 @dataclass(frozen=True, kw_only=True)
 class NormalisationConfig:
-    """Scores are brought to mean 0 and standard deviation 1 over samples, before training (a new head) and after.
+    """Normalise scores to mean 0 and standard deviation 1 over samples, before (new heads) and after training.
 
     Attributes:
-        num_samples: how many; Ziegler et al. take 256. 0 leaves scores as they are.
-        policy: the reference policy that answers training prompts, those that it can read; a folder or hub id. None
-            takes answers of the training data for its samples.
-        max_new_tokens: longest answer of the policy, tokens.
-        temperature: of the policy's sampling.
+        num_samples: number of samples; Ziegler et al. use 256. 0 disables normalisation.
+        policy: reference policy that completes training prompts: a folder or hub id. Prompts that it cannot read are
+            skipped. None uses completions of the training data.
+        max_new_tokens: maximum length of the policy's completions, in tokens.
+        temperature: sampling temperature of the policy.
     """
 
     num_samples: int = 256
@@ -37,22 +37,22 @@ class NormalisationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelStageConfig(ExamplesStageConfig):
-    """What a stage that trains a reward model can be given.
+    """Settings of training a reward model.
 
     Attributes:
-        labels_tokenizer: folder or hub id of the tokenizer whose ids the labels hold, as OpenAI's; None for that of
-            `model`, which must then read all ids but one (padding). Not for binary labels, which are text.
-        evaluation: held-out judgements of the same form. None holds out some of the others, by prompt.
-        evaluation_fraction: share of the prompts that are held out.
-        batch_size: rows a batch.
-        max_tokens: longest prompt with its answer, tokens; longer ones lose the prompt's beginning. None for what the
-            model holds.
-        new_head: draw a new score head even if the model has one.
+        labels_tokenizer: folder or hub id of the tokenizer of labels given as token ids, such as OpenAI's; None uses
+            that of `model`, which must then have all ids but one (padding). Not for binary labels, which are text.
+        evaluation: held-out preferences of the same form. None holds out a share of the prompts.
+        evaluation_fraction: share of the prompts to hold out.
+        batch_size: rows per batch.
+        max_tokens: maximum length of prompt and completion, in tokens; longer prompts are truncated on the left. None
+            uses the model's context.
+        new_head: initialise a new score head even if the model has one.
         head_std: standard deviation of a new head's weights; None for 1/sqrt(D + 1).
-        optimizer: AdamW and its schedule; the defaults are those of Ziegler et al. with a bound on the gradient.
-        normalisation: of the scores.
-        baseline: the bag of words.
-        evaluation_batch_size: texts scored at a time.
+        optimizer: AdamW and its schedule; the defaults are those of Ziegler et al. with gradient clipping.
+        normalisation: normalisation of the scores.
+        baseline: bag-of-words baseline.
+        evaluation_batch_size: texts per batch in evaluation.
     """
 
     labels_tokenizer: str | None = None
@@ -74,22 +74,22 @@ class RewardModelStageConfig(ExamplesStageConfig):
         super().__post_init__()
         checks.at_least(self, 1, "evaluation_batch_size")
         checks.at_least(self, 0, "head_std")
-        remedy = "to train on all rows, give held-out ones by --evaluation FILE"
+        remedy = "to train on all rows, give held-out ones with --evaluation FILE"
         checks.above(self, 0, "evaluation_fraction", why=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelRunConfig(RewardModelStageConfig, ExamplesRunConfig):
-    """Train a reward model on people's judgements, and compare it with a bag of words on held-out ones.
+    """Train a reward model on human preferences, and compare it with a bag of words on held-out ones.
 
     Attributes:
-        model: what to start from, a folder or a Hugging Face hub id: a language model of any family, a BERT, or a
-            reward model.
-        preferences: the judgements: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or
+        model: initial model, a folder or a Hugging Face hub id: a language model of any family, a BERT, or a reward
+            model.
+        preferences: preference data: .jsonl, .json, .csv, .tsv, .parquet, each also .gz, or
             hub:NAME[[:CONFIG]:SPLIT]. Rows of prompt, chosen, rejected (pairwise), of query, sample0, sample1, ...,
             best (best_of_k), or of prompt, completion, label (binary).
         objective: "pairwise" (Bradley-Terry), "best_of_k" (softmax cross entropy) or "binary" (thumbs, logistic).
-        limit: read no further than so many rows; None reads all.
+        limit: maximum number of rows to read; None reads all.
     """
 
     SHOWN: ClassVar[tuple[str, ...]] = ("loss/total", "accuracy/batch", "evaluation/accuracy")

@@ -99,7 +99,7 @@ def labels_tokenizer(model: str, labels_tokenizer: str | None) -> Any:
     if labels_tokenizer is None:
         return data.AssumedTokenizer(
             tokenizer=load_named_tokenizer("model", model),
-            remedy="name their tokenizer by --labels-tokenizer (for OpenAI's files: gpt2)",
+            remedy="give their tokenizer with --labels-tokenizer (for OpenAI's files: gpt2)",
         )
     return load_named_tokenizer("labels_tokenizer", labels_tokenizer)
 
@@ -135,7 +135,7 @@ def read_judgements(
     sizes = sorted({len(row.completions) for row in rows})
     if len(sizes) > 1:
         raise InputError(
-            f"{source}: rows have {' and '.join(map(str, sizes))} completions; give each row as many as the others"
+            f"{source}: rows have {' and '.join(map(str, sizes))} completions; give all rows the same number"
         )
     check_num_answers(objective, sizes[0])
     return rows
@@ -148,7 +148,7 @@ def common_prompt(rows: list[Judgement]) -> Text | None:
 
 
 def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tuple[list[Judgement], list[Judgement]]:
-    """Hold out some rows; no prompt stands on both sides.
+    """Hold out some rows; no prompt is on both sides.
 
     Rows without a prompt, or all with the same, are held out one by one, and then no answer that a held-out row shows
     stands in training: rows that hold one are left out, and the log says how many.
@@ -170,13 +170,13 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
     kept = [row for row in training if _has_own_prompt(row, common) or not shared.intersection(row.texts())]
     if not kept:
         raise InputError(
-            "preferences: every row without a prompt of its own shares an answer with a held-out one, so none is left "
-            "to train on; give held-out rows by --evaluation FILE"
+            "preferences: every row without its own prompt shares a completion with a held-out one, so none is left "
+            "to train on; give held-out rows with --evaluation FILE"
         )
     if len(kept) < len(training):
         _log.warning(
-            "preferences: of %d training rows, %d without a prompt of their own share an answer with a held-out row "
-            "and are left out; give held-out rows by --evaluation FILE, or hold out fewer by a smaller "
+            "preferences: of %d training rows, %d without their own prompt share a completion with a held-out row "
+            "and are dropped; give held-out rows with --evaluation FILE, or hold out fewer with a smaller "
             "--evaluation-fraction",
             *(len(training), len(training) - len(kept)),
         )
@@ -187,20 +187,20 @@ def check_held_out(training: list[Judgement], held: list[Judgement], source: str
     """Refuse held-out rows that training shows as well, and warn of single answers that rows without a prompt share.
 
     Raises:
-        InputError: a prompt (or a row, where it has none of its own) stands on both sides.
+        InputError: a prompt (or a row, where it has none of its own) is on both sides.
     """
     common = common_prompt(training + held)
     shared = {_group(row, common) for row in training} & {_group(row, common) for row in held}
     if shared:
         raise InputError(
             f"evaluation={source!r}: {len(shared)} of its prompts are among the training prompts, such as "
-            f"{sorted(shared)[0][:60]}; take them out of one of the files"
+            f"{sorted(shared)[0][:60]}; remove them from one of the files"
         )
     answers = _shared_answers(training, held, common)
     if answers:
         _log.warning(
-            "evaluation=%r: %d of its answers stand in training rows as well, such as %s, so that the model is judged "
-            "on texts that it learned from; take their rows out of one of the files",
+            "evaluation=%r: %d of its completions are also in training rows, such as %s, so the model is evaluated "
+            "on texts that it was trained on; remove their rows from one of the files",
             *(source, len(answers), excerpt(min(answers))),
         )
 
@@ -234,7 +234,7 @@ def _shared_answers(training: list[Judgement], held: list[Judgement], common: Te
 
 
 def _group(row: Judgement, common: Text | None) -> str:
-    """What must not stand on both sides of a split: a prompt, or a whole row that has none of its own."""
+    """Group of a row in a split: its prompt, or the whole row if it has no own prompt."""
     return json.dumps([row.prompt, None if _has_own_prompt(row, common) else row.completions], ensure_ascii=False)
 
 

@@ -245,9 +245,9 @@ def _readable_rows(rows: list[Judgement], policy: Answerer, at: str) -> list[Jud
         return rows
     first = next(error for error in refusals.values() if error is not None)
     if not found:
-        raise InputError(f"{at}: it can answer no training prompt ({first}); give another policy, or none") from first
+        raise InputError(f"{at}: it cannot read any training prompt ({first}); give another policy, or none") from first
     _log.warning(
-        "%s: it cannot answer the prompts of %d of %d training rows, which give no reference samples; the first: %s",
+        "%s: it cannot read the prompts of %d of %d training rows, which are skipped as reference samples; first: %s",
         *(at, len(rows) - len(found), len(rows), first),
     )
     return found

@@ -15,17 +15,17 @@ Stage = Literal["sft", "labels", "reward_model", "ppo"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelingConfig:
-    """Who says which answer is better, and of how many pairs.
+    """Source of the preference labels.
 
     Attributes:
-        annotator: "simulated" judges by `gold`; "file" reads `file`; "page" asks people on a web page.
-        num_pairs: pairs of answers that the current policy is asked for in each round; those of equal or empty
-            answers are not judged.
-        gold: a reward function's name, as `ppo --reward` takes it; what the simulated annotator judges by. Where it is
-            given, all policies are judged by it in the end.
-        noise: of the simulated annotator, in units of the gold reward: P(better) = sigmoid(difference / noise).
-        file: preferences; with several rounds {round} stands in its name, for each has labels of its own.
-        port: of the page.
+        annotator: "simulated" uses the `gold` reward; "file" reads `file`; "page" asks people on a web page.
+        num_pairs: pairs of completions that the current policy samples in each round; pairs of equal or empty
+            completions are not labelled.
+        gold: reward function of the simulated annotator, as for `ppo --reward`. If given, all policies are also
+            evaluated with it at the end.
+        noise: noise of the simulated annotator, in units of the gold reward: P(better) = sigmoid(difference / noise).
+        file: preferences; with several rounds, its name contains {round}, since each round has its own labels.
+        port: port of the web page.
     """
 
     annotator: Annotator = "simulated"
@@ -49,7 +49,7 @@ class _OwnSeed:
     """A stage's seed.
 
     Attributes:
-        seed: of the stage; None takes the chain's.
+        seed: random seed of the stage; None uses the chain's.
     """
 
     seed: int | None = None
@@ -67,10 +67,10 @@ class FineTuningStage(_OwnSeed, SFTStageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelStage(_OwnSeed, RewardModelStageConfig):
-    """A reward model in every round.
+    """Training of the reward model in each round.
 
     Attributes:
-        model: what it starts from; None for the model that PPO starts from.
+        model: initial model; None for the model that PPO starts from.
     """
 
     model: str | None = None
@@ -85,27 +85,27 @@ class PPOStage(_OwnSeed, PPOStageConfig):
 class RLHFConfig:
     """Reinforcement learning from human feedback: fine-tune, then rounds of labels, reward model and PPO.
 
-    Every round judges answers of the newest policy, trains a reward model on all labels so far, and PPO anew from the
-    fine-tuned model, which is the reference of every round. A stage that has ended is not run again; one that was
-    interrupted goes on; settings of stages that have not begun may still be changed. Stages are left out by what is
-    given instead: no `sft_data`, labels in a file, a ready `reward`; `stop_after` leaves out what follows.
+    Each round labels completions of the newest policy, trains a reward model on all labels so far, and runs PPO from
+    the fine-tuned model, which is the reference in every round. Finished stages are not run again, an interrupted stage
+    is resumed, and settings of stages that have not started can still change. To skip stages, give no `sft_data`,
+    labels in a file, or a ready `reward`; `stop_after` skips the later stages.
 
     Attributes:
-        model: the base model: a folder or a Hugging Face hub id.
-        prompts: as `ppo` reads them.
-        out: folder of the chain, with a run folder for each stage; the same command again goes on.
-        prompt_column: column of the prompts file that holds the prompt.
-        chat: wrap each prompt that is plain text as a user's message in the tokenizer's chat template.
+        model: base model: a folder or a Hugging Face hub id.
+        prompts: prompts, as for `ppo`.
+        out: folder of the chain, with a run folder for each stage; run the same command again to resume.
+        prompt_column: column of the prompts file with the prompt.
+        chat: wrap each plain-text prompt as a user message in the tokenizer's chat template.
         sft_data: examples to fine-tune the base model on first; None starts from the base model.
-        rounds: of labels, reward model and PPO; the same command with more of them goes on.
-        stop_after: the stage that ends the last round; the same command with a later one goes on.
-        reward: a ready reward in the place of labels and reward model, as `ppo --reward` takes it (model:FOLDER, say).
-        labels: who judges.
-        num_judged: prompts on which all policies are compared in the end.
+        rounds: rounds of labels, reward model and PPO; run the same command with more to continue.
+        stop_after: last stage of the last round; run the same command with a later one to continue.
+        reward: ready reward instead of labels and reward model, as for `ppo --reward` (such as model:FOLDER).
+        labels: source of the labels.
+        num_judged: prompts on which all policies are compared at the end.
         sft: fine-tuning.
-        reward_model: the reward model.
-        ppo: the policy's training.
-        seed: of everything drawn, in the stages as well unless they have a seed of their own.
+        reward_model: reward model.
+        ppo: PPO.
+        seed: random seed, also of the stages unless they have their own.
     """
 
     model: str
@@ -135,32 +135,29 @@ class RLHFConfig:
         labels = self.labels
         if labels.annotator == "simulated" and labels.gold is None and self.reward is None:
             raise InputError(
-                "labels.gold: the simulated annotator needs a reward to judge by, such as good_manners; or ask people "
-                "by --labels.annotator page"
+                "labels.gold: the simulated annotator needs a reward, such as good_manners; or ask people "
+                "with --labels.annotator page"
             )
         if labels.gold is not None and "gold" in self.ppo.watched_rewards():
-            raise InputError("ppo.judges: the name gold is taken by labels.gold; name the judge otherwise")
+            raise InputError("ppo.judges: the name gold is taken by labels.gold; choose another name")
         if labels.file is not None and self.rounds > 1 and "{round}" not in labels.file:
             raise InputError(
-                f"labels.file={labels.file!r} would count {self.rounds} times: write {{round}} where the names of the "
-                "rounds' files differ, or ask for one of the rounds"
+                f"labels.file={labels.file!r} would be used {self.rounds} times: write {{round}} where the names of "
+                "the rounds' files differ, or set rounds=1"
             )
 
     def _check_skipped(self) -> None:
         if self.stop_after == "sft" and self.sft_data is None:
             raise InputError(
-                "stop_after=sft: without sft_data there is no fine-tuning; give examples, or a later stage"
+                "stop_after=sft: without sft_data there is no fine-tuning; give sft_data, or a later stage"
             )
         if self.reward is None:
             return
         if self.stop_after in ("labels", "reward_model"):
-            raise InputError(
-                f"stop_after={self.stop_after}: reward={self.reward!r} takes that stage's place; leave one out"
-            )
+            raise InputError(f"stop_after={self.stop_after}: reward={self.reward!r} replaces that stage; leave one out")
         if self.labels.annotator != "simulated":
             raise InputError(
-                f"labels.annotator={self.labels.annotator}: reward={self.reward!r} takes the labels' place; leave "
-                "one out"
+                f"labels.annotator={self.labels.annotator}: reward={self.reward!r} replaces the labels; leave one out"
             )
         if self.rounds > 1:
-            raise InputError(f"rounds={self.rounds}: reward={self.reward!r} is the same in all of them; leave one out")
+            raise InputError(f"rounds={self.rounds}: reward={self.reward!r} is the same in all rounds; leave one out")

@@ -49,7 +49,7 @@ Annotate = Callable[[list[Pair], Path, int], list[Preference]]
 
 @dataclass(frozen=True, kw_only=True)
 class ChainResult:
-    """What came of a chain.
+    """Result of a chain.
 
     Attributes:
         folder: of the chain.
@@ -77,7 +77,7 @@ def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
     try:
         return _run_stages(config, annotate)
     except Interrupted as stop:
-        raise Interrupted("stopped; what was done is saved, and the same command goes on", stop.signal_number) from stop
+        raise Interrupted("stopped; progress is saved, run the same command to resume", stop.signal_number) from stop
 
 
 def _run_stages(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
@@ -116,11 +116,11 @@ def _run_stages(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
 def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder:
     """The chain's folder: a new one, or that of a chain that the settings and what they name still fit.
 
-    Every stage compares its own settings once it has begun (`run_stage`): until then they may be mended.
+    Each stage checks its own settings once it has started (`run_stage`); until then they may change.
     """
     path = Path(config.out)
     if _labels_file(_round_folder(path, config.rounds + 1)).exists():
-        raise InputError(f"rounds={config.rounds}: the chain has labels of more; give as many, or another --out")
+        raise InputError(f"rounds={config.rounds}: the chain has labels of more rounds; give as many, or another --out")
     folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_MENDABLE)
     file = path / "inputs.json"
     remedy = "delete it if prompts and rewards are those that the chain was started with"
@@ -212,8 +212,8 @@ def _label(
         labels = annotate(_make_pairs(config, policy, prompts, round_folder, number), round_folder, number)
         if not labels:
             raise InputError(
-                f"labels: round {number} has none (ties and skips are no labels), and without them there is nothing to "
-                f"learn; delete {str(round_folder)!r}, and the same command asks again"
+                f"labels: round {number} has none (ties and skips do not count), so there is nothing to "
+                f"learn; delete {str(round_folder)!r} and run the same command to ask again"
             )
         data.write_jsonl(file, labels)
     return data.read_preferences(file)
@@ -253,7 +253,7 @@ def _make_pairs(
     ]
     if not pairs:
         raise InputError(
-            f"round {number}: all {len(asked)} pairs are of equal or empty answers, and there is nothing to label; the "
+            f"round {number}: all {len(asked)} pairs have equal or empty completions, nothing to label; the "
             "policy has collapsed: raise ppo.kl.coefficient or lower ppo.ppo.learning_rate with another --out"
         )
     lines = [

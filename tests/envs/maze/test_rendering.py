@@ -170,7 +170,7 @@ def test_a_wrong_animation_is_refused_before_anything_is_written(bank, tmp_path,
 @pytest.mark.parametrize(
     ("level", "width", "options", "message"),
     [
-        (1, WIDTH, {}, r"level=1 must lie in 0\.\.0"),
+        (1, WIDTH, {}, r"level=1 must be in 0\.\.0"),
         (-1, WIDTH, {}, "level=-1"),
         (0, 7, {}, "width=7 must divide the 20 cells"),
         (0, WIDTH, {"position": -1}, "position names cell -1"),

@@ -34,11 +34,11 @@ def test_values_alike_in_six_digits_have_names_of_their_own() -> None:
     [
         (("learning_rate",), "must be NAME=V1,V2"),
         (("learning_rate=a",), "must be NAME=V1,V2"),
-        (("learning_rate=1,1.0",), "1.0 comes twice"),
-        (("learning_rate=0.1,0.1000000001",), r"comes twice \(in float32\)"),
+        (("learning_rate=1,1.0",), "1.0 is given twice"),
+        (("learning_rate=0.1,0.1000000001",), r"is given twice \(in float32\)"),
         (("learning_rate=1e-3,nan",), "nan is not a finite"),
         (("learning_rate=1e-3,1e39",), "1e\\+39 is not a finite"),
-        (("learning_rate=1e-3", "learning-rate=1e-4"), "learning_rate is swept twice"),
+        (("learning_rate=1e-3", "learning-rate=1e-4"), "learning_rate is given twice"),
     ],
 )
 def test_what_is_no_grid_is_refused(sweep: tuple[str, ...], words: str) -> None:

@@ -144,7 +144,7 @@ def test_a_swept_value_must_be_one_that_could_be_given_alone(make_config: MakeCo
 
 
 def test_what_cannot_be_swept_is_refused_and_named(make_config: MakeConfig) -> None:
-    with pytest.raises(InputError, match="num_steps cannot be swept; what can: clip_range"):
+    with pytest.raises(InputError, match="num_steps cannot be swept; choose from: clip_range"):
         load_task(make_config(sweep=("num_steps=1,2",)), make_environment_ppo)
 
 
