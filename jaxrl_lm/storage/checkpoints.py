@@ -40,7 +40,7 @@ class Checkpoints:
         """
         if keep < 1:
             raise InputError(f"keep is {keep}: keep at least 1 checkpoint")
-        self._folder = folder.absolute()
+        self._folder, self._keep = folder.absolute(), keep
         # Saved before `save` returns: the caller donates the state to the next update.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("arrays", "description"))
@@ -58,6 +58,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Return the step of the newest checkpoint, or None if there is none."""
         return self._manager.latest_step()
+
+    def delete_old(self) -> None:
+        """Delete checkpoints beyond the newest `keep`, as `save` does; a kill may have left one, or a part of it."""
+        for step in sorted(self._manager.all_steps())[: -self._keep]:
+            self._manager.delete(step)
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
         """Write a checkpoint; older ones beyond `keep` go once it is complete.

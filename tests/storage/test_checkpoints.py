@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,22 @@ def test_leftovers_of_a_killed_save_are_passed_over_and_the_step_can_be_saved_ag
         assert checkpoints.restore(state)[0] == 1
         checkpoints.save(2, {"x": -state["x"]}, {})
         assert_same_bits(checkpoints.restore(state)[1], {"x": -state["x"]})
+
+
+def test_what_a_killed_deletion_left_is_deleted(tmp_path):
+    state = {"x": jnp.arange(4.0)}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {})
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(tmp_path / "1" / "arrays")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.restore(state)[0] == 3
+        assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3"}, "reading deletes nothing"
+        checkpoints.delete_old()
+        assert [path.name for path in tmp_path.iterdir()] == ["3"]
+        checkpoints.save(4, state, {})
+        assert [path.name for path in tmp_path.iterdir()] == ["4"]
 
 
 KILLED = """
