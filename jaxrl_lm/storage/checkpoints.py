@@ -18,7 +18,7 @@ from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
-_SECONDS_OF_OTHER_READS = 0.2
+_SECONDS_OF_OTHERS = 0.2
 
 
 class Checkpoints:
@@ -150,13 +150,8 @@ class Checkpoints:
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
         remedy = "delete that folder to go on from the checkpoint before it"
         what = f"checkpoint {str(self._folder / str(step))!r} is damaged"
-        with guarded.foreign_errors(what, remedy), guarded.held_stderr():
-            try:
-                return self._manager.restore(step, args=args)
-            except Exception:
-                # Of several reads the first to fail closes orbax's event loop; the others then print tracebacks.
-                time.sleep(_SECONDS_OF_OTHER_READS)
-                raise
+        with guarded.foreign_errors(what, remedy), _errors_raised_alone():
+            return self._manager.restore(step, args=args)
 
     def _damaged(self, step: int, reason: str) -> InputError:
         return InputError(
@@ -177,12 +172,20 @@ class Checkpoints:
 
 @contextmanager
 def _errors_raised_alone() -> Iterator[None]:
-    """Orbax's threads log each error with a traceback before the first is raised: on a full disk, hundreds of lines."""
+    """Raise the first error of orbax's threads alone; they log all of theirs, on a full disk in hundreds of lines.
+
+    Of several reads or writes the first to fail closes orbax's event loop; the others then print tracebacks as well.
+    """
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with guarded.held_stderr():
+            try:
+                yield
+            except Exception:
+                time.sleep(_SECONDS_OF_OTHERS)
+                raise
     finally:
         log.setLevel(level)
 

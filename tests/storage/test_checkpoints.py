@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import NamedTuple
 
@@ -279,15 +280,18 @@ def test_a_folder_of_random_bytes_is_an_input_error_that_names_it(tmp_path):
         checkpoints.restore({"x": jnp.ones(3)})
 
 
-def test_an_error_of_saving_is_raised_and_not_logged_as_well(tmp_path, monkeypatch, capfd):
+def test_an_error_of_saving_is_raised_and_neither_logged_nor_printed_as_well(tmp_path, monkeypatch, capfd):
     """Orbax's threads log theirs with tracebacks: on a full disk, hundreds of lines."""
+    late = threading.Timer(0.05, os.write, (2, b"Traceback (most recent call last)"))
     with Checkpoints(tmp_path) as checkpoints:
 
         def fail(*_, **__):
             logging.getLogger("absl").error("Traceback (most recent call last)")
+            late.start()
             raise ValueError("No space left on device")
 
         monkeypatch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(ValueError, match="No space left"):
             checkpoints.save(0, {"x": jnp.zeros(3)}, {})
+    late.join()
     assert "Traceback" not in capfd.readouterr().err
