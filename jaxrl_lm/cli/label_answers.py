@@ -49,8 +49,9 @@ def answer_all(
     num = config.num_completions or feedback.NUM_COMPLETIONS[mode]
     options = asdict(config) | {"num_completions": num, "stop": list(config.stop)}
     made_by = {"policy": policy, "prompts": prompts, "prompt_column": prompt_column, "answering": options}
-    if file.is_file():
+    if file.is_file() or folder.config_file.is_file():
         storage.RunFolder.open(out, made_by)
+    if file.is_file():
         return read_answers(str(file), "prompt")
     rows = data.read_prompts(prompts, column=prompt_column, chat=config.chat)
     # Completions of one prompt are adjacent.

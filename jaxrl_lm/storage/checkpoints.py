@@ -18,7 +18,7 @@ from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
-_SECONDS_OF_OTHER_READS = 0.2
+_SECONDS_OF_OTHERS = 0.2
 
 
 class Checkpoints:
@@ -40,7 +40,7 @@ class Checkpoints:
         """
         if keep < 1:
             raise InputError(f"keep is {keep}: keep at least 1 checkpoint")
-        self._folder = folder.absolute()
+        self._folder, self._keep = folder.absolute(), keep
         # Saving is synchronous, because the caller donates the state to the next update.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("arrays", "description"))
@@ -58,6 +58,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Return the step of the newest checkpoint, or None if there is none."""
         return self._manager.latest_step()
+
+    def delete_old(self) -> None:
+        """Delete checkpoints beyond the newest `keep`, as `save` does; a kill may have left one, or a part of it."""
+        for step in sorted(self._manager.all_steps())[: -self._keep]:
+            self._manager.delete(step)
 
     def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
         """Write a checkpoint, then delete older ones beyond `keep`.
@@ -145,13 +150,8 @@ class Checkpoints:
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
         remedy = "delete that folder to continue from the previous checkpoint"
         what = f"checkpoint {str(self._folder / str(step))!r} is damaged"
-        with guarded.foreign_errors(what, remedy), guarded.held_stderr():
-            try:
-                return self._manager.restore(step, args=args)
-            except Exception:
-                # The first of several reads to fail closes orbax's event loop; the others then print tracebacks.
-                time.sleep(_SECONDS_OF_OTHER_READS)
-                raise
+        with guarded.foreign_errors(what, remedy), _errors_raised_alone():
+            return self._manager.restore(step, args=args)
 
     def _damaged(self, step: int, reason: str) -> InputError:
         return InputError(
@@ -172,12 +172,20 @@ class Checkpoints:
 
 @contextmanager
 def _errors_raised_alone() -> Iterator[None]:
-    """Silence the traceback that each of Orbax's threads logs for an error: hundreds of lines on a full disk."""
+    """Silence the tracebacks that each of Orbax's threads logs for an error: hundreds of lines on a full disk.
+
+    Of several reads or writes, the first to fail closes Orbax's event loop; the others then print tracebacks as well.
+    """
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with guarded.held_stderr():
+            try:
+                yield
+            except Exception:
+                time.sleep(_SECONDS_OF_OTHERS)
+                raise
     finally:
         log.setLevel(level)
 

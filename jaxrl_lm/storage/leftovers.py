@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.storage.run_folder import RunFolder
+from jaxrl_lm.storage.run_folder import RunFolder, is_staged
 
-_STAGED_FILE = re.compile(r"\..+\.\d+\.tmp")  # from `write_atomically`
 _STAGED_MODEL = re.compile(r"\.(value_)?model\.\w+")  # from `models.save_pretrained`
 _STAGED_CHECKPOINT = ".orbax-checkpoint-tmp"
 _WRITTEN_BEFORE_CHECKPOINTS = {"config.yaml", "samples.jsonl", "checkpoints"}
@@ -26,7 +25,7 @@ def is_unstarted(folder: RunFolder, settings: Iterable[str]) -> bool:
     """
     if not folder.path.is_dir():
         return False
-    names = {entry.name for entry in folder.path.iterdir() if not _STAGED_FILE.fullmatch(entry.name)}
+    names = {entry.name for entry in folder.path.iterdir() if not is_staged(entry)}
     if not names:
         return True
     if "config.yaml" not in names or not names <= _WRITTEN_BEFORE_CHECKPOINTS or folder.newest_checkpoint():
@@ -45,7 +44,7 @@ def empty_folder(folder: RunFolder) -> None:
 
 def sweep_leftovers(folder: RunFolder) -> list[Path]:
     """Delete files and folders left half-written by a kill; returns the deleted paths."""
-    found = [path for path in folder.path.rglob(".*.tmp") if _STAGED_FILE.fullmatch(path.name)]
+    found = [path for path in folder.path.rglob(".*.tmp") if is_staged(path)]
     found += [path for path in folder.path.iterdir() if _STAGED_MODEL.fullmatch(path.name)]
     if folder.checkpoints_folder.is_dir():
         found += [path for path in folder.checkpoints_folder.iterdir() if _STAGED_CHECKPOINT in path.name]

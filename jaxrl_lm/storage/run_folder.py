@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, BinaryIO
 
 from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
+
+_STAGED = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # of `write_atomically`
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class RunFolder:
         """Create the folder of a new run and write its `config.yaml`.
 
         Args:
-            path: a folder that is empty or does not exist.
+            path: a folder that is empty or does not exist; an unfinished config.yaml that a kill left is removed.
             config: plain values (str, int, float, bool, None, list, dict), arbitrarily nested.
 
         Raises:
@@ -83,12 +86,15 @@ class RunFolder:
         text = _config_text(config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            is_empty = not any(path.iterdir())
+            entries = list(path.iterdir())
         except OSError as error:
             raise InputError(f"out {str(path)!r} cannot be created ({error}): choose another --out") from None
-        if not is_empty:
-            raise InputError(f"out {str(path)!r} is not empty: choose another --out, or --resume to continue that run")
         folder = cls(path)
+        unfinished = [entry for entry in entries if is_staged(entry, folder.config_file.name)]
+        if len(entries) > len(unfinished):
+            raise InputError(f"out {str(path)!r} is not empty: choose another --out, or --resume to continue that run")
+        for entry in unfinished:
+            entry.unlink()
         write_atomically(folder.config_file, text)
         return folder
 
@@ -168,6 +174,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_staged(path: Path, name: str | None = None) -> bool:
+    """Whether a file is one that `write_atomically` had not renamed yet: to `name`, or to any name if None."""
+    found = _STAGED.fullmatch(path.name)
+    return found is not None and name in (None, found["name"])
 
 
 def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -160,7 +160,7 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
     """
     storage.check_wandb(config.wandb_project)
     folder = RunFolder(Path(config.out))
-    with _full_disk_in_words(folder):
+    with full_disk_in_words(folder, _from_newest_checkpoint):
         is_resumed = _prepare(config, folder)
         if is_resumed and folder.ended_file.exists() and not _is_longer(config, folder):
             tell(_how_to_go_on(config))
@@ -262,6 +262,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
         if is_resumed:
             num_done, state, saved = checkpoints.restore(state)
             _check_resumable(num_done, saved, config, training)
+            checkpoints.delete_old()
             # The settings last: a longer run's that is refused above must not look like those of an ended one.
             folder.ended_file.unlink(missing_ok=True)
             RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config))
@@ -341,22 +342,32 @@ def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, c
 
 
 @contextmanager
-def _full_disk_in_words(folder: RunFolder) -> Iterator[None]:
+def full_disk_in_words(folder: RunFolder, how_to_go_on: Callable[[RunFolder], str]) -> Iterator[None]:
+    """Turn the errors of a full disk into one that says how to go on.
+
+    Raises:
+        DiskFullError: a file could not be written for lack of space.
+    """
     try:
         yield
     except Exception as error:
         if not storage.is_full_disk(error):
             raise
-        newest = folder.newest_checkpoint()
-        then = (
-            "the same command starts anew"
-            if newest is None
-            else f"the same command with --resume goes on from {newest}"
-        )
-        free = shutil.disk_usage(folder.path.absolute().parent).free
+        place = folder.path.absolute().parent
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
         raise DiskFullError(
-            f"the disk of {str(folder.path)!r} is full ({free / 1e6:.1f} MB free): make room, then {then}"
+            f"the disk of {str(folder.path)!r} is full ({free / 1e6:.1f} MB free): make room, then "
+            f"{how_to_go_on(folder)}"
         ) from None
+
+
+def _from_newest_checkpoint(folder: RunFolder) -> str:
+    newest = folder.newest_checkpoint()
+    if newest is None:
+        return "the same command starts anew"
+    return f"the same command with --resume goes on from {newest}"
 
 
 class _StopSignals:

@@ -48,6 +48,19 @@ def test_answers_are_made_once_and_only_with_the_same_options(model: str, prompt
         answers(replace(CONFIG, seed=1))
 
 
+def test_options_are_those_of_a_start_that_was_killed_before_it_had_answered(
+    model: str, prompts: str, tmp_path: Path
+) -> None:
+    def answers(config: LabelAnsweringConfig):
+        return answer_all(model, prompts, "prompt", "pairwise", config, tmp_path / "answers")
+
+    first = answers(CONFIG)
+    (tmp_path / "answers" / "answers.jsonl").unlink()
+    with pytest.raises(InputError, match=r"answering\.seed: 0 in the run, 1 now"):
+        answers(replace(CONFIG, seed=1))
+    assert answers(CONFIG) == first
+
+
 def test_answering_options_are_checked() -> None:
     with pytest.raises(InputError, match=r"answering\.num_completions=0"):
         LabelAnsweringConfig(num_completions=0)

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import NamedTuple
 
@@ -186,6 +188,22 @@ def test_leftovers_of_a_killed_save_are_passed_over_and_the_step_can_be_saved_ag
         assert_same_bits(checkpoints.restore(state)[1], {"x": -state["x"]})
 
 
+def test_what_a_killed_deletion_left_is_deleted(tmp_path):
+    state = {"x": jnp.arange(4.0)}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {})
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(tmp_path / "1" / "arrays")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.restore(state)[0] == 3
+        assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3"}, "reading deletes nothing"
+        checkpoints.delete_old()
+        assert [path.name for path in tmp_path.iterdir()] == ["3"]
+        checkpoints.save(4, state, {})
+        assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
 KILLED = """
 import sys, pathlib
 import jax.numpy as jnp
@@ -262,15 +280,18 @@ def test_a_folder_of_random_bytes_is_an_input_error_that_names_it(tmp_path):
         checkpoints.restore({"x": jnp.ones(3)})
 
 
-def test_an_error_of_saving_is_raised_and_not_logged_as_well(tmp_path, monkeypatch, capfd):
+def test_an_error_of_saving_is_raised_and_neither_logged_nor_printed_as_well(tmp_path, monkeypatch, capfd):
     """Orbax's threads log theirs with tracebacks: on a full disk, hundreds of lines."""
+    late = threading.Timer(0.05, os.write, (2, b"Traceback (most recent call last)"))
     with Checkpoints(tmp_path) as checkpoints:
 
         def fail(*_, **__):
             logging.getLogger("absl").error("Traceback (most recent call last)")
+            late.start()
             raise ValueError("No space left on device")
 
         monkeypatch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(ValueError, match="No space left"):
             checkpoints.save(0, {"x": jnp.zeros(3)}, {})
+    late.join()
     assert "Traceback" not in capfd.readouterr().err

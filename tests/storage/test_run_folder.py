@@ -47,6 +47,18 @@ def test_create_takes_an_empty_folder_and_refuses_a_full_one_or_a_file(tmp_path)
         RunFolder.create(tmp_path / "config.yaml" / "below", CONFIG)
 
 
+def test_create_takes_a_folder_that_a_kill_left_with_an_unfinished_configuration_alone(tmp_path):
+    (tmp_path / ".config.yaml.17.tmp").write_text("se")
+    RunFolder.create(tmp_path, CONFIG)
+    assert [member.name for member in tmp_path.iterdir()] == ["config.yaml"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".notes.txt.17.tmp").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        RunFolder.create(other, CONFIG)
+    assert (other / ".notes.txt.17.tmp").read_text() == "mine"
+
+
 def test_open_names_every_differing_field_with_both_values(tmp_path):
     RunFolder.create(tmp_path, CONFIG)
     other = {"seed": 7, "ppo": {"clip": 0.1, "num_updates": 10}, "layers": [64, 64], "added": "x"}

@@ -1,6 +1,8 @@
 """The whole chain: every stage leaves its folder, what has ended is not run again, and labels are the judge's."""
 
+import errno
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from jaxrl_lm.data import Preference, PromptCompletion
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import REWARDS
 from jaxrl_lm.rollouts import AnswerConfig
+from jaxrl_lm.storage import run_folder
 from jaxrl_lm.training.reward_model.config import NormalisationConfig
 from jaxrl_lm.training.rlhf import train as rlhf
 from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
-from jaxrl_lm.training.run import Interrupted
+from jaxrl_lm.training.run import DiskFullError, Interrupted
 from tests.byte_model import write_byte_model
 
 
@@ -263,6 +266,46 @@ def test_a_ready_reward_takes_the_place_of_labels_and_reward_model(config, tmp_p
         REWARDS["vowels"](prompts=[], completions=policies[-1].answers)
     )
     assert [entry.name for entry in (tmp_path / "round-1").iterdir()] == ["ppo"]
+
+
+def test_a_chain_that_was_killed_while_its_folder_was_made_begins(config, tmp_path):
+    chain = replace(config, out=str(tmp_path / "chain"), stop_after="labels", rounds=1, sft_data=None)
+    (tmp_path / "chain").mkdir()
+    (tmp_path / "chain" / ".config.yaml.17.tmp").write_text("half")
+    rlhf.run_rlhf(chain, judge_by_vowels())
+    assert (tmp_path / "chain" / "round-1" / "labels.jsonl").exists()
+
+
+def test_what_a_kill_left_half_written_is_swept_from_a_chain(config, tmp_path):
+    chain = replace(config, out=str(tmp_path / "chain"), stop_after="labels", rounds=1, sft_data=None)
+    rlhf.run_rlhf(chain, judge_by_vowels())
+    leftovers = [tmp_path / "chain" / ".inputs.json.1.tmp", tmp_path / "chain" / "round-1" / ".labels.jsonl.23.tmp"]
+    for path in leftovers:
+        path.write_text("half")
+    rlhf.run_rlhf(chain, nobody_judges())
+    assert not any(path.exists() for path in leftovers)
+
+
+@pytest.mark.parametrize("place", ["a stage", "labels", "the folder"])
+def test_a_full_disk_says_that_the_same_command_goes_on(config, tmp_path, monkeypatch, place):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    chain = replace(config, out=str(tmp_path / "chain"), rounds=1, sft=replace(config.sft, num_samples=0))
+    if place != "a stage":
+        chain = replace(chain, stop_after="labels", sft_data=None)
+    owner, name = {
+        "a stage": (storage.Checkpoints, "save"),
+        "labels": (data.writers, "write_atomically"),
+        "the folder": (run_folder, "write_atomically"),
+    }[place]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(DiskFullError, match="make room, then the same command goes on") as caught:
+            rlhf.run_rlhf(chain, judge_by_vowels())
+    assert "--resume" not in str(caught.value), "the chain has no such option"
+    if place != "a stage":
+        assert not rlhf.run_rlhf(chain, judge_by_vowels()).policies
 
 
 KILLS_ONCE = """

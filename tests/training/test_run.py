@@ -118,6 +118,15 @@ def test_a_run_that_was_killed_while_its_folder_was_made_begins_anew(config, fol
     assert (folder.path / "count").read_text() == "3"
 
 
+def test_what_is_left_of_a_checkpoint_whose_deletion_was_killed_goes_on_resuming(config, folder):
+    config = replace(config, save_every=1, keep_checkpoints=1)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(kill_at(2))(config)
+    (folder.checkpoints_folder / "1" / "description").mkdir(parents=True)
+    Trainer()(replace(config, num_updates=2, resume=True))
+    assert [path.name for path in folder.checkpoints_folder.iterdir()] == ["2"]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "notes.txt"])
 @pytest.mark.parametrize("resume", [True, False])
 def test_files_of_somebody_else_are_left_alone(config, folder, name, resume):
@@ -228,6 +237,18 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_lets_the_same_command_s
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.Checkpoints, "save", fail)
+        with pytest.raises(DiskFullError, match="make room, then the same command starts anew"):
+            Trainer()(config)
+    Trainer()(config)
+
+
+def test_a_disk_that_is_full_before_any_folder_is_made_is_the_same_error(config, tmp_path, monkeypatch):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise full_disk("python")
+
+    config = replace(config, out=str(tmp_path / "runs" / "of" / "today"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", fail)
         with pytest.raises(DiskFullError, match="make room, then the same command starts anew"):
             Trainer()(config)
     Trainer()(config)

@@ -25,7 +25,7 @@ from jaxrl_lm.training.reward_model.train import train_reward_model
 from jaxrl_lm.training.rlhf.comparison import PolicyAnswers, compare_policies
 from jaxrl_lm.training.rlhf.config import RLHFConfig
 from jaxrl_lm.training.rlhf.report import write_chain_report
-from jaxrl_lm.training.run import Interrupted, run_config, train_stage
+from jaxrl_lm.training.run import Interrupted, full_disk_in_words, run_config, train_stage
 
 _NUM_STRIPS = 8
 
@@ -73,9 +73,12 @@ def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
         InputError: an input is not what it must be, or the folder belongs to a chain of other settings.
         Interrupted: Ctrl-C or SIGTERM; the stage's state is saved, and the same command goes on.
         TrainingDivergedError: a loss is not finite.
+        DiskFullError: a file could not be written for lack of space; the same command goes on.
     """
+    folder = storage.RunFolder(Path(config.out))
     try:
-        return _run_stages(config, annotate)
+        with full_disk_in_words(folder, lambda _: "the same command goes on"):
+            return _run_stages(config, annotate)
     except Interrupted as stop:
         raise Interrupted("stopped; progress is saved, run the same command to resume", stop.signal_number) from stop
 
@@ -122,6 +125,7 @@ def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder
     if _labels_file(_round_folder(path, config.rounds + 1)).exists():
         raise InputError(f"rounds={config.rounds}: the chain has labels of more rounds; give as many, or another --out")
     folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_MENDABLE)
+    storage.sweep_leftovers(folder)
     file = path / "inputs.json"
     remedy = "delete it if prompts and rewards are those that the chain was started with"
     began_with = guarded.read_object(file, remedy=remedy) if file.exists() else {}
