@@ -9,7 +9,15 @@ HEAVY = ("transformers", "torch", "orbax", "matplotlib", "tensorboardX", "pandas
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxrl_lm.models", "jaxrl_lm.data", "jaxrl_lm.rollouts", "jaxrl_lm.rewards", "jaxrl_lm.storage"]
+    "module",
+    [
+        "jaxrl_lm.models",
+        "jaxrl_lm.data",
+        "jaxrl_lm.rollouts",
+        "jaxrl_lm.rewards",
+        "jaxrl_lm.storage",
+        "jaxrl_lm.feedback",
+    ],
 )
 def test_packages_import_nothing_before_it_is_used(module):
     assert _loaded_by(f"import {module}") == set()
@@ -22,6 +30,17 @@ def test_an_algorithm_imports_little_more_than_jax(module):
     assert min(_share_of_jax(module) for _ in range(3)) < 1.3
 
 
+def test_the_list_of_commands_loads_no_jax():
+    code = "from jaxrl_lm.cli.main import run; assert run([]) == run(['train', '--help']) == 0"
+    assert _loaded_by(code, also=("tyro", "numpy", "rich", "sqlalchemy", "starlette")) == set()
+
+
+def test_the_help_of_every_command_loads_nothing_but_its_settings():
+    """All in one process: what one of them loaded would show."""
+    code = "from jaxrl_lm.cli.main import COMMANDS, run; assert not any(run([*c.split(), '--help']) for c in COMMANDS)"
+    assert _loaded_by(code, also=("scipy", "sqlalchemy", "starlette", "tokenizers")) <= {"jax", "flax"}
+
+
 def _share_of_jax(module: str) -> float:
     """How long a module takes to import, as a multiple of what jax takes of it."""
     command = [sys.executable, "-X", "importtime", "-c", f"import jax, {module}"]
@@ -32,8 +51,9 @@ def _share_of_jax(module: str) -> float:
     return 1 + ours / outermost["jax"]
 
 
-def _loaded_by(statement: str) -> set[str]:
+def _loaded_by(statement: str, also: tuple[str, ...] = ()) -> set[str]:
     """Which heavy packages a statement loads in a fresh interpreter."""
-    code = f"import sys; {statement}; print(*(name for name in {HEAVY} + ('jax', 'flax') if name in sys.modules))"
+    names = (*HEAVY, "jax", "flax", *also)
+    code = f"import sys; {statement}; sys.stderr.write(' '.join(name for name in {names} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stderr.split())

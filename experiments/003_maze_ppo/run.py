@@ -17,7 +17,6 @@ import tyro
 from matplotlib.figure import Figure
 
 from jaxrl_lm import storage
-from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
 from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.envs.maze.environment import Maze, MazeState
 from jaxrl_lm.envs.maze.rendering import animate_episode, draw_level
@@ -110,7 +109,7 @@ def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
 def summarize(config: TrainPPOConfig, experiment: Experiment) -> dict[str, Any]:
     """Every seed on unseen levels, and the interquartile means with their intervals."""
     num_levels = 16 if experiment.debug else experiment.num_test_levels
-    metrics = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=num_levels, seed=0)
+    metrics = evaluate_run(config, env_options=(), num_episodes=num_levels, seed=0)
     curves = storage.read_metrics(storage.RunFolder(Path(config.out)))
     ratio_error = float(np.max(curves["ratio/first_max_error"].values))
     results: dict[str, Any] = {"settings": {name: value for name, value in asdict(experiment).items() if name != "out"}}
@@ -141,7 +140,7 @@ def draw_policy(config: TrainPPOConfig, folder: Path) -> None:
 
     Without a memory it can look from every cell, and the best moves are drawn too.
     """
-    task, state = restore_run(config, make_environment_ppo)
+    task, state = restore_run(config)
     env = task.held_out_env
     assert isinstance(env, Maze)
     params, learner = jax.tree.map(lambda leaf: leaf[0], (task.held_out, state.learners))
@@ -221,7 +220,7 @@ def main(experiment: Experiment) -> None:
     config = settings(experiment, folder / "run")
     if storage.RunFolder(folder / "run").config_file.exists():
         config = replace(config, resume=True)
-    train_environment(config, make_environment_ppo)
+    train_environment(config)
     results = summarize(config, experiment)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     plot_curves(config, folder / "curves.png")

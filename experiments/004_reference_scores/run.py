@@ -6,7 +6,6 @@ finished case is not run again. Writes `results.json`, `table.md` and `curves.pn
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,14 @@ import tyro
 from matplotlib.figure import Figure
 
 from jaxrl_lm import storage
-from jaxrl_lm.algorithms.dqn import make_dqn
-from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
 from jaxrl_lm.algorithms.ppo import PPOConfig
-from jaxrl_lm.algorithms.pqn import make_pqn
 from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
 from jaxrl_lm.training.environments.algorithms import TrainDQNConfig, TrainPPOConfig, TrainPQNConfig
 from jaxrl_lm.training.environments.train import train_environment
 
-MAKERS: dict[str, Callable[..., Any]] = {"ppo": make_environment_ppo, "dqn": make_dqn, "pqn": make_pqn}
+COLORS = {"ppo": "#0072B2", "dqn": "#D55E00", "pqn": "#009E73"}
 LAST_SHARE = 0.1  # of a run: episodes that end in it are what a run has reached
 # gymnax's README; cleanrl's documentation, its mean and standard deviation over 3 seeds at 500 k steps.
 GYMNAX = {
@@ -164,7 +160,7 @@ def run(case: Case, folder: Path) -> None:
     run_folder = storage.RunFolder(Path(config.out))
     if run_folder.report_file.exists():
         return
-    train_environment(replace(config, resume=run_folder.config_file.exists()), MAKERS[config.algorithm])
+    train_environment(replace(config, resume=run_folder.config_file.exists()))
 
 
 def summarize(case: Case, folder: Path) -> dict[str, Any]:
@@ -227,13 +223,12 @@ def plot(finished: list[Case], folder: Path, path: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[len(envs) :]:
         panel.set_axis_off()
-    colors = dict(zip(MAKERS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
     for panel, env in zip(panels, envs, strict=False):
         for case in finished:
             if case.config.env == env:
                 name = case.config.algorithm
                 seeds = storage.read_seeds(storage.RunFolder(folder / case.name))["episode/return"]
-                storage.draw_seeds(panel, seeds, color=colors[name], label=name.upper())
+                storage.draw_seeds(panel, seeds, color=COLORS[name], label=name.upper())
         panel.set_title(env)
         panel.legend(fontsize=8)
     figure.suptitle("Return of training episodes: interquartile mean over seeds and its 95 % interval")

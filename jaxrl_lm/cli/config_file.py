@@ -36,7 +36,7 @@ def expand_config_file(args: list[str]) -> list[str]:
         if f"--{_dotted(names)}" not in given
         for option in _option(names, value)
     ]
-    return [*kept[:1], *options, *kept[1:]]
+    return [*options, *kept]
 
 
 def _read(file: str) -> Mapping[str, Any]:

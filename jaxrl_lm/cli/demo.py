@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxrl_lm.algorithms import AdamWConfig, KLConfig, PPOConfig
-from jaxrl_lm.cli.rlhf import run_chain
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.training.reward_model.config import NormalisationConfig
 from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
@@ -39,6 +38,8 @@ def run_demo(config: DemoConfig) -> None:
         "manners and sometimes errs, compares its replies. A reward model (the proxy) is trained on these preferences, "
         "and PPO maximises the proxy. Finally every model is scored by the annotator's true preference (gold)."
     )
+    from jaxrl_lm.cli.rlhf import run_chain  # here, so that --help loads no models
+
     run_chain(demo_chain(config))
 
 

@@ -1,22 +1,16 @@
 """`jaxrl-lm train ALGORITHM`, `evaluate` and `report`: train in an environment, and look at what came of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import reduce
-from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import checks, storage
-from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.console import print_text
+from jaxrl_lm.cli.settings import EvaluateConfig, ReportConfig
 from jaxrl_lm.training.environments.agent import load_settings
-from jaxrl_lm.training.environments.algorithms import TRAINERS, Trainer
+from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.evaluate import evaluate_run
 from jaxrl_lm.training.environments.metrics import EVAL_GROUPS
 from jaxrl_lm.training.environments.train import train_environment
@@ -24,44 +18,17 @@ from jaxrl_lm.training.environments.train import train_environment
 _SHOWN = ("return", "length", "solved", "oracle_share", "regret", "distinct_levels", "distinct_layouts")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Play whole episodes with the newest checkpoint of a run in an environment.
-
-    `eval` is the greedy policy, `eval_sampled` draws its actions, `eval_train` is greedy on levels of the training.
-
-    Attributes:
-        run: folder of the run.
-        env_options: KEY=VALUE each, in place of the run's own, such as generator=wilson.
-        episodes: of each seed; for generated mazes so many levels that training never met, different ones a seed.
-        seed: of levels and episodes.
-    """
-
-    run: str
-    env_options: tuple[str, ...] = ()
-    episodes: int = 1000
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Draw a run's plots and report again, of a run that goes on or was stopped.
-
-    Attributes:
-        run: folder of the run.
-    """
-
-    run: str
+def run_train(config: EnvironmentRunConfig) -> None:
+    """Train, and print what came of it."""
+    print_result(train_environment(config))
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
     """Print interquartile mean and interval over the seeds of a run."""
     checks.at_least(config, 1, "episodes")
     checks.seed(config.seed)
-    trained, trainer = load_settings(config.run)
-    metrics = evaluate_run(
-        trained, trainer.make_learner, env_options=config.env_options, num_episodes=config.episodes, seed=config.seed
-    )
+    trained = load_settings(config.run)
+    metrics = evaluate_run(trained, env_options=config.env_options, num_episodes=config.episodes, seed=config.seed)
     table = Table("", "interquartile mean", "95 % interval")
     for label, rows in trained.sweep_columns():
         for name, all_values in metrics.items():
@@ -88,32 +55,6 @@ def run_report(config: ReportConfig) -> None:
     folder.read_config()
     storage.write_report(folder, title=folder.path.name)
     print_text(f"report: {folder.report_file}", soft_wrap=True)
-
-
-def parse_train(args: list[str]) -> Callable[[], None]:
-    """What `jaxrl-lm train` with these arguments is to do; prints help or the mistake and exits where there is one."""
-    config = _parse(args)
-    trainer = next(trainer for trainer in TRAINERS.values() if isinstance(config, trainer.config))
-    return lambda: print_result(train_environment(config, trainer.make_learner))
-
-
-def _parse(args: list[str]) -> Any:
-    commands = [
-        Annotated[trainer.config, tyro.conf.subcommand(name, description=_description(trainer), prefix_name=False)]
-        for name, trainer in TRAINERS.items()
-    ]
-    settings: Any = reduce(or_, commands)  # the union of them, which pyright takes for an object
-    return tyro.cli(
-        settings,
-        args=expand_config_file(args),
-        prog="jaxrl-lm train",
-        description="Train an algorithm in an environment; ids: jaxrl_lm.envs.list_ids().",
-    )
-
-
-def _description(trainer: Trainer) -> str:
-    names = ", ".join(field.name for owner in trainer.hyperparams for field in fields(owner))
-    return f"{trainer.config.__doc__} --sweep takes: {names}."
 
 
 def print_result(folder: storage.RunFolder) -> None:

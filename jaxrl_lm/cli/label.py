@@ -1,166 +1,28 @@
 """`jaxrl-lm label`: label completions on a web page; also `label export`, `import` and `stats`."""
 
 import json
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import tyro
 from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from jaxrl_lm import feedback, storage
-from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.console import print_text
-from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all, read_answers
+from jaxrl_lm.cli.label_answers import answer_all, read_answers
 from jaxrl_lm.cli.label_import import read_judged
+from jaxrl_lm.cli.label_settings import ExportConfig, ImportConfig, ServeConfig, StatsConfig
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import Mode, Pairs
+from jaxrl_lm.feedback import Mode
+from jaxrl_lm.feedback.server import listen
 from jaxrl_lm.training.reward_model.judgements import load_named_tokenizer
 
-_SERVE = "serve"
 _NUM_SHOWN = 5
-_HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-"""A host name as browsers send it, without port; `*` matches every name, `*.` every subdomain."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """Serve a page for labelling completions; without --policy and --answers, continue with the items in --out.
-
-    Attributes:
-        out: folder for labels.sqlite and the policy's completions; run the same command again to continue.
-            policy: folder or Hugging Face hub id of the model that completes --prompts.
-        prompts: a file of prompts, in any format that `ppo` reads.
-        prompt_column: prompt column of --prompts or --answers.
-        answers: a file of existing completions, instead of --policy: rows with a prompt and completions, a list of
-            texts.
-        database: SQLAlchemy URL for the labels, such as postgresql+psycopg://user@host/name, instead of
-            labels.sqlite in --out.
-        mode: the better of two, thumbs up or down, or the best of four.
-        pairs: with more than two completions per prompt, compare 1 with 2, 3 with 4, ..., or all pairs.
-        overlap: annotators per item.
-        lease_minutes: how long an annotator keeps an item before it may go to another.
-        port: port of the page on 127.0.0.1; 0 for any free port.
-        hosts: extra host names under which browsers may reach the page, such as that of an HTTPS proxy.
-            end_when_done: stop once every item has its labels, or was skipped and is not being labelled.
-        answering: how the policy generates completions.
-    """
-
-    out: str | None = None
-    policy: str | None = None
-    prompts: str | None = None
-    prompt_column: str = "prompt"
-    answers: str | None = None
-    database: str | None = None
-    mode: Mode = "pairwise"
-    pairs: Pairs = "disjoint"
-    overlap: int = 1
-    lease_minutes: float = 10.0
-    port: int = 8642
-    hosts: tuple[str, ...] = ()
-    end_when_done: bool = False
-    answering: LabelAnsweringConfig = field(default_factory=LabelAnsweringConfig)
-
-    def __post_init__(self) -> None:
-        if self.out is None and self.database is None:
-            raise InputError("out: not given; name the folder for the labels with --out FOLDER")
-        if self.policy is not None and self.answers is not None:
-            raise InputError("policy and answers are both given; remove one")
-        if (self.policy is None) != (self.prompts is None):
-            raise InputError("policy and prompts go together; use --policy MODEL --prompts FILE, or --answers FILE")
-        if self.policy is not None and self.out is None:
-            raise InputError("out: not given; name the folder for the policy's completions with --out FOLDER")
-        if self.overlap < 1:
-            raise InputError(f"overlap={self.overlap} must be at least 1, the number of annotators per item")
-        if not self.lease_minutes > 0:
-            raise InputError(f"lease_minutes={self.lease_minutes} must be above 0")
-        wrong = [host for host in self.hosts if not _HOST.fullmatch(host)]
-        if wrong:
-            raise InputError(
-                f"hosts={wrong[0]!r} is not a host name; write it in lower case without https://, "
-                "port or path, such as label.example.org (*.example.org for all subdomains)"
-            )
-        num = self.answering.num_completions
-        if self.policy is not None and num is not None and num < feedback.NUM_COMPLETIONS[self.mode]:
-            raise InputError(f"answering.num_completions={num} is too few for mode {self.mode}; omit it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write labels as a data set for `reward-model`: preferences, thumbs or best of four.
-
-    Attributes:
-        labels: the folder that `label` wrote.
-        database: SQLAlchemy URL of the labels, if `label` was given one.
-        out: a new .jsonl file.
-        mode: which labels to export, if there are items of several modes.
-        annotators: names of annotators to export; empty for all.
-        all_verdicts: instead of a data set, write one row per verdict, including ties and skips, with its item,
-            annotator, time, seconds and the order shown; `label import` reads it back.
-    """
-
-    out: str
-    labels: str | None = None
-    database: str | None = None
-    mode: Mode | None = None
-    annotators: tuple[str, ...] = ()
-    all_verdicts: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """Add labels of a data set (preferences, thumbs or best of four) or of `label export --all-verdicts`.
-
-    Attributes:
-        labels: the folder of the labels, created if missing.
-        database: SQLAlchemy URL for the labels, instead of labels.sqlite in --labels.
-        source: a file in the mode's format (preference, unpaired preference or best of four), or one written by
-            `label export --all-verdicts`.
-        tokenizer: folder or hub id of the tokenizer if the file contains token ids, as OpenAI's labels contain
-            GPT-2's; None if it contains texts.
-        mode: how the items were labelled; rows of --all-verdicts contain their mode.
-        annotator: the annotator's name, instead of each row's `annotator`.
-    """
-
-    source: str
-    annotator: str | None = None
-    labels: str | None = None
-    database: str | None = None
-    tokenizer: str | None = None
-    mode: Mode = "pairwise"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatsConfig:
-    """Print labels, pace and agreement of annotators.
-
-    Attributes:
-        labels: the folder that `label` wrote.
-        database: SQLAlchemy URL of the labels, where that was given to `label`.
-    """
-
-    labels: str | None = None
-    database: str | None = None
-
-
-def parse_label(args: list[str]) -> Callable[[], None]:
-    """Parse the arguments of `jaxrl-lm label` into a call; prints help or the error and exits where needed."""
-    name, rest = (args[0], args[1:]) if args and args[0] in LABEL_COMMANDS else (_SERVE, args)
-    config = tyro.extras.subcommand_cli_from_dict(
-        {command: kind for command, (kind, _) in LABEL_COMMANDS.items()},
-        args=expand_config_file([name, *rest]),
-        prog="jaxrl-lm label",
-        description="Label completions on a web page. `label` alone is `label serve`.",
-    )
-    return lambda: _call(LABEL_COMMANDS[name][1], config)
 
 
 @contextmanager
@@ -172,6 +34,7 @@ def database_errors_in_words() -> Iterator[None]:
         raise InputError(f"labels: {feedback.describe_error(error)}") from error
 
 
+@database_errors_in_words()
 def run_serve(config: ServeConfig) -> None:
     """Generate or read completions, and serve the page until Ctrl-C."""
     serve_labels(config)
@@ -188,7 +51,7 @@ def serve_labels(config: ServeConfig) -> int | None:
     found = None if rows is None else feedback.make_items(rows, config.mode, pairs=config.pairs)
     is_new_allowed = bool(config.policy or config.answers)
     with (
-        feedback.listen(config.port) as listener,
+        listen(config.port) as listener,
         _opened(config.out, config.database, is_new_allowed=is_new_allowed) as engine,
         feedback.lock_server(engine) as check_lock,
     ):
@@ -218,6 +81,7 @@ def serve_labels(config: ServeConfig) -> int | None:
     return stopped_by
 
 
+@database_errors_in_words()
 def run_export(config: ExportConfig) -> None:
     """Write the labels to a file, and report what it leaves out."""
     out = Path(config.out)
@@ -241,6 +105,7 @@ def run_export(config: ExportConfig) -> None:
     print_text(text, soft_wrap=True)
 
 
+@database_errors_in_words()
 def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and report how many are new."""
     tokenizer = None if config.tokenizer is None else load_named_tokenizer("tokenizer", config.tokenizer)
@@ -254,25 +119,13 @@ def run_import(config: ImportConfig) -> None:
     print_text(text, soft_wrap=True)
 
 
+@database_errors_in_words()
 def run_stats(config: StatsConfig) -> None:
     """Print the statistics of every mode."""
     with _opened(config.labels, config.database, is_new_allowed=False) as engine:
         for mode in feedback.list_modes(engine):
             overlap = feedback.kept_overlap(engine, mode)
             print_statistics(feedback.compute_statistics(engine, mode), overlap=overlap)
-
-
-LABEL_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    _SERVE: (ServeConfig, run_serve),
-    "export": (ExportConfig, run_export),
-    "import": (ImportConfig, run_import),
-    "stats": (StatsConfig, run_stats),
-}
-
-
-def _call(command: Callable[[Any], None], config: Any) -> None:
-    with database_errors_in_words():
-        command(config)
 
 
 @contextmanager

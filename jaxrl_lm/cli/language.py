@@ -2,19 +2,17 @@
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import data, storage
 from jaxrl_lm.cli.console import print_text
+from jaxrl_lm.cli.settings import GenerateConfig
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
+from jaxrl_lm.training.answering import answer_prompts
 from jaxrl_lm.training.offline.config import OfflineRunConfig
 from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.online.config import OnlineRunConfig
@@ -47,31 +45,6 @@ def print_result(folder: storage.RunFolder, shown: tuple[str, ...]) -> None:
         if rewards:
             console.print(f"samples {phase}: mean reward {sum(rewards) / len(rewards):.4g} over {len(rewards)}")
     print_text(f"report: {folder.report_file}\nmodel:  {folder.model_folder}", console=console, soft_wrap=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig(AnsweringConfig):
-    """Answer prompts with a language model.
-
-    Attributes:
-        model: a folder or a Hugging Face hub id.
-        prompt: prompts, as text.
-        prompts: a file of prompts, in any form that `ppo` reads.
-        prompt_column: column of the file that holds the prompt.
-        out: write answers as JSON lines to this file, which must not exist, instead of printing them; printed ones
-            have their control characters spelled out.
-    """
-
-    model: str
-    prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT [TEXT ...]")] = ()
-    prompts: str | None = None
-    prompt_column: str = "prompt"
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.prompt and self.prompts is None:
-            raise InputError("prompt: none given; give --prompt TEXT or --prompts FILE")
-        super().__post_init__()
 
 
 def run_generate(config: GenerateConfig) -> None:

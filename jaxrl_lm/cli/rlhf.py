@@ -9,11 +9,11 @@ from jaxrl_lm import rewards, storage
 from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
+from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.reward_model.judgements import labels_tokenizer
 from jaxrl_lm.training.rlhf.config import RLHFConfig
 from jaxrl_lm.training.rlhf.report import table_of
 from jaxrl_lm.training.rlhf.train import Annotate, ChainResult, Pair, file_annotator, run_rlhf, simulated_annotator
-from jaxrl_lm.training.run import Interrupted
 
 
 def run_chain(config: RLHFConfig) -> None:
@@ -55,7 +55,8 @@ def _annotator(config: RLHFConfig) -> Annotate | None:
 def page_annotator(port: int) -> Annotate:
     """An annotator that serves the pairs on the page of `jaxrl-lm label` until all have been judged or skipped."""
     with needing("label", "labels.annotator=page"):
-        from jaxrl_lm.cli.label import ServeConfig, database_errors_in_words, serve_labels
+        from jaxrl_lm.cli.label import database_errors_in_words, serve_labels
+        from jaxrl_lm.cli.label_settings import ServeConfig
         from jaxrl_lm.feedback import export_labels, open_database
 
     def annotate(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:

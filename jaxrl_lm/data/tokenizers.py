@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from jaxrl_lm import guarded
 from jaxrl_lm.data.chat import end_of_turn_token
 from jaxrl_lm.data.generation_config import GenerationDefaults, read_generation_config, write_generation_config
@@ -54,6 +52,8 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None, is_padding_read: boo
     for name in _JSON_FILES:
         if (folder / name).is_file():
             guarded.read_object(folder / name, remedy=remedy)
+    from transformers import AutoTokenizer  # here, since it takes seconds to load
+
     with guarded.foreign_errors(f"{folder}: no tokenizer could be read", remedy), guarded.held_stderr():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer.decode(tokenizer(_PROBE)["input_ids"])  # some faults show only here, in a panic of Rust

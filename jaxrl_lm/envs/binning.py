@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,35 +10,12 @@ import numpy as np
 from gymnax.environments import environment, spaces
 from jaxtyping import Array, Float, Int, Num
 
+from jaxrl_lm.envs.binning_config import BinningConfig
 from jaxrl_lm.errors import InputError
 
 # Environments write "unbounded" as infinity or as the largest float32.
 _UNBOUNDED = float(np.finfo(np.float32).max) / 2
 _MAX_CODES = 2**31 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class BinningConfig:
-    """Settings of the discretisation.
-
-    Attributes:
-        num_bins: bins per observation axis, or one number for all; 1 ignores an axis, None keeps observations
-            continuous.
-        low: lower bound of each observation axis; None (for all, or for one axis) uses the bound of the space.
-        high: upper bounds, likewise. Values outside fall into the first or last bin.
-        num_actions: values per axis of a Box action space, or one number for all, evenly spaced between the bounds of
-            the space, both included; None keeps actions continuous.
-    """
-
-    num_bins: int | tuple[int, ...] | None = None
-    low: tuple[float | None, ...] | None = None
-    high: tuple[float | None, ...] | None = None
-    num_actions: int | tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("low", "high"):
-            if self.num_bins is None and getattr(self, name) is not None:
-                raise InputError(f"{name}={getattr(self, name)} bounds the bins of observations; give num_bins too")
 
 
 class BinnedEnvironment(environment.Environment[Any, Any]):

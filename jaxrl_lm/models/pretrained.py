@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from transformers import AutoConfig
 
 from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
@@ -209,6 +208,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if raw.get("per_layer_config"):
         raise InputError(f"{path}: per_layer_config is not supported; use a model whose layers are alike")
     check_sizes(raw, path)
+    from transformers import AutoConfig  # here, since it takes seconds to load
+
     with guarded.foreign_errors(f"{path}: not a configuration", "correct the field"):
         return AutoConfig.for_model(**raw).to_dict()
 

@@ -4,10 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+# SciPy is imported where it is used: the settings here belong to commands whose help is to come at once.
 import numpy as np
 from jaxtyping import Float64, Int
-from scipy import optimize, sparse, special
 
 from jaxrl_lm.errors import InputError
 
@@ -82,6 +83,8 @@ def fit_choices(
 
     Reference: McFadden, 1974, Conditional Logit Analysis of Qualitative Choice Behavior.
     """
+    from scipy import special
+
     config = config or BagOfWordsConfig()
     texts = [text for group in groups for text in group]
     words = _vocabulary(texts, config)
@@ -108,6 +111,8 @@ def fit_labels(
         labels: 1 for good, 0 for bad.
         config: settings; None for the defaults.
     """
+    from scipy import sparse, special
+
     config = config or BagOfWordsConfig()
     words = _vocabulary(texts, config)
     counts = sparse.hstack([_counts(texts, words), np.ones((len(texts), 1))], format="csr")
@@ -137,7 +142,9 @@ def _vocabulary(texts: Iterable[str], config: BagOfWordsConfig) -> dict[str, int
     return {word: column for column, (_, word) in enumerate(sorted(frequent)[: config.max_words])}
 
 
-def _counts(texts: Sequence[str], words: dict[str, int]) -> sparse.csr_array:
+def _counts(texts: Sequence[str], words: dict[str, int]) -> Any:
+    from scipy import sparse
+
     rows, columns, values = [], [], []
     for row, text in enumerate(texts):
         for word, count in Counter(split_words(text)).items():
@@ -149,6 +156,8 @@ def _counts(texts: Sequence[str], words: dict[str, int]) -> sparse.csr_array:
 
 
 def _minimise(loss, num_weights: int) -> Float64[np.ndarray, " V"]:
+    from scipy import optimize
+
     if num_weights == 0:
         return np.zeros(0)
     start = np.zeros(num_weights)

@@ -9,34 +9,8 @@ import jax.numpy as jnp
 
 from jaxrl_lm import data, models
 from jaxrl_lm.models.pretrained import resolve_folder
-from jaxrl_lm.training.run import RunConfig, StageConfig
+from jaxrl_lm.training.settings import Dtype
 from jaxrl_lm.types import PyTree
-
-Dtype = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelStageConfig(StageConfig):
-    """What a stage that trains a language model can be given.
-
-    Attributes:
-        dtype: dtype of activations; parameters, optimizer and losses are float32.
-        remat: recompute activations in the backward pass: less memory for about a third more compute.
-    """
-
-    dtype: Dtype = "float32"
-    remat: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRunConfig(ModelStageConfig, RunConfig):
-    """What every run that trains a language model has.
-
-    Attributes:
-        model: initial model: a folder or a Hugging Face hub id.
-    """
-
-    model: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import jax
 
-from jaxrl_lm import checks, storage
+from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import Checkpoints, MetricsWriter, RunFolder
+from jaxrl_lm.training.errors import DiskFullError, Interrupted, TrainingDivergedError
 from jaxrl_lm.training.observers import ConstantReward, Observer, ProgressDisplay, tell
+from jaxrl_lm.training.settings import RunConfig, StageConfig
 from jaxrl_lm.types import PyTree
 
 Update = Callable[[PyTree, int], tuple[PyTree, dict[str, float]]]
@@ -31,83 +33,10 @@ Update = Callable[[PyTree, int], tuple[PyTree, dict[str, float]]]
 a function of these two, so that a resumed run repeats the same numbers."""
 
 Samples = list[dict[str, Any]]
-Config = TypeVar("Config", bound="RunConfig")
+Config = TypeVar("Config", bound=RunConfig)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _log = logging.getLogger(__name__)
-
-
-class RunFailedError(RuntimeError):
-    """A run cannot go on as it is; the message says why and what is saved."""
-
-
-class TrainingDivergedError(RunFailedError):
-    """A loss is not finite any more."""
-
-
-class DiskFullError(RunFailedError):
-    """A file of the run could not be written for lack of space."""
-
-
-class Interrupted(Exception):
-    """A run stopped because it was told to; its state is saved.
-
-    Attributes:
-        signal_number: what told it.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """Settings of a run that may be a stage of a chain, which adds the rest.
-
-    Attributes:
-        save_every: updates between checkpoints; the last update is always saved.
-        keep_checkpoints: number of checkpoints to keep.
-        wandb_project: also log to this Weights & Biases project.
-    """
-
-    save_every: int = 50
-    keep_checkpoints: int = 2
-    wandb_project: str | None = None
-
-    def __post_init__(self) -> None:
-        checks.at_least(self, 1, "save_every", "keep_checkpoints")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(StageConfig):
-    """Settings of every run.
-
-    Attributes:
-        out: folder of the run; must not exist, unless resuming.
-        seed: random seed.
-        resume: resume the run in `out`.
-    """
-
-    out: str
-    seed: int = 0
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.seed(self.seed)
-
-    def saved(self) -> dict[str, Any]:
-        """What config.yaml holds: everything but `resume`, which is no setting of the run."""
-        return {name: value for name, value in asdict(self).items() if name != "resume"}
-
-    def length_setting(self) -> str | None:
-        """The setting that may be raised to make a finished run longer; None if a schedule follows the run's length."""
-        return None
-
-    def free_settings(self) -> frozenset[str]:
-        """What may differ between a run and its resumption without changing any number."""
-        return frozenset({"save_every", "keep_checkpoints", "wandb_project"})
 
 
 @dataclass(frozen=True, kw_only=True)

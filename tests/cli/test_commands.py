@@ -1,6 +1,7 @@
 """Commands: options, configuration files, exit codes, what they print."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pytest
 import yaml
 
 from jaxrl_lm import data
-from jaxrl_lm.cli import demo
-from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.cli import rlhf
+from jaxrl_lm.cli.commands import COMMANDS, DEFAULTS, overview
 from jaxrl_lm.cli.doctor import advice, usage
-from jaxrl_lm.cli.main import COMMANDS, _fail, parse, run
+from jaxrl_lm.cli.label_settings import ServeConfig
+from jaxrl_lm.cli.main import _fail, parse, run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.training.online.config import PPORunConfig
@@ -56,7 +58,7 @@ def test_config_file_has_the_same_names_and_the_command_line_wins(tmp_path: Path
         "ppo": {"num_minibatches": 4},
     }
     file.write_text(yaml.safe_dump(content))
-    config = parse(expand_config_file(["ppo", "--config", str(file), "--out", "from-line", "--no-remat"]))
+    config = parse(["ppo", "--config", str(file), "--out", "from-line", "--no-remat"])
     assert config.out == "from-line"
     assert config.remat is False
     assert config.answers.stop == (".", "!")
@@ -76,8 +78,7 @@ def test_the_config_of_a_run_is_a_config_file(tmp_path: Path, model: Path) -> No
     ]
     first = [f"--model={model}", f"--prompts={tmp_path / 'p.txt'}", "--reward=vowels", f"--out={tmp_path / 'run'}"]
     assert run(["ppo", *first, *options]) == 0
-    again = expand_config_file(["ppo", f"--config={tmp_path / 'run' / 'config.yaml'}"])
-    assert parse(again) == parse(["ppo", *first, *options])
+    assert parse(["ppo", f"--config={tmp_path / 'run' / 'config.yaml'}"]) == parse(["ppo", *first, *options])
 
 
 @pytest.mark.parametrize("content", [None, "- a list", "a: [unclosed"])
@@ -86,7 +87,7 @@ def test_unreadable_config_file(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         file.write_text(content)
     with pytest.raises(InputError, match=r"config\.yaml"):
-        expand_config_file(["ppo", "--config", str(file)])
+        parse(["ppo", "--config", str(file)])
 
 
 def test_unknown_name_in_a_config_file_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -97,12 +98,62 @@ def test_unknown_name_in_a_config_file_is_refused(tmp_path: Path, capfd: pytest.
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_option_is_documented(command: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run([command, "--help"]) == 0
+    assert run([*command.split(), "--help"]) == 0
     assert capfd.readouterr().out
-    for kind in _dataclasses(COMMANDS[command][0]):
+    for kind in _dataclasses(COMMANDS[command].load_settings()):
         documented = "".join(base.__doc__ or "" for base in kind.__mro__)
         missing = [field.name for field in fields(kind) if f"  {field.name}: " not in documented]  # pyright: ignore
         assert not missing, f"{kind.__name__}: {missing}"
+
+
+def test_help_lists_every_command_with_its_summary(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == run(["--help"]) == run(["-h"]) == 0
+    out = capfd.readouterr().out
+    assert out == 3 * overview()
+    assert all(re.search(rf"^  {name} +{re.escape(command.summary)}$", out, re.M) for name, command in COMMANDS.items())
+
+
+@pytest.mark.parametrize("first", ["train", "label"])
+def test_help_of_a_first_word_lists_its_commands(first: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([first, "--help"]) == 0
+    listed = re.findall(r"^  (\S+ \S+)  ", capfd.readouterr().out, re.M)
+    assert listed == [name for name in COMMANDS if name.startswith(f"{first} ")]
+
+
+def test_label_alone_serves() -> None:
+    assert DEFAULTS == {"label": "label serve"}
+    assert parse(["label", "--out=o"]) == parse(["label", "serve", "--out=o"]) == ServeConfig(out="o")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian", "ppo"], ["'trian'", "did you mean train?", "jaxrl-lm --help"]),
+        (["train", "ppoo"], ["'ppoo'", "did you mean ppo?", "jaxrl-lm train --help"]),
+        (["train"], ["no command is given", "q-learning, double-q", "jaxrl-lm train --help"]),
+        (["train", "--out=o"], ["'--out=o'", "q-learning, double-q", "jaxrl-lm train --help"]),
+        (["label", "exprot"], ["did you mean export", "jaxrl-lm label --help"]),
+        (["--out=o"], ["'--out=o'", "jaxrl-lm --help"]),
+        (["train", "ppo", "--num-env=3"], ["--num-env=3", "jaxrl-lm train ppo --help"]),
+        (["train", "ppo", "--out=o", "--num-envs=x"], ["--num-envs", "jaxrl-lm train ppo --help"]),
+        (["label", "--out=o", "--prot=3"], ["--prot=3", "jaxrl-lm label serve --help"]),
+        (["train", "ppo", "--out=o", "--discount=2"], ["discount=2", "jaxrl-lm train ppo --help"]),
+    ],
+)
+def test_a_mistake_says_where_the_help_is(args: list[str], words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(args) == 2
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    message = " ".join(shown.err.replace("│", " ").split())
+    assert all(word in message for word in words), message
+
+
+def test_help_has_required_options_first_and_those_of_every_run_last(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["dpo", "--help"]) == 0
+    shown = re.findall(r"^│ --([\w-]+)", capfd.readouterr().out, re.M)
+    assert set(shown[:3]) == {"out", "model", "preferences"}
+    order = [shown.index(name) for name in ("num-epochs", "max-tokens", "save-every", "wandb-project", "seed")]
+    assert order == sorted(order)
 
 
 def _dataclasses(kind: type) -> list[type]:
@@ -175,7 +226,7 @@ def test_doctor_advises_the_dtype_that_was_faster() -> None:
 
 def test_demo_chains_all_stages_on_the_model_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chains: list[RLHFConfig] = []
-    monkeypatch.setattr(demo, "run_chain", chains.append)
+    monkeypatch.setattr(rlhf, "run_chain", chains.append)
     assert run(["demo", f"--out={tmp_path / 'demo'}", "--seed=3"]) == 0
     (chain,) = chains
     assert chain.seed == 3

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl_lm.cli.config_file import expand_config_file
 from jaxrl_lm.cli.main import parse, run
 from tests.byte_model import write_byte_model
 
@@ -49,6 +48,6 @@ def test_command_trains_says_where_everything_lies_and_its_config_is_a_config_fi
     assert run(line) == 0
     assert str(tmp_path / "run" / "report.html") in capfd.readouterr().out
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-    assert parse(expand_config_file([command, f"--config={tmp_path / 'run' / 'config.yaml'}"])) == parse(line)
+    assert parse([command, f"--config={tmp_path / 'run' / 'config.yaml'}"]) == parse(line)
     assert run(line) == 2
     assert "--resume" in capfd.readouterr().err

@@ -14,9 +14,9 @@ from jaxrl_lm.data import Preference, Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
 from jaxrl_lm.storage import RunFolder
+from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.rlhf.comparison import PolicyAnswers
 from jaxrl_lm.training.rlhf.train import ChainResult, Pair
-from jaxrl_lm.training.run import Interrupted
 
 PAIRS = [
     Pair(Prompt(prompt=f"p{number}", columns={}), f"short {number}", f"a longer one {number}") for number in range(3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_lm import load_agent
-from jaxrl_lm.cli.environment import TRAINERS
+from jaxrl_lm.cli.commands import list_commands
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, read_metrics, read_seeds
@@ -33,7 +33,7 @@ OWN_FILE = str(Path(__file__).parents[1] / "envs" / "own_environments.py")
 pytestmark = pytest.mark.usefixtures("pictures_drawn_once")
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", [name.removeprefix("train ") for name in list_commands("train")])
 def test_every_algorithm_trains_evaluates_and_resumes_exactly(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

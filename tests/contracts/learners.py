@@ -20,17 +20,30 @@ from jaxrl_lm.algorithms import (
     make_reward_model,
     make_sft,
 )
-from jaxrl_lm.cli.environment import TRAINERS
+from jaxrl_lm.cli.commands import COMMANDS
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.envs import make
 from jaxrl_lm.rewards.scoring import apply_model
 from jaxrl_lm.rollouts import AnswerConfig, Generation
-from jaxrl_lm.training.online.train import ONLINE
+from jaxrl_lm.training.environments.config import EnvironmentRunConfig
+from jaxrl_lm.training.offline.config import OfflineRunConfig
+from jaxrl_lm.training.online.config import OnlineRunConfig
 from jaxrl_lm.types import PyTree
 from tests.algorithms.fixtures import evaluate, init_params, make_trajectory
 from tests.models import tiny
 
 BATCH, PROMPT, ANSWER, ROW = 4, 3, 4, 8
+
+
+def commands_with(kind: type) -> dict[str, Any]:
+    """Settings classes of the commands whose settings are of this kind."""
+    settings = {name: command.load_settings() for name, command in COMMANDS.items()}
+    return {name: each for name, each in settings.items() if issubclass(each, kind)}
+
+
+ONLINE = commands_with(OnlineRunConfig)
+OFFLINE = commands_with(OfflineRunConfig)
+TRAINERS = {name.removeprefix("train "): each for name, each in commands_with(EnvironmentRunConfig).items()}
 
 
 class Case(NamedTuple):
@@ -84,8 +97,8 @@ def rows(number: int, *shape: int) -> PackedRows:
 
 
 def online_case(name: str) -> Case:
-    """PPO, RLOO or GRPO on a language model, from the trainers' own table."""
-    kind, make_learner = ONLINE[name]
+    """PPO, RLOO or GRPO on a language model, from the table of commands."""
+    kind = ONLINE[name]
     # A large epsilon: Adam else makes whole steps of gradients that are nothing but rounding.
     settings: dict[str, Any] = {"answers": AnswerConfig(max_new_tokens=ANSWER)}
     if name == "ppo":
@@ -95,7 +108,7 @@ def online_case(name: str) -> Case:
         settings["group_size"] = 2
     config = kind(model="", prompts="", reward="", out="", batch_size=BATCH, **settings)
     model, params = language_model("value" if name == "ppo" else None)
-    learner = make_learner(config, model)
+    learner = config.make_learner(model)
     reference = {part: leaves for part, leaves in params.items() if part != "value_head"}
 
     def args(number: int) -> tuple[Any, ...]:
@@ -159,12 +172,11 @@ SMALL_ENVIRONMENT: dict[str, dict[str, Any]] = {
 
 def environment_case(name: str) -> Case:
     """An algorithm with the environments it acts in."""
-    kind, make_learner, _ = TRAINERS[name]
+    kind = TRAINERS[name]
     is_tabular = name not in SMALL_ENVIRONMENT
     env, env_params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
-    learner = make_learner(
-        kind(out="", **SMALL_ENVIRONMENT.get(name, {"num_envs": 16, "num_steps": 4})), env, env_params
-    )
+    config = kind(out="", **SMALL_ENVIRONMENT.get(name, {"num_envs": 16, "num_steps": 4}))
+    learner = config.make_learner(env, env_params)
     return Case(
         start=lambda: jax.jit(learner.init)(key_of(0), env_params),
         update=lambda state: learner.update(state, env_params),

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_lm.cli.environment import TRAINERS
 from jaxrl_lm.envs import make
 from jaxrl_lm.types import NO_BATCH_AXIS
+from tests.contracts.learners import TRAINERS
 
 SMALL: dict[str, dict[str, Any]] = {
     "dqn": {"num_envs": 16, "steps_per_update": 4, "learning_starts": 128, "batch_size": 16, "buffer_size": 512},
@@ -21,11 +21,11 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", params=TRAINERS)
 def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
     """States after an update: of one state twice, of the same as if an update later, and of another seed's."""
-    kind, make_learner, _ = TRAINERS[request.param]
+    kind = TRAINERS[request.param]
     is_tabular = request.param not in SMALL
     env, params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
     config = kind(out="", **(SMALL.get(request.param) or {"num_envs": 16, "num_steps": 4}))
-    learner = make_learner(config, env, params)
+    learner = config.make_learner(env, params)
     update = jax.jit(lambda state: learner.update(state, params)[0])
     start = jax.jit(learner.init)(jax.random.key(0), params)
     return {

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from jaxrl_lm.algorithms import ALGORITHMS
-from jaxrl_lm.cli.environment import TRAINERS
-from jaxrl_lm.training.offline.train import OFFLINE
-from jaxrl_lm.training.online.train import ONLINE
 from jaxrl_lm.types import PyTree
 from tests.algorithms.fixtures import QUICK, largest_difference
-from tests.contracts.learners import CASES, Case
+from tests.contracts.learners import CASES, OFFLINE, ONLINE, TRAINERS, Case
 
 every_learner = pytest.mark.parametrize("name", CASES)
 # Running an environment's program op by op takes seconds, and what is in its update is compiled either way.

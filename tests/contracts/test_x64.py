@@ -29,13 +29,13 @@ from jaxrl_lm.algorithms import (
     make_sft,
 )
 from jaxrl_lm.algorithms.schedules import ScheduleConfig
-from jaxrl_lm.cli.environment import TRAINERS
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.envs import make
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts import SamplingConfig, generate
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
 from jaxrl_lm.rollouts.token_policy import make_evaluate, token_trajectory
+from tests.contracts.learners import TRAINERS
 from tests.models import tiny
 
 KEY = jax.random.key(0)
@@ -129,10 +129,9 @@ def test_every_trainer_has_a_case():
 @pytest.mark.parametrize("case", CASES)
 def test_learners_in_environments(case):
     trainer, env_id, options, settings = CASES[case]
-    kind, make_learner = TRAINERS[trainer]
     with jax.enable_x64(True):
         env, env_params = make(env_id, **options)
-        learner = make_learner(kind(out="", num_envs=16, **settings), env, env_params)
+        learner = TRAINERS[trainer](out="", num_envs=16, **settings).make_learner(env, env_params)
         state = jax.eval_shape(learner.init, KEY, env_params)
         check(learner.update, state, env_params, is_maze="Maze" in env_id)
         memory = learner.init_memory(3)

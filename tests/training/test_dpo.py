@@ -16,10 +16,10 @@ from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training.offline import task as offline
+from jaxrl_lm.training.errors import Interrupted
+from jaxrl_lm.training.offline import train as offline
 from jaxrl_lm.training.offline.dpo import DPORunConfig, load_dpo, read_pairs
 from jaxrl_lm.training.offline.train import train_offline
-from jaxrl_lm.training.run import Interrupted
 
 MakeConfig = Callable[..., DPORunConfig]
 

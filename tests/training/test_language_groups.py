@@ -17,9 +17,9 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import read_jsonl, read_metrics
+from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.online.config import GRPORunConfig, RLOORunConfig
 from jaxrl_lm.training.online.train import load, make_update, train_online
-from jaxrl_lm.training.run import Interrupted
 from tests.training import rewards_for_tests
 
 MakeConfig = Callable[..., Any]

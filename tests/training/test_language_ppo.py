@@ -17,9 +17,9 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
+from jaxrl_lm.training.errors import Interrupted, TrainingDivergedError
 from jaxrl_lm.training.online.config import PPORunConfig
 from jaxrl_lm.training.online.train import Loaded, load, make_update, train_online
-from jaxrl_lm.training.run import Interrupted, TrainingDivergedError
 from tests.byte_model import write_byte_model
 from tests.training import rewards_for_tests
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP

@@ -21,10 +21,10 @@ from jaxrl_lm.models.reward_heads import read_scale
 from jaxrl_lm.rewards.learned import load_reward
 from jaxrl_lm.rewards.scoring import score_rows
 from jaxrl_lm.storage import read_jsonl, read_metrics, read_sections
+from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.reward_model import train as reward_model
 from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
 from jaxrl_lm.training.reward_model.train import load_task, train_reward_model
-from jaxrl_lm.training.run import Interrupted
 from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import write_encoder
 

@@ -15,10 +15,10 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import REWARDS
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import run_folder
+from jaxrl_lm.training.errors import DiskFullError, Interrupted
 from jaxrl_lm.training.reward_model.config import NormalisationConfig
 from jaxrl_lm.training.rlhf import train as rlhf
 from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
-from jaxrl_lm.training.run import DiskFullError, Interrupted
 from tests.byte_model import write_byte_model
 
 

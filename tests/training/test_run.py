@@ -15,7 +15,9 @@ import pytest
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, read_jsonl
-from jaxrl_lm.training.run import DiskFullError, Interrupted, RunConfig, Training, train, train_stage
+from jaxrl_lm.training.errors import DiskFullError, Interrupted
+from jaxrl_lm.training.run import Training, train, train_stage
+from jaxrl_lm.training.settings import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

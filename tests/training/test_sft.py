@@ -22,10 +22,10 @@ from jaxrl_lm.algorithms import AdamWConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
-from jaxrl_lm.training.offline import task as offline
+from jaxrl_lm.training.errors import Interrupted
+from jaxrl_lm.training.offline import train as offline
 from jaxrl_lm.training.offline.sft import SFTRunConfig, load_sft, read_examples
 from jaxrl_lm.training.offline.train import train_offline
-from jaxrl_lm.training.run import Interrupted
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
 MakeConfig = Callable[..., SFTRunConfig]

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder
-from jaxrl_lm.training.environments.algorithms import TRAINERS, Trainer
+from jaxrl_lm.training.environments.algorithms import find_settings
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.evaluate import restore_run
 from jaxrl_lm.training.environments.task import generates_levels
@@ -68,14 +68,14 @@ def load_agent(
     Raises:
         InputError: there is no such run, seed or value, or the policy draws no actions.
     """
-    config, trainer = load_settings(run)
+    config = load_settings(run)
     learner_index = _index(config, seed, value)
-    task, state = restore_run(config, trainer.make_learner)
+    task, state = restore_run(config)
     if np.asarray(state.is_diverged)[learner_index]:
         raise InputError(f"seed={seed} has diverged, its parameters are not finite; choose another seed")
     act = task.learner.act if is_greedy else task.learner.sample
     if act is None:
-        raise InputError(f"is_greedy=False: the policy of {config.algorithm_name} is always greedy; leave it out")
+        raise InputError(f"is_greedy=False: the policy of {config.algorithm_name()} is always greedy; leave it out")
     learner = jax.tree.map(lambda leaf: leaf[learner_index], state.learners)
     env_params = task.held_out
     if generates_levels(task.held_out_env):
@@ -87,21 +87,20 @@ def load_agent(
     return Agent(task.held_out_env, env_params, act_of_learner, task.learner.init_memory(1))
 
 
-def load_settings(run: str | Path) -> tuple[EnvironmentRunConfig, Trainer]:
-    """Settings and algorithm of a run, from its config.yaml.
+def load_settings(run: str | Path) -> EnvironmentRunConfig:
+    """Settings of a run, from its config.yaml.
 
     Raises:
         InputError: there is no run, or it was not made by `jaxrl-lm train` of this version.
     """
     folder = RunFolder(Path(run))
     saved = folder.read_config()
-    name = saved.get("algorithm", saved.get("kind"))
-    if name not in TRAINERS:
+    kind = find_settings(saved.get("algorithm", saved.get("kind", "")))
+    if kind is None:
         raise InputError(
             f"run={str(run)!r} was not made by jaxrl-lm train, so there is nothing to evaluate in an environment"
         )
-    trainer = TRAINERS[name]
-    return replace(_from_saved(trainer.config, saved), out=str(run)), trainer
+    return replace(_from_saved(kind, saved), out=str(run))
 
 
 def _from_saved(kind: Any, saved: Mapping[str, Any]) -> Any:

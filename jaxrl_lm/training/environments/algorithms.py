@@ -1,7 +1,10 @@
-"""The algorithms of `jaxrl-lm train`: a settings class each, and the table."""
+"""The algorithms of `jaxrl-lm train`: a settings class each, which makes the learner.
+
+A new algorithm is a file in `jaxrl_lm/algorithms/`, a settings class here, and a line in `jaxrl_lm/cli/commands.py`.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from jaxrl_lm.algorithms.dqn import DQNConfig, DQNHyperparams, make_dqn
 from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig, EnvironmentPPOHyperparams, make_environment_ppo
@@ -12,7 +15,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
-from jaxrl_lm.training.environments.task import MakeLearner
+from jaxrl_lm.types import EnvironmentLearner
 
 
 def _ppo_policy() -> PolicyConfig:
@@ -34,7 +37,13 @@ def _ppo_update() -> PPOConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPPOConfig(EnvironmentRunConfig, EnvironmentPPOConfig):
-    """Train PPO in an environment."""
+    """Train PPO in an environment.
+
+    Attributes:
+        algorithm: its name, by which a run's config.yaml is read.
+    """
+
+    HYPERPARAMS: ClassVar[tuple[type, ...]] = (PPOHyperparams, EnvironmentPPOHyperparams)
 
     algorithm: Literal["ppo"] = "ppo"
     num_envs: int = 128
@@ -45,10 +54,19 @@ class TrainPPOConfig(EnvironmentRunConfig, EnvironmentPPOConfig):
         EnvironmentRunConfig.__post_init__(self)
         EnvironmentPPOConfig.__post_init__(self)
 
+    def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
+        return make_environment_ppo(self, env, env_params)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDQNConfig(EnvironmentRunConfig, DQNConfig):
-    """Train DQN, with optional extensions, in an environment with discrete actions."""
+    """Train DQN, with optional extensions, in an environment with discrete actions.
+
+    Attributes:
+        algorithm: its name, by which a run's config.yaml is read.
+    """
+
+    HYPERPARAMS: ClassVar[tuple[type, ...]] = (DQNHyperparams,)
 
     algorithm: Literal["dqn"] = "dqn"
     num_envs: int = 8
@@ -62,10 +80,19 @@ class TrainDQNConfig(EnvironmentRunConfig, DQNConfig):
                 "choose fewer"
             )
 
+    def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
+        return make_dqn(self, env, env_params)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPQNConfig(EnvironmentRunConfig, PQNConfig):
-    """Train PQN, Q-learning without a replay memory, in an environment with discrete actions."""
+    """Train PQN, Q-learning without a replay memory, in an environment with discrete actions.
+
+    Attributes:
+        algorithm: its name, by which a run's config.yaml is read.
+    """
+
+    HYPERPARAMS: ClassVar[tuple[type, ...]] = (PQNHyperparams,)
 
     algorithm: Literal["pqn"] = "pqn"
 
@@ -73,10 +100,15 @@ class TrainPQNConfig(EnvironmentRunConfig, PQNConfig):
         EnvironmentRunConfig.__post_init__(self)
         PQNConfig.__post_init__(self)
 
+    def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
+        return make_pqn(self, env, env_params)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTabularConfig(EnvironmentRunConfig, TabularConfig):
     """Train a tabular algorithm in an environment with discrete observations and actions."""
+
+    HYPERPARAMS: ClassVar[tuple[type, ...]] = (TabularHyperparams,)
 
     # A table needs observations that are integers.
     default_env_options: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -86,6 +118,9 @@ class TrainTabularConfig(EnvironmentRunConfig, TabularConfig):
     def __post_init__(self) -> None:
         EnvironmentRunConfig.__post_init__(self)
         TabularConfig.__post_init__(self)
+
+    def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
+        return make_tabular(self, env, env_params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,28 +158,9 @@ class TrainQLambdaConfig(TrainTabularConfig):
     kind: Literal["q-lambda"] = "q-lambda"
 
 
-class Trainer(NamedTuple):
-    """One algorithm of the table.
-
-    Attributes:
-        config: its settings class.
-        make_learner: makes the learner from such settings.
-        hyperparams: classes of its traced settings, which can be swept.
-    """
-
-    config: type[EnvironmentRunConfig]
-    make_learner: MakeLearner
-    hyperparams: tuple[type, ...]
-
-
-TRAINERS: dict[str, Trainer] = {
-    "q-learning": Trainer(TrainQLearningConfig, make_tabular, (TabularHyperparams,)),
-    "double-q": Trainer(TrainDoubleQConfig, make_tabular, (TabularHyperparams,)),
-    "sarsa": Trainer(TrainSarsaConfig, make_tabular, (TabularHyperparams,)),
-    "expected-sarsa": Trainer(TrainExpectedSarsaConfig, make_tabular, (TabularHyperparams,)),
-    "q-lambda": Trainer(TrainQLambdaConfig, make_tabular, (TabularHyperparams,)),
-    "dqn": Trainer(TrainDQNConfig, make_dqn, (DQNHyperparams,)),
-    "pqn": Trainer(TrainPQNConfig, make_pqn, (PQNHyperparams,)),
-    "ppo": Trainer(TrainPPOConfig, make_environment_ppo, (PPOHyperparams, EnvironmentPPOHyperparams)),
-}
-"""Every algorithm by its name on the command line."""
+def find_settings(name: str) -> type[EnvironmentRunConfig] | None:
+    """The settings class of an algorithm by its name in config.yaml; None if there is none."""
+    kinds: list[type[EnvironmentRunConfig]] = [EnvironmentRunConfig]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return next((kind for kind in kinds if not kind.__subclasses__() and kind.algorithm_name() == name), None)

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import yaml
 
 from jaxrl_lm import checks
-from jaxrl_lm.envs.binning import BinningConfig
+from jaxrl_lm.envs.binning_config import BinningConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.environments.sweep import Sweep, read_sweep
-from jaxrl_lm.training.run import RunConfig
+from jaxrl_lm.training.settings import RunConfig
+from jaxrl_lm.types import EnvironmentLearner
 
 # YAML 1.1 reads 1e-1 as text, since there is no dot.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -61,6 +62,9 @@ class EnvironmentRunConfig(RunConfig):
         "Maze-v0": {"size": 7, "observation": "grid", "reward": "sparse"}
     }
 
+    HYPERPARAMS: ClassVar[tuple[type, ...]] = ()
+    """Classes of the algorithm's traced hyperparameters, which can be swept."""
+
     env: str = "Maze-v0"
     env_options: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = ()
@@ -81,15 +85,25 @@ class EnvironmentRunConfig(RunConfig):
         self.parsed_env_options()
         self.parsed_sweep()
 
+    @classmethod
+    def summary(cls) -> str:
+        """What `--help` says of the algorithm."""
+        names = ", ".join(field.name for owner in cls.HYPERPARAMS for field in fields(owner))
+        return f"{(cls.__doc__ or '').partition('Attributes:')[0].strip()} --sweep takes: {names}."
+
+    def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
+        """The learner of these settings in an environment."""
+        raise NotImplementedError
+
     @property
     def agent(self) -> AgentSettings:
         """These settings as the algorithm's."""
         return cast(AgentSettings, self)
 
-    @property
-    def algorithm_name(self) -> str:
+    @classmethod
+    def algorithm_name(cls) -> str:
         """The algorithm, as the command line calls it."""
-        return str(getattr(self, "algorithm", None) or getattr(self, "kind", type(self).__name__))
+        return str(getattr(cls, "algorithm", None) or getattr(cls, "kind", cls.__name__))
 
     def parsed_env_options(self) -> dict[str, Any]:
         """Options of the environment by name, with this trainer's defaults for it."""

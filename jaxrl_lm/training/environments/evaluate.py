@@ -14,7 +14,6 @@ from jaxrl_lm.training.environments.config import EnvironmentRunConfig, read_env
 from jaxrl_lm.training.environments.task import (
     EnvironmentState,
     EnvironmentTask,
-    MakeLearner,
     generates_levels,
     held_out_levels,
     load_task,
@@ -22,18 +21,17 @@ from jaxrl_lm.training.environments.task import (
 )
 
 
-def restore_run(config: EnvironmentRunConfig, make_learner: MakeLearner) -> tuple[EnvironmentTask, EnvironmentState]:
+def restore_run(config: EnvironmentRunConfig) -> tuple[EnvironmentTask, EnvironmentState]:
     """A run's task, and its state at the newest checkpoint.
 
     Args:
         config: as the run was started; `config.out` is its folder.
-        make_learner: its algorithm.
 
     Raises:
         InputError: there is no run, no checkpoint, or one of other settings.
     """
     # What was trained on many devices is evaluated on one.
-    task, state = load_task(replace(config, num_devices=1), make_learner)
+    task, state = load_task(replace(config, num_devices=1))
     with storage.Checkpoints(storage.RunFolder(Path(config.out)).checkpoints_folder) as checkpoints:
         _, state, _ = checkpoints.restore(state)
     return task, state
@@ -41,7 +39,6 @@ def restore_run(config: EnvironmentRunConfig, make_learner: MakeLearner) -> tupl
 
 def evaluate_run(
     config: EnvironmentRunConfig,
-    make_learner: MakeLearner,
     *,
     env_options: tuple[str, ...],
     num_episodes: int,
@@ -51,7 +48,6 @@ def evaluate_run(
 
     Args:
         config: as the run was started.
-        make_learner: its algorithm.
         env_options: KEY=VALUE each, in place of the run's own; observations must keep their shape.
         num_episodes: episodes of each seed; for generated mazes the number of held-out levels of each seed.
         seed: random seed of levels and episodes; independent of training, whatever its seed.
@@ -64,7 +60,7 @@ def evaluate_run(
     Raises:
         InputError: the run cannot be read, or the environment shows something else than the policy has learned to see.
     """
-    task, state = restore_run(config, make_learner)
+    task, state = restore_run(config)
     env, env_params = make_env(config, **read_env_options(env_options))
     _check_same_view(task, env, env_params)
     level_key, episode_key = evaluation_keys(seed)

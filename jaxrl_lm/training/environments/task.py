@@ -19,9 +19,6 @@ from jaxrl_lm.training.environments.devices import check_memory, place
 from jaxrl_lm.training.environments.sweep import check_sweep, set_hyperparams
 from jaxrl_lm.types import EnvironmentLearner, PyTree
 
-MakeLearner = Callable[[Any, Any, Any], EnvironmentLearner]
-"""`make_learner(config, env, env_params) -> EnvironmentLearner`."""
-
 
 @record
 class EnvironmentState:
@@ -70,7 +67,7 @@ class EnvironmentTask:
         return self.learner.steps_per_update * self.config.chunk_updates
 
 
-def load_task(config: EnvironmentRunConfig, make_learner: MakeLearner) -> tuple[EnvironmentTask, EnvironmentState]:
+def load_task(config: EnvironmentRunConfig) -> tuple[EnvironmentTask, EnvironmentState]:
     """Environment, algorithm and first state.
 
     Raises:
@@ -80,7 +77,7 @@ def load_task(config: EnvironmentRunConfig, make_learner: MakeLearner) -> tuple[
     if generates_levels(env):
         env = env.of_part("training")
         check_blindness(env, config)
-    learner, num_chunks = _make_learner(config, make_learner, env, env_params)
+    learner, num_chunks = _make_learner(config, env, env_params)
     refresh_every = 0
     if generates_levels(env) and config.refresh_levels:
         steps_of_each = learner.steps_per_update // config.agent.num_envs * config.chunk_updates
@@ -234,14 +231,12 @@ def _by_seed(
     return jax.jit(lambda keys: jax.lax.map(make_params, keys))(level_keys(config, env, key))
 
 
-def _make_learner(
-    config: EnvironmentRunConfig, make_learner: MakeLearner, env: Any, env_params: Any
-) -> tuple[EnvironmentLearner, int]:
+def _make_learner(config: EnvironmentRunConfig, env: Any, env_params: Any) -> tuple[EnvironmentLearner, int]:
     """The learner, and the chunks of the run; what falls over the run's length is told how long that is."""
-    learner = make_learner(config, env, env_params)
+    learner = config.make_learner(env, env_params)
     num_chunks = -(-config.total_steps // (learner.steps_per_update * config.chunk_updates))
     annealed = _with_anneal(config, num_chunks * config.chunk_updates)
-    return (learner if annealed is config else make_learner(annealed, env, env_params)), num_chunks
+    return (learner if annealed is config else annealed.make_learner(env, env_params)), num_chunks
 
 
 def _with_anneal(config: Any, num_updates: int) -> Any:

@@ -18,7 +18,6 @@ from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.task import (
     EnvironmentState,
     EnvironmentTask,
-    MakeLearner,
     generates_levels,
     level_keys,
     load_task,
@@ -31,23 +30,22 @@ from jaxrl_lm.types import Metrics, PyTree
 Chunk = Callable[[EnvironmentState, int], tuple[EnvironmentState, dict[str, float]]]
 
 
-def train_environment(config: EnvironmentRunConfig, make_learner: MakeLearner) -> storage.RunFolder:
+def train_environment(config: EnvironmentRunConfig) -> storage.RunFolder:
     """Train, and leave a run folder with metrics, checkpoints, plots and report.
 
     Args:
         config: the run's settings and the algorithm's in one.
-        make_learner: the algorithm.
 
     Raises:
         InputError: an option is not what it must be; raised before the run folder is made.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
         TrainingDivergedError: no learner has a finite loss any more.
     """
-    return train(config, lambda: _load(config, make_learner))
+    return train(config, lambda: _load(config))
 
 
-def _load(config: EnvironmentRunConfig, make_learner: MakeLearner) -> Training:
-    task, state = load_task(config, make_learner)
+def _load(config: EnvironmentRunConfig) -> Training:
+    task, state = load_task(config)
     return Training(
         state=state,
         update=make_chunk(task, storage.RunFolder(Path(config.out))),
@@ -62,7 +60,7 @@ def _load(config: EnvironmentRunConfig, make_learner: MakeLearner) -> Training:
 
 
 def _write_report(config: EnvironmentRunConfig, folder: storage.RunFolder) -> None:
-    storage.write_report(folder, title=f"{config.algorithm_name} in {config.env}")
+    storage.write_report(folder, title=f"{config.algorithm_name()} in {config.env}")
 
 
 def _fingerprints(config: EnvironmentRunConfig) -> dict[str, int]:

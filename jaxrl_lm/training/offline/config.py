@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.supervised import AdamWConfig
-from jaxrl_lm.training.language_model import ModelRunConfig, ModelStageConfig
+from jaxrl_lm.training.settings import ModelRunConfig, ModelStageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +79,11 @@ class OfflineRunConfig(OfflineStageConfig, ExamplesRunConfig):
     """What every run has that trains a language model on examples."""
 
     SHOWN: ClassVar[tuple[str, ...]] = ()
+
+    def load(self) -> Any:
+        """Load what the run needs, an `OfflineTask`.
+
+        Raises:
+            InputError: something of it is not what it must be.
+        """
+        raise NotImplementedError

@@ -64,6 +64,9 @@ class DPORunConfig(OfflineRunConfig):
         super().__post_init__()
         checks.at_least(self, 2, "max_tokens", why="each token is predicted from earlier ones")
 
+    def load(self) -> OfflineTask:
+        return load_dpo(self)
+
 
 def load_dpo(config: DPORunConfig) -> OfflineTask:
     """Load model, tokenizer and pairs, and compute the reference's log-probabilities of all answers.

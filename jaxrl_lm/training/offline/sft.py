@@ -72,6 +72,9 @@ class SFTRunConfig(SFTStageConfig, OfflineRunConfig):
 
     data: str
 
+    def load(self) -> OfflineTask:
+        return load_sft(self)
+
 
 def load_sft(config: SFTRunConfig) -> OfflineTask:
     """Load model, tokenizer and examples, and pack them.

@@ -1,14 +1,16 @@
 """Settings of PPO, RLOO and GRPO on a language model."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.group_policy import GroupConfig, GRPOConfig, RLOOConfig
-from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig
+from jaxrl_lm.algorithms.group_policy import GroupConfig, GRPOConfig, RLOOConfig, make_grpo, make_rloo
+from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig, make_language_ppo
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.rollouts.answers import AnswerConfig
-from jaxrl_lm.training.language_model import ModelRunConfig, ModelStageConfig
+from jaxrl_lm.training.settings import ModelRunConfig, ModelStageConfig
+from jaxrl_lm.types import AnswerLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +97,32 @@ class OnlineRunConfig(OnlineStageConfig, ModelRunConfig):
         "time/update",
     )
 
+    TITLE: ClassVar[str] = ""  # of the algorithm, in reports
+
     prompts: str
     reward: str | tuple[str, ...]
     reward_weights: tuple[float, ...] = ()
     prompt_column: str = "prompt"
     chat: bool = False
+
+    @property
+    def policy_head(self) -> Literal["value"] | None:
+        """The head that the policy has in addition to the language model."""
+        return None
+
+    @property
+    def value_model_name(self) -> str | None:
+        """Folder or hub id of a value network of its own."""
+        return None
+
+    def make_learner(self, model: CausalLM, value_model: CausalLM | None = None) -> AnswerLearner:
+        """The learner of these settings.
+
+        Args:
+            model: the policy.
+            value_model: what `value_model_name` names, or None.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +149,19 @@ class PPOStageConfig(OnlineStageConfig, LanguagePPOConfig):
 class PPORunConfig(PPOStageConfig, OnlineRunConfig):
     """PPO on a language model; one completion per prompt."""
 
+    TITLE: ClassVar[str] = "PPO"
+
+    @property
+    def policy_head(self) -> Literal["value"] | None:
+        return None if self.value_model else "value"
+
+    @property
+    def value_model_name(self) -> str | None:
+        return self.value_model
+
+    def make_learner(self, model: CausalLM, value_model: CausalLM | None = None) -> AnswerLearner:
+        return make_language_ppo(self.with_schedule(), model, value_model=value_model)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _GroupRunConfig(OnlineRunConfig, GroupConfig):
@@ -144,7 +180,17 @@ class _GroupRunConfig(OnlineRunConfig, GroupConfig):
 class RLOORunConfig(RLOOConfig, _GroupRunConfig):
     """RLOO on a language model: REINFORCE with the mean reward of the prompt's other completions as baseline."""
 
+    TITLE: ClassVar[str] = "RLOO"
+
+    def make_learner(self, model: CausalLM, value_model: CausalLM | None = None) -> AnswerLearner:
+        return make_rloo(self.with_schedule(), model)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GRPORunConfig(GRPOConfig, _GroupRunConfig):
     """GRPO on a language model: rewards are standardised within the completions of a prompt."""
+
+    TITLE: ClassVar[str] = "GRPO"
+
+    def make_learner(self, model: CausalLM, value_model: CausalLM | None = None) -> AnswerLearner:
+        return make_grpo(self.with_schedule(), model)

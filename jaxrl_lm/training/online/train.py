@@ -1,10 +1,10 @@
 """PPO, RLOO and GRPO on a language model: answer, score on the host, learn in one jitted program.
 
-A new algorithm is a file in `jaxrl_lm/algorithms/`, its settings in `config.py`, and a line in `ONLINE`.
+A new algorithm is a file in `jaxrl_lm/algorithms/`, its settings in `config.py`, and a line in
+`jaxrl_lm/cli/commands.py`.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,25 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_lm import data, storage
-from jaxrl_lm.algorithms.group_policy import make_grpo, make_rloo
-from jaxrl_lm.algorithms.language_ppo import make_language_ppo
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.language_model import LoadedModel, load_model
-from jaxrl_lm.training.online.config import GRPORunConfig, OnlineRunConfig, PPORunConfig, RLOORunConfig
+from jaxrl_lm.training.online.config import OnlineRunConfig
 from jaxrl_lm.training.online.task import OnlineTask, load_task
 from jaxrl_lm.training.run import Training, Update, train, write_samples_after
 from jaxrl_lm.types import AnswerLearner, PyTree
-
-MakeLearner = Callable[..., AnswerLearner]
-"""`make_learner(config, model) -> AnswerLearner`; with `value_model=` where the settings name one."""
-
-ONLINE: dict[str, tuple[type[OnlineRunConfig], MakeLearner]] = {
-    "ppo": (PPORunConfig, make_language_ppo),
-    "rloo": (RLOORunConfig, make_rloo),
-    "grpo": (GRPORunConfig, make_grpo),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +57,16 @@ def load(config: OnlineRunConfig) -> Loaded:
     Raises:
         InputError: one of them is not what it must be.
     """
-    name, make_learner = next((name, make) for name, (kind, make) in ONLINE.items() if isinstance(config, kind))
-    value_name = config.value_model if isinstance(config, PPORunConfig) else None
-    head = "value" if name == "ppo" and value_name is None else None
+    value_name = config.value_model_name
     how = {"dtype": config.dtype, "remat": config.remat}
-    task = load_task(config, partial(load_model, config.model, head, **how))
+    task = load_task(config, partial(load_model, config.model, config.policy_head, **how))
     if value_name is None:
-        learner = make_learner(config.with_schedule(), task.policy.model)
+        learner = config.make_learner(task.policy.model)
         return Loaded(task=task, learner=learner, params=task.policy.params, value=None)
     key, tokenizer = jax.random.key(config.seed), task.policy.tokenizer
     value = load_model(value_name, "reward", **how, key=key, tokenizer=tokenizer)
     _check_value_model(value_name, value.model, task.policy.model)
-    learner = make_learner(config.with_schedule(), task.policy.model, value_model=value.model)
+    learner = config.make_learner(task.policy.model, value.model)
     return Loaded(task=task, learner=learner, params={"policy": task.policy.params, "value": value.params}, value=value)
 
 
@@ -137,8 +124,7 @@ def _finish(loaded: Loaded, folder: RunFolder, state: Any) -> None:
         loaded.value.save(folder.path / "value_model", state.ppo.params["value"])
     write_samples_after(folder, task.samples(params, phase="after", step=config.num_updates))
     task.policy.save(folder.model_folder, params)
-    name = next(name for name, (kind, _) in ONLINE.items() if isinstance(config, kind))
-    storage.write_report(folder, title=f"{name.upper()} on {Path(config.model).name}")
+    storage.write_report(folder, title=f"{config.TITLE} on {Path(config.model).name}")
 
 
 def _check_value_model(name: str, value_model: Any, model: CausalLM) -> None:

@@ -15,6 +15,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards.annotator import prefers_first
 from jaxrl_lm.rewards.text_rewards import MODEL_PREFIX
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
+from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.offline.sft import SFTRunConfig
 from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.online.config import PPORunConfig
@@ -25,7 +26,7 @@ from jaxrl_lm.training.reward_model.train import train_reward_model
 from jaxrl_lm.training.rlhf.comparison import PolicyAnswers, compare_policies
 from jaxrl_lm.training.rlhf.config import RLHFConfig
 from jaxrl_lm.training.rlhf.report import write_chain_report
-from jaxrl_lm.training.run import Interrupted, full_disk_in_words, run_config, train_stage
+from jaxrl_lm.training.run import full_disk_in_words, run_config, train_stage
 
 _NUM_STRIPS = 8
 

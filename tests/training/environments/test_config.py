@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.environments.algorithms import TRAINERS, TrainPPOConfig, TrainQLearningConfig
+from jaxrl_lm.training.environments.algorithms import (
+    TrainDQNConfig,
+    TrainPPOConfig,
+    TrainPQNConfig,
+    TrainQLearningConfig,
+)
 from jaxrl_lm.training.environments.config import read_env_options
 
 
@@ -52,9 +57,9 @@ def test_mazes_are_by_default_trained_so_that_they_can_be_learned_and_the_run_sa
     assert TrainQLearningConfig(out="", env="Maze-v0").parsed_env_options() == {}
 
 
-@pytest.mark.parametrize("name", ["dqn", "pqn", "ppo"])
-def test_default_numbers_of_environments_are_spread_over_eight_devices(name: str) -> None:
-    assert TRAINERS[name].config(out="").agent.num_envs % 8 == 0
+@pytest.mark.parametrize("kind", [TrainDQNConfig, TrainPQNConfig, TrainPPOConfig])
+def test_default_numbers_of_environments_are_spread_over_eight_devices(kind: Any) -> None:
+    assert kind(out="").agent.num_envs % 8 == 0
 
 
 def test_a_run_can_be_made_longer_where_nothing_follows_its_length() -> None:

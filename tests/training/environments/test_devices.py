@@ -12,14 +12,12 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import jax
-from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
 from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.environments.task import load_task
 from jaxrl_lm.training.environments.train import make_chunk
-from jaxrl_lm.algorithms.dqn import make_dqn
 from jaxrl_lm.training.environments.algorithms import TrainDQNConfig, TrainPPOConfig
 
 out = Path(sys.argv[1])
@@ -31,7 +29,7 @@ for num_devices in (1, 8):
         policy=PolicyConfig(trunk=TrunkConfig(hidden_sizes=(8,))),
         ppo=PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, minibatch_unit="steps"),
     )
-    task, state = load_task(config, make_environment_ppo)
+    task, state = load_task(config)
     spread = len(state.learners.rollout.acting.observations.sharding.device_set)
     state, numbers = make_chunk(task, RunFolder.create(out / str(num_devices), {}))(state, 0)
     state, numbers = make_chunk(task, RunFolder(out / str(num_devices)))(state, 1)
@@ -40,7 +38,7 @@ dqn = TrainDQNConfig(
     out="", env="CartPole-v1", num_envs=16, steps_per_update=4, num_devices=8, learning_starts=64, batch_size=16,
     buffer_size=256, is_prioritized=True, trunk=TrunkConfig(hidden_sizes=(8,)),
 )
-replay = load_task(dqn, make_dqn)[1].learners.replay
+replay = load_task(dqn)[1].learners.replay
 results["replay"] = [list(leaf.sharding.spec) for leaf in (replay.steps.observations, replay.tree[-1])]
 print(json.dumps(results))
 """

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_lm.algorithms.dqn import make_dqn
-from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
 from jaxrl_lm.envs.maze.grid import LevelBank
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder
@@ -27,7 +25,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Settings, task and state of two seeds in 9x9 mazes."""
     options = ("size=9", "observation=grid", "reward=sparse", "num_levels=64", "max_steps=16")
     config = config_in(tmp_path_factory.mktemp("levels"), env_options=options, num_seeds=2, chunk_updates=1)
-    return config, *load_task(config, make_environment_ppo)
+    return config, *load_task(config)
 
 
 def layouts(bank: LevelBank, seed: int) -> set[bytes]:
@@ -53,7 +51,7 @@ def test_no_seed_trains_on_walls_that_any_is_evaluated_on(loaded: Any) -> None:
 
 def test_the_seed_among_the_options_chooses_the_levels(loaded: Any) -> None:
     config, _, state = loaded
-    other = load_task(replace(config, env_options=(*config.env_options, "seed=1")), make_environment_ppo)[1]
+    other = load_task(replace(config, env_options=(*config.env_options, "seed=1")))[1]
     assert layouts(other.env_params.bank, 0) != layouts(state.env_params.bank, 0)
 
 
@@ -77,7 +75,7 @@ def test_few_layouts_are_said_with_their_number() -> None:
 def test_a_chunk_evaluates_on_held_out_and_on_training_levels_greedily_and_sampled(loaded: Any) -> None:
     config, task, _ = loaded
     # Anew: a chunk donates its state.
-    state = load_task(config, make_environment_ppo)[1]
+    state = load_task(config)[1]
     task = replace(task, num_chunks=1)
     folder = RunFolder.create(Path(config.out), {})
     _, numbers = make_chunk(task, folder)(state, 0)
@@ -94,7 +92,7 @@ def test_a_diverged_seed_is_named_while_the_other_goes_on_until_none_is_left(
     config, task, _ = loaded
 
     def broken(*seeds: int) -> Any:
-        state = load_task(config, make_environment_ppo)[1]
+        state = load_task(config)[1]
         params = jax.tree.map(lambda leaf: leaf.at[jnp.array(seeds)].set(jnp.nan), state.learners.ppo.params)
         return replace(state, learners=replace(state.learners, ppo=replace(state.learners.ppo, params=params)))
 
@@ -121,17 +119,17 @@ def test_changing_mazes_that_cannot_be_seen_are_refused_with_the_remedy(
 ) -> None:
     config = config_in(tmp_path, env_options=("size=5", *options))
     with pytest.raises(InputError, match=words):
-        load_task(config, make_environment_ppo)
+        load_task(config)
 
 
 def test_one_maze_by_its_positions_and_changing_ones_by_legal_moves_are_accepted(tmp_path: Any) -> None:
     one = config_in(
         tmp_path, env_options=("size=5", "observation=position", "num_levels=1"), refresh_levels=False, eval_episodes=1
     )
-    assert load_task(one, make_environment_ppo)[0].refresh_every == 0
+    assert load_task(one)[0].refresh_every == 0
 
 
 def test_a_replay_memory_that_does_not_fit_is_refused_before_it_is_made() -> None:
     config = TrainDQNConfig(out="", env="CartPole-v1", env_options=(), buffer_size=10**9, num_seeds=64)
     with pytest.raises(InputError, match=r"64 learners takes .* GB, of which replay .* smaller buffer_size"):
-        load_task(config, make_dqn)
+        load_task(config)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from jaxrl_lm import load_agent
-from jaxrl_lm.algorithms.environment_ppo import make_environment_ppo
 from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.errors import InputError
@@ -53,7 +52,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
 
 
 def train(config: TrainPPOConfig) -> Any:
-    return train_environment(config, make_environment_ppo)
+    return train_environment(config)
 
 
 def straight_config_in(folder: Path) -> TrainPPOConfig:
@@ -105,7 +104,7 @@ def test_a_resumed_run_repeats_the_numbers_bit_for_bit(straight: RunFolder, tmp_
 
 def test_every_seed_of_a_sweep_meets_every_value(make_config: MakeConfig) -> None:
     config = make_config(num_seeds=2, sweep=("learning_rate=1e-9,1e-2",))
-    task, state = load_task(config, make_environment_ppo)
+    task, state = load_task(config)
     rates = np.asarray(state.learners.ppo.hyperparams.learning_rate)
     np.testing.assert_allclose(rates, [1e-9, 1e-9, 1e-2, 1e-2], rtol=1e-6)
     before = [np.asarray(leaf).copy() for leaf in jax.tree.leaves(state.learners.ppo.params)]
@@ -127,7 +126,7 @@ def test_a_sweep_tells_of_each_value_and_goes_on_where_one_diverges(make_config:
     } == {2}
     assert {"eval/return learning_rate=0.01"} <= set(seeds) & set(curves)
     assert "loss/total learning_rate=0.01" in curves
-    found = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=5, seed=0)
+    found = evaluate_run(config, env_options=(), num_episodes=5, seed=0)
     assert found["eval/return"].shape == (4,)
     assert [found["eval/return"][rows].shape for _, rows in config.sweep_columns()] == [(2,), (2,)]
 
@@ -140,17 +139,17 @@ def test_a_swept_discount_is_that_of_its_evaluation(make_config: MakeConfig) -> 
 
 def test_a_swept_value_must_be_one_that_could_be_given_alone(make_config: MakeConfig) -> None:
     with pytest.raises(InputError, match="learning_rate"):
-        load_task(make_config(sweep=("learning_rate=1e-3,-1e-3",)), make_environment_ppo)
+        load_task(make_config(sweep=("learning_rate=1e-3,-1e-3",)))
 
 
 def test_what_cannot_be_swept_is_refused_and_named(make_config: MakeConfig) -> None:
     with pytest.raises(InputError, match="num_steps cannot be swept; choose from: clip_range"):
-        load_task(make_config(sweep=("num_steps=1,2",)), make_environment_ppo)
+        load_task(make_config(sweep=("num_steps=1,2",)))
 
 
 def test_no_episode_is_left_in_levels_that_are_replaced(make_config: MakeConfig) -> None:
     config = make_config(total_steps=8 * 16 * 12, chunk_updates=1, num_steps=8)
-    task, state = load_task(config, make_environment_ppo)
+    task, state = load_task(config)
     assert task.refresh_every == 2, "16 steps of an episode are two chunks of 8"
     folder = RunFolder.create(Path(config.out), {})
     chunk = make_chunk(task, folder)
@@ -167,12 +166,12 @@ def test_no_episode_is_left_in_levels_that_are_replaced(make_config: MakeConfig)
 
 def test_a_run_on_many_devices_is_evaluated_on_one(straight: RunFolder) -> None:
     config = replace(straight_config_in(straight.path.parent), num_devices=64)
-    found = evaluate_run(config, make_environment_ppo, env_options=(), num_episodes=5, seed=0)
+    found = evaluate_run(config, env_options=(), num_episodes=5, seed=0)
     assert found["eval/solved"].shape == (3,)
 
 
 def test_an_agent_of_a_run_acts_as_its_seed_does(straight: RunFolder) -> None:
-    task, state = restore_run(straight_config_in(straight.path.parent), make_environment_ppo)
+    task, state = restore_run(straight_config_in(straight.path.parent))
     agent = load_agent(straight.path, seed=2)
     levels, learner = jax.tree.map(lambda leaf: leaf[2], (task.held_out, state.learners))
     observations, _ = task.held_out_env.level_resets(levels)

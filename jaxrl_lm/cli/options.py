@@ -1,0 +1,43 @@
+"""Options of a command: from the command line and `--config FILE.yaml` into its settings class."""
+
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+import tyro
+
+from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm.training.settings import ModelRunConfig, RunConfig
+
+
+def parse_options(name: str, settings: Any, options: list[str]) -> Any:
+    """An instance of a settings class; prints help or the mistake, with where the help is, and exits if there is one.
+
+    Args:
+        name: of the command.
+        settings: its settings class.
+        options: of the command line.
+
+    Raises:
+        InputError: the settings class or the configuration file refuses a value.
+    """
+    is_help = "--help" in options or "-h" in options
+    describe = getattr(settings, "summary", None)
+    return tyro.cli(
+        in_order_of_help(settings) if is_help else settings,
+        args=options if is_help else expand_config_file(options),
+        prog=f"jaxrl-lm {name}",
+        description=describe() if describe else None,
+    )
+
+
+def in_order_of_help(settings: Any) -> Any:
+    """A settings class as `--help` lists it: required options first, then its own, those of every run last."""
+    inherited = {field.name for field in fields(ModelRunConfig)} | {field.name for field in fields(RunConfig)}
+
+    def place(field: Field[Any]) -> int:
+        is_required = field.default is MISSING and field.default_factory is MISSING
+        return 0 if is_required else 2 if field.name in inherited else 1
+
+    ordered = type(settings.__name__, (settings,), {"__doc__": settings.__doc__, "__module__": settings.__module__})
+    ordered.__dataclass_fields__ = {field.name: field for field in sorted(fields(settings), key=place)}  # pyright: ignore[reportAttributeAccessIssue]
+    return ordered

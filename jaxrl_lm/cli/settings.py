@@ -1,0 +1,64 @@
+"""Options of the commands that make no run: evaluate, report and generate."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.training.answering import AnsweringConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Play whole episodes with the newest checkpoint of a run in an environment.
+
+    `eval` is the greedy policy, `eval_sampled` draws its actions, `eval_train` is greedy on levels of the training.
+
+    Attributes:
+        run: folder of the run.
+        env_options: KEY=VALUE each, in place of the run's own, such as generator=wilson.
+        episodes: of each seed; for generated mazes so many levels that training never met, different ones a seed.
+        seed: of levels and episodes.
+    """
+
+    run: str
+    env_options: tuple[str, ...] = ()
+    episodes: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Draw a run's plots and report again, of a run that goes on or was stopped.
+
+    Attributes:
+        run: folder of the run.
+    """
+
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(AnsweringConfig):
+    """Answer prompts with a language model.
+
+    Attributes:
+        model: a folder or a Hugging Face hub id.
+        prompt: prompts, as text.
+        prompts: a file of prompts, in any form that `ppo` reads.
+        prompt_column: column of the file that holds the prompt.
+        out: write answers as JSON lines to this file, which must not exist, instead of printing them; printed ones
+            have their control characters spelled out.
+    """
+
+    model: str
+    prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT [TEXT ...]")] = ()
+    prompts: str | None = None
+    prompt_column: str = "prompt"
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt and self.prompts is None:
+            raise InputError("prompt: none given; give --prompt TEXT or --prompts FILE")
+        super().__post_init__()

@@ -1,0 +1,81 @@
+"""Settings of every run, apart from what runs them: they are read without loading a model, for `--help` say."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from jaxrl_lm import checks
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Settings of a run that may be a stage of a chain, which adds the rest.
+
+    Attributes:
+        save_every: updates between checkpoints; the last update is always saved.
+        keep_checkpoints: number of checkpoints to keep.
+        wandb_project: also log to this Weights & Biases project.
+    """
+
+    save_every: int = 50
+    keep_checkpoints: int = 2
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.at_least(self, 1, "save_every", "keep_checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(StageConfig):
+    """Settings of every run.
+
+    Attributes:
+        out: folder of the run; must not exist, unless resuming.
+        seed: random seed.
+        resume: resume the run in `out`.
+    """
+
+    out: str
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.seed(self.seed)
+
+    def saved(self) -> dict[str, Any]:
+        """What config.yaml holds: everything but `resume`, which is no setting of the run."""
+        return {name: value for name, value in asdict(self).items() if name != "resume"}
+
+    def length_setting(self) -> str | None:
+        """The setting that may be raised to make a finished run longer; None if a schedule follows the run's length."""
+        return None
+
+    def free_settings(self) -> frozenset[str]:
+        """What may differ between a run and its resumption without changing any number."""
+        return frozenset({"save_every", "keep_checkpoints", "wandb_project"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStageConfig(StageConfig):
+    """What a stage that trains a language model can be given.
+
+    Attributes:
+        dtype: dtype of activations; parameters, optimizer and losses are float32.
+        remat: recompute activations in the backward pass: less memory for about a third more compute.
+    """
+
+    dtype: Dtype = "float32"
+    remat: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRunConfig(ModelStageConfig, RunConfig):
+    """What every run that trains a language model has.
+
+    Attributes:
+        model: initial model: a folder or a Hugging Face hub id.
+    """
+
+    model: str
