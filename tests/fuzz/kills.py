@@ -29,7 +29,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from unittest.mock import patch
 
 import matplotlib.figure
@@ -192,13 +192,13 @@ def _require(is_so: bool, problem: str, ended: Ended) -> None:
         raise Failed(f"{problem}\n{ended.said[-3000:]}")
 
 
-def _save_no_picture(figure: Any, target: str | IO[bytes], **options: Any) -> None:
+def _save_no_picture(figure: Any, fname: Any, **options: Any) -> None:
     """A PNG of one pixel: drawing takes longer than such a run."""
     del figure, options
-    if isinstance(target, str):
-        Path(target).write_bytes(_PNG)
+    if isinstance(fname, str | Path):
+        Path(fname).write_bytes(_PNG)
     else:
-        target.write(_PNG)
+        fname.write(_PNG)
 
 
 def try_trainer(name: str, options: argparse.Namespace, root: Path) -> Counter[str]:
