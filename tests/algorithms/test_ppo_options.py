@@ -55,7 +55,7 @@ def test_epochs_stop_before_the_first_step_at_which_the_kl_is_above_its_target(a
 def test_a_kl_target_that_is_never_reached_changes_nothing(after_epochs):
     trajectory, states, _ = after_epochs
     state, metrics = run(replace(CONFIG, target_kl=100.0), trajectory)
-    assert_trees_close(state.params, states[-1].params)
+    assert_trees_close(state.params, states[-1].params, atol=1e-6)  # two programs, which round differently
     assert float(metrics["minibatches/applied"]) == 1.0
 
 

@@ -124,7 +124,7 @@ def test_a_server_whose_lock_is_lost_stops_and_says_so(engines: list[Engine], mo
     first, second = engines
     feedback.add_items(first, numbered_items(1, "pairwise"))
     store = LabelStore(first, mode="pairwise")
-    lost = pytest.raises(InputError, match="the connection that held it for this server has ended")
+    lost = pytest.raises(InputError, match="the connection holding this server's lock has closed")
     with feedback.listen(0) as listener, lost, feedback.lock_server(first) as check:
         check()
         feedback.serve(store, listener, check_lock=check, announce=lambda _: end_connection_that_holds_the_lock(second))

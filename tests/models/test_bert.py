@@ -200,7 +200,7 @@ def test_encoder_is_refused_as_a_policy(folder, head):
 
 def test_classifier_of_several_labels_is_refused(tmp_path):
     BertForSequenceClassification(bert_config(num_labels=3)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"classifier\.\w+ gives .*num_labels=1"):
+    with pytest.raises(InputError, match=r"classifier\.\w+ has shape .*num_labels=1"):
         from_pretrained(tmp_path, "reward")
 
 

@@ -124,7 +124,7 @@ def test_every_kind_and_key_of_transformers_is_known():
         (DYNAMIC | {"rope_theta": 1.0}, {}, r"rope_theta=1\.0 must be above 1"),
         (DYNAMIC, {"head_dim": 2}, "head_dim=2 must be even"),
         (LLAMA3 | {"high_freq_factor": 1.0}, {}, r"high_freq_factor=1\.0 must be above low_freq_factor=1\.0"),
-        ({"full_attention": YARN}, {}, "own values for full_attention"),
+        ({"full_attention": YARN}, {}, "separate values for full_attention"),
     ],
 )
 def test_rotary_embedding_that_is_not_supported_is_refused_by_name(tmp_path, rope, options, words):
