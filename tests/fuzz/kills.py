@@ -235,7 +235,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="keep the folders of runs that failed here")
     options = parser.parse_args()
-    matplotlib.figure.Figure.savefig = _save_no_picture
+    patch.object(matplotlib.figure.Figure, "savefig", _save_no_picture).start()
     root = Path(tempfile.mkdtemp(prefix="kills-"))  # not a TemporaryDirectory, which the forked would delete
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
     total = Counter[str]()
