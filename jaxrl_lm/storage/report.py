@@ -61,7 +61,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 table.prose { table-layout: fixed; min-width: 40rem; }
 .prose td { white-space: pre-line; }
 td.name { font-family: ui-monospace, monospace; }
-img { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto 1rem; padding: .5rem;
+img { display: block; max-width: min(100%, 60rem); height: auto; margin: 0 auto 1rem; padding: .5rem;
   background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 article { margin: 0 0 1.25rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .prompt { padding: .75rem 1rem; background: var(--card); border-bottom: 1px solid var(--line); }

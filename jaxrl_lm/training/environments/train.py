@@ -60,7 +60,9 @@ def _load(config: EnvironmentRunConfig) -> Training:
 
 
 def _write_report(config: EnvironmentRunConfig, folder: storage.RunFolder) -> None:
-    storage.write_report(folder, title=f"{config.algorithm_name()} in {config.env}")
+    name = config.algorithm_name()
+    shown = name.upper() if len(name) <= 5 else name.capitalize()  # PPO, SARSA; Q-learning
+    storage.write_report(folder, title=f"{shown} in {config.env}")
 
 
 def _fingerprints(config: EnvironmentRunConfig) -> dict[str, int]:
