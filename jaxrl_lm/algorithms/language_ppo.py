@@ -43,6 +43,7 @@ class KLConfig:
 
     def __post_init__(self) -> None:
         checks.at_least(self, 0, "coefficient", prefix="kl.")
+        checks.finite(self, "coefficient", "target", prefix="kl.")
         checks.above(self, 0, "target", prefix="kl.", why="nats, or none for a fixed coefficient")
         checks.at_least(self, 1, "horizon", prefix="kl.", why="it counts episodes")
 

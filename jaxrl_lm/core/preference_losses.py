@@ -1,4 +1,4 @@
-"""Losses of a reward model on human preferences, one per example; scores are logits."""
+"""Losses on human preferences, one per example: reward models, whose scores are logits, and DPO."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def dpo_loss(
         chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the chosen completion, summed over its tokens, nats.
         rejected_log_ratios: the same for the rejected completion.
         beta: strength of the KL constraint, 1 / nats; beta times a log-ratio is the policy's implicit reward.
-            label_smoothing: e, the assumed share of flipped preferences, in [0, 1/2).
+        label_smoothing: e, the assumed share of flipped preferences, in [0, 1/2).
 
     Returns:
         Losses, nats; log 2 if the policy equals the reference.

@@ -2,10 +2,10 @@
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from typing import Any
 
@@ -110,19 +110,26 @@ def _guarded(name: str, call: RewardCall, function: Callable[[], Any]) -> Any:
 
 
 def _await_all(awaitables: list[Awaitable[Any]]) -> list[Any]:
-    """Await all concurrently; in a thread if an event loop is already running, as in a notebook."""
+    """Await all concurrently."""
     if not awaitables:
         return []
 
     async def gather() -> list[Any]:
         return await asyncio.gather(*awaitables, return_exceptions=True)
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(gather())
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, gather()).result()
+    return asyncio.run_coroutine_threadsafe(gather(), _event_loop()).result()
+
+
+@cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for the whole process, in a thread of its own.
+
+    Locks and HTTP clients that a reward function keeps are bound to the loop that first used them, and a notebook
+    already runs one in the main thread.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
 
 
 def _raise(name: str, call: RewardCall, error: BaseException) -> None:

@@ -38,6 +38,7 @@ class AnswerConfig:
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "max_new_tokens")
         checks.above(self, 0, "temperature", why="the policy learns from sampled completions")
+        checks.finite(self, "temperature", "missing_stop_score")
         checks.one_of(self, score_at=ScoreAt)
 
     def paid_scores(self, scores: np.ndarray, is_stopped: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ class ConstantReward:
         self._count = self._count + 1 if metrics.get("reward/std") == 0 else 0
         if self._count == self._patience:
             _log.warning(
-                "update %d: the reward has been the same (%g) for all completions of the last %d updates, so there is "
+                "update %d: in each of the last %d updates all completions had the same reward (now %g), so there is "
                 "nothing to learn; check the reward function",
-                *(step, metrics.get("reward/mean", float("nan")), self._patience),
+                *(step, self._patience, metrics.get("reward/mean", float("nan"))),
             )

@@ -170,7 +170,7 @@ def _how_to_go_on(config: RunConfig) -> str:
     more = (
         f"give a higher --{length.replace('_', '-')} with --resume to train on"
         if length
-        else "its learning rate follows its length, so it cannot be made longer: start another run, from its model or "
+        else "its schedules follow its length, so it cannot be made longer: start another run, from its model or "
         "with more updates"
     )
     return f"{config.out}: this run has ended, there is nothing to resume; {more}"
@@ -238,10 +238,11 @@ def _observers(config: RunConfig, folder: RunFolder, training: Training, num_don
 
 
 def _check_resumable(num_done: int, saved: dict[str, int], config: RunConfig, training: Training) -> None:
+    size = training.units_per_update
     if num_done > training.num_updates:
         raise InputError(
-            f"{config.length_setting() or 'num_updates'}={training.num_updates}: the run has made {num_done} already; "
-            "give at least as many"
+            f"{config.length_setting() or 'num_updates'}={training.num_updates * size}: the run has made "
+            f"{num_done * size} already; give at least as many"
         )
     changed = [name for name, value in training.fingerprints.items() if saved.get(name) != value]
     if changed:

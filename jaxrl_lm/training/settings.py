@@ -10,7 +10,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Settings of a run that may be a stage of a chain, which adds the rest.
+    """Settings of every run that are also options of each stage of `rlhf`, such as `--sft.save-every`.
 
     Attributes:
         save_every: updates between checkpoints; the last update is always saved.

@@ -8,6 +8,8 @@ from typing import Any, get_type_hints
 import jax
 import jax.numpy as jnp
 import numpy as np
+from beartype import BeartypeConf
+from beartype.door import is_bearable
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder
@@ -16,6 +18,8 @@ from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.evaluate import restore_run
 from jaxrl_lm.training.environments.task import generates_levels
 from jaxrl_lm.types import PyTree
+
+_INTEGERS_ARE_FLOATS = BeartypeConf(is_pep484_tower=True)
 
 
 class Agent:
@@ -114,6 +118,8 @@ def _from_saved(kind: Any, saved: Mapping[str, Any]) -> Any:
         if is_dataclass(hints[name]) and isinstance(value, Mapping):
             value = _from_saved(hints[name], value)
         values[name] = tuple(value) if isinstance(value, list) else value
+        if not is_bearable(values[name], hints[name], conf=_INTEGERS_ARE_FLOATS):
+            raise InputError(f"config.yaml: {name}={values[name]!r:.60} is not a value of this setting; correct it")
     return kind(**values)
 
 

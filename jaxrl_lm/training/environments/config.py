@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
-import yaml
-
 from jaxrl_lm import checks
 from jaxrl_lm.envs.binning_config import BinningConfig
 from jaxrl_lm.errors import InputError
@@ -14,8 +12,8 @@ from jaxrl_lm.training.environments.sweep import Sweep, read_sweep
 from jaxrl_lm.training.settings import RunConfig
 from jaxrl_lm.types import EnvironmentLearner
 
-# YAML 1.1 reads 1e-1 as text, since there is no dot.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 @runtime_checkable
@@ -141,7 +139,7 @@ class EnvironmentRunConfig(RunConfig):
         return None if follows_length(self) else "total_steps"
 
     def free_settings(self) -> frozenset[str]:
-        """What may differ between a run and its resumption without changing any number."""
+        """What may differ between a run and its resumption; other devices change numbers by rounding alone."""
         return super().free_settings() | {"num_devices"}
 
 
@@ -162,6 +160,8 @@ def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:
         name = name.replace("-", "_")
         if not equals or not name:
             raise InputError(f"env_options={option!r} must be KEY=VALUE, such as size=7")
+        if not value.strip():
+            raise InputError(f"env_options={option!r} has no value; give one, or leave the option out")
         if name in options:
             raise InputError(f"env_options={option!r}: {name} is given twice; remove one")
         options[name] = _value(value)
@@ -169,16 +169,14 @@ def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text  # such as a drawing of a layout
-    return _as_number(value if isinstance(value, bool | int | float | list | None) else text)
-
-
-def _as_number(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_as_number(item) for item in value]
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        return float(value)
-    return value
+    """A number, one of `_WORDS`, a list of these in brackets, or else the text, such as 1:30 and on."""
+    word = text.strip()
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
+    if re.fullmatch(r"[-+]?\d+", word):
+        return int(word)
+    if _NUMBER.fullmatch(word):
+        return float(word)
+    if word.startswith("[") and word.endswith("]"):
+        return [_value(item) for item in word[1:-1].split(",") if item.strip()]
+    return text  # such as a name, or the drawing of a layout

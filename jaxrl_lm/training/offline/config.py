@@ -40,6 +40,7 @@ class ExamplesStageConfig(ModelStageConfig):
         super().__post_init__()
         checks.at_least(self, 1, "evaluate_every", "num_updates", "num_accumulated", "batch_size")
         checks.above(self, 0, "num_epochs")
+        checks.finite(self, "num_epochs")
         checks.fraction(self, "evaluation_fraction")
 
     def length_setting(self) -> str | None:

@@ -68,9 +68,10 @@ class OnlineTask:
         is_stopped = rollouts.ended_by_stop(generation, self.sampling)
         scores = self.config.answers.paid_scores(found.rewards, is_stopped)
         judged = {name: mean for name, mean in watched.items() if not np.isnan(mean)}
+        if len(scores) > 1:  # rounding gives equal rewards a spread
+            judged["reward/std"] = float(np.std(found.rewards)) if np.ptp(found.rewards) else 0.0
         return scores, found.metrics | judged | {
             "reward/mean": float(np.mean(found.rewards)),
-            "reward/std": float(np.std(found.rewards)),
             "reward/score": float(np.mean(scores)),
             "answer/stopped": float(np.mean(is_stopped)),
         }

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.storage import RunFolder
+from jaxrl_lm.training.environments.agent import load_settings
 from jaxrl_lm.training.environments.algorithms import (
     TrainDQNConfig,
     TrainPPOConfig,
@@ -27,11 +29,13 @@ from jaxrl_lm.training.environments.config import read_env_options
         ("grid", "grid"),
         ("[1e-1, 2]", [0.1, 2]),
         ("e1", "e1"),
+        ("1:30", "1:30"),
+        ("on", "on"),
+        ("012", 12),
         ("2020-01-01", "2020-01-01"),
         ("[", "["),
         ("*a", "*a"),
         ("S..G", "S..G"),
-        ("", None),
     ],
 )
 def test_values_of_options_are_read_as_numbers_where_they_are_some(text: str, value: Any) -> None:
@@ -66,3 +70,15 @@ def test_a_run_can_be_made_longer_where_nothing_follows_its_length() -> None:
     config = TrainPPOConfig(out="")
     assert config.length_setting() is None
     assert replace(config, ppo=replace(config.ppo, anneal_updates=0)).length_setting() == "total_steps"
+
+
+def test_an_option_without_a_value_is_refused():
+    with pytest.raises(InputError, match="has no value"):
+        read_env_options(("size=",))
+
+
+@pytest.mark.parametrize("changes", [{"num_seeds": 2.5}, {"total_steps": "abc"}, {"ppo": 3}, {"env_options": [1]}])
+def test_a_damaged_config_of_a_run_is_refused_by_name(tmp_path, changes):
+    folder = RunFolder.create(tmp_path / "run", {"algorithm": "ppo", "out": "x", **changes})
+    with pytest.raises(InputError, match=next(iter(changes))):
+        load_settings(folder.path)
