@@ -9,7 +9,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxrl_lm import guarded
-from jaxrl_lm.envs.stepping import MaskedObservation
+from jaxrl_lm.envs.stepping import MaskedObservation, as_action
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
@@ -100,7 +100,7 @@ def trace(env_id: str, env: Any, params: Any) -> tuple[PyTree, PyTree, Any]:
     try:
         observation, state = jax.eval_shape(env.reset, key, params)
         part = "action_space"
-        action = jax.eval_shape(env.action_space(params).sample, key)
+        action = jax.eval_shape(lambda key: as_action(env.action_space(params).sample(key)), key)
         part = "observation_space"
         env.observation_space(params)
         part = "step"
@@ -121,7 +121,7 @@ def _check_transition(env_id: str, env: Any, params: Any) -> None:
     key = jax.random.key(0)
     try:
         observation, state = jax.eval_shape(env.reset, key, params)
-        action = jax.eval_shape(env.action_space(params).sample, key)
+        action = jax.eval_shape(lambda key: as_action(env.action_space(params).sample(key)), key)
         next_observation, next_state, *_ = jax.eval_shape(env.step_env, key, state, action, params)
     except Exception:
         return  # `trace` says what is wrong

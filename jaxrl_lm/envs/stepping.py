@@ -80,10 +80,8 @@ def step_batch(env: Any, key: jax.Array, states: PyTree, actions: jax.Array, par
     if isinstance(env, BatchSteps):
         return _step_ours(env, key, states, actions, params)
     keys = jax.random.split(key, jax.tree.leaves(states)[0].shape[0])
-    if jnp.issubdtype(actions.dtype, jnp.floating):
-        actions = actions.astype(jnp.result_type(float))  # gymnax's states are in JAX's default type
     observations, states, rewards, terminated, truncated, info = jax.vmap(env.step, (0, 0, 0, None))(
-        keys, states, actions, params
+        keys, states, as_action(actions), params
     )
     # An environment's flags may be Python's or of another type; one form for all.
     return StepResult(
@@ -94,6 +92,12 @@ def step_batch(env: Any, key: jax.Array, states: PyTree, actions: jax.Array, par
         truncated=jnp.asarray(truncated, bool),
         final_observations=_narrow(info["final_observation"]),
     )
+
+
+def as_action(action: jax.Array) -> jax.Array:
+    """An action in JAX's default type if it is floating point: gymnax's states are in that type."""
+    is_floating = jnp.issubdtype(action.dtype, jnp.floating)
+    return action.astype(jnp.result_type(float)) if is_floating else action
 
 
 def _narrow(observations: PyTree) -> Any:

@@ -155,7 +155,7 @@ def test_option_that_does_not_exist(model: Path) -> None:
 
 def test_missing_model_folder_without_network(attempt: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "no folder here" in attempt(model="not/a-folder")
+    assert "is not a folder" in attempt(model="not/a-folder")
 
 
 def test_run_folder_that_exists(tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +169,7 @@ def test_run_folder_that_exists(tmp_path: Path, model: Path, capfd: pytest.Captu
 
 
 def test_resuming_where_there_is_no_run(attempt: Callable[..., str]) -> None:
-    assert "no run" in attempt(resume=True)
+    assert "is not a run folder" in attempt(resume=True)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -31,9 +31,9 @@ def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {
         "once": update(start),
         "again": update(start),
-        "an update later": update(start.replace(num_updates=start.num_updates + 1)),
-        "with another key": update(start.replace(key=jax.random.key(9))),
-        "at the largest count": update(start.replace(num_updates=start.num_updates + (2**31 - 1))),
+        "an update later": update(dataclasses.replace(start, num_updates=start.num_updates + 1)),
+        "with another key": update(dataclasses.replace(start, key=jax.random.key(9))),
+        "at the largest count": update(dataclasses.replace(start, num_updates=start.num_updates + (2**31 - 1))),
         "batch axes": learner.batch_axes(start),
     }
 

@@ -143,7 +143,7 @@ def test_sequences_packed_in_one_row_are_as_in_rows_of_their_own(variant):
 def test_segment_ids_stand_alone(family):
     _, _, model, params = family
     ids, mask = tiny.padded_batch()
-    with pytest.raises(InputError, match="segment_ids: given beside"):
+    with pytest.raises(InputError, match="segment_ids: not allowed with"):
         forward(model, params, ids, mask, segment_ids=mask)
 
 

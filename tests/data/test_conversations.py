@@ -100,11 +100,11 @@ def test_text_parts_are_kept_and_an_answer_of_them_says_something(tmp_path):
     [
         (
             {"content": [{"type": "image", "image": "a.png"}]},
-            "message 0, part 0: a part of the type 'image' is not read",
+            "message 0, part 0: a part of the type 'image' is not supported",
         ),
-        ({"content": [*PARTS, {"type": "image_url"}]}, "part 2: a part of the type 'image_url' is not read"),
-        ({"content": [{"type": "text"}]}, "part 0: a part of the type 'text' is not read"),
-        ({"content": ["hi"]}, "part 0: 'hi' is not read"),
+        ({"content": [*PARTS, {"type": "image_url"}]}, "part 2: a part of the type 'image_url' is not supported"),
+        ({"content": [{"type": "text"}]}, "part 0: a part of the type 'text' is not supported"),
+        ({"content": ["hi"]}, "part 0: 'hi' is not supported"),
         ({"content": None}, "its 'content' is missing or not text"),
         ({"content": "x", "tool_calls": "f()"}, "its 'tool_calls' is not a list of objects"),
         ({"content": "x", "tool_calls": [{"name": "half \ud83d"}]}, "half of a surrogate pair"),

@@ -269,7 +269,7 @@ def test_openais_token_ids_are_imported_as_the_text_of_a_named_tokenizer(
     source.write_text(json.dumps([row, row]))
     options = ("import", "--labels", labels, "--mode=best-of-4", "--source", source, "--annotator", "ann")
     assert label_command(*options) == 2
-    assert "by `label import --tokenizer`" in " ".join(capfd.readouterr().err.split())
+    assert "for example with `label import --tokenizer`" in " ".join(capfd.readouterr().err.split())
     assert label_command(*options, "--tokenizer", tmp_path / "none") == 2
     assert "tokenizer=" in capfd.readouterr().err
     assert label_command(*options, "--tokenizer", tmp_path / "model") == 0

@@ -117,8 +117,8 @@ def test_yaml_within_itself(targets, value):
 def test_sexagesimal_yaml_is_text(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("out: 1:30\nlearning_rate: 1e-4\nname: 2026-99-99\n")
-    assert expand_config_file(["ppo", f"--config={file}"]) == [
-        *("ppo", "--out", "1:30", "--learning-rate", "0.0001", "--name", "2026-99-99")
+    assert expand_config_file([f"--config={file}"]) == [
+        *("--out", "1:30", "--learning-rate", "0.0001", "--name", "2026-99-99")
     ]
     assert storage.RunFolder.create(tmp_path / "run", {"out": "1:30"}).read_config() == {"out": "1:30"}
 

@@ -186,7 +186,7 @@ def test_folder_without_a_score_head_is_refused(tmp_path):
 
 
 def test_missing_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no folder here"):
+    with pytest.raises(InputError, match="is not a folder"):
         load_by_name(f"model:{tmp_path / 'none'}")
 
 

@@ -313,7 +313,7 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
 
 def test_value_model_of_a_smaller_vocabulary_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     write_byte_model(tmp_path / "short", num_layers=1, model_size=16, num_heads=2, context=16)
-    with pytest.raises(InputError, match="max_positions=16, the policy 32"):
+    with pytest.raises(InputError, match="max_positions=16, but the policy has 32"):
         load(make_config(value_model=str(tmp_path / "short")))
 
 

@@ -266,7 +266,7 @@ def test_a_reward_that_stays_the_same_is_warned_of_once(config, caplog):
     assert not caplog.records  # 3 in a row, one that differs, 4 in a row
     trainer(replace(config, num_updates=20, resume=True))
     [record] = caplog.records
-    assert "the reward all completions had the same reward (now 0.5) for all completions of the last 5 updates" in record.getMessage()
+    assert "in each of the last 5 updates all completions had the same reward (now 0.5)" in record.getMessage()
 
 
 def test_idle_devices_are_named(config, caplog, monkeypatch):

@@ -284,7 +284,7 @@ def test_rows_of_neither_form_are_refused_with_what_the_first_has(make_sft_confi
         ({"num_epochs": 0.0}, "num_epochs=0.0"),
         ({"evaluation_fraction": 1.0}, "evaluation_fraction=1.0"),
         ({"data": "no-such-file.jsonl"}, "no-such-file.jsonl"),
-        ({"row_length": 2}, "no sequence has a token to learn"),
+        ({"row_length": 2}, "no sequence has a target token"),
     ],
 )
 def test_bad_input_is_refused_before_the_folder_is_made(

@@ -198,7 +198,7 @@ def test_a_maze_is_not_binned(make_config: MakeConfig) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_devices": 3}, "num_devices=3: there are 1"),
+        ({"num_devices": 3}, "num_devices=3: only 1 available"),
         ({"env_options": ("size",)}, "env_options='size' must be KEY=VALUE"),
         ({"env_options": ("size=6",)}, "size=6 must be odd"),
         ({"env": "Mase-v0", "env_options": ()}, "Maze-v0"),
