@@ -60,7 +60,7 @@ def serve(
     server = make_server(app)
     # Browsers do not send what follows '#', so the token appears in no log or Referer header.
     announce(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
-    with _sigterm_as_interrupt(), _stopping_when_lost(server, check_lock):
+    with _signals_as_interrupts(), _stopping_when_lost(server, check_lock):
         asyncio.run(_run(server, listener, store if is_ended_when_done else None, end_seconds))
 
 
@@ -130,8 +130,12 @@ class _TimedProtocol(H11Protocol):
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Stop on SIGTERM as on Ctrl-C; by default Python exits at once without closing the database."""
+def _signals_as_interrupts() -> Iterator[None]:
+    """Stop on Ctrl-C and SIGTERM alike.
+
+    By default Python exits on SIGTERM at once without closing the database, and a shell's background process ignores
+    SIGINT, which the server would catch and then lose.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
@@ -139,11 +143,12 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
