@@ -115,7 +115,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Other": {
         "demo": Command(
-            "RLHF on a small model, in three minutes", "jaxrl_lm.cli.demo:DemoConfig", "jaxrl_lm.cli.demo:run_demo"
+            "RLHF on a small model, in two minutes", "jaxrl_lm.cli.demo:DemoConfig", "jaxrl_lm.cli.demo:run_demo"
         ),
         "doctor": Command(
             "show devices and versions", "jaxrl_lm.cli.doctor:DoctorConfig", "jaxrl_lm.cli.doctor:run_doctor"

@@ -1,4 +1,4 @@
-"""`jaxrl-lm demo`: the complete RLHF pipeline on a small dialogue model, offline, in three minutes on two cores."""
+"""`jaxrl-lm demo`: the complete RLHF pipeline on a small dialogue model, offline, in two minutes on two cores."""
 
 from dataclasses import dataclass
 from pathlib import Path
