@@ -5,10 +5,7 @@ import io
 import os
 from pathlib import Path
 
-# Tiny programs run once or twice: without LLVM's optimisations they compile in half the time, and with XLA's older
-# emitters in a quarter less of that. Compiling is more than half of what tests of training take on a new machine.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
+from tests import quick_xla  # noqa: F401
 
 # Compiled programs are kept, also those of scripts that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))

@@ -99,29 +99,45 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":
+    def open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        ignore: frozenset[str] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> "RunFolder":
         """Open the folder of a run to continue it; `config.yaml` is updated to the given configuration.
 
         Args:
             path: the folder made by `create`.
             config: the configuration to continue with.
             ignore: fields that may differ, dotted if nested (`"ppo.num_updates"`); a parent exempts all its fields.
+            defaults: values of fields that the folder's `config.yaml` lacks because they are newer than the run.
 
         Raises:
             InputError: if there is no run, its `config.yaml` is unreadable, or another field differs.
         """
         folder = cls(path)
-        if folder.check_settings(config, ignore=ignore):
+        if folder.check_settings(config, ignore=ignore, defaults=defaults):
             write_atomically(folder.config_file, _config_text(config))
         return folder
 
-    def check_settings(self, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> bool:
+    def check_settings(
+        self,
+        config: dict[str, Any],
+        *,
+        ignore: frozenset[str] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Refuse settings that differ from the run's; arguments and errors as for `open`.
 
         Returns:
             Whether any field differs.
         """
-        differing = _differences(self.read_config(), guarded.parse_yaml(_config_text(config), "config", remedy=""))
+        saved, given = flatten_config(self.read_config()), flatten_config(_as_read(config))
+        newer = {name: value for name, value in flatten_config(_as_read(defaults or {})).items() if name in given}
+        differing = _differences(newer | saved, given)
         changed = {name: values for name, values in differing.items() if not _is_exempt(name, ignore)}
         if changed:
             lines = "".join(f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items())
@@ -129,7 +145,7 @@ class RunFolder:
                 f"resume {str(self.path)!r}: the run was started with other values:{lines}\n"
                 "use the run's values, or choose another --out to start a new run"
             )
-        return bool(differing)
+        return saved.keys() != given.keys() or bool(differing)
 
     @classmethod
     def open_or_create(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":
@@ -334,8 +350,12 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    old, new = flatten_config(saved), flatten_config(given)
+def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as it comes back from its file: tuples as lists, say."""
+    return guarded.parse_yaml(_config_text(config), "config", remedy="")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     pairs = {name: (_shown(old, name), _shown(new, name)) for name in old | new}
     # 1 equals 1.0 by value; NaN equals itself only as text; a missing field equals nothing.
     return {

@@ -141,7 +141,7 @@ def _prepare(config: RunConfig, folder: RunFolder) -> bool:
     """
     is_begun, is_unstarted = folder.config_file.exists(), storage.is_unstarted(folder, config.saved())
     if config.resume and (is_begun or not is_unstarted):
-        folder.check_settings(config.saved(), ignore=_may_differ(config))
+        folder.check_settings(config.saved(), ignore=_may_differ(config), defaults=config.defaults())
     if is_unstarted:
         if is_begun:
             tell(f"{config.out} was stopped before its first checkpoint: starting from scratch")
@@ -194,7 +194,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
             checkpoints.delete_old()
             # The settings last: a longer run's that is refused above must not look like those of an ended one.
             folder.ended_file.unlink(missing_ok=True)
-            RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config))
+            RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config), defaults=config.defaults())
         else:
             checkpoints.save(0, state, training.fingerprints)
         observers = _observers(config, folder, training, num_done)

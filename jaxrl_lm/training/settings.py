@@ -1,6 +1,6 @@
 """Settings of every run, apart from what runs them: they are read without loading a model, for `--help` say."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from jaxrl_lm import checks
@@ -26,6 +26,11 @@ class StageConfig:
         checks.at_least(self, 1, "save_every", "keep_checkpoints")
 
 
+def default_value(field: Field) -> Any:
+    """The default of a dataclass field; `MISSING` if it has none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(StageConfig):
     """Settings of every run.
@@ -48,13 +53,22 @@ class RunConfig(StageConfig):
         """What config.yaml holds: everything but `resume`, which is no setting of the run."""
         return {name: value for name, value in asdict(self).items() if name != "resume"}
 
+    def defaults(self) -> dict[str, Any]:
+        """Their defaults, in the form of `saved`: the values of options that are newer than a run."""
+        values = {each.name: default_value(each) for each in fields(self) if each.name != "resume"}
+        return {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in values.items()
+            if value is not MISSING
+        }
+
     def length_setting(self) -> str | None:
         """The setting that may be raised to make a finished run longer; None if a schedule follows the run's length."""
         return None
 
     def free_settings(self) -> frozenset[str]:
         """What may differ between a run and its resumption without changing any number."""
-        return frozenset({"save_every", "keep_checkpoints", "wandb_project"})
+        return frozenset({"out", "save_every", "keep_checkpoints", "wandb_project"})
 
 
 @dataclass(frozen=True, kw_only=True)

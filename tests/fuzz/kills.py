@@ -6,13 +6,11 @@ metrics, samples, checkpoints and weights bit for bit, and nothing half-written.
 same command goes on. Some runs meet a full disk instead: exit code 1, one clear error, and then the same.
 """
 
-# ruff: noqa: E402
 import os
 
-# Compiled programs are shared by all processes, which compile without LLVM's optimisations, as tests do.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
+from tests import quick_xla  # noqa: F401
+
+# Compiled programs are shared by all processes.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["EAGER_IMPORT"] = "1"  # lazy_loader's: everything is imported once, before the forks

@@ -233,6 +233,28 @@ def test_a_full_disk_is_one_error_that_names_the_checkpoint_and_resuming_repeats
     assert resumed.made == list(range(saved, 3))
 
 
+def test_a_run_folder_may_be_moved(config, folder, tmp_path):
+    Trainer()(config)
+    moved = tmp_path / "moved"
+    folder.path.rename(moved)
+    longer = Trainer()
+    longer(replace(config, out=str(moved), num_updates=5, resume=True))
+    assert longer.made == [3, 4]
+    assert RunFolder(moved).read_config()["out"] == str(moved)
+
+
+def test_a_run_from_before_an_option_existed_had_its_default(config, folder):
+    Trainer()(config)
+    older = "".join(line for line in folder.config_file.read_text().splitlines(keepends=True) if "size" not in line)
+    folder.config_file.write_text(older)
+    with pytest.raises(InputError, match="size: 1 in the run, 2 now"):
+        Trainer()(replace(config, size=2, num_updates=4, resume=True))
+    longer = Trainer()
+    longer(replace(config, num_updates=4, resume=True))
+    assert longer.made == [3]
+    assert folder.read_config()["size"] == 1
+
+
 def test_a_disk_that_is_full_before_the_first_checkpoint_lets_the_same_command_start_anew(config, monkeypatch):
     def fail(*args: Any) -> None:
         raise full_disk("python")
