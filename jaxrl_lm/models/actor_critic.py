@@ -50,7 +50,7 @@ class ActorCritic(nn.Module):
             self.value_trunk = self.trunk.clone(name=None)
         if self.memory_size:
             cell: Any = nn.OptimizedLSTMCell if self.memory_kind == "lstm" else nn.GRUCell
-            self.cell: Any = cell(self.memory_size)
+            self.cell: Any = cell(self.memory_size, recurrent_kernel_init=orthogonal(1.0))
         num_outputs = 2 * self.num_actions if self.std == "state" else self.num_actions
         self.policy_head = nn.Dense(num_outputs, kernel_init=orthogonal(_POLICY_GAIN))
         self.value_head = nn.Dense(1, kernel_init=orthogonal(1.0))

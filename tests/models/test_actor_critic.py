@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from gymnax.environments import spaces
 
 from jaxrl_lm.models.actor_critic import ActorCritic, memory_width
@@ -50,3 +51,18 @@ def test_an_lstm_follows_its_equations_and_forgets_at_the_start_of_an_episode():
         np.testing.assert_allclose(outputs[:, t], policy, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(values[:, t], value[:, 0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(last, np.concatenate([c, h], -1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory_kind", ["gru", "lstm"])
+def test_recurrent_weights_start_orthogonal_without_a_qr_decomposition(memory_kind):
+    """Batched by `vmap`, QR decompositions can deadlock on CPUs (jaxlib 0.10): five seeds of 256 units did."""
+    trunk = make_trunk(TrunkConfig(hidden_sizes=(SIZE,)), spaces.Box(-1, 1, (SIZE,)))
+    model = ActorCritic(trunk=trunk, num_actions=2, memory_size=SIZE, memory_kind=memory_kind)
+
+    def init(key):
+        return model.init(key, jnp.ones((1, SIZE)), method="init_all")["params"]["cell"]
+
+    assert "householder" not in str(jax.make_jaxpr(init)(jax.random.key(0)))
+    for name, layer in jax.jit(init)(jax.random.key(0)).items():
+        if name.startswith("h"):
+            np.testing.assert_allclose(layer["kernel"].T @ layer["kernel"], np.eye(SIZE), atol=1e-5)
