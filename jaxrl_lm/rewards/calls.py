@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from numbers import Real
@@ -50,7 +50,23 @@ class RewardCall:
                 "parameter a default, or use the text"
             )
         offered = {key: value for key, value in self.offered.items() if key in asked}
-        return {"prompts": list(self.prompts), "completions": list(self.completions), **self.columns, **offered}
+        return {"prompts": list(self.prompts), "completions": _Rows(self.completions), **self.columns, **offered}
+
+
+class _Rows(list):
+    """Completions as a function gets them: a list that knows which one is being read, for messages of errors.
+
+    Attributes:
+        current: index of the row that was read last; None before the first and after the last.
+    """
+
+    current: int | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, row in enumerate(super().__iter__()):
+            self.current = index
+            yield row
+        self.current = None
 
 
 def name_of(reward: RewardFunction) -> str:
@@ -73,9 +89,11 @@ def call_rewards(functions: Mapping[str, RewardFunction], call: RewardCall) -> F
         InputError: a function raises, or does not return one finite number or None per completion.
     """
     returned: list[Any] = []
+    given: list[dict[str, Any]] = []
     try:
         for name, function in functions.items():
-            returned.append(_guarded(name, call, partial(function, **call.arguments(function, name))))
+            given.append(call.arguments(function, name))
+            returned.append(_guarded(name, call, function, given[-1]))
     except BaseException:
         for each in returned:
             if inspect.iscoroutine(each):
@@ -85,7 +103,7 @@ def call_rewards(functions: Mapping[str, RewardFunction], call: RewardCall) -> F
     names = list(functions)
     for index, result in zip(waiting, _await_all([returned[index] for index in waiting]), strict=True):
         if isinstance(result, BaseException):
-            _raise(names[index], call, result)
+            _raise(names[index], call, result, given[index]["completions"].current)
         returned[index] = result
     table = [_checked(name, each, call.completions) for name, each in zip(names, returned, strict=True)]
     return np.array(table, np.float32).reshape(len(names), len(call.completions))
@@ -102,11 +120,11 @@ def _asked(function: RewardFunction) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.name in OFFERED}
 
 
-def _guarded(name: str, call: RewardCall, function: Callable[[], Any]) -> Any:
+def _guarded(name: str, call: RewardCall, function: RewardFunction, arguments: dict[str, Any]) -> Any:
     try:
-        return function()
+        return function(**arguments)
     except Exception as error:
-        _raise(name, call, error)
+        _raise(name, call, error, arguments["completions"].current)
 
 
 def _await_all(awaitables: list[Awaitable[Any]]) -> list[Any]:
@@ -132,12 +150,21 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _raise(name: str, call: RewardCall, error: BaseException) -> None:
-    """Report which function raised, at which completion if known, and its arguments."""
+def _raise(name: str, call: RewardCall, error: BaseException, current: int | None) -> None:
+    """Report which function raised, at which completion if known, and its arguments.
+
+    Args:
+        name: of the function.
+        call: its arguments.
+        error: what it raised.
+        current: index of the completion that it was reading; None if it was not going through them.
+    """
     if not isinstance(error, Exception) or isinstance(error, InputError):
         raise error
     called = ", ".join(f"{key}=[...]" for key in ("prompts", "completions", *call.columns))
-    row = _row_at_fault(error, call)
+    # Since Python 3.12 a comprehension has no frame of its own, and its variables are gone when it fails.
+    held = _row_at_fault(error, call)
+    row = current if held is None else held
     where = "" if row is None else f" at completion {row} (counting from 0), {excerpt(call.completions[row])}"
     hint = ""
     if call.completions and isinstance(call.completions[0 if row is None else row], list):

@@ -110,8 +110,9 @@ def test_attention_factor_multiplies_cosine_and_sine():
 def test_every_kind_and_key_of_transformers_is_known():
     covered = {name for rope in CASES.values() for name in rope}
     # partial_rotary_factor: the classes of our families ignore it or fail. mrope_section: pictures and films.
-    assert set(RopeParameters.__annotations__) - covered == {"partial_rotary_factor", "mrope_section"}
-    assert set(ROPE_INIT_FUNCTIONS) - {rope["rope_type"] for rope in CASES.values()} == {"proportional"}  # refused
+    # Older versions of transformers know fewer keys.
+    assert set(RopeParameters.__annotations__) - covered <= {"partial_rotary_factor", "mrope_section"}
+    assert set(ROPE_INIT_FUNCTIONS) - {rope["rope_type"] for rope in CASES.values()} <= {"proportional"}  # refused
 
 
 @pytest.mark.parametrize(
