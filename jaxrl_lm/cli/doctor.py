@@ -18,6 +18,7 @@ _EXTRAS = {
     "tpu": "libtpu",
     "data": "datasets",
     "label": "starlette",
+    "energy": "nvidia-ml-py",
     "ray": "ray",
     "wandb": "wandb",
 }

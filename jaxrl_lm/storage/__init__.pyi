@@ -8,7 +8,6 @@ from .leftovers import (
 from .metrics import (
     Curve as Curve,
     MetricsWriter as MetricsWriter,
-    check_wandb as check_wandb,
     read_metrics as read_metrics,
 )
 from .plots import write_plots as write_plots
@@ -34,5 +33,10 @@ from .seeds import (
     interquartile_mean as interquartile_mean,
     read_seeds as read_seeds,
     write_seed_plots as write_seed_plots,
+)
+from .trackers import (
+    TensorBoardWriter as TensorBoardWriter,
+    WandbWriter as WandbWriter,
+    check_wandb as check_wandb,
 )
 from .visible import visible_text as visible_text

@@ -58,6 +58,10 @@ class RunFolder:
         return self.path / "plots"
 
     @property
+    def profile_folder(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def model_folder(self) -> Path:
         return self.path / "model"
 

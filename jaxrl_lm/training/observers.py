@@ -1,19 +1,27 @@
-"""Who follows a run: the progress on the terminal, and a warning when there is nothing to learn from."""
+"""What follows a run: metrics, trackers, progress, warnings, profiles, energy. `OBSERVERS` is the one table."""
 
 import logging
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxrl_lm import storage
+from jaxrl_lm.storage import RunFolder
+from jaxrl_lm.training.energy import EnergyMeter, find_counters
+from jaxrl_lm.training.settings import RunConfig
 
 _log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """A context manager that is given every update's metrics (`storage.MetricsWriter` is one)."""
+    """A context manager around the updates of a run, which is called after each of them."""
 
     def __enter__(self) -> Any: ...
 
@@ -24,37 +32,65 @@ class Observer(Protocol):
 
         Args:
             step: updates made so far.
-            metrics: by name, `group/name`.
+            metrics: by name, `group/name`; what an observer adds is seen by those after it in the table.
         """
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObservedRun:
+    """What an observer is made from.
+
+    Attributes:
+        config: the run's settings.
+        folder: its folder.
+        num_updates: updates of the whole run.
+        num_done: updates made before; more than 0 if the run resumes.
+        shown: names of the metrics to show.
+        unit: what the progress counts, plural.
+        units_per_update: how many of them an update is.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    num_updates: int
+    num_done: int
+    shown: tuple[str, ...]
+    unit: str
+    units_per_update: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObserverKind:
+    """An entry of `OBSERVERS`.
+
+    Attributes:
+        make: makes the observer of a run.
+        is_wanted: whether these settings ask for it.
+        check: raises an `InputError` where it cannot work; called before anything is written.
+    """
+
+    make: Callable[[ObservedRun], Observer]
+    is_wanted: Callable[[RunConfig], bool] = lambda config: True
+    check: Callable[[RunConfig], object] = lambda config: None
+
+
 def tell(message: str) -> None:
-    """Say what happens, on standard error."""
+    """Print a message on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 class ProgressDisplay:
     """A progress bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(
-        self, *, num_updates: int, num_done: int, shown: tuple[str, ...], unit: str, units_per_update: int
-    ) -> None:
-        """Set up the bar.
-
-        Args:
-            num_updates: of the whole run.
-            num_done: made already.
-            shown: names of the metrics to show.
-            unit: what is counted, plural.
-            units_per_update: how many of them an update is.
-        """
-        self._num_updates, self._start, self._shown = num_updates, num_done, shown
-        self._unit, self._size = unit, units_per_update
+    def __init__(self, run: ObservedRun) -> None:
+        """Set up the bar."""
+        self._num_updates, self._start, self._shown = run.num_updates, run.num_done, run.shown
+        self._unit, self._size = run.unit, run.units_per_update
         self._is_terminal = sys.stderr.isatty()
         self._started = 0.0
         columns: list[Any] = [
-            TextColumn(unit),
+            TextColumn(run.unit),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -63,7 +99,11 @@ class ProgressDisplay:
         ]
         self._progress = Progress(*columns, console=Console(stderr=True), disable=not self._is_terminal)
         self._task = self._progress.add_task(
-            unit, total=num_updates * units_per_update, completed=num_done * units_per_update, rate="", shown=""
+            run.unit,
+            total=self._num_updates * self._size,
+            completed=self._start * self._size,
+            rate="",
+            shown="",
         )
 
     def __enter__(self) -> Any:
@@ -111,3 +151,87 @@ class ConstantReward:
                 "nothing to learn; check the reward function",
                 *(step, self._patience, metrics.get("reward/mean", float("nan"))),
             )
+
+
+class Profiler:
+    """Traces some updates with `jax.profiler`, after the first one, which compiles."""
+
+    def __init__(self, run: ObservedRun) -> None:
+        """Set up the profiler; fewer updates are traced where fewer are left."""
+        self._folder, self._unit, self._size = run.folder.profile_folder, run.unit, run.units_per_update
+        self._num_updates = min(run.config.profile_updates, run.num_updates - run.num_done - 1)
+        self._count, self._is_tracing = 0, False
+
+    def __enter__(self) -> "Profiler":
+        if self._num_updates == 0:
+            tell("nothing will be profiled: only one update is left, and the first one compiles")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._is_tracing:
+            jax.profiler.stop_trace()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Start the trace after the first update, and stop it after the last one that is traced."""
+        del metrics
+        self._count += 1
+        if self._count == 1 and self._num_updates > 0:
+            jax.profiler.start_trace(self._folder)
+            self._is_tracing = True
+        elif self._is_tracing and self._count > self._num_updates:
+            self._is_tracing = False
+            jax.profiler.stop_trace()
+            first, last = (step - self._num_updates) * self._size + 1, step * self._size
+            tell(
+                f"profile of {self._unit} {first} to {last} in {self._folder}: view it with "
+                f"tensorboard --logdir {self._folder} (pip install tensorboard xprof), or open its .trace.json.gz at "
+                "https://ui.perfetto.dev"
+            )
+
+
+OBSERVERS: dict[str, ObserverKind] = {
+    "energy": ObserverKind(
+        make=lambda run: EnergyMeter(find_counters(), total=_energy_so_far(run)),
+        is_wanted=lambda config: config.energy,
+        check=lambda config: find_counters(),
+    ),
+    "profiler": ObserverKind(
+        make=Profiler,
+        is_wanted=lambda config: config.profile_updates > 0,
+    ),
+    "metrics": ObserverKind(make=lambda run: storage.MetricsWriter(run.folder, start_step=run.num_done + 1)),
+    "tensorboard": ObserverKind(make=lambda run: storage.TensorBoardWriter(run.folder, start_step=run.num_done + 1)),
+    "wandb": ObserverKind(
+        make=lambda run: storage.WandbWriter(
+            run.folder, start_step=run.num_done + 1, project=str(run.config.wandb_project)
+        ),
+        is_wanted=lambda config: config.wandb_project is not None,
+        check=lambda config: storage.check_wandb(str(config.wandb_project)),
+    ),
+    "progress": ObserverKind(make=ProgressDisplay),
+    "constant reward": ObserverKind(make=lambda run: ConstantReward()),
+}
+"""Observers by name, in the order in which they see an update: those that add metrics come first."""
+
+
+def check_observers(config: RunConfig) -> None:
+    """Refuse settings that ask for an observer that cannot work here.
+
+    Raises:
+        InputError: wandb is not installed, or there is no energy counter.
+    """
+    for kind in OBSERVERS.values():
+        if kind.is_wanted(config):
+            kind.check(config)
+
+
+def make_observers(run: ObservedRun) -> list[Observer]:
+    """The observers that a run's settings ask for."""
+    return [kind.make(run) for kind in OBSERVERS.values() if kind.is_wanted(run.config)]
+
+
+def _energy_so_far(run: ObservedRun) -> float:
+    """Joules of the updates before those to be made; 0 where they were not measured."""
+    curve = storage.read_metrics(run.folder).get("energy/total")
+    values = [] if curve is None else curve.values[curve.steps <= run.num_done]
+    return float(values[-1]) if len(values) else 0.0

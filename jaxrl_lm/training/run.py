@@ -22,9 +22,9 @@ import jax
 
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.storage import Checkpoints, MetricsWriter, RunFolder
+from jaxrl_lm.storage import Checkpoints, RunFolder
 from jaxrl_lm.training.errors import DiskFullError, Interrupted, TrainingDivergedError
-from jaxrl_lm.training.observers import ConstantReward, Observer, ProgressDisplay, tell
+from jaxrl_lm.training.observers import ObservedRun, check_observers, make_observers, tell
 from jaxrl_lm.training.settings import RunConfig, StageConfig
 from jaxrl_lm.types import PyTree
 
@@ -55,7 +55,6 @@ class Training:
         num_devices: devices that the update runs on.
         unit: what the progress counts, plural.
         units_per_update: how many of them an update is.
-        observers: further ones, open while updates are made.
     """
 
     state: PyTree
@@ -68,7 +67,6 @@ class Training:
     num_devices: int = 1
     unit: str = "updates"
     units_per_update: int = 1
-    observers: tuple[Observer, ...] = ()
 
 
 def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
@@ -87,7 +85,7 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
         TrainingDivergedError: a loss is not finite.
         DiskFullError: a file could not be written for lack of space.
     """
-    storage.check_wandb(config.wandb_project)
+    check_observers(config)
     folder = RunFolder(Path(config.out))
     with full_disk_in_words(folder, _from_newest_checkpoint):
         is_resumed = _prepare(config, folder)
@@ -197,13 +195,14 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
             RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config), defaults=config.defaults())
         else:
             checkpoints.save(0, state, training.fingerprints)
-        observers = _observers(config, folder, training, num_done)
+        observers = make_observers(_observed(config, folder, training, num_done))
         for observer in observers:
             stack.enter_context(observer)
         signals = stack.enter_context(_StopSignals())
         while num_done < num_updates:
             try:
-                state, metrics = training.update(state, num_done)
+                with jax.profiler.StepTraceAnnotation("update", step_num=num_done):
+                    state, metrics = training.update(state, num_done)
             except InputError:
                 _save(checkpoints, num_done, state, training.fingerprints)
                 raise
@@ -222,19 +221,16 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
     return state
 
 
-def _observers(config: RunConfig, folder: RunFolder, training: Training, num_done: int) -> list[Observer]:
-    return [
-        MetricsWriter(folder, start_step=num_done + 1, wandb_project=config.wandb_project),
-        ProgressDisplay(
-            num_updates=training.num_updates,
-            num_done=num_done,
-            shown=training.shown,
-            unit=training.unit,
-            units_per_update=training.units_per_update,
-        ),
-        ConstantReward(),
-        *training.observers,
-    ]
+def _observed(config: RunConfig, folder: RunFolder, training: Training, num_done: int) -> ObservedRun:
+    return ObservedRun(
+        config=config,
+        folder=folder,
+        num_updates=training.num_updates,
+        num_done=num_done,
+        shown=training.shown,
+        unit=training.unit,
+        units_per_update=training.units_per_update,
+    )
 
 
 def _check_resumable(num_done: int, saved: dict[str, int], config: RunConfig, training: Training) -> None:

@@ -16,14 +16,21 @@ class StageConfig:
         save_every: updates between checkpoints; the last update is always saved.
         keep_checkpoints: number of checkpoints to keep.
         wandb_project: also log to this Weights & Biases project.
+        profile_updates: number of updates to profile, after the first one, into the run's folder `profile`, for
+            TensorBoard or Perfetto; 0 profiles none.
+        energy: measure the energy of each update, in joules, with the counters of NVIDIA GPUs (NVML) and of the CPUs
+            (RAPL, on Linux).
     """
 
     save_every: int = 50
     keep_checkpoints: int = 2
     wandb_project: str | None = None
+    profile_updates: int = 0
+    energy: bool = False
 
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "save_every", "keep_checkpoints")
+        checks.at_least(self, 0, "profile_updates")
 
 
 def default_value(field: Field) -> Any:
@@ -68,7 +75,7 @@ class RunConfig(StageConfig):
 
     def free_settings(self) -> frozenset[str]:
         """What may differ between a run and its resumption without changing any number."""
-        return frozenset({"out", "save_every", "keep_checkpoints", "wandb_project"})
+        return frozenset({"out", "save_every", "keep_checkpoints", "wandb_project", "profile_updates", "energy"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,11 @@
-"""Metrics: JSON lines and TensorBoard events written together, cut on resume, read back as curves."""
+"""Metrics: JSON lines, cut on resume, read back as curves."""
 
-import errno
 import json
 import math
-import struct
-import sys
-import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import MetricsWriter, RunFolder, append_jsonl, read_jsonl, read_metrics
@@ -21,32 +16,12 @@ def folder(tmp_path):
     return RunFolder.create(tmp_path / "run", {"seed": 3})
 
 
-def read_events(folder):
-    """Parse the event files: records of length, checksum, bytes, checksum."""
-    events = []
-    for path in sorted(folder.tensorboard_folder.iterdir()):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<Q", data, at)
-            events.append(Event.FromString(data[at + 12 : at + 12 + length]))
-            at += 16 + length
-    return events
-
-
 def test_each_step_is_one_flushed_json_line(folder):
     with MetricsWriter(folder, start_step=0) as writer:
         writer.write(0, {"reward/mean": 1.5, "loss/policy": jnp.float32(-0.25)})
         assert folder.metrics_file.read_text() == '{"step": 0, "reward/mean": 1.5, "loss/policy": -0.25}\n'
         writer.write(1, {"reward/mean": math.nan, "loss/policy": math.inf})
     assert read_jsonl(folder.metrics_file)[1] == {"step": 1, "reward/mean": None, "loss/policy": None}
-
-
-def test_tensorboard_gets_the_same_finite_values(folder):
-    with MetricsWriter(folder, start_step=0) as writer:
-        writer.write(0, {"reward/mean": 1.5})
-        writer.write(4, {"reward/mean": 2.5, "loss/policy": math.nan})
-    scalars = [(e.step, v.tag, v.simple_value) for e in read_events(folder) for v in e.summary.value]
-    assert scalars == [(0, "reward/mean", 1.5), (4, "reward/mean", 2.5)]
 
 
 def test_resuming_drops_what_was_written_from_the_start_step_on(folder):
@@ -60,8 +35,6 @@ def test_resuming_drops_what_was_written_from_the_start_step_on(folder):
     curve = read_metrics(folder)["reward/mean"]
     np.testing.assert_array_equal(curve.steps, [0, 1, 2, 3])
     np.testing.assert_array_equal(curve.values, [0, 1, 2, 30])
-    starts = [e.step for e in read_events(folder) if e.session_log.status == SessionLog.START]
-    assert starts[-1] == 3  # TensorBoard drops the steps from here on
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_anew(folder):
@@ -93,40 +66,3 @@ def test_a_value_that_is_no_number_is_an_error_with_its_line(folder):
     folder.metrics_file.write_text('{"step": 0}\n{"step": 1, "a/b": "high"}\n')
     with pytest.raises(InputError, match="line 2: a/b is 'high'"):
         read_metrics(folder)
-
-
-def test_wandb_missing_is_an_error_before_anything_is_cut(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    append_jsonl(folder.metrics_file, [{"step": 5}])
-    with pytest.raises(InputError, match=r"pip install 'jaxrl-lm\[wandb\]'"):
-        MetricsWriter(folder, start_step=2, wandb_project="p")
-    assert read_jsonl(folder.metrics_file) == [{"step": 5}]
-
-
-def test_wandb_gets_the_values_and_a_resumed_run_keeps_its_id(folder, monkeypatch):
-    starts, logged = [], []
-    run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
-    module = types.SimpleNamespace(init=lambda **options: starts.append(options) or run)
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    for start_step in (0, 2, 0):
-        with MetricsWriter(folder, start_step=start_step, wandb_project="p") as writer:
-            writer.write(start_step, {"a/b": 1.0})
-    assert logged == [(0, {"a/b": 1.0}), (2, {"a/b": 1.0}), (0, {"a/b": 1.0})]
-    assert [start["project"] for start in starts] == ["p"] * 3
-    assert starts[0]["config"] == {"seed": 3}
-    first, resumed, afresh = (start["id"] for start in starts)
-    assert first == resumed != afresh
-
-
-def test_a_full_disk_is_raised_by_closing_once_and_leaves_no_thread_behind(folder, monkeypatch):
-    writer = MetricsWriter(folder, start_step=1)
-    events = writer._tensorboard.file_writer.event_writer
-
-    def fail() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(events, "flush", fail)
-    with pytest.raises(OSError, match="No space left"):
-        writer.close()
-    assert not events._worker.is_alive()
-    events.close()  # as tensorboardX does when the process ends

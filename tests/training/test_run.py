@@ -4,62 +4,19 @@ import errno
 import logging
 import os
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, read_jsonl
 from jaxrl_lm.training.errors import DiskFullError, Interrupted
-from jaxrl_lm.training.run import Training, train, train_stage
-from jaxrl_lm.training.settings import RunConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
-    num_updates: int = 3
-    size: int = 1
-    is_annealed: bool = False
-
-    def length_setting(self) -> str | None:
-        return None if self.is_annealed else "num_updates"
-
-
-class Trainer:
-    """Counts updates; `at_update` is called with the number of updates done before each."""
-
-    def __init__(self, at_update: Any = None, **fields: Any) -> None:
-        self.made: list[int] = []
-        self.finished = 0
-        self._at_update = at_update or (lambda num_done: None)
-        self._fields = fields
-
-    def __call__(self, config: Config) -> RunFolder:
-        return train(config, lambda: self.load(config))
-
-    def load(self, config: Config) -> Training:
-        settings = {"samples_before": lambda: [{"step": 0, "phase": "before"}], "shown": ()} | self._fields
-        return Training(
-            state={"count": jnp.zeros(())},
-            update=self.update,
-            num_updates=config.num_updates,
-            finish=self.finish,
-            **settings,
-        )
-
-    def update(self, state: Any, num_done: int) -> tuple[Any, dict[str, float]]:
-        self._at_update(num_done)
-        self.made.append(num_done)
-        return {"count": state["count"] + 1}, {"loss/total": float(state["count"])}
-
-    def finish(self, folder: RunFolder, state: Any) -> None:
-        self.finished += 1
-        (folder.path / "count").write_text(str(int(state["count"])))
+from jaxrl_lm.training.run import train_stage
+from tests.training.counting_trainer import Config, Trainer, kill_at
 
 
 @pytest.fixture
@@ -70,16 +27,6 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 def folder(config: Config) -> RunFolder:
     return RunFolder(Path(config.out))
-
-
-def kill_at(num_done: int):
-    """An exception that no one catches stands for a kill: what is on the disk stays as it is."""
-
-    def at_update(now: int) -> None:
-        if now == num_done:
-            raise KeyboardInterrupt
-
-    return at_update
 
 
 def begin(config: Config) -> RunFolder:

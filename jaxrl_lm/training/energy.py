@@ -1,0 +1,235 @@
+"""Energy of a run, in joules, from the processors' own counters: NVML for NVIDIA GPUs, RAPL for CPUs.
+
+The counters measure whole devices, so energy that other processes use at the same time is included.
+
+Reference: Linux kernel documentation, Power Capping Framework; NVIDIA, NVML API Reference.
+"""
+
+import importlib
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from jaxrl_lm.errors import InputError
+
+_POWERCAP = Path("/sys/class/powercap")
+_LONGEST_READ = 1.0  # seconds; a slower source is not worth slowing training down
+_LEAVE_OUT = "or leave --energy out"
+
+_log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """An energy counter.
+
+    Attributes:
+        kind: `cpu` or `gpu`.
+        name: what it measures, for messages.
+    """
+
+    kind: str
+    name: str
+
+    def joules(self) -> float:
+        """Energy since the counter was made."""
+        ...
+
+
+class RaplZone:
+    """A RAPL zone of Linux: the cores and caches of a processor, or its memory.
+
+    `energy_uj` counts microjoules and starts again at 0 after `max_energy_range_uj`, so it must be read before it has
+    gone through its whole range: at least every two minutes for 65 kJ at 500 W.
+    """
+
+    kind = "cpu"
+
+    def __init__(self, folder: Path) -> None:
+        """Start counting; `folder` is the zone's, such as /sys/class/powercap/intel-rapl:0."""
+        self.name = (folder / "name").read_text(encoding="ascii").strip()
+        self._file = folder / "energy_uj"
+        self._range = int((folder / "max_energy_range_uj").read_text(encoding="ascii"))
+        self._last, self._microjoules = self._read(), 0
+
+    def joules(self) -> float:
+        """Energy since the counter was made."""
+        now = self._read()
+        self._microjoules += (now - self._last) % self._range
+        self._last = now
+        return self._microjoules / 1e6
+
+    def _read(self) -> int:
+        return int(self._file.read_text(encoding="ascii"))
+
+
+class NvmlGpu:
+    """An NVIDIA GPU, Volta or newer, whose driver counts millijoules in 64 bits."""
+
+    kind = "gpu"
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        """Start counting; `nvml` is the module pynvml, `handle` the device's."""
+        self._nvml, self._handle = nvml, handle
+        self.name = str(nvml.nvmlDeviceGetName(handle))
+        self._start = self._read()
+
+    def joules(self) -> float:
+        """Energy since the counter was made."""
+        return (self._read() - self._start) / 1e3
+
+    def _read(self) -> int:
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+
+
+class EnergyMeter:
+    """Adds the energy since the update before to the metrics of each update, in joules.
+
+    `energy/update` includes what happens between two updates, such as checkpoints; the first one includes compilation.
+    `energy/total` is its sum over the run's updates. `energy/cpu` and `energy/gpu` are parts of `energy/update`, where
+    both are measured. A counter that fails or takes too long is warned of once, and no more energy is measured.
+    """
+
+    def __init__(self, counters: list[Counter], *, total: float = 0.0, poll_seconds: float = 30.0) -> None:
+        """Set up the meter.
+
+        Args:
+            counters: what to read.
+            total: joules of the run so far.
+            poll_seconds: the counters are read at least this often, so that none goes through its range unnoticed.
+        """
+        self._counters, self._total, self._poll_seconds = counters, total, poll_seconds
+        self._last: dict[str, float] | None = None
+        self._lock, self._is_closed = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="energy", daemon=True)
+
+    def __enter__(self) -> "EnergyMeter":
+        self._last = self._read()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_closed.set()
+        self._thread.join()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the energy of the update to its metrics."""
+        del step
+        before, now = self._last, self._read()
+        if before is None or now is None:
+            return
+        self._last = now
+        spent = {f"energy/{kind}": now[kind] - before[kind] for kind in now}
+        metrics["energy/update"] = sum(spent.values())
+        self._total += metrics["energy/update"]
+        metrics["energy/total"] = self._total
+        if len(spent) > 1:
+            metrics.update(spent)
+
+    def _read(self) -> dict[str, float] | None:
+        """Joules by kind since the counters were made; None once reading has failed."""
+        with self._lock:
+            if not self._counters:
+                return None
+            found: dict[str, float] = {}
+            started = time.perf_counter()
+            try:
+                for counter in self._counters:
+                    found[counter.kind] = found.get(counter.kind, 0.0) + counter.joules()
+            except Exception as error:  # each source has its own; none may stop training
+                return self._give_up(f"{type(error).__name__}: {error}")
+            seconds = time.perf_counter() - started
+            return found if seconds <= _LONGEST_READ else self._give_up(f"reading took {seconds:.1f} s")
+
+    def _give_up(self, why: str) -> None:
+        names = ", ".join(counter.name for counter in self._counters)
+        self._counters = []
+        _log.warning("energy of %s cannot be read any more (%s): training goes on without it", names, why)
+
+    def _poll(self) -> None:
+        while self._counters and not self._is_closed.wait(self._poll_seconds):
+            self._read()
+
+
+def find_counters() -> list[Counter]:
+    """The energy counters of the devices that JAX uses, and of the machine's CPUs where they can be read.
+
+    Raises:
+        InputError: the devices that JAX uses have no counter that can be read.
+    """
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return _cpus()
+    if backend != "gpu":
+        raise InputError(f"energy=True: there is no energy counter for a {backend}; leave --energy out")
+    gpus = _gpus()
+    try:
+        return [*gpus, *_cpus()]
+    except InputError:
+        return gpus
+
+
+def _cpus() -> list[Counter]:
+    """One per processor, and its memory where that is counted apart.
+
+    The zones of `intel-rapl-mmio` are the same counters again, `core` and `uncore` are parts of their package, and
+    `psys` contains all others.
+    """
+    names = {zone: _zone_name(zone) for zone in sorted(_POWERCAP.glob("intel-rapl:*"))}
+    zones = [zone for zone, name in names.items() if name.startswith("package") or name == "dram"]
+    if not zones:
+        raise InputError(
+            f"energy=True: {_POWERCAP} has no RAPL energy counter of this machine's CPU (virtual machines and "
+            f"containers hide it); run on the machine itself, {_LEAVE_OUT}"
+        )
+    try:
+        return [RaplZone(zone) for zone in zones]
+    except PermissionError:
+        raise InputError(
+            f"energy=True: only root may read {_POWERCAP}/intel-rapl:*/energy_uj; let others read it with "
+            f"sudo chmod a+r {_POWERCAP}/intel-rapl:*/energy_uj, {_LEAVE_OUT}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"energy=True: a RAPL energy counter cannot be read ({error}); leave --energy out") from None
+
+
+def _zone_name(zone: Path) -> str:
+    try:
+        return (zone / "name").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _gpus() -> list[Counter]:
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        raise InputError(
+            "energy=True: the energy of a GPU is read with nvidia-ml-py, which is not installed: "
+            f"pip install 'jaxrl-lm[energy]', {_LEAVE_OUT}"
+        ) from None
+    try:
+        nvml.nvmlInit()
+        return [NvmlGpu(nvml, handle) for handle in _visible_gpus(nvml)]
+    except nvml.NVMLError as error:
+        raise InputError(
+            f"energy=True: NVML does not give the energy of this GPU ({error}); it takes an NVIDIA GPU, Volta or "
+            f"newer, that is not divided by MIG; leave --energy out"
+        ) from None
+
+
+def _visible_gpus(nvml: Any) -> list[Any]:
+    """Handles of the GPUs that CUDA_VISIBLE_DEVICES lets this process use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    names = [name.strip() for name in visible.split(",")]
+    return [
+        nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+        for name in names
+    ]

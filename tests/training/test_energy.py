@@ -1,0 +1,179 @@
+"""Energy counters: what is read on which machine, exact joules, and what is refused."""
+
+import sys
+import time
+import types
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.training import energy
+from jaxrl_lm.training.energy import EnergyMeter, RaplZone, find_counters
+
+
+def write_zone(folder: Path, name: str, microjoules: int = 0, most: int = 65_532_610_987) -> Path:
+    folder.mkdir(parents=True)
+    for file, value in (("name", name), ("energy_uj", microjoules), ("max_energy_range_uj", most)):
+        (folder / file).write_text(f"{value}\n")
+    return folder
+
+
+@pytest.fixture
+def powercap(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
+    return tmp_path
+
+
+class FakeCounter:
+    kind, name = "cpu", "fake"
+
+    def __init__(self, *readings, kind="cpu"):
+        self.readings, self.kind = list(readings), kind
+
+    def joules(self):
+        return self.readings.pop(0)
+
+
+class FakeNvml(types.ModuleType):
+    """Two GPUs, which have used 1 kJ and 2 kJ since their driver was loaded."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self):
+        super().__init__("pynvml")
+        self.millijoules = {"GPU-a": 1_000_000, "GPU-b": 2_000_000}
+        self.nvmlInit = lambda: None
+        self.nvmlDeviceGetCount = lambda: 2
+        self.nvmlDeviceGetHandleByIndex = lambda index: ["GPU-a", "GPU-b"][index]
+        self.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
+        self.nvmlDeviceGetName = lambda handle: f"fake {handle}"
+        self.nvmlDeviceGetTotalEnergyConsumption = self._read
+
+    def _read(self, handle):
+        if handle not in self.millijoules:
+            raise self.NVMLError("Not Supported")
+        return self.millijoules[handle]
+
+
+@pytest.fixture
+def nvml(monkeypatch, powercap):
+    module = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return module
+
+
+def test_a_counter_that_starts_again_at_its_range_loses_no_microjoule(powercap):
+    zone = write_zone(powercap / "intel-rapl:0", "package-0", 900, most=1_000)
+    counter = RaplZone(zone)
+    for microjoules, joules in ((950, 50e-6), (20, 120e-6), (20, 120e-6), (999, 1_099e-6), (0, 1_100e-6)):
+        (zone / "energy_uj").write_text(str(microjoules))
+        assert counter.joules() == pytest.approx(joules, abs=1e-12)
+
+
+def test_each_processor_and_its_memory_are_counted_once(powercap):
+    for folder, name in (
+        ("intel-rapl:0", "package-0"),
+        ("intel-rapl:0:0", "core"),
+        ("intel-rapl:0:1", "dram"),
+        ("intel-rapl:1", "package-1-die-0"),
+        ("intel-rapl:2", "psys"),
+        ("intel-rapl-mmio:0", "package-0"),
+    ):
+        write_zone(powercap / folder, name)
+    (powercap / "intel-rapl").mkdir()  # the control type, no zone
+    assert [counter.name for counter in find_counters()] == ["package-0", "dram", "package-1-die-0"]
+
+
+def test_a_counter_that_only_root_may_read_is_refused_with_the_remedy(powercap, monkeypatch):
+    write_zone(powercap / "intel-rapl:0", "package-0")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(RaplZone, "_read", refuse)
+    with pytest.raises(InputError, match=r"energy=True: only root .* sudo chmod a\+r .*/intel-rapl:\*/energy_uj"):
+        find_counters()
+
+
+@pytest.mark.parametrize("value", ["", "many"])
+def test_a_counter_that_holds_no_number_is_refused(powercap, value):
+    (write_zone(powercap / "intel-rapl:0", "package-0") / "energy_uj").write_text(value)
+    with pytest.raises(InputError, match="energy=True: a RAPL energy counter cannot be read"):
+        find_counters()
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [(None, ["fake GPU-a", "fake GPU-b"]), ("1", ["fake GPU-b"]), ("GPU-a", ["fake GPU-a"]), (" 1, 0", None)],
+)
+def test_the_gpus_that_this_process_may_use_are_counted_from_now_on(nvml, monkeypatch, visible, names):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    counters = find_counters()
+    assert [counter.name for counter in counters] == (names or ["fake GPU-b", "fake GPU-a"])
+    nvml.millijoules = {"GPU-a": 1_002_500, "GPU-b": 2_002_500}
+    assert [counter.joules() for counter in counters] == [2.5] * len(counters)
+
+
+def test_a_gpu_and_its_machines_processor_are_added_and_shown_apart(nvml, powercap):
+    zone = write_zone(powercap / "intel-rapl:0", "package-0")
+    metrics: dict[str, float] = {}
+    with EnergyMeter(find_counters(), total=100.0) as meter:
+        nvml.millijoules = {"GPU-a": 1_003_000, "GPU-b": 2_004_000}
+        (zone / "energy_uj").write_text("500000")
+        meter.write(1, metrics)
+    assert metrics == pytest.approx(
+        {"energy/update": 7.5, "energy/total": 107.5, "energy/gpu": 7.0, "energy/cpu": 0.5}, abs=1e-9
+    )
+
+
+def test_a_gpu_without_its_package_is_refused_with_the_command_that_installs_it(nvml, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(InputError, match=r"energy=True: .* pip install 'jaxrl-lm\[energy\]'"):
+        find_counters()
+
+
+def test_a_gpu_without_a_counter_is_refused_though_the_processor_has_one(nvml, powercap):
+    write_zone(powercap / "intel-rapl:0", "package-0")
+    nvml.millijoules.pop("GPU-b")
+    with pytest.raises(InputError, match=r"energy=True: NVML .* \(Not Supported\)"):
+        find_counters()
+
+
+def test_a_tpu_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(InputError, match="energy=True: there is no energy counter for a tpu"):
+        find_counters()
+
+
+def test_a_source_that_is_slow_is_read_once_and_then_left_alone(monkeypatch, caplog):
+    monkeypatch.setattr(energy, "_LONGEST_READ", -1.0)
+    counter, metrics = FakeCounter(0.0, 1.0, 2.0), {}
+    with EnergyMeter([counter]) as meter:
+        meter.write(1, metrics)
+        meter.write(2, metrics)
+    assert metrics == {}
+    assert counter.readings == [1.0, 2.0]
+    assert [record.getMessage().startswith("energy of fake cannot be read any more") for record in caplog.records] == [
+        True
+    ]
+
+
+def test_counters_are_read_between_updates_too(powercap):
+    zone = write_zone(powercap / "intel-rapl:0", "package-0", 0, most=1_000)
+    metrics: dict[str, float] = {}
+    counter = RaplZone(zone)
+    with EnergyMeter([counter], poll_seconds=0.001) as meter:
+        for microjoules in (600, 200, 800):  # 1,800 in all: more than the range
+            (zone / "now").write_text(str(microjoules))
+            (zone / "now").replace(zone / "energy_uj")
+            deadline = time.monotonic() + 10
+            while counter._last != microjoules:  # until the thread has seen it
+                assert time.monotonic() < deadline
+        meter.write(1, metrics)
+    assert metrics["energy/update"] == pytest.approx(1_800e-6, abs=1e-12)
