@@ -1,11 +1,13 @@
 """Answers of a model folder to many prompts, batch by batch."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_lm import checks, data, rollouts
 from jaxrl_lm.data import Prompt
@@ -120,18 +122,24 @@ class Answerer:
         Raises:
             InputError: as `encode`.
         """
-        config, sampling = self.config, self.sampling
         ids = self.encode(prompts)
-        width = max(map(len, ids))
-        key, answers = jax.random.key(config.seed), []
-        for start in range(0, len(ids), config.batch_size):
-            rows = ids[start : start + config.batch_size]
-            input_ids, mask = data.left_pad(rows, pad_id=sampling.pad_token, width=width)
-            # A row's key comes from its place among all prompts, so that answers do not depend on the batch size.
-            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(start + jnp.arange(len(rows)))
-            found = rollouts.generate(self.model, self.params, input_ids, mask, keys, sampling)
-            answers += rollouts.decode(self.tokenizer, found)
+        batch_size, answers = min(self.config.batch_size, len(ids)), []
+        for start in range(0, len(ids), batch_size):
+            # The last batch is filled with its last prompt, so that it has the shape that was compiled for the others.
+            rows = np.minimum(np.arange(start, start + batch_size), len(ids) - 1)
+            answers += self._answer(ids, rows)[: len(ids) - start]
         return answers
+
+    def _answer(self, ids: list[list[int]], rows: np.ndarray) -> list[str]:
+        """Completions of the prompts with these indices."""
+        input_ids, mask = data.left_pad(
+            [ids[row] for row in rows], pad_id=self.sampling.pad_token, width=max(map(len, ids))
+        )
+        # A row's key comes from its index among all prompts, so that completions do not depend on the batch size.
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(self.config.seed)))(jnp.asarray(rows))
+        return rollouts.decode(
+            self.tokenizer, rollouts.generate(self.model, self.params, input_ids, mask, keys, self.sampling)
+        )
 
 
 def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from jaxrl_lm import data, rollouts
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.rollouts import generation
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 
@@ -104,6 +105,16 @@ def test_repetition_penalty_of_the_file_applies_unless_an_option_is_given(folder
     assert all(len(set(row)) == len(row) for row in answer_ids(folder, GREEDY))
     for changes in ({"repetition_penalty": 1.0}, {"generation_config": False}):
         assert answer_ids(folder, replace(GREEDY, **changes)) == plain
+
+
+def test_a_last_batch_that_is_not_full_changes_no_answer_and_compiles_nothing(folder, answer_ids):
+    config = AnsweringConfig(temperature=1.0, max_new_tokens=7, seed=3)
+    compiled = getattr(generation._generate, "_cache_size")  # noqa: B009 jit's type does not declare it
+    before = compiled()
+    answers = answer_ids(folder, replace(config, batch_size=2))
+    assert compiled() == before + 1
+    assert answers == answer_ids(folder, replace(config, batch_size=1))
+    assert answers == answer_ids(folder, replace(config, batch_size=16))  # one batch of the three prompts
 
 
 def test_a_pad_token_outside_the_embedding_changes_no_answer(folder):
