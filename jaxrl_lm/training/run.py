@@ -89,7 +89,7 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
     folder = RunFolder(Path(config.out))
     with full_disk_in_words(folder, _from_newest_checkpoint):
         is_resumed = _prepare(config, folder)
-        if is_resumed and folder.ended_file.exists() and not _is_longer(config, folder):
+        if is_resumed and _has_ended(config, folder):
             tell(_how_to_go_on(config))
             return folder
         training = load()
@@ -105,13 +105,21 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
 
 
 def train_stage(make: Callable[[Any], RunFolder], config: RunConfig) -> RunFolder:
-    """A run that is one of several: begun, gone on with, or taken as it is if it has ended.
+    """Start or resume a run that is a stage of a chain; one that has ended is returned without a word.
 
     Args:
         make: makes a run of these settings.
-        config: the settings; `resume` is not looked at.
+        config: the settings; their `resume` is ignored.
+
+    Raises:
+        InputError: the run was started with other settings.
     """
-    return make(replace(config, resume=RunFolder(Path(config.out)).config_file.exists()))
+    folder = RunFolder(Path(config.out))
+    config = replace(config, resume=folder.config_file.exists())
+    if config.resume and _has_ended(config, folder):
+        _check_settings(config, folder)
+        return folder
+    return make(config)
 
 
 def run_config(kind: type[Config], stage: StageConfig, **fields: Any) -> Config:
@@ -139,7 +147,7 @@ def _prepare(config: RunConfig, folder: RunFolder) -> bool:
     """
     is_begun, is_unstarted = folder.config_file.exists(), storage.is_unstarted(folder, config.saved())
     if config.resume and (is_begun or not is_unstarted):
-        folder.check_settings(config.saved(), ignore=_may_differ(config), defaults=config.defaults())
+        _check_settings(config, folder)
     if is_unstarted:
         if is_begun:
             tell(f"{config.out} was stopped before its first checkpoint: starting from scratch")
@@ -157,10 +165,15 @@ def _may_differ(config: RunConfig) -> frozenset[str]:
     return config.free_settings() | (frozenset() if length is None else {length})
 
 
-def _is_longer(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether the settings ask for another length than the run in the folder has."""
+def _check_settings(config: RunConfig, folder: RunFolder) -> None:
+    folder.check_settings(config.saved(), ignore=_may_differ(config), defaults=config.defaults())
+
+
+def _has_ended(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether the run has ended, and the settings do not ask for another length."""
     length = config.length_setting()
-    return length is not None and folder.read_config().get(length) != config.saved()[length]
+    is_longer = length is not None and folder.read_config().get(length) != config.saved()[length]
+    return folder.ended_file.exists() and not is_longer
 
 
 def _how_to_go_on(config: RunConfig) -> str:

@@ -256,11 +256,24 @@ def test_the_wait_for_the_compiler_is_announced_and_units_are_counted(config, ca
 class TestStages:
     """A run that is one of several: begun, gone on with, or taken as it is."""
 
-    def test_one_that_has_ended_is_taken_as_it_is_though_it_would_be_saved_otherwise(self, config):
+    def test_one_that_has_ended_is_taken_as_it_is_without_a_word(self, config, capsys):
         train_stage(Trainer(), config)
+        capsys.readouterr()
         again = Trainer()
         assert train_stage(again, replace(config, save_every=5)).path == Path(config.out)
         assert again.made == []
+        assert capsys.readouterr().err == ""
+
+    def test_one_that_has_ended_with_other_settings_is_refused(self, config):
+        train_stage(Trainer(), config)
+        with pytest.raises(InputError, match="size: 1 in the run, 2 now"):
+            train_stage(Trainer(), replace(config, size=2))
+
+    def test_one_that_has_ended_can_be_made_longer(self, config):
+        train_stage(Trainer(), config)
+        longer = Trainer()
+        train_stage(longer, replace(config, num_updates=5))
+        assert longer.made == [3, 4]
 
     def test_a_report_alone_does_not_make_one_ended(self, config, folder):
         with pytest.raises(KeyboardInterrupt):
