@@ -19,8 +19,11 @@ None skips a completion. A function may be async, a callable object or a `functo
 
 - `completion_ids`: tokens of the completions, lists of int.
 - `trainer_state`: with `global_step` (updates done) and `max_steps`.
-- `log_metric(name, value)`: logs a number for this batch as `reward/NAME`.
+- `log_metric(name, value)`: logs a number for this batch as `reward/NAME`, or as it is if it has the form GROUP/NAME.
 - `log_extra(column, values)`: adds a column to the samples, one value per completion.
+
+A watched reward `W=...` logs `judge/W/NAME` (or `judge/W/GROUP/NAME`) and the column `judge/W/COLUMN`. Outside of
+training nothing is logged.
 """
 
 

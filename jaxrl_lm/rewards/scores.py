@@ -16,11 +16,16 @@ from jaxrl_lm.rewards.builtin import RewardFunction
 from jaxrl_lm.rewards.calls import COMPLETION_IDS, OFFERED, RewardCall, call_rewards, name_of
 from jaxrl_lm.rewards.combined import CombinedReward
 
-RESERVED = frozenset({"mean", "std", "score", "with_penalty"})
+RESERVED = frozenset({"mean", "std", "std_in_group", "score", "with_penalty"})
 """Reserved names of the trainer's metrics `reward/NAME`."""
 
-SAMPLE_FIELDS = frozenset({"step", "phase", "index", "prompt", "completion", "reward", "kl"})
-"""Reserved fields of samples.jsonl."""
+TRAINER_GROUPS = frozenset(
+    {"answer", "energy", "judge", "kl", "loss", "minibatches", "policy", "ratio", "steps", "time", "value"}
+)
+"""Groups of metrics, GROUP/NAME, that only the trainer logs to."""
+
+SAMPLE_FIELDS = frozenset({"step", "phase", "index", "prompt", "completion", "reward", "kl", "judge"})
+"""Reserved fields of samples.jsonl; `judge/...` are those of watched rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,8 @@ def score_batch(
             that needs a reward has none.
     """
     assert len(prompts) == len(completions), f"{len(prompts)} prompts, {len(completions)} completions"
-    log = _Log(num_rows=len(prompts))
+    functions = reward.functions if isinstance(reward, CombinedReward) else {}
+    log = _Log(num_rows=len(prompts), taken=frozenset(f"reward/{name}" for name in functions))
     offered = {
         **({} if completion_ids is None else {COMPLETION_IDS: completion_ids}),
         "trainer_state": trainer_state or TrainerState(),
@@ -119,30 +125,46 @@ def mean_of_judged(row: Float32[np.ndarray, " B"]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Log:
-    """Collects the calls of `log_metric` and `log_extra`."""
+    """Collects the calls of `log_metric` and `log_extra`.
+
+    Attributes:
+        num_rows: completions of the batch.
+        taken: metrics of the reward functions themselves.
+        values: what was logged so far, by metric.
+        columns: the columns so far.
+    """
 
     num_rows: int
+    taken: frozenset[str] = frozenset()
     values: dict[str, list[float]] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def metric(self, name: str, value: Any) -> None:
         """Log a number of this batch, averaged over calls with the same name; as `reward/NAME` unless it has a /."""
-        if name in RESERVED:
-            raise InputError(
-                f"log_metric({name!r}, ...): reward/{name} is a metric of the trainer; choose another name"
-            )
+        metric = name if "/" in name else f"reward/{name}"
+        group, _, rest = metric.partition("/")
+        call = f"log_metric({name!r}, ...)"
+        if not (group and rest):
+            raise InputError(f"{call}: give NAME, which is logged as reward/NAME, or GROUP/NAME")
+        if group in TRAINER_GROUPS:
+            raise InputError(f"{call}: the group {group}/ belongs to the trainer; choose another group, or none")
+        if metric in self.taken or (group == "reward" and rest in RESERVED):
+            whose = "the mean of a reward function" if metric in self.taken else "a metric of the trainer"
+            raise InputError(f"{call}: {metric} is {whose}; choose another name")
         number = float(value)
         if not math.isfinite(number):
             raise InputError(f"log_metric({name!r}, {number}): log finite numbers")
-        self.values.setdefault(name if "/" in name else f"reward/{name}", []).append(number)
+        self.values.setdefault(metric, []).append(number)
 
     def extra(self, column: str, values: Any) -> None:
         """Add a column to the samples, one value per completion."""
         values = values.tolist() if hasattr(values, "tolist") else list(values)
         if len(values) != self.num_rows:
             raise InputError(f"log_extra({column!r}, ...): {len(values)} values for {self.num_rows} completions")
-        if column in SAMPLE_FIELDS:
+        if column.partition("/")[0] in SAMPLE_FIELDS:
             raise InputError(f"log_extra({column!r}, ...): every sample has a field of this name; choose another")
+        if column in self.columns:
+            raise InputError(f"log_extra({column!r}, ...): this batch has a column of this name; choose another")
         try:
             json.dumps(values, allow_nan=False)
         except (TypeError, ValueError) as error:

@@ -138,9 +138,18 @@ def test_arguments_that_are_not_asked_for_are_not_given():
 
 @pytest.mark.parametrize(("log", "part"), [
     (lambda metric, extra: metric("mean", 1.0), "reward/mean is a metric of the trainer"),
+    (lambda metric, extra: metric("reward/mean", 1.0), "reward/mean is a metric of the trainer"),
+    (lambda metric, extra: metric("std_in_group", 1.0), "reward/std_in_group is a metric of the trainer"),
+    (lambda metric, extra: metric("kl/answer", 1.0), "'kl/answer', .*: the group kl/ belongs to the trainer"),
+    (lambda metric, extra: metric("energy/mine", 1.0), "the group energy/ belongs to the trainer"),
+    (lambda metric, extra: metric("", 1.0), "give NAME, which is logged as reward/NAME, or GROUP/NAME"),
+    (lambda metric, extra: metric("/part", 1.0), "give NAME, which"),
+    (lambda metric, extra: metric("parts/", 1.0), "give NAME, which"),
     (lambda metric, extra: metric("part", float("nan")), "log finite numbers"),
     (lambda metric, extra: extra("part", [1]), "1 values for 3 completions"),
     (lambda metric, extra: extra("reward", [1, 2, 3]), "every sample has a field of this name"),
+    (lambda metric, extra: extra("judge/gold", [1, 2, 3]), "every sample has a field of this name"),
+    (lambda metric, extra: [extra("part", [1, 2, 3]), extra("part", [4, 5, 6])], "this batch has a column of this"),
     (lambda metric, extra: extra("part", [1, 2, {3}]), "give values that JSON can hold"),
 ])  # fmt: skip
 def test_what_cannot_be_logged_is_refused(log, part):
@@ -150,6 +159,16 @@ def test_what_cannot_be_logged_is_refused(log, part):
 
     with pytest.raises(InputError, match=part):
         score_completions(logs, PLAIN, ANSWERS)
+
+
+def test_the_mean_of_a_function_is_not_overwritten_by_what_another_logs():
+    def logs(completions, log_metric, **columns):
+        log_metric("f0", 100.0)
+        return [0.0] * len(completions)
+
+    with pytest.raises(InputError, match=r"log_metric\('f0', ...\): reward/f0 is the mean of a reward function"):
+        score_batch(combined(length, logs), PLAIN, ANSWERS)
+    assert score_batch(logs, PLAIN, ANSWERS).metrics == {"reward/f0": 100.0}  # alone, it has no metric of its own
 
 
 def test_async_functions_wait_for_each_other_and_run_inside_a_running_loop():

@@ -15,6 +15,7 @@ import jaxrl_lm.algorithms.group_policy as group_policy
 from jaxrl_lm.algorithms import GroupPolicyConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
+from jaxrl_lm.rewards.scores import RESERVED, TRAINER_GROUPS
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import read_jsonl, read_metrics
 from jaxrl_lm.training.errors import Interrupted
@@ -75,6 +76,8 @@ def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
     assert np.max(curves["ratio/rollout_max_error"].values) < 1e-4
     assert curves["kl/answer"].values[0] == pytest.approx(0.0, abs=1e-5)
     np.testing.assert_allclose(curves["learning_rate"].values, [1e-2, 7.5e-3, 5e-3, 2.5e-3], rtol=1e-5)
+    for group, _, rest in (name.partition("/") for name in curves):
+        assert group in TRAINER_GROUPS or rest in RESERVED or not rest, "rewards must not log this name"
     broken = make_group_config(reward=f"{REWARDS}:terminate_at_third_call", out=str(tmp_path / "broken"))
     with pytest.raises(Interrupted, match="--resume"):
         train_online(broken)

@@ -15,6 +15,7 @@ import pytest
 from jaxrl_lm.algorithms import KLConfig, PPOConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
+from jaxrl_lm.rewards.scores import RESERVED, TRAINER_GROUPS
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training.errors import Interrupted, TrainingDivergedError
@@ -135,9 +136,36 @@ def test_judges_score_the_same_answers_and_change_nothing(
     assert watched == numbers(straight)
     with pytest.raises(InputError, match="vowles"):
         train_online(make_config(judges=("same=vowles",), out=str(tmp_path / "none")))
-    for judges in (("vowels",), ("=vowels",), ("a=",), ("a=vowels", "a=good_manners")):
+    for judges in (("vowels",), ("=vowels",), ("a=",), ("a/b=vowels",), ("a=vowels", "a=good_manners")):
         with pytest.raises(InputError, match="NAME=REWARD"):
             make_config(judges=judges)
+
+
+def test_what_watched_rewards_log_is_under_their_names(first_updates: FirstUpdates) -> None:
+    def length(completions: list[str], log_metric: Any, log_extra: Any, **columns: Any) -> list[float | None]:
+        log_metric("rows", len(completions))
+        log_metric("parts/one", 1)
+        log_extra("place", range(len(completions)))
+        return [2.0, *[None] * (len(completions) - 1)]
+
+    def silent(completions: list[str], **columns: Any) -> list[None]:
+        return [None] * len(completions)
+
+    loaded = first_updates.loaded
+    task = replace(loaded.task, watched={"gold": length, "none": silent})
+    chosen = np.zeros(4, int)
+    _, metrics = task.score(chosen, task.answer(loaded.params, chosen, jax.random.key(0)))
+    watched = {name: value for name, value in metrics.items() if name.startswith("judge/")}
+    assert watched == {"judge/gold": 2.0, "judge/gold/rows": 4.0, "judge/gold/parts/one": 1.0}
+    first, second = task.samples(loaded.params, phase="before", step=0)
+    assert (first["judge/gold"], first["judge/gold/place"], first["judge/none"]) == (2.0, 0, None)
+    assert (second["judge/gold"], second["judge/gold/place"], second["judge/none"]) == (None, 1, None)
+
+
+def test_names_of_the_trainers_metrics_cannot_be_logged_by_rewards(straight: RunFolder) -> None:
+    for name in read_metrics(straight):
+        group, _, rest = name.partition("/")
+        assert group in TRAINER_GROUPS or rest in RESERVED or not rest, name
 
 
 def test_kl_starts_at_zero_and_the_reference_stays(first_updates: FirstUpdates) -> None:

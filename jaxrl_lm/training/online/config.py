@@ -18,8 +18,8 @@ class OnlineStageConfig(ModelStageConfig):
     """Settings of online reinforcement learning: sample completions, score them, learn.
 
     Attributes:
-        judges: watched rewards as NAME=REWARD; they score the same completions for the curves `judge/NAME`, but are
-            not learned from.
+        judges: watched rewards as NAME=REWARD; they score the same completions for the curves `judge/NAME` and the
+            samples, but are not learned from.
         num_updates: number of updates.
         batch_size: completions per update.
         answers: sampling of completions.
@@ -49,13 +49,15 @@ class OnlineStageConfig(ModelStageConfig):
         """The rewards that are watched, by name.
 
         Raises:
-            InputError: one is not NAME=REWARD, or a name is given twice.
+            InputError: one is not NAME=REWARD, or a name is given twice or has a slash.
         """
         found: dict[str, str] = {}
         for judge in self.judges:
             name, _, reward = judge.partition("=")
-            if not (name and reward) or name in found:
-                raise InputError(f"judges={judge!r} must be NAME=REWARD, each name once, as in gold=good_manners")
+            if not (name and reward) or name in found or "/" in name:
+                raise InputError(
+                    f"judges={judge!r} must be NAME=REWARD, as in gold=good_manners, with each name once and without /"
+                )
             found[name] = reward
         return found
 

@@ -1,7 +1,7 @@
 """Prompts answered and scored on the way to learning: what PPO, RLOO and GRPO do on the host."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,18 @@ from jaxrl_lm.training.language_model import LoadedModel
 from jaxrl_lm.training.online.config import OnlineRunConfig
 from jaxrl_lm.training.run import Samples
 from jaxrl_lm.types import PyTree
+
+
+class Watched(NamedTuple):
+    """What watched rewards say of B completions.
+
+    Attributes:
+        metrics: the mean of each, and what it logs, by name.
+        columns: the scores of each (None where it gives none), and what it logs, each with B values.
+    """
+
+    metrics: dict[str, float]
+    columns: dict[str, list[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +71,29 @@ class OnlineTask:
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Score answers by the reward function; `[B]` float32, and metrics, those of watched rewards among them."""
         found = self._score_by(self.reward, chosen, generation, num_done)
-        watched = {
-            f"judge/{name}": rewards.mean_of_judged(
-                self._score_by(reward, chosen, generation, num_done, is_partial=True).rewards
-            )
-            for name, reward in self.watched.items()
-        }
+        metrics = found.metrics | self._watch(chosen, generation, num_done).metrics
         is_stopped = rollouts.ended_by_stop(generation, self.sampling)
         scores = self.config.answers.paid_scores(found.rewards, is_stopped)
-        judged = {name: mean for name, mean in watched.items() if not np.isnan(mean)}
         if len(scores) > 1:  # rounding gives equal rewards a spread
-            judged["reward/std"] = float(np.std(found.rewards)) if np.ptp(found.rewards) else 0.0
-        return scores, found.metrics | judged | {
+            metrics["reward/std"] = float(np.std(found.rewards)) if np.ptp(found.rewards) else 0.0
+        return scores, metrics | {
             "reward/mean": float(np.mean(found.rewards)),
             "reward/score": float(np.mean(scores)),
             "answer/stopped": float(np.mean(is_stopped)),
         }
+
+    def _watch(self, chosen: np.ndarray, generation: Generation, num_done: int) -> "Watched":
+        """What the watched rewards say of the same completions, and what they log, as `judge/NAME/...`."""
+        metrics: dict[str, float] = {}
+        columns: dict[str, list[Any]] = {}
+        for name, reward in self.watched.items():
+            found = self._score_by(reward, chosen, generation, num_done, is_partial=True)
+            prefix, mean = f"judge/{name}", rewards.mean_of_judged(found.rewards)
+            metrics |= {} if np.isnan(mean) else {prefix: mean}
+            metrics |= {f"{prefix}/{each.removeprefix('reward/')}": value for each, value in found.metrics.items()}
+            columns[prefix] = [None if np.isnan(score) else float(score) for score in found.rewards]
+            columns |= {f"{prefix}/{each}": values for each, values in found.columns.items()}
+        return Watched(metrics, columns)
 
     def _score_by(
         self,
@@ -104,13 +123,14 @@ class OnlineTask:
         generation = self.answer(params, np.arange(count), jax.random.key(self.config.seed))
         answers = rollouts.decode(self.policy.tokenizer, generation)
         scores = self._score_by(self.reward, np.arange(count), generation, step)
+        columns = scores.columns | self._watch(np.arange(count), generation, step).columns
         log_probs, reference_log_probs = (
             rollouts.answer_log_probs(self.policy.model, each, generation, self.sampling.temperature)
             for each in (params, rollouts.with_heads(self.reference_params, params))
         )
         divergence = np.asarray(jnp.sum(log_probs - reference_log_probs, axis=-1))
         return [
-            {name: values[index] for name, values in scores.columns.items()}
+            {name: values[index] for name, values in columns.items()}
             | {
                 "step": step,
                 "phase": phase,
