@@ -7,6 +7,7 @@ from .generation_config import (
     GenerationDefaults as GenerationDefaults,
     read_generation_config as read_generation_config,
     warn_left_out as warn_left_out,
+    warn_other_defaults as warn_other_defaults,
 )
 from .packing import (
     PackedRows as PackedRows,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -81,7 +82,7 @@ def read_generation_config(folder: Path, *, vocab_size: int) -> GenerationDefaul
     sampling: dict[str, Any] = {
         name: _number(content, name, path) for name in _NUMBERS if content.get(name) is not None
     }
-    if content.get("do_sample") is False:
+    if _flag(content, "do_sample", path) is False:
         sampling["temperature"] = 0.0
     if suppressed:
         sampling["suppress_tokens"] = tuple(token for token in suppressed if 0 <= token < vocab_size)
@@ -129,6 +130,29 @@ def warn_left_out(defaults: GenerationDefaults, *, is_learning: bool) -> None:
         )
 
 
+def warn_other_defaults(defaults: GenerationDefaults, given: Collection[str]) -> None:
+    """Say, once, where Hugging Face's `generate` fills in what the file lacks, and completions are sampled here.
+
+    Without `do_sample` it decodes greedily, and with it, but without `top_k`, it samples from 50 tokens.
+
+    Args:
+        defaults: what the file says.
+        given: names of the options that are given.
+    """
+    content = defaults.content
+    if content and content.get("do_sample") is None and "temperature" not in given:
+        temperature = defaults.sampling.get("temperature", 1)
+        _warn_once(
+            f"{defaults.file}: has no do_sample, so Hugging Face decodes greedily; completions are sampled here, at "
+            f"temperature {temperature:g}; give temperature 0 to decode greedily"
+        )
+    elif content.get("do_sample") and content.get("top_k") is None and "top_k" not in given:
+        _warn_once(
+            f"{defaults.file}: has no top_k, so Hugging Face samples from the 50 most likely tokens; all tokens are "
+            "sampled from here; give top_k 50 for the same"
+        )
+
+
 @cache
 def _warn_once(message: str) -> None:
     _log.warning(message)
@@ -154,6 +178,13 @@ def _token_ids(content: dict[str, Any], name: str, path: Path) -> list[int]:
     if not all(type(token) is int for token in ids):
         raise InputError(f"{path}: {name}={value!r} must be a token id or a list of them; correct it")
     return ids
+
+
+def _flag(content: dict[str, Any], name: str, path: Path) -> bool | None:
+    value = content.get(name)
+    if value is not None and type(value) is not bool:
+        raise InputError(f"{path}: {name}={value!r} must be true or false; correct it")
+    return value
 
 
 def _number(content: dict[str, Any], name: str, path: Path) -> int | float:

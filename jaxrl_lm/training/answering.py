@@ -25,7 +25,9 @@ class AnsweringConfig:
     """How a model completes prompts outside of training.
 
     An option that is None is taken from the model folder's generation_config.json, or else the default given here.
-    `do_sample: false` in the file means temperature 0. Its stop tokens and its pad token are always used.
+    `do_sample: false` in the file means temperature 0. A file without `do_sample` samples, while Hugging Face's
+    `generate` is greedy then; and one without `top_k` samples from all tokens, while Hugging Face's default is 50. Its
+    stop tokens and its pad token are always used.
 
     Attributes:
         chat: wrap each plain-text prompt as a user message in the tokenizer's chat template.
@@ -80,6 +82,8 @@ class AnsweringConfig:
         defaults = data.generation_defaults(tokenizer)
         found = defaults.sampling if self.generation_config else {}
         data.warn_left_out(defaults, is_learning=False)
+        if self.generation_config:
+            data.warn_other_defaults(defaults, self._given)
         try:
             sampling = SamplingConfig(**(found | self._given))
         except InputError as error:

@@ -88,6 +88,7 @@ def test_without_the_file_several_stop_tokens_of_the_configuration_count(tmp_pat
         ({"eos_token_id": "2"}, "eos_token_id='2' must be a token id"),
         ({"eos_token_id": [2.5]}, r"eos_token_id=\[2.5\] must be"),
         ({"pad_token_id": True}, "pad_token_id=True must be"),
+        ({"do_sample": "false"}, "do_sample='false' must be true or false"),
         ({"temperature": "warm"}, "temperature='warm' must be a number"),
         ({"top_k": [50]}, r"top_k=\[50\] must be a number"),
         ([], ".*not a JSON object"),

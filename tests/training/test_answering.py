@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from jaxrl_lm import data, rollouts
 from jaxrl_lm.data import Prompt
@@ -68,6 +68,42 @@ def test_learning_uses_the_stop_tokens_alone_and_says_so_once(tokenizer_with, ca
     first, second = (record.getMessage() for record in caplog.records)
     assert first.endswith("generation_config.json: not supported and left out: num_beams=2")
     assert "generation_config.json: left out: temperature=0.6, top_p=0.9; " in second
+
+
+SAMPLES = "has no do_sample, so Hugging Face decodes greedily; completions are sampled here, at temperature "
+ALL_TOKENS = "has no top_k, so Hugging Face samples from the 50 most likely tokens"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "temperature", "said"),
+    [
+        ({}, {}, 1.0, SAMPLES + "1;"),
+        ({"temperature": 0.6}, {}, 0.6, SAMPLES + "0.6;"),
+        ({}, {"temperature": 0.0}, 0.0, None),
+        ({}, {"temperature": 0.5}, 0.5, None),
+        ({}, {"generation_config": False}, 1.0, None),
+        ({"do_sample": False}, {}, 0.0, None),
+        ({"do_sample": True}, {}, 1.0, ALL_TOKENS),
+        ({"do_sample": True}, {"top_k": 0}, 1.0, None),
+        ({"do_sample": True, "top_k": 20}, {}, 1.0, None),
+    ],
+)
+def test_where_hugging_face_would_decode_otherwise_it_is_said(
+    tokenizer_with, caplog, content, options, temperature, said
+):
+    hugging_face = GenerationConfig._get_default_generation_params()
+    assert (hugging_face["do_sample"], hugging_face["top_k"]) == (False, 50)
+    tokenizer = tokenizer_with({"eos_token_id": 65} | content)
+    with caplog.at_level(logging.WARNING):
+        assert AnsweringConfig(**options).sampling(tokenizer).temperature == temperature
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (said is not None)
+    assert all(f"generation_config.json: {said}" in message for message in messages)
+
+
+def test_training_samples_whatever_the_file_says(tokenizer_with):
+    for content in ({"do_sample": False}, {"eos_token_id": 65}):
+        assert AnswerConfig(max_new_tokens=5).sampling(tokenizer_with(content)).temperature == 1.0
 
 
 @pytest.fixture
