@@ -30,6 +30,7 @@ from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, rollout_error
 from jaxrl_lm.types import AnswerLearner, Evaluate, Metrics, PyTree
 
 TokenWeight = Literal["sum", "mean"]
+Comparison = Literal["leave_one_out", "standardized"]  # of RLOO, whose KL penalty is in the reward, and of GRPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,39 +163,30 @@ class AnswerBatch(NamedTuple):
 
 def make_rloo(config: RLOOConfig, model: CausalLM) -> AnswerLearner:
     """RLOO for a language model; the metrics of `update` are losses, ratios, clipping, KL and lengths."""
-    return _make_learner(config, model, kind="leave_one_out", is_penalty_in_reward=True)
+    return _make_learner(config, model, kind="leave_one_out")
 
 
 def make_grpo(config: GRPOConfig, model: CausalLM) -> AnswerLearner:
     """GRPO for a language model; the metrics are those of RLOO."""
-    return _make_learner(config, model, kind="standardized", is_penalty_in_reward=False)
+    return _make_learner(config, model, kind="standardized")
 
 
-def _make_learner(
-    config: GroupConfig,
-    model: CausalLM,
-    *,
-    kind: Literal["leave_one_out", "standardized"],
-    is_penalty_in_reward: bool,
-) -> AnswerLearner:
-    settings, beta = config.policy, config.kl_coefficient
+def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> AnswerLearner:
+    settings = config.policy
     evaluate = make_evaluate(model, temperature=config.answers.temperature)
     optimizer = clipped_adam("pytorch", epsilon=settings.adam_epsilon, max_grad_norm=settings.max_grad_norm)
+    kl_in_loss = config.kl_coefficient if kind == "standardized" else 0.0
 
     def init(params: PyTree, key: jax.Array) -> GroupPolicyState:
         del key
-        return _init_state(settings, params, optimizer.init(params), 0.0 if is_penalty_in_reward else beta)
+        return _init_state(settings, params, optimizer.init(params), kl_in_loss)
 
     def update(
         state: GroupPolicyState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
     ) -> tuple[GroupPolicyState, Metrics]:
-        params, mask, inputs = state.params, generation.response_mask, (observe(generation), generation.actions)
-        log_probs, reference = (evaluate(each, *inputs).log_probs for each in (params, reference_params))
-        answer_kl = masked.masked_sum(kl.k1(log_probs, reference), mask, -1)
-        penalised = scores - beta * answer_kl
-        groups = (penalised if is_penalty_in_reward else scores).reshape(-1, config.group_size)
-        advantages = policy_losses.group_advantages(groups, kind=kind).reshape(-1)
-        batch = AnswerBatch(*inputs, log_probs, reference, advantages, mask)
+        inputs = observe(generation), generation.actions
+        log_probs, reference = (evaluate(each, *inputs).log_probs for each in (state.params, reference_params))
+        batch, metrics = _compare(config, kind, generation, scores, log_probs, reference)
         rate = annealed(state.hyperparams.learning_rate, state.num_updates, settings.anneal_updates)
 
         def loss(params: PyTree, minibatch: AnswerBatch) -> tuple[jax.Array, Metrics]:
@@ -202,7 +194,7 @@ def _make_learner(
 
         (params, opt_state), stacked = run_epochs(
             loss,
-            (params, state.optimizer),
+            (state.params, state.optimizer),
             batch,
             key,
             optimizer=optimizer,
@@ -210,14 +202,7 @@ def _make_learner(
             num_epochs=settings.num_epochs,
             num_minibatches=settings.num_minibatches,
         )
-        metrics = summarize(stacked) | rollout_error(log_probs, generation)
-        metrics |= {
-            "learning_rate": rate,
-            "reward/with_penalty": jnp.mean(penalised),
-            "reward/std_in_group": jnp.mean(jnp.std(groups, axis=-1)),
-            "kl/answer": jnp.mean(answer_kl),
-            "answer/length": jnp.mean(jnp.sum(mask, axis=-1), dtype=jnp.float32),
-        }
+        metrics |= summarize(stacked) | rollout_error(log_probs, generation) | {"learning_rate": rate}
         return replace(state, params=params, optimizer=opt_state, num_updates=next_count(state.num_updates)), metrics
 
     return AnswerLearner(
@@ -226,6 +211,35 @@ def _make_learner(
         policy_params=lambda state: state.params,
         answers_per_prompt=config.group_size,
     )
+
+
+def _compare(
+    config: GroupConfig,
+    kind: Comparison,
+    generation: Generation,
+    scores: jax.Array,
+    log_probs: jax.Array,
+    reference_log_probs: jax.Array,
+) -> tuple[AnswerBatch, Metrics]:
+    """The completions with their advantages within each group, and metrics; RLOO's scores are reduced by the KL."""
+    mask = generation.response_mask
+    answer_kl = masked.masked_sum(kl.k1(log_probs, reference_log_probs), mask, -1)
+    penalised = scores - config.kl_coefficient * answer_kl
+    groups = (penalised if kind == "leave_one_out" else scores).reshape(-1, config.group_size)
+    batch = AnswerBatch(
+        observations=observe(generation),
+        actions=generation.actions,
+        log_probs=log_probs,
+        reference_log_probs=reference_log_probs,
+        advantages=policy_losses.group_advantages(groups, kind=kind).reshape(-1),
+        mask=mask,
+    )
+    return batch, {
+        "reward/with_penalty": jnp.mean(penalised),
+        "reward/std_in_group": jnp.mean(jnp.std(groups, axis=-1)),
+        "kl/answer": jnp.mean(answer_kl),
+        "answer/length": jnp.mean(jnp.sum(mask, axis=-1), dtype=jnp.float32),
+    }
 
 
 def _init_state(

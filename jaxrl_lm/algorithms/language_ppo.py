@@ -9,7 +9,7 @@ and `algorithms/ppo.py` learns from this trajectory as from any other.
 Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation
 from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, rollout_error, token_trajectory, with_heads
-from jaxrl_lm.types import AnswerLearner, Metrics, PyTree
+from jaxrl_lm.types import ActionEvaluation, AnswerLearner, Metrics, PyTree, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,40 +126,50 @@ def make_language_ppo(
     def update(
         state: LanguagePPOState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
     ) -> tuple[LanguagePPOState, Metrics]:
-        params, mask = state.ppo.params, generation.response_mask
-        log_probs, values, metrics = generation.log_probs, generation.values, {}
+        params, coefficient = state.ppo.params, state.kl_coefficient
+        evaluation = ActionEvaluation(log_probs=generation.log_probs, entropies=None, values=generation.values)
+        metrics = {}
         if config.rescore:
             evaluation = evaluate(params, observe(generation), generation.actions)
-            log_probs, values = evaluation.log_probs, evaluation.values
-            metrics |= rollout_error(log_probs, generation)
+            metrics = rollout_error(evaluation.log_probs, generation)
         reference_params = with_heads(reference_params, policy_of(params))
         reference = evaluate_reference(reference_params, observe(generation), generation.actions)
-        value_mask = value_mask_of(mask, is_paid_after_end=config.answers.score_at == "after_end")
-        rewards, token_kl = token_rewards(
-            scores, log_probs, reference.log_probs, mask, value_mask, state.kl_coefficient
-        )
-        trajectory = token_trajectory(
-            generation,
-            rewards,
-            value_mask,
-            log_probs=log_probs,
-            values=values,
-            discount=config.discount,
-            trace_decay=config.trace_decay,
-        )
+        trajectory, found = _penalized(config, generation, scores, evaluation, reference.log_probs, coefficient)
         ppo_state, ppo_metrics = algorithm.update(state.ppo, trajectory, key)
-        answer_kl = jnp.mean(jnp.sum(token_kl, axis=-1))
-        metrics |= ppo_metrics | {
-            "reward/with_penalty": jnp.mean(jnp.sum(rewards, axis=-1)),
-            "kl/answer": answer_kl,
-            "kl/token": masked.masked_mean(token_kl, mask),
-            "kl/coefficient": state.kl_coefficient,
-            "answer/length": jnp.mean(jnp.sum(mask, axis=-1), dtype=jnp.float32),
-        }
-        coefficient = _next_coefficient(config.kl, state.kl_coefficient, answer_kl, num_episodes=len(scores))
-        return replace(state, ppo=ppo_state, kl_coefficient=coefficient), metrics
+        coefficient = _next_coefficient(config.kl, coefficient, found["kl/answer"], num_episodes=len(scores))
+        return LanguagePPOState(ppo=ppo_state, kl_coefficient=coefficient), metrics | ppo_metrics | found
 
     return AnswerLearner(init, update, policy_params=lambda state: policy_of(state.ppo.params), answers_per_prompt=1)
+
+
+def _penalized(
+    config: LanguagePPOConfig,
+    generation: Generation,
+    scores: jax.Array,
+    evaluation: ActionEvaluation,
+    reference_log_probs: jax.Array,
+    coefficient: jax.Array,
+) -> tuple[Trajectory, Metrics]:
+    """The completions as a trajectory whose rewards are the scores and the KL penalty; with metrics of both."""
+    mask, log_probs = generation.response_mask, evaluation.log_probs
+    value_mask = value_mask_of(mask, is_paid_after_end=config.answers.score_at == "after_end")
+    rewards, token_kl = token_rewards(scores, log_probs, reference_log_probs, mask, value_mask, coefficient)
+    trajectory = token_trajectory(
+        generation,
+        rewards,
+        value_mask,
+        log_probs=log_probs,
+        values=evaluation.values,
+        discount=config.discount,
+        trace_decay=config.trace_decay,
+    )
+    return trajectory, {
+        "reward/with_penalty": jnp.mean(jnp.sum(rewards, axis=-1)),
+        "kl/answer": jnp.mean(jnp.sum(token_kl, axis=-1)),
+        "kl/token": masked.masked_mean(token_kl, mask),
+        "kl/coefficient": coefficient,
+        "answer/length": jnp.mean(jnp.sum(mask, axis=-1), dtype=jnp.float32),
+    }
 
 
 def _next_coefficient(

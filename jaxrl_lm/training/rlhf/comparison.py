@@ -1,9 +1,9 @@
-"""Policies side by side: what they answer to the same prompts, what rewards think of it, how far they have moved."""
+"""Compare policies on the same prompts: their completions, the rewards of these, and the KL from the reference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,20 @@ from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig
 from jaxrl_lm.core import masked, returns
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.rollouts import Generation
-from jaxrl_lm.training.language_model import load_model
+from jaxrl_lm.training.language_model import LoadedModel, load_model
+from jaxrl_lm.types import PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStrip:
-    """One answer, token by token.
+    """One completion, token by token.
 
     Attributes:
-        tokens: their texts, T.
-        rewards: the penalty of each token, at the coefficient that training begins with, and the score at the last
-            (that of an answer without a stop, where the settings name one), T.
+        tokens: texts of the tokens, T.
+        rewards: KL penalty of each token, with the initial coefficient; the last one includes the score (or
+            `missing_stop_score`, if the completion has no stop token), T.
         kl: log pi - log pi_ref of each token, nats, T.
-        advantages: by GAE with the values of the policy's own head, which are 0 where it has none, T.
+        advantages: from GAE with the policy's value head (zeros without one), T.
     """
 
     tokens: list[str]
@@ -37,15 +38,15 @@ class TokenStrip:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyAnswers:
-    """A policy's answers to B prompts.
+    """A policy's completions of B prompts.
 
     Attributes:
-        name: of the policy.
-        prompts: for people to read, B.
-        answers: texts, B.
-        scores: what each reward gives them, `[B]` by name.
-        kl: log pi - log pi_ref of each answer, nats, `[B]`.
-        strips: the first answers token by token.
+        name: name of the policy.
+        prompts: prompts as text, B.
+        answers: completions as text, B.
+        scores: rewards of the completions, `[B]` by name of the reward.
+        kl: log pi - log pi_ref of each completion, nats, `[B]`.
+        strips: the first completions, token by token.
     """
 
     name: str
@@ -67,69 +68,83 @@ def compare_policies(
     num_strips: int,
     seed: int,
 ) -> list[PolicyAnswers]:
-    """Let every policy answer the same prompts, from the same keys.
+    """Complete the same prompts with every policy, using the same random keys.
 
     Args:
-        policies: folders or hub ids by name; all of the reference's family and tokenizer.
-        reference: the folder or hub id that KL is measured from.
-        prompts: B of them.
-        reward_functions: by name.
-        config: how answers are drawn, discounted and penalised.
-        proxy: name of the reward that the strips' last tokens are paid.
-        num_strips: answers that are told token by token.
-        seed: of sampling.
+        policies: folders or hub ids by name; all with the reference's model family and tokenizer.
+        reference: folder or hub id of the policy that the KL is measured from.
+        prompts: B prompts.
+        reward_functions: rewards by name.
+        config: settings of sampling, discounting and the KL penalty.
+        proxy: name of the reward that is paid at the last token of the strips.
+        num_strips: number of completions to show token by token.
+        seed: random seed of sampling.
 
     Raises:
-        InputError: a folder or a prompt is not what it must be.
+        InputError: a folder or a prompt is invalid.
     """
     loaded = load_model(reference)
-    reference_model, reference_params, tokenizer = loaded.model, loaded.params, loaded.tokenizer
-    sampling = config.answers.sampling(tokenizer)
-    longest = rollouts.longest_prompt(reference_model, sampling.max_new_tokens)
-    ids = data.encode_prompts(prompts, tokenizer, max_tokens=longest)
+    sampling = config.answers.sampling(loaded.tokenizer)
+    longest = rollouts.longest_prompt(loaded.model, sampling.max_new_tokens)
+    ids = data.encode_prompts(prompts, loaded.tokenizer, max_tokens=longest)
     input_ids, mask = data.left_pad(ids, pad_id=sampling.pad_token, width=max(map(len, ids)))
     found = []
     for name, folder in policies.items():
         model, params = models.from_pretrained(folder, "value")
         generation = rollouts.generate(model, params, input_ids, mask, jax.random.key(seed), sampling)
-        answers = rollouts.decode(tokenizer, generation)
+        answers = rollouts.decode(loaded.tokenizer, generation)
         scores = {
             reward: np.asarray(rewards.score_completions(function, prompts, answers))
             for reward, function in reward_functions.items()
         }
-        evaluate = jax.jit(rollouts.make_evaluate(model, temperature=sampling.temperature))
-        chosen = generation.actions
-        evaluation = evaluate(params, rollouts.observe(generation), chosen)
-        reference_log_probs = rollouts.answer_log_probs(
-            reference_model, reference_params, generation, sampling.temperature
-        )
         paid = config.answers.paid_scores(scores[proxy], rollouts.ended_by_stop(generation, sampling))
-        answered = generation.response_mask
-        token_rewards, token_kl = rewards.token_rewards(
-            jnp.asarray(paid, jnp.float32),
-            evaluation.log_probs,
-            reference_log_probs,
-            answered,
-            answered,
-            jnp.float32(config.kl.coefficient),
-        )
-        advantages = _advantages(token_rewards, evaluation.values, answered, config)
-        strips = _strips(tokenizer, generation, (token_rewards, token_kl, advantages), num_strips)
+        columns = _per_token(loaded, model, params, generation, paid, config)
         found.append(
             PolicyAnswers(
                 name=name,
                 prompts=[prompt.text() for prompt in prompts],
                 answers=answers,
                 scores=scores,
-                kl=np.asarray(token_kl).sum(axis=-1),
-                strips=strips,
+                kl=np.asarray(columns.kl).sum(axis=-1),
+                strips=_strips(loaded.tokenizer, generation, columns, num_strips),
             )
         )
     return found
 
 
+class _PerToken(NamedTuple):
+    """Rewards, KL and advantages of completions, each `[B, T]`."""
+
+    rewards: jax.Array
+    kl: jax.Array
+    advantages: jax.Array
+
+
+def _per_token(
+    reference: LoadedModel,
+    model: models.CausalLM,
+    params: PyTree,
+    generation: Generation,
+    scores: np.ndarray,
+    config: LanguagePPOConfig,
+) -> _PerToken:
+    """What PPO would compute from these completions in its first update."""
+    mask, temperature = generation.response_mask, config.answers.temperature
+    evaluate = jax.jit(rollouts.make_evaluate(model, temperature=temperature))
+    evaluation = evaluate(params, rollouts.observe(generation), generation.actions)
+    token_rewards, token_kl = rewards.token_rewards(
+        jnp.asarray(scores, jnp.float32),
+        evaluation.log_probs,
+        rollouts.answer_log_probs(reference.model, reference.params, generation, temperature),
+        mask,
+        mask,
+        jnp.float32(config.kl.coefficient),
+    )
+    return _PerToken(token_rewards, token_kl, _advantages(token_rewards, evaluation.values, mask, config))
+
+
 def _advantages(token_rewards: jax.Array, values: jax.Array, mask: jax.Array, config: LanguagePPOConfig) -> jax.Array:
-    """GAE `[B, T]` over answers that end with their last token."""
+    """GAE `[B, T]` of completions whose episode ends with their last token."""
     continues = masked.has_next_kept(mask).astype(jnp.float32)
     return returns.generalized_advantages(
         token_rewards,
@@ -141,10 +156,8 @@ def _advantages(token_rewards: jax.Array, values: jax.Array, mask: jax.Array, co
     )
 
 
-def _strips(
-    tokenizer: Any, generation: Generation, columns: tuple[jax.Array, jax.Array, jax.Array], count: int
-) -> list[TokenStrip]:
-    """The first answers token by token; columns are rewards, KL and advantages `[B, T]`."""
+def _strips(tokenizer: Any, generation: Generation, columns: _PerToken, count: int) -> list[TokenStrip]:
+    """The first completions, token by token."""
     lengths = np.asarray(generation.response_mask).sum(axis=-1)
     tokens = np.asarray(generation.actions)
     numbers = [np.asarray(column) for column in columns]
