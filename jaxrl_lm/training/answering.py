@@ -1,4 +1,4 @@
-"""Answers of a model folder to many prompts, batch by batch."""
+"""Complete many prompts with a model folder, batch by batch."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,7 +74,7 @@ class AnsweringConfig:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def sampling(self, tokenizer: Any) -> SamplingConfig:
-        """How a model with this tokenizer draws its completions.
+        """Sampling settings for a model with this tokenizer.
 
         Raises:
             InputError: a field of generation_config.json is out of range, or a text of `stop` is not one token.
@@ -94,14 +94,14 @@ class AnsweringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Answerer:
-    """A model that answers prompts.
+    """A model that completes prompts.
 
     Attributes:
         model: a language model.
         params: its parameters.
-        tokenizer: its own.
-        config: how it answers.
-        sampling: the same, with what the model's folder says.
+        tokenizer: its tokenizer.
+        config: settings.
+        sampling: the settings of sampling, including those of the model folder.
     """
 
     model: CausalLM
@@ -111,7 +111,7 @@ class Answerer:
     sampling: SamplingConfig
 
     def encode(self, prompts: list[Prompt]) -> list[list[int]]:
-        """Token ids of each prompt.
+        """Token ids of the prompts.
 
         Raises:
             InputError: a prompt is too long or has no tokens, or the tokenizer cannot render a conversation.
@@ -121,7 +121,7 @@ class Answerer:
         return data.encode_prompts(asked, self.tokenizer, max_tokens=longest)
 
     def __call__(self, prompts: list[Prompt]) -> list[str]:
-        """The answers' texts.
+        """The completions as text.
 
         Raises:
             InputError: as `encode`.
@@ -147,14 +147,14 @@ class Answerer:
 
 
 def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:
-    """Load a model that is to answer prompts.
+    """Load a model that completes prompts.
 
     Args:
         model_name: a folder or a Hugging Face hub id.
-        config: how.
+        config: settings.
 
     Raises:
-        InputError: the model, its tokenizer or its generation_config.json is not what it must be.
+        InputError: the model, its tokenizer or its generation_config.json is invalid.
     """
     loaded = load_model(model_name, dtype=config.dtype)
     sampling = config.sampling(loaded.tokenizer)
@@ -164,17 +164,17 @@ def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:
 
 
 def answer_prompts(model_name: str | Path, prompts: list[Prompt], config: AnsweringConfig) -> list[str]:
-    """Load a model and answer each prompt.
+    """Load a model and complete each prompt.
 
     Args:
         model_name: a folder or a Hugging Face hub id.
         prompts: plain or conversational.
-        config: how.
+        config: settings.
 
     Returns:
-        the answers' texts.
+        The completions as text.
 
     Raises:
-        InputError: the model, a prompt or a setting is not what it must be.
+        InputError: the model, a prompt or a setting is invalid.
     """
     return load_answerer(model_name, config)(prompts)

@@ -1,4 +1,4 @@
-"""A language model with its tokenizer: what every trainer loads, and leaves in its run folder."""
+"""A language model and its tokenizer, as every trainer loads and saves them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from jaxrl_lm.types import PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model that was loaded.
+    """A loaded model.
 
     Attributes:
-        folder: where from.
-        model: the module: a `CausalLM`, or another reward model.
+        folder: the folder it was loaded from.
+        model: the Flax module: a `CausalLM`, or an encoder as a reward model.
         params: its parameters.
         tokenizer: its Hugging Face tokenizer.
     """
@@ -30,7 +30,7 @@ class LoadedModel:
     tokenizer: Any
 
     def save(self, folder: Path, params: PyTree) -> None:
-        """Write a model folder with these parameters, which Hugging Face's classes load as well."""
+        """Write a Hugging Face model folder with these parameters."""
         models.save_pretrained(folder, self.model, params)
         data.save_tokenizer(self.tokenizer, folder)
 
@@ -48,14 +48,14 @@ def load_model(
 
     Args:
         name: a folder or a Hugging Face hub id.
-        head: in addition to the language model.
-        dtype: of activations.
+        head: head to add to the language model.
+        dtype: dtype of activations.
         remat: recompute activations in the backward pass.
-        key: of a new head's weights.
-        tokenizer: of the model whose tokens this one reads; None loads its own.
+        key: random key for the weights of a new head.
+        tokenizer: tokenizer of the model whose tokens this one reads; None loads its own.
 
     Raises:
-        InputError: the folder holds no model, or no tokenizer that fits it.
+        InputError: the folder has no model, or no tokenizer that fits it.
     """
     folder = resolve_folder(name)
     how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "is_remat": remat, "key": key}

@@ -1,7 +1,7 @@
 """One run of any trainer: start or resume, update until done or stopped, finish.
 
-A trainer gives `train` its settings (a `RunConfig`) and a function that loads what it needs (a `Training`). The rest
-is here: the run folder, checkpoints, signals, observers, and what may have changed between a run and its resumption.
+A trainer calls `train` with its settings (a `RunConfig`) and a function that loads what it needs (a `Training`). This
+module does the rest: the run folder, checkpoints, signals, observers, and checks of settings and inputs on resuming.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from jaxrl_lm.training.settings import RunConfig, StageConfig
 from jaxrl_lm.types import PyTree
 
 Update = Callable[[PyTree, int], tuple[PyTree, dict[str, float]]]
-"""`update(state, num_done) -> (state, metrics)`: one update, its metrics as Python numbers. Everything random in it is
-a function of these two, so that a resumed run repeats the same numbers."""
+"""`update(state, num_done) -> (state, metrics)`: one update and its metrics, as Python numbers. Its randomness depends
+on these two arguments only, so that a resumed run repeats the same numbers."""
 
 Samples = list[dict[str, Any]]
 Config = TypeVar("Config", bound=RunConfig)
@@ -41,20 +41,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a trainer does in a run, once everything it needs is loaded.
+    """A trainer's part of a run, with everything it needs loaded.
 
     Attributes:
-        state: before the first update; when resuming, the template that the checkpoint is restored into.
-        update: makes one update.
+        state: initial state; when resuming, the template for restoring the checkpoint.
+        update: the update function.
         num_updates: updates of the whole run.
-        finish: `finish(folder, state)` writes what the run ends with: samples, model, report.
-        shown: metrics shown with the progress.
-        fingerprints: checksums of what the run reads and its settings only name (the prompts, say), by name; a run
-            is resumed with the same alone.
-        samples_before: makes the samples from before training; called for a new run only, before its folder is made.
-        num_devices: devices that the update runs on.
-        unit: what the progress counts, plural.
-        units_per_update: how many of them an update is.
+        finish: `finish(folder, state)` writes the results of the run: samples, model, report.
+        shown: metrics to show with the progress.
+        fingerprints: checksums of inputs that the settings only name, such as the prompts, by name; resuming with
+            other inputs is refused.
+        samples_before: generates samples before training; only called for a new run, before its folder is created.
+        num_devices: number of devices that the update uses.
+        unit: unit of progress, plural.
+        units_per_update: units per update.
     """
 
     state: PyTree
@@ -70,27 +70,27 @@ class Training:
 
 
 def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
-    """Make a run, or go on with one.
+    """Start or resume a run.
 
     Args:
-        config: its settings.
-        load: loads what the trainer needs; called once the settings are known to fit the folder.
+        config: settings of the run.
+        load: loads what the trainer needs; called after the settings were checked against the run folder.
 
     Returns:
-        the run's folder, complete.
+        The folder of the finished run.
 
     Raises:
-        InputError: an input is not what it must be; raised before the run folder is made where it can be known then.
+        InputError: an input is invalid; raised before the run folder is created where possible.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
         TrainingDivergedError: a loss is not finite.
-        DiskFullError: a file could not be written for lack of space.
+        DiskFullError: the disk is full.
     """
     check_observers(config)
     folder = RunFolder(Path(config.out))
     with full_disk_in_words(folder, _from_newest_checkpoint):
         is_resumed = _prepare(config, folder)
         if is_resumed and _has_ended(config, folder):
-            tell(_how_to_go_on(config))
+            tell(_how_to_continue(config))
             return folder
         training = load()
         _name_idle_devices(training.num_devices)
@@ -123,27 +123,27 @@ def train_stage(make: Callable[[Any], RunFolder], config: RunConfig) -> RunFolde
 
 
 def run_config(kind: type[Config], stage: StageConfig, **fields: Any) -> Config:
-    """The settings of a run from those that a stage of a chain was given.
+    """The settings of a run from those of a stage of a chain.
 
     Args:
-        kind: class of the run's settings, which extends the stage's.
-        stage: what was given.
-        fields: what the chain adds.
+        kind: class of the run's settings, a subclass of the stage's.
+        stage: settings of the stage.
+        fields: settings that the chain adds.
     """
     return kind(**({each.name: getattr(stage, each.name) for each in dataclasses.fields(stage)} | fields))
 
 
 def write_samples_after(folder: RunFolder, after: Samples) -> None:
-    """Write the samples from after training behind the others, in place of those of a shorter run."""
+    """Append the samples from after training, and drop those of a shorter run."""
     samples = [sample for sample in storage.read_jsonl(folder.samples_file) if sample["phase"] != "after"] + after
     storage.write_atomically(folder.samples_file, "".join(json.dumps(sample) + "\n" for sample in samples))
 
 
 def _prepare(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether there is something to resume; a run that was killed before its first checkpoint begins anew.
+    """Whether the run resumes; one that was killed before its first checkpoint starts from scratch.
 
     Raises:
-        InputError: the folder is taken, there is no run to resume, or it was started with other settings.
+        InputError: the folder is in use, there is no run to resume, or it was started with other settings.
     """
     is_begun, is_unstarted = folder.config_file.exists(), storage.is_unstarted(folder, config.saved())
     if config.resume and (is_begun or not is_unstarted):
@@ -176,12 +176,12 @@ def _has_ended(config: RunConfig, folder: RunFolder) -> bool:
     return folder.ended_file.exists() and not is_longer
 
 
-def _how_to_go_on(config: RunConfig) -> str:
+def _how_to_continue(config: RunConfig) -> str:
     length = config.length_setting()
     more = (
         f"give a higher --{length.replace('_', '-')} with --resume to train on"
         if length
-        else "its schedules follow its length, so it cannot be made longer: start another run, from its model or "
+        else "its schedules depend on its length, so it cannot be made longer: start another run, from its model or "
         "with more updates"
     )
     return f"{config.out}: this run has ended, there is nothing to resume; {more}"
@@ -194,7 +194,7 @@ def _name_idle_devices(num_used: int) -> None:
 
 
 def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is_resumed: bool) -> PyTree:
-    """Make the updates that are still to do; returns the state after the last."""
+    """Make the remaining updates; returns the final state."""
     state, num_updates = training.state, training.num_updates
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints_folder, keep=config.keep_checkpoints))
@@ -203,7 +203,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
             num_done, state, saved = checkpoints.restore(state)
             _check_resumable(num_done, saved, config, training)
             checkpoints.delete_old()
-            # The settings last: a longer run's that is refused above must not look like those of an ended one.
+            # Settings are written last, so that a longer run that is refused above does not change those of the run.
             folder.ended_file.unlink(missing_ok=True)
             RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config), defaults=config.defaults())
         else:
@@ -228,7 +228,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
             if signals.received:
                 raise Interrupted(
                     f"stopped after update {num_done} of {num_updates}, which is saved; "
-                    f"the same command with --resume goes on",
+                    f"the same command with --resume continues the run",
                     signals.received,
                 )
     return state
@@ -281,11 +281,11 @@ def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, c
 
 
 @contextmanager
-def full_disk_in_words(folder: RunFolder, how_to_go_on: Callable[[RunFolder], str]) -> Iterator[None]:
-    """Turn the errors of a full disk into one that says how to go on.
+def full_disk_in_words(folder: RunFolder, how_to_continue: Callable[[RunFolder], str]) -> Iterator[None]:
+    """Turn the errors of a full disk into one that says how to continue.
 
     Raises:
-        DiskFullError: a file could not be written for lack of space.
+        DiskFullError: the disk is full.
     """
     try:
         yield
@@ -298,21 +298,21 @@ def full_disk_in_words(folder: RunFolder, how_to_go_on: Callable[[RunFolder], st
         free = shutil.disk_usage(place).free
         raise DiskFullError(
             f"the disk of {str(folder.path)!r} is full ({free / 1e6:.1f} MB free): make room, then "
-            f"{how_to_go_on(folder)}"
+            f"{how_to_continue(folder)}"
         ) from None
 
 
 def _from_newest_checkpoint(folder: RunFolder) -> str:
     newest = folder.newest_checkpoint()
     if newest is None:
-        return "the same command starts anew"
-    return f"the same command with --resume goes on from {newest}"
+        return "the same command starts again"
+    return f"the same command with --resume continues from {newest}"
 
 
 class _StopSignals:
-    """Context in which the first signal sets `received` and the second ends the process as usual.
+    """Context manager in which the first signal sets `received`, and the second one ends the process as usual.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Settings of every run, apart from what runs them: they are read without loading a model, for `--help` say."""
+"""Settings of every run, in a module without heavy imports, for `--help`."""
 
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal
@@ -57,11 +57,11 @@ class RunConfig(StageConfig):
         checks.seed(self.seed)
 
     def saved(self) -> dict[str, Any]:
-        """What config.yaml holds: everything but `resume`, which is no setting of the run."""
+        """The content of config.yaml: everything but `resume`, which is not a setting of the run."""
         return {name: value for name, value in asdict(self).items() if name != "resume"}
 
     def defaults(self) -> dict[str, Any]:
-        """Their defaults, in the form of `saved`: the values of options that are newer than a run."""
+        """Default values, in the form of `saved`; options that are newer than a run had their defaults in it."""
         values = {each.name: default_value(each) for each in fields(self) if each.name != "resume"}
         return {
             name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -70,17 +70,17 @@ class RunConfig(StageConfig):
         }
 
     def length_setting(self) -> str | None:
-        """The setting that may be raised to make a finished run longer; None if a schedule follows the run's length."""
+        """The setting to raise to make a finished run longer; None if a schedule depends on the run's length."""
         return None
 
     def free_settings(self) -> frozenset[str]:
-        """What may differ between a run and its resumption without changing any number."""
+        """Settings that may differ on resuming, because they change no result."""
         return frozenset({"out", "save_every", "keep_checkpoints", "wandb_project", "profile_updates", "energy"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStageConfig(StageConfig):
-    """What a stage that trains a language model can be given.
+    """Settings of every stage that trains a language model.
 
     Attributes:
         dtype: dtype of activations; parameters, optimizer and losses are float32.
@@ -93,7 +93,7 @@ class ModelStageConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRunConfig(ModelStageConfig, RunConfig):
-    """What every run that trains a language model has.
+    """Settings of every run that trains a language model.
 
     Attributes:
         model: initial model: a folder or a Hugging Face hub id.

@@ -72,7 +72,7 @@ def test_every_stage_leaves_its_folder_and_all_policies_are_compared(result, con
     watched = storage.read_metrics(storage.RunFolder(out / "round-1" / "ppo"))["judge/gold"]
     assert len(watched.values) == config.ppo.num_updates
     page = (out / "report.html").read_text()
-    assert "Answers side by side" in page
+    assert "Completions side by side" in page
     assert page.count('class="strip"') == 3 * 4, "reward, KL and advantage of each judged answer"
 
 

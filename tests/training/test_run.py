@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_error_that_names_the_checkpoint_and_resuming_repeats
         with pytest.raises(DiskFullError) as caught:
             Trainer(at_update)(config)
     saved = 3 if place == "finish" else 1
-    assert f"goes on from {folder.checkpoints_folder / str(saved)}" in str(caught.value)
+    assert f"continues from {folder.checkpoints_folder / str(saved)}" in str(caught.value)
     assert "make room" in str(caught.value)
     resumed = Trainer()
     resumed(replace(config, resume=True))
@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_lets_the_same_command_s
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.Checkpoints, "save", fail)
-        with pytest.raises(DiskFullError, match="make room, then the same command starts anew"):
+        with pytest.raises(DiskFullError, match="make room, then the same command starts again"):
             Trainer()(config)
     Trainer()(config)
 
@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_before_any_folder_is_made_is_the_same_error(config,
     config = replace(config, out=str(tmp_path / "runs" / "of" / "today"))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", fail)
-        with pytest.raises(DiskFullError, match="make room, then the same command starts anew"):
+        with pytest.raises(DiskFullError, match="make room, then the same command starts again"):
             Trainer()(config)
     Trainer()(config)
 

@@ -1,4 +1,4 @@
-"""Prompts answered and scored on the way to learning: what PPO, RLOO and GRPO do on the host."""
+"""The host's part of PPO, RLOO and GRPO: complete prompts and score the completions."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,11 +20,12 @@ from jaxrl_lm.types import PyTree
 
 
 class Watched(NamedTuple):
-    """What watched rewards say of B completions.
+    """Results of watched rewards for B completions.
 
     Attributes:
-        metrics: the mean of each, and what it logs, by name.
-        columns: the scores of each (None where it gives none), and what it logs, each with B values.
+        metrics: mean score of each watched reward, and the metrics that it logs.
+        columns: scores of each watched reward (None for completions it does not score), and the columns that it logs,
+            each with B values.
     """
 
     metrics: dict[str, float]
@@ -33,16 +34,16 @@ class Watched(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineTask:
-    """What stays the same during training.
+    """What does not change during training.
 
     Attributes:
         config: the settings.
-        policy: the model that training starts from.
+        policy: the initial policy.
         prompts: rows of the prompts file.
         prompt_ids: their tokens.
         reward: the reward function.
         watched: rewards that are only watched, by name.
-        sampling: how answers are drawn.
+        sampling: settings of sampling.
     """
 
     config: OnlineRunConfig
@@ -59,7 +60,7 @@ class OnlineTask:
         return {name: part for name, part in self.policy.params.items() if name != "value_head"}
 
     def answer(self, params: PyTree, chosen: np.ndarray, key: jax.Array) -> Generation:
-        """Answer the prompts with these indices."""
+        """Complete the prompts with these indices."""
         width = max(map(len, self.prompt_ids))
         input_ids, mask = data.left_pad(
             [self.prompt_ids[i] for i in chosen], pad_id=self.sampling.pad_token, width=width
@@ -69,7 +70,7 @@ class OnlineTask:
     def score(
         self, chosen: np.ndarray, generation: Generation, *, num_done: int = 0
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """Score answers by the reward function; `[B]` float32, and metrics, those of watched rewards among them."""
+        """Scores of completions, float32 `[B]`, and metrics, including those of watched rewards."""
         found = self._score_by(self.reward, chosen, generation, num_done)
         metrics = found.metrics | self._watch(chosen, generation, num_done).metrics
         is_stopped = rollouts.ended_by_stop(generation, self.sampling)
@@ -83,7 +84,7 @@ class OnlineTask:
         }
 
     def _watch(self, chosen: np.ndarray, generation: Generation, num_done: int) -> "Watched":
-        """What the watched rewards say of the same completions, and what they log, as `judge/NAME/...`."""
+        """Score completions with the watched rewards; what they log is named `judge/NAME/...`."""
         metrics: dict[str, float] = {}
         columns: dict[str, list[Any]] = {}
         for name, reward in self.watched.items():
@@ -104,7 +105,7 @@ class OnlineTask:
         *,
         is_partial: bool = False,
     ) -> rewards.Scores:
-        """What a reward says of answers, given their tokens and how far training is."""
+        """Score completions with one reward function."""
         return rewards.score_batch(
             reward,
             [self.prompts[index] for index in chosen],
@@ -115,9 +116,9 @@ class OnlineTask:
         )
 
     def samples(self, params: PyTree, *, phase: str, step: int) -> Samples:
-        """Answers to the first prompts with their rewards and KL, as records for samples.jsonl.
+        """Completions of the first prompts with rewards and KL, as records for samples.jsonl.
 
-        The key is the same before and after training, so that differences come from the weights.
+        The random key is the same before and after training, so that differences come from the weights.
         """
         count = min(self.config.num_samples, len(self.prompts))
         generation = self.answer(params, np.arange(count), jax.random.key(self.config.seed))
@@ -144,7 +145,7 @@ class OnlineTask:
         ]
 
     def fingerprints(self, params: PyTree) -> dict[str, int]:
-        """Checksums of what a run reads and its settings only name; `params` are those that training starts from."""
+        """Checksums of inputs that the settings only name; `params` are the initial parameters."""
         named = {"reward": self.reward} | {f"judge {name}": reward for name, reward in self.watched.items()}
         return {
             "prompts": checksum_value([self.prompt_ids, [prompt.columns for prompt in self.prompts]]),

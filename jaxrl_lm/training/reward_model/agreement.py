@@ -1,4 +1,4 @@
-"""How well a reward model, or the baseline, agrees with people on held-out judgements."""
+"""Agreement of a reward model, or of the baseline, with human judgements on held-out rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +14,17 @@ from jaxrl_lm.core.calibration import Interval, LengthBias, MarginBin, Reliabili
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What the scores of held-out answers are worth.
+    """How well scores predict held-out judgements.
 
     Attributes:
-        accuracy: share of the rows in which the model's choice (or sign) is people's, with Wilson's 95 % interval,
-            widened by what the judgements of one prompt share.
+        accuracy: share of rows in which the model prefers the same completion as the annotator (thumbs: the score has
+            the label's sign), with Wilson's 95 % interval, widened for judgements that share a prompt.
         loss: mean loss, nats.
-        by_margin: accuracy by how far the model's choice is ahead.
-        reliability: predicted and observed frequency of being right (thumbs: of a thumb up).
+        by_margin: accuracy by the margin between the two highest scores (thumbs: by the absolute score).
+        reliability: predicted and observed frequency of a correct choice (thumbs: of a thumb up).
         calibration_error: expected calibration error of that curve.
-        length_correlation: of score and length; of pairs, of their differences.
-        length_bias: of pairs; None for thumbs.
+        length_correlation: correlation of score and length (pairs: of their differences).
+        length_bias: length bias in pairs; None for thumbs.
     """
 
     accuracy: Interval
@@ -36,7 +36,7 @@ class Agreement:
     length_bias: LengthBias | None
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values for a JSON file; a share of no pairs is None, for JSON has no NaN."""
+        """Plain values for a JSON file; NaN (a share of no pairs) becomes None."""
         return {
             "accuracy": self.accuracy._asdict(),
             "loss": self.loss,
@@ -55,14 +55,14 @@ def measure_agreement(
     lengths: Int[np.ndarray, "N K"],
     groups: Int[np.ndarray, " N"],
 ) -> Agreement:
-    """Compare scores with people's judgements.
+    """Compare scores with human judgements.
 
     Args:
-        objective: what the judgements are.
-        scores: of each answer, logits.
-        targets: index of the preferred answer; for thumbs 1 for up.
-        lengths: of each answer, in any unit.
-        groups: which prompt each row belongs to, as a number.
+        objective: kind of the judgements.
+        scores: score of each completion, logits.
+        targets: index of the preferred completion; for thumbs, 1 is up and 0 is down.
+        lengths: length of each completion, in any unit.
+        groups: number of the prompt that each row belongs to.
     """
     scores = np.asarray(scores, np.float64)
     if objective == "binary":
@@ -103,7 +103,7 @@ def _of_thumbs(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, grou
 
 
 def _against_others(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The preferred answer's value minus that of each other one, `[N * (K - 1)]`."""
+    """The preferred completion's value minus each other one's, `[N * (K - 1)]`."""
     is_other = np.arange(values.shape[1]) != targets[:, None]
     preferred = np.take_along_axis(values, targets[:, None], axis=-1)
     return np.asarray((preferred - values)[is_other], np.float64)

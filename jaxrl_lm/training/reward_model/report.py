@@ -1,4 +1,4 @@
-"""What a reward model's run says of itself: how good it is, and how much better than the bag of words."""
+"""Report of a reward model: its agreement with held-out judgements, compared with a bag of words."""
 
 import io
 import json
@@ -26,7 +26,7 @@ MAX_CHARACTERS = 400
 
 
 def fit_baseline(objective: Objective, training: Judgements, config: BagOfWordsConfig) -> BagOfWords:
-    """The bag of words, learned from the training rows."""
+    """Fit the bag of words to the training rows."""
     groups = [row.texts() for row in training.rows]
     if objective == "binary":
         return bag_of_words.fit_labels([group[0] for group in groups], training.targets, config)
@@ -34,14 +34,14 @@ def fit_baseline(objective: Objective, training: Judgements, config: BagOfWordsC
 
 
 def baseline_agreement(objective: Objective, baseline: BagOfWords, held: Judgements) -> Agreement:
-    """How well the bag of words does on the held-out rows."""
+    """Agreement of the bag of words with the held-out rows."""
     texts = [text for row in held.rows for text in row.texts()]
     scores = baseline.score(texts).reshape(-1, held.num_answers)
     return measure_agreement(objective, scores, held.targets, lengths_of(held), held.groups)
 
 
 def lengths_of(judgements: Judgements) -> np.ndarray:
-    """Characters of each answer, `[N, K]`: whole answers, whatever the model had to cut."""
+    """Number of characters of each completion, `[N, K]`, before the model truncates it."""
     return np.array([[len(text) for text in row.texts()] for row in judgements.rows])
 
 
@@ -57,12 +57,12 @@ def write_evaluation(
     """Write `evaluation.json`, `plots/reliability.png` and the report's sections.
 
     Args:
-        folder: the run.
-        neural: the reward model's agreement.
-        words: the bag of words'.
+        folder: the run folder.
+        neural: agreement of the reward model.
+        words: agreement of the bag of words.
         baseline: the bag of words.
         held: the held-out rows.
-        scores: the reward model's, `[N, K]`.
+        scores: scores of the reward model, `[N, K]`.
         facts: numbers of rows and the scale, by name.
     """
     record = {"reward_model": neural.as_record(), "bag_of_words": words.as_record(), **facts}
@@ -72,8 +72,8 @@ def write_evaluation(
         _comparison(neural, words, held),
         Section(
             title="Reliability",
-            note="Points on the dotted line are calibrated: what is held likely comes true as often. "
-            "The area of a point is its bin's number of examples.",
+            note="On the dotted line, predicted probabilities equal observed frequencies. The area of a point is "
+            "proportional to the number of examples in its bin.",
             picture=PICTURE,
         ),
         _margins(neural, words),
@@ -89,7 +89,7 @@ def write_evaluation(
 
 
 def show_interval(share: Interval) -> str:
-    """An accuracy for people: `0.734 [0.689, 0.775]`."""
+    """Format an accuracy: `0.734 [0.689, 0.775]`."""
     return f"{share.estimate:.3f} [{share.low:.3f}, {share.high:.3f}]"
 
 
@@ -101,18 +101,18 @@ def _comparison(neural: Agreement, words: Agreement, held: Judgements) -> Sectio
         ("correlation of score and length", *(f"{each.length_correlation:+.3f}" for each in (neural, words))),
     ]
     note = (
-        f"{len(held.rows)} held-out judgements of {held.num_prompts} prompts; Wilson's intervals for as many "
-        "independent judgements as these are worth, for those of one prompt are alike. Judgements without a prompt of "
-        "their own count as independent, though they may share answers."
+        f"{len(held.rows)} held-out judgements of {held.num_prompts} prompts. Judgements of one prompt are correlated, "
+        "so Wilson's intervals use the effective number of judgements. Judgements without a prompt of their own are "
+        "treated as independent, although they may share completions."
     )
     if neural.length_bias is not None and words.length_bias is not None:
         rows.append(
             (
-                "share of longer answers preferred",
+                "share of longer completions preferred",
                 *(_share(each.length_bias.longer_preferred) for each in (neural, words) if each.length_bias),
             )
         )
-        note += f" Always preferring the longer answer would be right in {neural.length_bias.longer_wins:.3f}."
+        note += f" Always preferring the longer completion has accuracy {neural.length_bias.longer_wins:.3f}."
     return Section(
         title="Held-out judgements",
         note=note,
@@ -129,7 +129,8 @@ def _margins(neural: Agreement, words: Agreement) -> Section:
     ]
     return Section(
         title="Accuracy by margin",
-        note="The margin is how far the model's choice is ahead, in logits before normalisation.",
+        note="The margin is the difference of the two highest scores (thumbs: the absolute score), in logits before "
+        "normalisation.",
         heads=("", "margin", "examples", "accuracy"),
         rows=tuple(rows),
     )
@@ -141,12 +142,12 @@ def _words(baseline: BagOfWords) -> Section:
         title="What the bag of words learned",
         heads=("direction", "words"),
         is_prose=True,
-        rows=(("for an answer", ", ".join(best)), ("against it", ", ".join(worst))),
+        rows=(("raise the score", ", ".join(best)), ("lower the score", ", ".join(worst))),
     )
 
 
 def _worst(held: Judgements, scores: np.ndarray, neural: Agreement) -> Section:
-    """The rows in which the model is surest and wrong."""
+    """The wrong choices with the largest margins."""
     targets = held.targets
     if held.num_answers == 1:
         lead = -scores[:, 0] * (2.0 * targets - 1)
@@ -162,10 +163,10 @@ def _worst(held: Judgements, scores: np.ndarray, neural: Agreement) -> Section:
         people = ("up" if targets[index] else "down") if held.num_answers == 1 else _cut(texts[targets[index]])
         rows.append((f"{lead[index]:.3f}", _cut(texts[wrong]), people))
     return Section(
-        title="Surest mistakes",
-        note=f"Accuracy {show_interval(neural.accuracy)}; these are the held-out rows that cost most.",
+        title="Most confident mistakes",
+        note=f"Accuracy {show_interval(neural.accuracy)}; these held-out rows have the highest loss.",
         is_prose=True,
-        heads=("margin", "the model's choice" if held.num_answers > 1 else "answer", "people's"),
+        heads=("margin", "model's choice" if held.num_answers > 1 else "completion", "annotator's choice"),
         rows=tuple(rows),
     )
 
@@ -180,7 +181,7 @@ def _draw(path: Path, neural: Agreement, words: Agreement) -> None:
         (panels[1], "bag of words", words, "#D55E00"),
     ):
         _draw_curve(panel, name, agreement, color)
-    panels[0].set_ylabel("share that comes true")
+    panels[0].set_ylabel("observed frequency")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     storage.write_atomically(path, picture.getvalue())
@@ -193,7 +194,7 @@ def _draw_curve(panel: Axes, name: str, agreement: Agreement, color: str) -> Non
     panel.plot(curve.predicted, curve.observed, color=color, linewidth=1.4)
     panel.scatter(curve.predicted, curve.observed, s=200 * curve.counts / curve.counts.max(), color=color, alpha=0.6)
     panel.set_title(f"{name} (ECE {agreement.calibration_error:.3f})", fontsize=10)
-    panel.set_xlabel("probability that the model gives")
+    panel.set_xlabel("predicted probability")
     panel.set_ylim(-0.03, 1.03)
     panel.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

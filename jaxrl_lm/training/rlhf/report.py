@@ -1,4 +1,4 @@
-"""What a chain of RLHF tells at its end: policies in a table, answers side by side and token by token."""
+"""Report of an RLHF chain: a table of policies, completions in columns, and one policy token by token."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def write_chain_report(folder: storage.RunFolder, policies: list[PolicyAnswers])
 
 
 def summarize_policy(policy: PolicyAnswers) -> dict[str, dict[str, float | None]]:
-    """Mean of every reward and of the KL to the reference, with half the width of a 95 % interval over answers."""
+    """Mean of each reward and of the KL to the reference, with half the width of a 95 % interval over completions."""
     return {
         name: {
             "mean": float(np.mean(values)),
@@ -54,7 +54,7 @@ def _half_width(values: np.ndarray) -> float | None:
 
 
 def table_of(policies: list[PolicyAnswers]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Heads and rows: a row a policy, a column a reward, and the KL."""
+    """Column heads and rows: one row per policy, one column per reward, and the KL."""
     names = [*policies[0].scores, "kl"]
     heads = ("policy", *(f"{name} reward" if name != "kl" else "KL to the reference, nats" for name in names))
     rows = []
@@ -68,18 +68,18 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     heads, rows = table_of(policies)
     num_prompts = len(policies[0].prompts)
     note = (
-        f"Means over {num_prompts} prompts, the same for all, with 95 % intervals. 'proxy' is what PPO followed last."
+        f"Means over the same {num_prompts} prompts, with 95 % intervals. 'proxy' is the reward of the last PPO stage."
     )
     yield Section(title="Policies", note=note, heads=heads, rows=rows)
     pictures = folder.path.glob("round-*/*/plots/*.png")
-    for picture in sorted(pictures, key=lambda each: (len(each.parents[2].name), each)):  # round 10 behind round 9
+    for picture in sorted(pictures, key=lambda each: (len(each.parents[2].name), each)):  # round 10 after round 9
         stage = picture.relative_to(folder.path)
         if picture.stem in ("reward", "judge", "kl", "evaluation"):
             title = f"{stage.parts[0].replace('-', ' ')}, {stage.parts[1]}: {picture.stem}"
             yield Section(title=title, picture=str(stage))
     shown = min(_NUM_SAMPLES, num_prompts)
     yield Section(
-        title="Answers side by side",
+        title="Completions side by side",
         heads=("prompt", *(policy.name for policy in policies)),
         is_prose=True,
         rows=tuple((policies[0].prompts[row], *(policy.answers[row] for policy in policies)) for row in range(shown)),
@@ -87,9 +87,9 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     last = policies[-1]
     yield Section(
         title=f"Token by token: {last.name}",
-        note="What each token earns (the penalty at the coefficient that PPO begins with, and at the last token the "
-        "proxy's score, not whitened), how far its log-probability has moved from the reference's, and its advantage "
-        "by the values of the policy's own head (0 where it has none). Orange is above 0, blue below.",
+        note="Reward of each token (the KL penalty with PPO's initial coefficient, and at the last token the proxy's "
+        "score, not whitened), log pi - log pi_ref, and the advantage computed with the policy's value head (zeros "
+        "without one). Orange is above 0, blue below.",
         strips=tuple(_strips(last)),
     )
 
