@@ -356,11 +356,11 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as it comes back from its file: tuples as lists, say."""
-    return guarded.parse_yaml(_config_text(config), "config", remedy="")
+    return guarded.parse_yaml(_config_text(dict(config)), "config", remedy="")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    pairs = {name: (_shown(old, name), _shown(new, name)) for name in old | new}
+    pairs = {name: (_shown(old, name), _shown(new, name)) for name in {**old, **new}}
     # 1 equals 1.0 by value; NaN equals itself only as text; a missing field equals nothing.
     return {
         name: pair
