@@ -311,9 +311,9 @@ def test_a_full_disk_says_that_the_same_command_goes_on(config, tmp_path, monkey
 KILLS_ONCE = """
 import os, pathlib, signal
 
-def kills_once(prompts, completions, **columns):
+def kills_once(prompts, completions, trainer_state, **columns):
     flag = pathlib.Path(__file__).with_name("killed")
-    if not flag.exists():
+    if trainer_state.global_step == 1 and not flag.exists():  # not while samples are scored before training
         flag.touch()
         os.kill(os.getpid(), signal.SIGTERM)
     return [0.0] * len(completions)
