@@ -120,6 +120,10 @@ class SupervisedLearner(NamedTuple):
     loss: Callable[[PyTree, PyTree, PyTree], Any]
 
 
+Act = Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]
+"""`act(state, observations, is_first, memory, key) -> (actions, memory)`: a learner's policy."""
+
+
 class EnvironmentLearner(NamedTuple):
     """An algorithm together with its parallel environments: pure functions, so that seeds can be vmapped.
 
@@ -133,17 +137,18 @@ class EnvironmentLearner(NamedTuple):
             `episode/...` of `rollouts.episodes`. `env_params` may change between calls (fresh levels).
         act: `act(state, observations, is_first, memory, key) -> (actions, memory)`: the greedy policy, for evaluation;
             leaves of observations `[B, ...]`, `is_first` bool `[B]`.
+        sample: as `act`, but with the exploration of the next update: drawn from a stochastic policy, epsilon-greedy
+            with the epsilon of `state.num_updates` for action values.
         init_memory: `init_memory(num_envs) -> memory`, None for a policy without memory.
         steps_per_update: environment steps per update.
         batch_axes: `batch_axes(state)`: a tree like the state with the environment axis of each leaf, or
             `NO_BATCH_AXIS`; this axis is sharded over devices.
-        sample: as `act`, but actions are sampled from the policy; None for an algorithm with a greedy policy.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
     update: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]
-    act: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]
+    act: Act
+    sample: Act
     init_memory: Callable[[int], PyTree]
     steps_per_update: int
     batch_axes: Callable[[PyTree], PyTree] = _no_batch_axes
-    sample: Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]] | None = None

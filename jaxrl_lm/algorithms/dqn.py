@@ -24,7 +24,7 @@ from jaxrl_lm.algorithms.q_networks import (
     action_mask_of,
     check_q_learner,
     epsilon_greedy_actions,
-    make_greedy_act,
+    make_acts,
     make_q_function,
 )
 from jaxrl_lm.algorithms.replay import (
@@ -243,6 +243,11 @@ def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
     q_function = make_q_function(config.trunk, env, env_params, is_dueling=config.is_dueling)
     optimizer = clipped_adam("pytorch", epsilon=1e-8, max_grad_norm=config.max_grad_norm)
     parts = _Parts(config, env, q_function, optimizer)
+    act, sample_actions = make_acts(
+        q_function,
+        lambda state: state.learner.params,
+        lambda state: exploration(state.hyperparams, run_share(state.num_updates, config.anneal_updates)),
+    )
 
     def update(state: DQNState, env_params: Any) -> tuple[DQNState, Metrics]:
         inputs = _round_inputs(config, state)
@@ -261,7 +266,8 @@ def make_dqn(config: DQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
     return EnvironmentLearner(
         init=lambda key, env_params: _init(parts, key, env_params),
         update=update,
-        act=make_greedy_act(q_function, lambda state: state.learner.params),
+        act=act,
+        sample=sample_actions,
         init_memory=lambda num_envs: None,
         steps_per_update=config.num_envs * config.steps_per_update,
         batch_axes=_batch_axes,

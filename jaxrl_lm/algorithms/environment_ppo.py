@@ -1,7 +1,8 @@
 """PPO in parallel environments: collect a rollout, then apply the same PPO update as for language models."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jaxrl_lm.rollouts.environments import (
     normalize_observations,
     start_rollout,
 )
-from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
+from jaxrl_lm.types import Act, Algorithm, EnvironmentLearner, Metrics, PyTree
 
 
 def _ppo_defaults() -> PPOConfig:
@@ -100,6 +101,15 @@ class EnvironmentPPOState:
     num_updates: PyTree
 
 
+class _Parts(NamedTuple):
+    """Static parts that all functions of an update use."""
+
+    config: EnvironmentPPOConfig
+    env: Any
+    policy: Policy
+    algorithm: Algorithm
+
+
 def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any) -> EnvironmentLearner:
     """PPO for an environment.
 
@@ -115,59 +125,66 @@ def make_environment_ppo(config: EnvironmentPPOConfig, env: Any, env_params: Any
     policy = make_policy(config.policy, env, env_params)
     if config.has_normalized_observations and not hasattr(env.observation_space(env_params), "low"):
         raise InputError(f"has_normalized_observations: the observations of {env.name} are categorical; turn it off")
-    algorithm = make_ppo(config.ppo, policy.evaluate)
-
-    def init(key: jax.Array, env_params: Any) -> EnvironmentPPOState:
-        params_key, reset_key, state_key = jax.random.split(key, 3)
-        normalized = config.has_normalized_observations, config.has_normalized_rewards
-        return EnvironmentPPOState(
-            ppo=algorithm.init(policy.init(params_key), params_key),
-            rollout=start_rollout(env, policy, reset_key, config.num_envs, env_params),
-            normalizers=init_normalizers(env, env_params, observations=normalized[0], rewards=normalized[1]),
-            hyperparams=EnvironmentPPOHyperparams(
-                discount=jnp.float32(config.discount), trace_decay=jnp.float32(config.trace_decay)
-            ),
-            key=state_key,
-            num_updates=jnp.zeros((), jnp.int32),
-        )
-
-    def update(state: EnvironmentPPOState, env_params: Any) -> tuple[EnvironmentPPOState, Metrics]:
-        rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.num_updates))
-        rollout, trajectory, normalizers = collect(
-            env,
-            policy,
-            state.ppo.params,
-            env_params,
-            state.rollout,
-            rollout_key,
-            state.normalizers,
-            num_steps=config.num_steps,
-            discount=state.hyperparams.discount,
-            trace_decay=state.hyperparams.trace_decay,
-        )
-        ppo, metrics = algorithm.update(state.ppo, trajectory, learn_key)
-        acting, episode_metrics = take_episode_metrics(rollout.acting)
-        new = replace(
-            state,
-            ppo=ppo,
-            rollout=replace(rollout, acting=acting),
-            normalizers=normalizers,
-            num_updates=next_count(state.num_updates),
-        )
-        return new, metrics | episode_metrics
-
+    parts = _Parts(config, env, policy, make_ppo(config.ppo, policy.evaluate))
+    act, sample = _make_acts(policy)
     return EnvironmentLearner(
-        init=init,
-        update=update,
-        act=_make_act(policy),
+        init=partial(_init, parts),
+        update=partial(_update, parts),
+        act=act,
+        sample=sample,
         init_memory=policy.init_memory,
         steps_per_update=config.num_envs * config.num_steps,
         batch_axes=lambda state: replace(fill_axes(state), rollout=fill_axes(state.rollout, 0)),
-        sample=_make_sample(policy),
     )
 
 
-def _make_act(policy: Policy) -> Any:
+def _init(parts: _Parts, key: jax.Array, env_params: Any) -> EnvironmentPPOState:
+    config, env, policy, algorithm = parts
+    params_key, reset_key, state_key = jax.random.split(key, 3)
+    normalizers = init_normalizers(
+        env, env_params, observations=config.has_normalized_observations, rewards=config.has_normalized_rewards
+    )
+    return EnvironmentPPOState(
+        ppo=algorithm.init(policy.init(params_key), params_key),
+        rollout=start_rollout(env, policy, reset_key, config.num_envs, env_params),
+        normalizers=normalizers,
+        hyperparams=EnvironmentPPOHyperparams(
+            discount=jnp.float32(config.discount), trace_decay=jnp.float32(config.trace_decay)
+        ),
+        key=state_key,
+        num_updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def _update(parts: _Parts, state: EnvironmentPPOState, env_params: Any) -> tuple[EnvironmentPPOState, Metrics]:
+    rollout_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.num_updates))
+    rollout, trajectory, normalizers = collect(
+        parts.env,
+        parts.policy,
+        state.ppo.params,
+        env_params,
+        state.rollout,
+        rollout_key,
+        state.normalizers,
+        num_steps=parts.config.num_steps,
+        discount=state.hyperparams.discount,
+        trace_decay=state.hyperparams.trace_decay,
+    )
+    ppo, metrics = parts.algorithm.update(state.ppo, trajectory, learn_key)
+    acting, episode_metrics = take_episode_metrics(rollout.acting)
+    new = replace(
+        state,
+        ppo=ppo,
+        rollout=replace(rollout, acting=acting),
+        normalizers=normalizers,
+        num_updates=next_count(state.num_updates),
+    )
+    return new, metrics | episode_metrics
+
+
+def _make_acts(policy: Policy) -> tuple[Act, Act]:
+    """The most likely actions, and actions drawn from the policy."""
+
     def act(
         state: EnvironmentPPOState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
@@ -176,10 +193,6 @@ def _make_act(policy: Policy) -> Any:
         actions, memory = policy.best(state.ppo.params, seen, is_first, memory)
         return policy.to_env(actions), memory
 
-    return act
-
-
-def _make_sample(policy: Policy) -> Any:
     def sample(
         state: EnvironmentPPOState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
@@ -187,4 +200,4 @@ def _make_sample(policy: Policy) -> Any:
         decision = policy.act(state.ppo.params, seen, is_first, memory, key)
         return policy.to_env(decision.actions), decision.memory
 
-    return sample
+    return act, sample

@@ -24,7 +24,7 @@ from jaxrl_lm.algorithms.q_networks import (
     action_mask_of,
     check_q_learner,
     epsilon_greedy_actions,
-    make_greedy_act,
+    make_acts,
     make_q_function,
 )
 from jaxrl_lm.algorithms.schedules import ScheduleConfig, exploration, run_share, scheduled
@@ -167,6 +167,7 @@ def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
     """
     q_function = make_q_function(config.trunk, env, env_params, is_dueling=False)
     optimizer = _make_optimizer(config)
+    act, sample = make_acts(q_function, lambda state: state.params, lambda state: _epsilon(config, state))
 
     def init(key: jax.Array, env_params: Any) -> PQNState:
         params_key, reset_key, state_key = jax.random.split(key, 3)
@@ -195,7 +196,8 @@ def make_pqn(config: PQNConfig, env: Any, env_params: Any) -> EnvironmentLearner
     return EnvironmentLearner(
         init=init,
         update=update,
-        act=make_greedy_act(q_function, lambda state: state.params),
+        act=act,
+        sample=sample,
         init_memory=lambda num_envs: None,
         steps_per_update=config.batch_size,
         batch_axes=lambda state: replace(fill_axes(state), acting=fill_axes(state.acting, 0)),

@@ -14,7 +14,7 @@ from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import GAIN, Trunk, TrunkConfig, make_trunk, orthogonal
 from jaxrl_lm.spaces import is_discrete
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.types import Act, PyTree
 
 
 class QNetwork(nn.Module):
@@ -118,10 +118,16 @@ def epsilon_greedy_actions(
     return jnp.where(uniforms < epsilon, drawn, greedy)
 
 
-def make_greedy_act(
-    q_function: QFunction, params_of: Callable[[PyTree], PyTree]
-) -> Callable[[PyTree, PyTree, jax.Array, PyTree, jax.Array], tuple[jax.Array, PyTree]]:
-    """`act` of an `EnvironmentLearner` that is greedy and has no memory."""
+def make_acts(
+    q_function: QFunction, params_of: Callable[[PyTree], PyTree], epsilon_of: Callable[[PyTree], jax.Array]
+) -> tuple[Act, Act]:
+    """`act` and `sample` of an `EnvironmentLearner` with a Q-function: greedy, and epsilon-greedy.
+
+    Args:
+        q_function: the action values.
+        params_of: `params_of(state)`: parameters of the Q-function.
+        epsilon_of: `epsilon_of(state)`: epsilon of the next update.
+    """
 
     def act(
         state: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
@@ -130,7 +136,14 @@ def make_greedy_act(
         q_values = q_function.apply(params_of(state), observations)
         return q_losses.greedy_actions(q_values, action_mask_of(observations)), memory
 
-    return act
+    def sample(
+        state: PyTree, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        q_values = q_function.apply(params_of(state), observations)
+        uniforms = jax.random.uniform(key, is_first.shape, jnp.float32)
+        return epsilon_greedy_actions(q_values, uniforms, epsilon_of(state), action_mask_of(observations)), memory
+
+    return act, sample
 
 
 def check_q_learner(config: Any, *fractions: str) -> None:

@@ -6,6 +6,7 @@ results are bit-for-bit reproducible; GPUs add the errors of an entry in any ord
 `XLA_FLAGS=--xla_gpu_deterministic_ops=true` is set.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rollouts.acting import ActingState, fill_axes, start_acting, step_acting, take_episode_metrics
 from jaxrl_lm.spaces import is_discrete
-from jaxrl_lm.types import EnvironmentLearner, Metrics, PyTree
+from jaxrl_lm.types import Act, EnvironmentLearner, Metrics, PyTree
 
 TabularKind = Literal["q-learning", "double-q", "sarsa", "expected-sarsa", "q-lambda"]
 
@@ -161,7 +162,8 @@ def make_tabular(config: TabularConfig, env: Any, env_params: Any) -> Environmen
     return EnvironmentLearner(
         init=init,
         update=update,
-        act=_act,
+        act=_make_act(lambda state: jnp.zeros((), jnp.float32)),
+        sample=_make_act(lambda state: _epsilon(config, state.hyperparams, state.num_updates)),
         init_memory=lambda num_envs: None,
         steps_per_update=config.num_envs * config.num_steps,
         batch_axes=_batch_axes,
@@ -213,11 +215,16 @@ def _init(config: TabularConfig, env: Any, env_params: Any, key: jax.Array, size
     )
 
 
-def _act(
-    state: TabularState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
-) -> tuple[jax.Array, PyTree]:
-    del is_first
-    return _choose(state.q_values, observations, jnp.zeros((), jnp.float32), key), memory
+def _make_act(epsilon_of: Callable[[TabularState], jax.Array]) -> Act:
+    """Epsilon-greedy actions, with an epsilon that depends on the state."""
+
+    def act(
+        state: TabularState, observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        del is_first
+        return _choose(state.q_values, observations, epsilon_of(state), key), memory
+
+    return act
 
 
 def _epsilon(config: TabularConfig, hyperparams: TabularHyperparams, num_updates: jax.Array) -> jax.Array:

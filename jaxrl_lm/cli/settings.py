@@ -13,7 +13,8 @@ from jaxrl_lm.training.answering import AnsweringConfig
 class EvaluateConfig:
     """Play whole episodes with the newest checkpoint of a run in an environment.
 
-    `eval` is the greedy policy, `eval_sampled` draws its actions, `eval_train` is greedy on levels of the training.
+    `eval` is the greedy policy, `eval_sampled` acts as in training (PPO samples, Q-learners explore with their current
+    epsilon), `eval_train` is greedy on levels of the training.
 
     Attributes:
         run: folder of the run.

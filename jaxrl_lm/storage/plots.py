@@ -20,7 +20,7 @@ GROUPS = {
     "judge": "Rewards that are logged and not trained on",
     "episode": "Training episodes",
     "eval": "Evaluation episodes, greedy actions",
-    "eval_sampled": "Evaluation episodes, sampled actions",
+    "eval_sampled": "Evaluation episodes, actions as in training",
     "eval_train": "Episodes on training levels, greedy actions",
     "evaluation": "Evaluation on held-out examples",
     "kl": "KL divergence",

@@ -1,13 +1,15 @@
-"""What every algorithm in environments holds to: fresh randomness at every update, none but the state's."""
+"""What every algorithm in environments holds to: fresh randomness at every update, none but the state's; exploration."""
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrl_lm.envs import make
+from jaxrl_lm.rollouts.agent_policy import make_policy
 from jaxrl_lm.types import NO_BATCH_AXIS
 from tests.contracts.learners import TRAINERS
 
@@ -16,6 +18,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "pqn": {"num_envs": 16, "num_steps": 4, "num_minibatches": 2},
     "ppo": {"num_envs": 16, "num_steps": 4},
 }
+# From 0.8 to 0.2 over the first half of ten updates.
+EPSILON = {"epsilon_start": 0.8, "epsilon_end": 0.2, "epsilon_fraction": 0.5, "anneal_updates": 10}
+EPSILON_AFTER = {0: 0.8, 2: 0.56, 7: 0.2}
+NUM_DRAWN = 20_000
 
 
 @pytest.fixture(scope="module", params=TRAINERS)
@@ -24,11 +30,15 @@ def updated(request: pytest.FixtureRequest) -> dict[str, Any]:
     kind = TRAINERS[request.param]
     is_tabular = request.param not in SMALL
     env, params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
-    config = kind(out="", **(SMALL.get(request.param) or {"num_envs": 16, "num_steps": 4}))
+    small = SMALL.get(request.param) or {"num_envs": 16, "num_steps": 4}
+    config = kind(out="", **small, **(EPSILON if hasattr(kind, "epsilon_start") else {}))
     learner = config.make_learner(env, params)
     update = jax.jit(lambda state: learner.update(state, params)[0])
     start = jax.jit(learner.init)(jax.random.key(0), params)
     return {
+        "config": config,
+        "learner": learner,
+        "env": (env, params),
         "once": update(start),
         "again": update(start),
         "an update later": update(dataclasses.replace(start, num_updates=start.num_updates + 1)),
@@ -75,3 +85,31 @@ def test_batch_axes_name_the_axis_of_the_environments(updated):
             assert axis != NO_BATCH_AXIS, name
         if "params" in name or "optimizer" in name:
             assert axis == NO_BATCH_AXIS, name
+
+
+def test_sampled_actions_are_those_of_the_next_update(updated):
+    """Each as often as in training: by its probability, or epsilon-greedily with the epsilon of that update."""
+    learner, state = updated["learner"], updated["once"]
+    env, params = updated["env"]
+    shown = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], env.reset(jax.random.key(1), params)[0])
+    many = jax.tree.map(lambda leaf: jnp.repeat(leaf, NUM_DRAWN, axis=0), shown)
+
+    def shares(act: Any, state: Any) -> np.ndarray:
+        actions, _ = jax.jit(act)(state, many, jnp.ones(NUM_DRAWN, bool), None, jax.random.key(2))
+        return np.bincount(np.asarray(actions), minlength=env.num_actions) / NUM_DRAWN
+
+    if hasattr(updated["config"], "epsilon_start"):
+        greedy = shares(learner.act, state)
+        expected = {
+            num_updates: epsilon / env.num_actions + (1 - epsilon) * greedy
+            for num_updates, epsilon in EPSILON_AFTER.items()
+        }
+    else:
+        policy = make_policy(updated["config"].policy, env, params)
+        each = jnp.arange(env.num_actions)[:, None]
+        same = jnp.repeat(shown[:, None], env.num_actions, axis=0)
+        log_probs = policy.evaluate(state.ppo.params, same, each).log_probs
+        expected = {0: np.exp(np.asarray(log_probs)[:, 0])}
+    for num_updates, wanted in expected.items():
+        found = shares(learner.sample, dataclasses.replace(state, num_updates=jnp.int32(num_updates)))
+        np.testing.assert_allclose(found, wanted, atol=0.02, err_msg=f"after {num_updates} updates")

@@ -67,10 +67,10 @@ def load_agent(
         run: folder of a run of `jaxrl-lm train`.
         seed: number of the seed, from 0.
         value: of a sweep, which one: the value where one name was swept, else values by name.
-        is_greedy: take the most likely action; else sample from the policy.
+        is_greedy: take the best action; else act as in training: sample from the policy, or epsilon-greedily.
 
     Raises:
-        InputError: there is no such run, seed or value, or the policy draws no actions.
+        InputError: there is no such run, seed or value.
     """
     config = load_settings(run)
     learner_index = _index(config, seed, value)
@@ -78,8 +78,6 @@ def load_agent(
     if np.asarray(state.is_diverged)[learner_index]:
         raise InputError(f"seed={seed} has diverged, its parameters are not finite; choose another seed")
     act = task.learner.act if is_greedy else task.learner.sample
-    if act is None:
-        raise InputError(f"is_greedy=False: the policy of {config.algorithm_name()} is always greedy; leave it out")
     learner = jax.tree.map(lambda leaf: leaf[learner_index], state.learners)
     env_params = task.held_out
     if generates_levels(task.held_out_env):

@@ -54,8 +54,7 @@ def evaluate_run(
 
     Returns:
         Metrics, one number a learner, `[V * S]`, as `config.sweep_columns()` says; NaN for what has diverged.
-        `eval/...`: greedy; `eval_sampled/...`: actions drawn from the policy, where it draws them; `eval_train/...`:
-        greedy, on levels of the training, where levels are generated.
+        The groups are those of `evaluation.make_evaluate`.
 
     Raises:
         InputError: the run cannot be read, or the environment shows something else than the policy has learned to see.
@@ -66,17 +65,8 @@ def evaluate_run(
     level_key, episode_key = evaluation_keys(seed)
     trained = task.env if generates_levels(task.env) else None
     env, env_params = held_out_levels(config, env, env_params, num_episodes, level_key, trained=trained)
-    found: dict[str, Any] = {}
-    for group in ("eval", "eval_sampled") if task.learner.sample else ("eval",):
-        play = evaluation.evaluate_learners(task, env, env_params, num_episodes=num_episodes, group=group)
-        found |= jax.jit(play)(state.learners, episode_key)
-    if trained is not None:
-        found |= jax.jit(
-            lambda learners, levels: evaluation.evaluate_on_training_levels(
-                task, learners, levels, episode_key, num_episodes=num_episodes
-            )
-        )(state.learners, state.env_params)
-    found = jax.device_get(found) | evaluation.level_counts(config, env, env_params)
+    evaluate = evaluation.make_evaluate(task, env, env_params, num_episodes=num_episodes)
+    found = evaluate(state.learners, state.env_params, episode_key)
     return metrics.without_diverged(found, np.asarray(state.is_diverged))
 
 

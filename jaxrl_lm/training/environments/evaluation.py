@@ -12,6 +12,7 @@ from jaxrl_lm.envs.base import LevelEnvironment
 from jaxrl_lm.rollouts.evaluation import evaluation_metrics, play
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.task import EnvironmentTask, generates_levels, over_learners
+from jaxrl_lm.training.observers import tell
 from jaxrl_lm.types import Metrics, PyTree
 
 # Below so many layouts for each held-out level, the levels say little about other mazes.
@@ -24,6 +25,43 @@ def agent_discounts(config: EnvironmentRunConfig) -> jax.Array:
     return jnp.repeat(jnp.asarray(values, jnp.float32), config.num_seeds)
 
 
+def make_evaluate(
+    task: EnvironmentTask, env: Any, env_params: PyTree, *, num_episodes: int
+) -> Callable[[PyTree, PyTree, jax.Array], dict[str, np.ndarray]]:
+    """A function that evaluates every learner of a run; says so if the levels are few.
+
+    Args:
+        task: the run.
+        env: environment to play; need not be that of training.
+        env_params: its parameters, `[S, ...]` with generated levels.
+        num_episodes: of each learner, where the environment has no levels.
+
+    Returns:
+        `evaluate(learners, train_params, key) -> metrics`, `[V * S]` each. `eval/...`: greedy actions;
+        `eval_sampled/...`: actions as in training (drawn from a policy, epsilon-greedy for action values);
+        `eval_train/...`: greedy, on levels of the training (`train_params`), where levels are generated.
+    """
+    plays = [
+        evaluate_learners(task, env, env_params, num_episodes=num_episodes, group=group)
+        for group in ("eval", "eval_sampled")
+    ]
+    counts = level_counts(task.config, env, env_params)
+    note = few_layouts(counts, num_episodes) if generates_levels(env) else None
+    if note:
+        tell(f"note: {note}")
+
+    @jax.jit
+    def play_all(learners: PyTree, train_params: PyTree, key: jax.Array) -> Metrics:
+        found: Metrics = {}
+        for each in plays:
+            found |= each(learners, key)
+        if generates_levels(task.env):
+            found |= evaluate_on_training_levels(task, learners, train_params, key, num_episodes=num_episodes)
+        return found
+
+    return lambda *args: jax.device_get(play_all(*args)) | counts
+
+
 def evaluate_learners(
     task: EnvironmentTask, env: Any, env_params: PyTree, *, num_episodes: int, group: str
 ) -> Callable[[PyTree, jax.Array], Metrics]:
@@ -34,13 +72,12 @@ def evaluate_learners(
         env: environment to play; need not be that of training.
         env_params: its parameters, `[S, ...]` with generated levels.
         num_episodes: of each learner, where the environment has no levels.
-        group: first part of the metrics' names: "eval" for greedy actions, "eval_sampled" for drawn ones.
+        group: first part of the metrics' names; "eval_sampled" acts as in training, the others greedily.
 
     Returns:
         `evaluate(learners, key) -> metrics`, `[V * S]` each; jit it.
     """
     act = task.learner.sample if group == "eval_sampled" else task.learner.act
-    assert act is not None, "the algorithm has no policy to draw actions from"
 
     def one(learner: PyTree, params: PyTree, discount: jax.Array, key: jax.Array) -> Metrics:
         played = play(

@@ -18,7 +18,6 @@ from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.task import (
     EnvironmentState,
     EnvironmentTask,
-    generates_levels,
     level_keys,
     load_task,
     over_learners,
@@ -75,7 +74,7 @@ def make_chunk(task: EnvironmentTask, folder: storage.RunFolder) -> Chunk:
     """One chunk on the host: fresh levels, updates of all seeds, evaluation, metrics; per-seed numbers to a file."""
     config = task.config
     run = jax.jit(over_learners(config, task.env, partial(_run_updates, task)), donate_argnums=0)
-    evaluate = _make_evaluate(task)
+    evaluate = evaluation.make_evaluate(task, task.held_out_env, task.held_out, num_episodes=config.eval_episodes)
     refresh = _make_refresh(task)
 
     def chunk(state: EnvironmentState, num_done: int) -> tuple[EnvironmentState, dict[str, float]]:
@@ -108,35 +107,6 @@ def make_chunk(task: EnvironmentTask, folder: storage.RunFolder) -> Chunk:
         return replace(state, learners=learners, env_params=env_params, is_diverged=jnp.asarray(is_diverged)), numbers
 
     return chunk
-
-
-def _make_evaluate(task: EnvironmentTask) -> Callable[[PyTree, PyTree, jax.Array], dict[str, np.ndarray]]:
-    """Greedy episodes on held-out and on training levels, and episodes of drawn actions where the policy draws them."""
-    config = task.config
-    groups = ["eval"] if task.learner.sample is None else ["eval", "eval_sampled"]
-    plays = [
-        evaluation.evaluate_learners(
-            task, task.held_out_env, task.held_out, num_episodes=config.eval_episodes, group=group
-        )
-        for group in groups
-    ]
-    counts = evaluation.level_counts(config, task.held_out_env, task.held_out)
-    note = evaluation.few_layouts(counts, config.eval_episodes) if generates_levels(task.env) else None
-    if note:
-        tell(f"note: {note}")
-
-    @jax.jit
-    def all_plays(learners: PyTree, env_params: PyTree, key: jax.Array) -> Metrics:
-        found: Metrics = {}
-        for each in plays:
-            found |= each(learners, key)
-        if generates_levels(task.env):
-            found |= evaluation.evaluate_on_training_levels(
-                task, learners, env_params, key, num_episodes=config.eval_episodes
-            )
-        return found
-
-    return lambda *args: jax.device_get(all_plays(*args)) | counts
 
 
 def _make_refresh(task: EnvironmentTask) -> Callable[[PyTree, jax.Array], PyTree]:
