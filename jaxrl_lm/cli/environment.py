@@ -28,7 +28,13 @@ def run_evaluate(config: EvaluateConfig) -> None:
     checks.at_least(config, 1, "episodes")
     checks.seed(config.seed)
     trained = load_settings(config.run)
-    metrics = evaluate_run(trained, env_options=config.env_options, num_episodes=config.episodes, seed=config.seed)
+    metrics = evaluate_run(
+        trained,
+        env_options=config.env_options,
+        num_episodes=config.episodes,
+        seed=config.seed,
+        checkpoint=config.checkpoint,
+    )
     table = Table("", "interquartile mean", "95 % interval")
     for label, rows in trained.sweep_columns():
         for name, all_values in metrics.items():

@@ -1,7 +1,7 @@
 """Options of the commands that make no run: evaluate, report and generate."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,7 +11,7 @@ from jaxrl_lm.training.answering import AnsweringConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Play whole episodes with the newest checkpoint of a run in an environment.
+    """Play whole episodes with a checkpoint of a run in an environment.
 
     `eval` is the greedy policy, `eval_sampled` acts as in training (PPO samples, Q-learners explore with their current
     epsilon), `eval_train` is greedy on levels of the training.
@@ -21,12 +21,15 @@ class EvaluateConfig:
         env_options: KEY=VALUE each, in place of the run's own, such as generator=wilson.
         episodes: of each seed; for generated mazes so many levels that training never met, different ones a seed.
         seed: of levels and episodes.
+        checkpoint: newest, best (the highest `eval/return`, mean over seeds, of a run with --eval-every), or a number
+            from the run's folder `checkpoints`.
     """
 
     run: str
     env_options: tuple[str, ...] = ()
     episodes: int = 1000
     seed: int = 0
+    checkpoint: Literal["newest", "best"] | int = "newest"
 
 
 @dataclass(frozen=True, kw_only=True)

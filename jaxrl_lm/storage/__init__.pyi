@@ -1,4 +1,7 @@
-from .checkpoints import Checkpoints as Checkpoints
+from .checkpoints import (
+    Checkpoints as Checkpoints,
+    WhichCheckpoint as WhichCheckpoint,
+)
 from .leftovers import (
     empty_folder as empty_folder,
     is_full_disk as is_full_disk,

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import math
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,25 @@ from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
+WhichCheckpoint = Literal["newest", "best"] | int
+"""The newest checkpoint, the one with the highest score, or that of a step."""
+
 _SECONDS_OF_OTHERS = 0.2
 
 
-class Checkpoints:
-    """The newest checkpoints of a run, one folder per step; a context manager.
+class _Best(NamedTuple):
+    """The checkpoint with the highest score so far."""
 
-    A checkpoint contains the state's arrays and a JSON description: shape, dtype and checksum of every leaf, and
-    the caller's meta. It is written under a temporary name and renamed when complete.
+    step: int
+    score: float
+
+
+class Checkpoints:
+    """The newest checkpoints of a run and the best one, one folder per step; a context manager.
+
+    A checkpoint contains the state's arrays and a JSON description: shape, dtype and checksum of every leaf, the
+    caller's meta, and the step and score of the best checkpoint up to then. So a run that is resumed from a checkpoint
+    knows its best one. A checkpoint is written under a temporary name and renamed when complete.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
@@ -33,7 +45,7 @@ class Checkpoints:
 
         Args:
             folder: the folder of all checkpoints.
-            keep: how many of the newest checkpoints to keep, at least 1.
+            keep: how many of the newest checkpoints to keep, at least 1; the best one is kept as well.
 
         Raises:
             InputError: if `keep` is below 1.
@@ -41,8 +53,9 @@ class Checkpoints:
         if keep < 1:
             raise InputError(f"keep is {keep}: keep at least 1 checkpoint")
         self._folder, self._keep = folder.absolute(), keep
+        self._best: _Best | None = None
         # Saving is synchronous, because the caller donates the state to the next update.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("arrays", "description"))
 
     def __enter__(self) -> "Checkpoints":
@@ -60,17 +73,25 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def delete_old(self) -> None:
-        """Delete checkpoints beyond the newest `keep`, as `save` does; a kill may have left one, or a part of it."""
+        """Delete what `save` deletes, after a `restore`: a kill may have left an old checkpoint, or a part of it."""
         for step in sorted(self._manager.all_steps())[: -self._keep]:
-            self._manager.delete(step)
+            if self._best is None or step != self._best.step:
+                self._manager.delete(step)
 
-    def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-        """Write a checkpoint, then delete older ones beyond `keep`.
+    def is_best(self, score: float | None) -> bool:
+        """Whether a score is higher than those of all checkpoints before; one that is missing or not finite is not."""
+        if score is None or not math.isfinite(score):
+            return False
+        return self._best is None or score > self._best.score
+
+    def save(self, step: int, state: PyTree, meta: dict[str, Any], *, score: float | None = None) -> None:
+        """Write a checkpoint, then delete older ones except for the newest `keep` and the best.
 
         Args:
             step: must exceed the step of every existing checkpoint.
             state: pytree of JAX arrays, including typed PRNG keys.
             meta: JSON-serialisable values.
+            score: result of an evaluation of this state; the checkpoint with the highest one is the best.
 
         Raises:
             InputError: if a checkpoint of this or a later step exists.
@@ -84,20 +105,23 @@ class Checkpoints:
             )
         leaves = _named_leaves(state)
         arrays = {name: _key_free(leaf) for name, leaf in leaves.items()}
-        description = _describe(leaves, arrays, json.loads(json.dumps(meta)))
+        best = _Best(step, float(score)) if score is not None and self.is_best(score) else self._best
+        description = _describe(leaves, arrays, json.loads(json.dumps(meta)), best)
         # Orbax refuses empty arrays; the description suffices to restore them.
         stored = {name: array for name, array in arrays.items() if array.size}
         args = ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), description=ocp.args.JsonSave(description))
         with _errors_raised_alone():
             self._manager.save(step, args=args, force=True)  # the caller decides when to save
+            self._best = best
+            self.delete_old()
 
-    def restore(self, template: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
-        """Read a checkpoint back, bit for bit.
+    def restore(self, template: PyTree, step: WhichCheckpoint = "newest") -> tuple[int, PyTree, dict[str, Any]]:
+        """Read a checkpoint back, bit for bit; what is saved next is compared with the best one up to it.
 
         Args:
             template: pytree of arrays or `jax.ShapeDtypeStruct` with the structure of the saved state; committed arrays
                 also give the sharding.
-            step: step to restore; the newest if None.
+            step: which checkpoint to restore.
 
         Returns:
             The step, the state and the meta.
@@ -111,23 +135,35 @@ class Checkpoints:
         leaves = _named_leaves(template)
         self._check_leaves(found, description["leaves"], leaves)
         arrays = self._read_arrays(found, description["leaves"], leaves)
+        self._best = _best_of(description)
         impls = {name: saved["key_impl"] for name, saved in description["leaves"].items()}
         restored = [_like(leaf, arrays[name], impls[name]) for name, leaf in leaves.items()]
         return found, jax.tree.unflatten(jax.tree.structure(template), restored), description["meta"]
 
-    def _find(self, step: int | None) -> int:
+    def _find(self, step: WhichCheckpoint) -> int:
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise InputError(f"{str(self._folder)!r} has no checkpoint: start the run without --resume")
-        if step is not None and step not in steps:
+        if step == "newest":
+            return steps[-1]
+        if step == "best":
+            best = _best_of(self._read_description(steps[-1]))
+            if best is None:
+                raise InputError(
+                    f"{str(self._folder)!r} has no best checkpoint: nothing was evaluated up to its newest one, "
+                    f"of step {steps[-1]}; let the run go on to its first evaluation, or use the newest"
+                )
+            step = best.step
+        if step not in steps:
             raise InputError(f"step {step}: {str(self._folder)!r} has checkpoints of steps {steps}: choose one of them")
-        return steps[-1] if step is None else step
+        return step
 
     def _read_description(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(description=ocp.args.JsonRestore())
         description = self._read(step, args)["description"]
         try:
-            is_whole = description["checksum"] == _json_checksum(description["leaves"], description["meta"])
+            parts = description["leaves"], description["meta"], _best_of(description)
+            is_whole = description["checksum"] == _json_checksum(*parts)
         except (KeyError, TypeError, ValueError, RecursionError):
             is_whole = False
         if not is_whole:
@@ -207,7 +243,9 @@ def _key_free(leaf: jax.Array) -> jax.Array:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _describe(leaves: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array], meta: dict[str, Any]) -> dict[str, Any]:
+def _describe(
+    leaves: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array], meta: dict[str, Any], best: _Best | None
+) -> dict[str, Any]:
     described = {
         name: {
             "shape": list(leaf.shape),
@@ -217,7 +255,12 @@ def _describe(leaves: Mapping[str, jax.Array], arrays: Mapping[str, jax.Array], 
         }
         for name, leaf in leaves.items()
     }
-    return {"leaves": described, "meta": meta, "checksum": _json_checksum(described, meta)}
+    description = {"leaves": described, "meta": meta, "checksum": _json_checksum(described, meta, best)}
+    return description if best is None else description | {"best": best._asdict()}
+
+
+def _best_of(description: Mapping[str, Any]) -> _Best | None:
+    return _Best(**description["best"]) if "best" in description else None
 
 
 def _checksum(array: jax.Array | np.ndarray) -> int | None:
@@ -227,8 +270,9 @@ def _checksum(array: jax.Array | np.ndarray) -> int | None:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _json_checksum(leaves: Any, meta: Any) -> int:
-    return zlib.crc32(json.dumps([leaves, meta], sort_keys=True).encode("ascii"))
+def _json_checksum(leaves: Any, meta: Any, best: _Best | None) -> int:
+    parts = [leaves, meta] if best is None else [leaves, meta, best]
+    return zlib.crc32(json.dumps(parts, sort_keys=True).encode("ascii"))
 
 
 def _shown(shape: Iterable[int], dtype: object) -> str:

@@ -55,6 +55,8 @@ class Training:
         num_devices: number of devices that the update uses.
         unit: unit of progress, plural.
         units_per_update: units per update.
+        score: `score(metrics)`: result of the evaluation in an update's metrics, None if there was none. The checkpoint
+            with the highest score is kept.
     """
 
     state: PyTree
@@ -67,6 +69,7 @@ class Training:
     num_devices: int = 1
     unit: str = "updates"
     units_per_update: int = 1
+    score: Callable[[dict[str, float]], float | None] = lambda metrics: None
 
 
 def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
@@ -223,8 +226,10 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
             _check_finite(metrics, num_done, folder, checkpoints)
             for observer in observers:
                 observer.write(num_done, metrics)
-            if num_done == num_updates or signals.received or num_done % config.save_every == 0:
-                _save(checkpoints, num_done, state, training.fingerprints)
+            score = training.score(metrics)
+            is_due = num_done == num_updates or num_done % config.save_every == 0 or checkpoints.is_best(score)
+            if is_due or signals.received:
+                _save(checkpoints, num_done, state, training.fingerprints, score)
             if signals.received:
                 raise Interrupted(
                     f"stopped after update {num_done} of {num_updates}, which is saved; "
@@ -261,9 +266,11 @@ def _check_resumable(num_done: int, saved: dict[str, int], config: RunConfig, tr
         )
 
 
-def _save(checkpoints: Checkpoints, num_done: int, state: PyTree, fingerprints: dict[str, int]) -> None:
+def _save(
+    checkpoints: Checkpoints, num_done: int, state: PyTree, fingerprints: dict[str, int], score: float | None = None
+) -> None:
     if num_done > (checkpoints.latest_step() or 0):
-        checkpoints.save(num_done, state, fingerprints)
+        checkpoints.save(num_done, state, fingerprints, score=score)
 
 
 def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, checkpoints: Checkpoints) -> None:

@@ -14,7 +14,7 @@ class StageConfig:
 
     Attributes:
         save_every: updates between checkpoints; the last update is always saved.
-        keep_checkpoints: number of checkpoints to keep.
+        keep_checkpoints: number of newest checkpoints to keep; the best of those that were evaluated is kept as well.
         wandb_project: also log to this Weights & Biases project.
         profile_updates: number of updates to profile, after the first one, into the run's folder `profile`, for
             TensorBoard or Perfetto; 0 profiles none.

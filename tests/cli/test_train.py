@@ -147,6 +147,11 @@ def test_a_run_is_evaluated_on_other_levels_and_reported_again(
         assert metric in shown
     assert "nan" not in shown
     assert "12 episodes a seed" in shown
+    assert run(["evaluate", f"--run={out}", "--checkpoint=best"]) == 2
+    assert "train with --eval-every" in capfd.readouterr().err
+    assert run(["evaluate", f"--run={out}", "--checkpoint=7"]) == 2
+    assert "has checkpoints of steps [0, 2]: choose one of them" in capfd.readouterr().err
+    assert run(["evaluate", f"--run={out}", "--checkpoint=0", "--episodes=4"]) == 0
     assert run(["evaluate", f"--run={out}", "--env-options", "size=7"]) == 2
     assert "keep size and observation" in capfd.readouterr().err
     (tmp_path / "other").mkdir()

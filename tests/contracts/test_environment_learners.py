@@ -1,4 +1,4 @@
-"""What every algorithm in environments holds to: fresh randomness at every update, none but the state's; exploration."""
+"""What every algorithm in environments holds to: randomness of every update's own, from the state; exploration."""
 
 import dataclasses
 from typing import Any

@@ -8,7 +8,10 @@ from jaxrl_lm import data
 from jaxrl_lm.data import Preference, PromptCompletion
 from tests.byte_model import write_byte_model
 
-_ENVIRONMENT = ("--total-steps=256", "--chunk-updates=1", "--num-envs=4", "--eval-episodes=4", "--num-seeds=2")
+_ENVIRONMENT = (
+    *("--total-steps=256", "--chunk-updates=1", "--num-envs=4", "--eval-episodes=4", "--num-seeds=2"),
+    "--eval-every=1",
+)
 _ONLINE = ("--num-updates=4", "--batch-size=4", "--num-samples=2", "--answers.max-new-tokens=4", "--reward=vowels")
 _OFFLINE = ("--num-updates=4", "--batch-size=2", "--evaluation-fraction=0.3")
 _CHAIN = (

@@ -105,6 +105,61 @@ def test_the_newest_are_kept_and_any_of_them_can_be_asked_for(tmp_path):
             checkpoints.restore(template, step=0)
 
 
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def test_the_best_is_kept_beside_the_newest_and_comes_back(tmp_path):
+    template = {"x": jnp.zeros(())}
+    scores = {1: 0.1, 2: 0.5, 3: None, 4: 0.5, 5: float("nan"), 6: 0.2}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, score in scores.items():
+            assert checkpoints.is_best(score) == (step in (1, 2)), step
+            checkpoints.save(step, {"x": jnp.asarray(float(step))}, {}, score=score)
+    assert steps_in(tmp_path) == [2, 5, 6]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        step, restored, _ = checkpoints.restore(template, "best")
+        assert (step, float(restored["x"])) == (2, 2.0)
+
+
+def test_a_resumed_run_goes_on_with_the_best_that_its_checkpoint_knew(tmp_path):
+    state = {"x": jnp.zeros(())}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {}, score=0.5)
+        checkpoints.save(2, state, {})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.restore(state)[0] == 2
+        assert not checkpoints.is_best(0.4)
+        checkpoints.save(3, state, {}, score=0.4)
+        assert steps_in(tmp_path) == [1, 3]
+        checkpoints.save(4, state, {}, score=0.6)
+        assert steps_in(tmp_path) == [4]
+        # As if the process had been killed before it deleted the old ones.
+        shutil.copytree(tmp_path / "4", tmp_path / "1")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.restore(state)
+        checkpoints.delete_old()
+        assert steps_in(tmp_path) == [4]
+
+
+def test_a_best_that_does_not_exist_is_an_input_error(tmp_path):
+    state = {"x": jnp.zeros(())}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        with pytest.raises(
+            InputError, match=r"has no best checkpoint: nothing was evaluated .* of step 1; let the run"
+        ):
+            checkpoints.restore(state, "best")
+        checkpoints.save(2, state, {}, score=1.0)
+        checkpoints.save(3, state, {})
+    shutil.rmtree(tmp_path / "2")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(InputError, match=r"step 2: .* has checkpoints of steps \[3\]"),
+    ):
+        checkpoints.restore(state, "best")
+
+
 def test_a_step_that_is_not_later_is_refused_and_nothing_is_lost(tmp_path):
     state = {"x": jnp.ones(3)}
     with Checkpoints(tmp_path) as checkpoints:

@@ -76,6 +76,21 @@ def test_what_is_left_of_a_checkpoint_whose_deletion_was_killed_goes_on_resuming
     assert [path.name for path in folder.checkpoints_folder.iterdir()] == ["2"]
 
 
+@pytest.mark.parametrize("killed_at", [None, 2, 3, 4, 5])
+def test_the_best_checkpoint_is_kept_also_over_a_kill(config, folder, killed_at):
+    """Evaluated after updates 2, 3 and 4, of which the second is the best and is saved because it is."""
+    config = replace(config, num_updates=6, save_every=5, keep_checkpoints=1)
+    returns = {1: 0.5, 2: 0.7, 3: 0.6}  # by the loss, which is the number of updates before
+    fields = {"score": lambda metrics: returns.get(metrics["loss/total"])}
+    if killed_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(kill_at(killed_at), **fields)(config)
+    Trainer(**fields)(replace(config, resume=killed_at is not None))
+    assert {path.name for path in folder.checkpoints_folder.iterdir()} == {"3", "6"}
+    with storage.Checkpoints(folder.checkpoints_folder) as checkpoints:
+        assert checkpoints.restore({"count": jnp.zeros(())}, "best")[0] == 3
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "notes.txt"])
 @pytest.mark.parametrize("resume", [True, False])
 def test_files_of_somebody_else_are_left_alone(config, folder, name, resume):

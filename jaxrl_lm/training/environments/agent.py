@@ -12,7 +12,7 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.storage import RunFolder
+from jaxrl_lm.storage import RunFolder, WhichCheckpoint
 from jaxrl_lm.training.environments.algorithms import find_settings
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.evaluate import restore_run
@@ -55,9 +55,14 @@ class Agent:
 
 
 def load_agent(
-    run: str | Path, *, seed: int = 0, value: float | Mapping[str, float] | None = None, is_greedy: bool = True
+    run: str | Path,
+    *,
+    seed: int = 0,
+    value: float | Mapping[str, float] | None = None,
+    is_greedy: bool = True,
+    checkpoint: WhichCheckpoint = "newest",
 ) -> Agent:
-    """The agent of a run at its newest checkpoint.
+    """The agent of a run at one of its checkpoints.
 
         agent = jaxrl_lm.load_agent("runs/maze")
         observation, state = agent.env.reset(jax.random.key(0), agent.env_params)
@@ -68,13 +73,15 @@ def load_agent(
         seed: number of the seed, from 0.
         value: of a sweep, which one: the value where one name was swept, else values by name.
         is_greedy: take the best action; else act as in training: sample from the policy, or epsilon-greedily.
+        checkpoint: "newest", "best" (the highest `eval/return`, mean over seeds, of a run with `--eval-every`), or a
+            number from the run's folder `checkpoints`.
 
     Raises:
-        InputError: there is no such run, seed or value.
+        InputError: there is no such run, seed, value or checkpoint.
     """
     config = load_settings(run)
     learner_index = _index(config, seed, value)
-    task, state = restore_run(config)
+    task, state = restore_run(config, checkpoint)
     if np.asarray(state.is_diverged)[learner_index]:
         raise InputError(f"seed={seed} has diverged, its parameters are not finite; choose another seed")
     act = task.learner.act if is_greedy else task.learner.sample

@@ -51,7 +51,8 @@ class EnvironmentRunConfig(RunConfig):
             combination is trained with every seed in one program; metric names contain the values.
         chunk_updates: updates per jitted scan; metrics are written and levels refreshed between chunks.
         refresh_levels: train on new mazes: replace the levels as often as the length of episodes allows.
-        eval_every: chunks between evaluations on held-out levels; 0 evaluates only at the end.
+        eval_every: chunks between evaluations on held-out levels, of which the best checkpoint is kept; 0 evaluates
+            only at the end.
         eval_episodes: episodes per evaluation; for mazes the number of held-out levels.
         num_devices: devices to shard the environments over; 0 for all.
     """

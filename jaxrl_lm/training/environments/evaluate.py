@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.storage import WhichCheckpoint
 from jaxrl_lm.training.environments import evaluation, metrics
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig, read_env_options
 from jaxrl_lm.training.environments.task import (
@@ -21,19 +22,27 @@ from jaxrl_lm.training.environments.task import (
 )
 
 
-def restore_run(config: EnvironmentRunConfig) -> tuple[EnvironmentTask, EnvironmentState]:
-    """A run's task, and its state at the newest checkpoint.
+def restore_run(
+    config: EnvironmentRunConfig, checkpoint: WhichCheckpoint = "newest"
+) -> tuple[EnvironmentTask, EnvironmentState]:
+    """A run's task, and its state at a checkpoint.
 
     Args:
         config: as the run was started; `config.out` is its folder.
+        checkpoint: the newest, the best or that of a step.
 
     Raises:
-        InputError: there is no run, no checkpoint, or one of other settings.
+        InputError: there is no run, no such checkpoint, or one of other settings.
     """
+    if checkpoint == "best" and not config.eval_every:
+        raise InputError(
+            f"checkpoint='best': {config.out} was started without --eval-every, so no checkpoint was kept as the best; "
+            "train with --eval-every 4, for example, or use the newest"
+        )
     # What was trained on many devices is evaluated on one.
     task, state = load_task(replace(config, num_devices=1))
     with storage.Checkpoints(storage.RunFolder(Path(config.out)).checkpoints_folder) as checkpoints:
-        _, state, _ = checkpoints.restore(state)
+        _, state, _ = checkpoints.restore(state, checkpoint)
     return task, state
 
 
@@ -43,14 +52,16 @@ def evaluate_run(
     env_options: tuple[str, ...],
     num_episodes: int,
     seed: int,
+    checkpoint: WhichCheckpoint = "newest",
 ) -> dict[str, np.ndarray]:
-    """Whole episodes of every seed of a run at its newest checkpoint.
+    """Whole episodes of every seed of a run at one of its checkpoints.
 
     Args:
         config: as the run was started.
         env_options: KEY=VALUE each, in place of the run's own; observations must keep their shape.
         num_episodes: episodes of each seed; for generated mazes the number of held-out levels of each seed.
         seed: random seed of levels and episodes; independent of training, whatever its seed.
+        checkpoint: the newest, the best or that of a step.
 
     Returns:
         Metrics, one number a learner, `[V * S]`, as `config.sweep_columns()` says; NaN for what has diverged.
@@ -59,7 +70,7 @@ def evaluate_run(
     Raises:
         InputError: the run cannot be read, or the environment shows something else than the policy has learned to see.
     """
-    task, state = restore_run(config)
+    task, state = restore_run(config, checkpoint)
     env, env_params = make_env(config, **read_env_options(env_options))
     _check_same_view(task, env, env_params)
     level_key, episode_key = evaluation_keys(seed)

@@ -59,6 +59,12 @@ def by_value(config: EnvironmentRunConfig, metrics: dict[str, np.ndarray]) -> di
     return numbers
 
 
+def best_return(config: EnvironmentRunConfig, numbers: dict[str, float]) -> float | None:
+    """`eval/return` among numbers of `by_value`, of a sweep that of its best value; None without an evaluation."""
+    returns = [numbers.get(f"eval/return{label}", float("nan")) for label, _ in config.sweep_columns()]
+    return max((value for value in returns if np.isfinite(value)), default=None)
+
+
 def _is_void(name: str, values: np.ndarray) -> bool:
     """Whether an evaluation has no such number, as the share of the oracle's return where that is negative."""
     return name.partition("/")[0] in EVAL_GROUPS and bool(np.isnan(values).all())

@@ -55,6 +55,7 @@ def _load(config: EnvironmentRunConfig) -> Training:
         num_devices=config.num_devices or jax.device_count(),
         unit="steps",
         units_per_update=task.steps_per_chunk,
+        score=lambda numbers: metrics.best_return(config, numbers) if config.eval_every else None,
     )
 
 

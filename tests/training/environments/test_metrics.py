@@ -44,3 +44,12 @@ def test_what_an_evaluation_has_no_number_for_is_not_written():
     found = {"eval/oracle_share": np.array([NAN, NAN]), "eval/return": np.array([1.0, 2.0])}
     assert metrics.by_value(config(), found) == {"eval/return": 1.5}
     assert metrics.by_seed(config(), found) == {"eval/return": [1.0, 2.0]}
+
+
+def test_the_score_of_a_checkpoint_is_its_mean_return_and_of_a_sweep_that_of_the_best_value():
+    assert metrics.best_return(config(), {"eval/return": 0.5, "eval_train/return": 0.9}) == 0.5
+    assert metrics.best_return(config(), {"episode/return": 0.5}) is None
+    swept = config(sweep=("learning_rate=0.1,0.2,0.3",))
+    found = {"eval/return": np.array([0.1, 0.3, 0.0, 0.2, 0.9, 0.9])}
+    numbers = metrics.by_value(swept, metrics.without_diverged(found, np.array([False] * 4 + [True] * 2)))
+    assert metrics.best_return(swept, numbers) == 0.2

@@ -181,6 +181,19 @@ def test_an_agent_of_a_run_acts_as_its_seed_does(straight: RunFolder) -> None:
     np.testing.assert_array_equal(agent.env_params.bank.moves, levels.bank.moves)
 
 
+def test_the_best_checkpoint_is_the_one_with_the_highest_return_on_held_out_levels(straight: RunFolder) -> None:
+    config, returns = straight_config_in(straight.path.parent), read_metrics(straight)["eval/return"]
+    best = int(returns.steps[np.argmax(returns.values)])
+    for checkpoint in ("best", best):
+        _, state = restore_run(config, checkpoint)
+        np.testing.assert_array_equal(state.learners.num_updates, [best * config.chunk_updates] * 3)
+    agent = load_agent(straight.path, checkpoint="best")
+    observation, _ = agent.env.reset(jax.random.key(0), agent.env_params)
+    assert int(agent.act(observation, jax.random.key(1))) in range(4)
+    with pytest.raises(InputError, match=r"checkpoint='best': .* without --eval-every, .* train with --eval-every 4"):
+        restore_run(replace(config, eval_every=0), "best")
+
+
 def test_the_shaped_reward_has_the_agents_discount(make_config: MakeConfig) -> None:
     config = make_config(env_options=("size=5", "reward=shaped"), discount=0.9)
     assert make_env(config)[0].config.discount == 0.9
