@@ -1,10 +1,12 @@
-"""Base classes of our environments, which step a whole batch and draw its random numbers once.
+"""Base classes of our environments, which step a whole batch and draw its random numbers once, and of wrappers.
 
 gymnax's `step` splits a key and computes a reset at every step of every environment. Ours define how a batch is reset,
 and are stepped by one transition and one select; `env.step` and `env.reset` remain those of gymnax, for one environment
 and key.
 """
 
+import copy
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -12,6 +14,10 @@ import jax.numpy as jnp
 from gymnax.environments import environment
 
 from jaxrl_lm.envs.stepping import BatchSteps
+from jaxrl_lm.types import PyTree
+
+Pay = Callable[[jax.Array], jax.Array]
+"""The reward that an agent is paid for a reward of the environment."""
 
 LevelPart = Literal["all", "training", "held-out"]
 """Which levels to draw: any, training levels, or held-out levels."""
@@ -103,10 +109,111 @@ class LevelEnvironment(BatchEnvironment):
         """Observations and states of an episode at the start of every level of the bank, leaves `[L, ...]`."""
         raise NotImplementedError
 
-    def optimal_returns(self, params: Any, discount: float | jax.Array) -> jax.Array:
-        """The best discounted return in every level of the bank, `[L]`."""
+    def optimal_returns(self, params: Any, discount: float | jax.Array, pay: Pay | None = None) -> jax.Array:
+        """The best discounted return in every level of the bank, `[L]`.
+
+        Args:
+            params: parameters with the bank.
+            discount: gamma.
+            pay: change of each reward, as by a wrapper; the return is then that of the same actions.
+        """
         raise NotImplementedError
 
     def count_levels(self, params: Any) -> tuple[int, int]:
         """Numbers of distinct levels and of distinct layouts in the bank; on the host."""
         raise NotImplementedError
+
+
+class EnvironmentWrapper(environment.Environment[Any, Any]):
+    """An environment around another; as it is, it changes nothing.
+
+    Subclasses redefine what they change, and `step_env`. Levels of the environment inside (`levels_of`) are the same
+    with a wrapper and without; only `of_part`, `level_resets` and `optimal_returns` depend on it, and are defined here.
+    """
+
+    def __init__(self, env: Any) -> None:
+        """Wrap `env`, any gymnax environment."""
+        self.env = env
+
+    def begin(self, observation: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """Observation and state at the start of an episode, from those of the environment inside."""
+        return observation, state
+
+    def inner_state(self, state: PyTree) -> PyTree:
+        """The state of the environment inside."""
+        return state
+
+    def pay(self, reward: jax.Array) -> jax.Array:
+        """The reward that is paid for the reward of the environment inside."""
+        return reward
+
+    def of_part(self, part: LevelPart, num_levels: int | None = None, *, trained: Any = None) -> "EnvironmentWrapper":
+        """`LevelEnvironment.of_part` in the same wrapper."""
+        wrapper = copy.copy(self)
+        wrapper.env = self.env.of_part(part, num_levels, trained=trained)
+        return wrapper
+
+    def level_resets(self, params: Any) -> tuple[PyTree, PyTree]:
+        """`LevelEnvironment.level_resets` as the wrapper shows them."""
+        return jax.vmap(self.begin)(*self.env.level_resets(params))
+
+    def optimal_returns(self, params: Any, discount: float | jax.Array, pay: Pay | None = None) -> jax.Array:
+        """`LevelEnvironment.optimal_returns` of the rewards that the wrapper pays."""
+
+        def pay_both(reward: jax.Array) -> jax.Array:
+            return self.pay(reward) if pay is None else pay(self.pay(reward))
+
+        return self.env.optimal_returns(params, discount, pay_both)
+
+    @property
+    def default_params(self) -> Any:
+        """Those of the environment inside."""
+        return self.env.default_params
+
+    @property
+    def name(self) -> str:
+        """That of the environment inside."""
+        return self.env.name
+
+    @property
+    def num_actions(self) -> int:
+        """Of the environment inside."""
+        return self.env.num_actions
+
+    @property
+    def end_name(self) -> str:
+        """Of the environment inside."""
+        return getattr(self.env, "end_name", "terminated")
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[PyTree, PyTree]:
+        """gymnax's reset of one environment."""
+        return self.begin(*self.env.reset_env(key, params))
+
+    def is_truncated(self, state: PyTree, params: Any) -> jax.Array:
+        """Whether the time limit of the environment inside is reached."""
+        return self.env.is_truncated(self.inner_state(state), params)
+
+    def is_terminated(self, state: PyTree, params: Any) -> jax.Array:
+        """Whether the environment inside says that the episode ended."""
+        return self.env.is_terminated(self.inner_state(state), params)
+
+    def action_space(self, params: Any = None) -> Any:
+        """That of the environment inside."""
+        return self.env.action_space(params)
+
+    def observation_space(self, params: Any = None) -> Any:
+        """That of the environment inside."""
+        return self.env.observation_space(params)
+
+
+def levels_of(env: Any) -> LevelEnvironment | None:
+    """The environment with levels inside all wrappers, or None if there is none."""
+    while isinstance(env, EnvironmentWrapper):
+        env = env.env
+    return env if isinstance(env, LevelEnvironment) else None
+
+
+def generated_levels(env: Any) -> LevelEnvironment | None:
+    """As `levels_of`, but None as well where levels are fixed, so that they cannot be drawn anew and held out."""
+    levels = levels_of(env)
+    return levels if levels is not None and levels.generates_levels else None

@@ -10,15 +10,17 @@ import numpy as np
 from gymnax.environments import environment, spaces
 from jaxtyping import Array, Float, Int, Num
 
+from jaxrl_lm.envs.base import EnvironmentWrapper
 from jaxrl_lm.envs.binning_config import BinningConfig
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.types import PyTree
 
 # Environments write "unbounded" as infinity or as the largest float32.
 _UNBOUNDED = float(np.finfo(np.float32).max) / 2
 _MAX_CODES = 2**31 - 1
 
 
-class BinnedEnvironment(environment.Environment[Any, Any]):
+class BinnedEnvironment(EnvironmentWrapper):
     """A gymnax environment whose observation, or whose action if it was a Box, or both, is one integer.
 
     The bounds are read once, from the spaces under `params`; step the environment with the same parameters.
@@ -36,7 +38,7 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
             InputError: for an axis without bounds (names it), a count below its least, counts or bounds that do not
                 fit the axes, more states than int32 counts, or spaces that are discrete already.
         """
-        self.env = env
+        super().__init__(env)
         self.config = config
         observed, acted = env.observation_space(params), env.action_space(params)
         self._edges = _cut_observations(env, params, observed, config)
@@ -60,23 +62,12 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
         return self.env, self.config, self._edges, self._moves
 
     @property
-    def default_params(self) -> Any:
-        """Those of the environment inside."""
-        return self.env.default_params
-
-    @property
-    def name(self) -> str:
-        """That of the environment inside."""
-        return self.env.name
-
-    @property
     def num_actions(self) -> int:
         """How many actions there are, or axes of them."""
         return self.env.num_actions if self._moves is None else self._action_space.n
 
-    def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
-        """gymnax's reset of one environment."""
-        observation, state = self.env.reset_env(key, params)
+    def begin(self, observation: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """The first observation as a number."""
         return self._encode(observation), state
 
     def step_env(
@@ -91,14 +82,6 @@ class BinnedEnvironment(environment.Environment[Any, Any]):
         """gymnax's observation hook; `action` is the number of a binned one."""
         action = None if action is None else self._decode(action)
         return self._encode(self.env.observe(key, state, action, params))
-
-    def is_truncated(self, state: Any, params: Any) -> jax.Array:
-        """Whether the time limit of the environment inside is reached."""
-        return self.env.is_truncated(state, params)
-
-    def is_terminated(self, state: Any, params: Any) -> jax.Array:
-        """Whether the environment inside says that the episode ended."""
-        return self.env.is_terminated(state, params)
 
     def action_space(self, params: Any = None) -> Any:
         """Numbers of the actions, or what the environment inside takes."""

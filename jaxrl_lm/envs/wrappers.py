@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
+from gymnax.environments import spaces
 
-from jaxrl_lm.envs.base import LevelEnvironment
+from jaxrl_lm.envs.base import EnvironmentWrapper
 from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
@@ -31,8 +31,8 @@ class WrappedState:
     time: PyTree
 
 
-class Wrapper(environment.Environment[Any, Any]):
-    """An environment around another; as it is, it changes nothing.
+class Wrapper(EnvironmentWrapper):
+    """An environment around another that may remember something; as it is, it changes nothing.
 
     Subclasses redefine what they change. They are equal where wrapper, value and the environment inside are, so that
     programs are compiled once.
@@ -46,7 +46,7 @@ class Wrapper(environment.Environment[Any, Any]):
             params: its parameters, for its spaces.
             value: of the wrapper; None for its default.
         """
-        self.env = env
+        super().__init__(env)
         self.value = value
         self._inner_space = env.observation_space(params)
 
@@ -76,33 +76,15 @@ class Wrapper(environment.Environment[Any, Any]):
         del key, extra
         return action
 
-    def pay(self, reward: jax.Array) -> jax.Array:
-        """The reward that is paid for the reward of the environment inside."""
-        return reward
+    def begin(self, observation: PyTree, state: PyTree) -> tuple[PyTree, WrappedState]:
+        """Observation and state with what is remembered."""
+        extra = self.first_extra(_seen(observation))
+        shown = _with_seen(observation, self.see(_seen(observation), extra))
+        return shown, WrappedState(inner=state, extra=extra, time=state.time)
 
-    @property
-    def default_params(self) -> Any:
-        """Those of the environment inside."""
-        return self.env.default_params
-
-    @property
-    def name(self) -> str:
-        """That of the environment inside."""
-        return self.env.name
-
-    @property
-    def num_actions(self) -> int:
-        """Of the environment inside."""
-        return self.env.num_actions
-
-    @property
-    def end_name(self) -> str:
-        """Of the environment inside."""
-        return getattr(self.env, "end_name", "terminated")
-
-    def reset_env(self, key: jax.Array, params: Any) -> tuple[PyTree, WrappedState]:
-        """gymnax's reset of one environment."""
-        return self._start(*self.env.reset_env(key, params))
+    def inner_state(self, state: WrappedState) -> PyTree:
+        """Without what is remembered."""
+        return state.inner
 
     def step_env(
         self, key: jax.Array, state: WrappedState, action: int | float | jax.Array, params: Any
@@ -115,28 +97,6 @@ class Wrapper(environment.Environment[Any, Any]):
         shown = _with_seen(observation, self.see(_seen(observation), extra))
         new = WrappedState(inner=inner, extra=extra, time=inner.time)
         return shown, new, self.pay(jnp.asarray(reward, jnp.float32)), terminated, info
-
-    def is_truncated(self, state: WrappedState, params: Any) -> jax.Array:
-        """Whether the time limit of the environment inside is reached."""
-        return self.env.is_truncated(state.inner, params)
-
-    def is_terminated(self, state: WrappedState, params: Any) -> jax.Array:
-        """Whether the environment inside says that the episode ended."""
-        return self.env.is_terminated(state.inner, params)
-
-    def action_space(self, params: Any = None) -> Any:
-        """That of the environment inside."""
-        return self.env.action_space(params)
-
-    def observation_space(self, params: Any = None) -> Any:
-        """That of the environment inside."""
-        del params
-        return self._inner_space
-
-    def _start(self, observation: PyTree, inner: PyTree) -> tuple[PyTree, WrappedState]:
-        extra = self.first_extra(_seen(observation))
-        state = WrappedState(inner=inner, extra=extra, time=inner.time)
-        return _with_seen(observation, self.see(_seen(observation), extra)), state
 
 
 class FrameStack(Wrapper):
@@ -174,6 +134,8 @@ class FrameStack(Wrapper):
 
 class StickyActions(Wrapper):
     """With a probability, the environment repeats its last action instead of taking the new one.
+
+    The optimal returns of levels stay those without repeated actions, which no policy exceeds.
 
     Reference: Machado et al., 2018, Revisiting the Arcade Learning Environment.
     """
@@ -263,10 +225,6 @@ def wrap(env: Any, params: Any, wrappers: tuple[str, ...]) -> Any:
             near = get_close_matches(name, WRAPPERS, n=1)
             guess = f", did you mean {near[0]}?" if near else ";"
             raise InputError(f"wrappers={text!r} is unknown{guess} there are: {', '.join(WRAPPERS)}")
-        if isinstance(env, LevelEnvironment) and env.generates_levels:
-            raise InputError(
-                f"wrappers={text!r}: the levels of {env.name} could not be held out or refreshed; leave it out"
-            )
         env = WRAPPERS[name](env, params, _value(text, given) if equals else None)
     return env
 

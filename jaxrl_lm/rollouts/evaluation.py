@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl_lm.envs.base import LevelEnvironment
+from jaxrl_lm.envs.base import levels_of
 from jaxrl_lm.envs.stepping import reset_batch, step_batch
 from jaxrl_lm.types import Metrics, PyTree
 
@@ -54,7 +54,7 @@ class _Running(NamedTuple):
 
 def start_episodes(env: Any, key: jax.Array, num_episodes: int, env_params: Any) -> tuple[PyTree, PyTree]:
     """Initial observations and states: one per level of the bank, else `num_episodes` resets."""
-    if isinstance(env, LevelEnvironment):
+    if levels_of(env) is not None:
         return env.level_resets(env_params)
     return reset_batch(env, key, num_episodes, env_params)
 
@@ -132,7 +132,7 @@ def evaluation_metrics(
         "length": jnp.mean(episodes.lengths.astype(jnp.float32)),
         end_name: jnp.mean(episodes.is_terminated.astype(jnp.float32)),
     }
-    if isinstance(env, LevelEnvironment):
+    if levels_of(env) is not None:
         optimal = jnp.mean(env.optimal_returns(env_params, discount))
         metrics["oracle_return"] = optimal
         metrics["regret"] = optimal - metrics["discounted_return"]

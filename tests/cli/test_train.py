@@ -134,6 +134,7 @@ def test_a_run_is_evaluated_on_other_levels_and_reported_again(
 ) -> None:
     out = tmp_path / "run"
     options = ["--env-options", "size=5", "observation=grid", "num_levels=16", "max_steps=16"]
+    options += ["--wrappers", "frame_stack=2"]
     sizes = ["--num-envs=4", "--num-steps=8", "--total-steps=64", "--chunk-updates=1", "--num-seeds=2"]
     trunk = ["--policy.trunk.kind=mlp", "--policy.trunk.hidden-sizes", "8"]
     assert run(["train", "ppo", f"--out={out}", *options, *sizes, *trunk, "--eval-episodes=8"]) == 0

@@ -1,5 +1,7 @@
 """Wrappers: what each changes, worked by hand, and what they refuse."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 from gymnax.environments import spaces
 
 from jaxrl_lm.envs import make, reset_batch, step_batch
+from jaxrl_lm.envs.base import generated_levels
+from jaxrl_lm.envs.binning import BinnedEnvironment, BinningConfig
 from jaxrl_lm.envs.custom import check_environment
-from jaxrl_lm.envs.wrappers import wrap
+from jaxrl_lm.envs.wrappers import WRAPPERS, wrap
 from jaxrl_lm.errors import InputError
 from tests.envs.own_environments import Corridor, Params, State
 
@@ -115,10 +119,49 @@ def test_wrong_wrappers_are_refused(wrappers, words):
         wrap(Corridor(), Params(), wrappers)
 
 
-def test_integers_are_not_stacked_and_generated_levels_not_wrapped():
+def test_integers_are_not_stacked():
     env, params = make("ChainMaze-v0")
     with pytest.raises(InputError, match="frame_stack: observations of ChainMaze-v0"):
         wrap(env, params, ("frame_stack",))
-    env, params = make("Maze-v0", size=5, num_levels=4)
-    with pytest.raises(InputError, match="could not be held out"):
-        wrap(env, params, ("clip_reward",))
+
+
+def binned_maze(env, params):
+    """The last cell of the window alone, wall or not."""
+    return BinnedEnvironment(env, params, BinningConfig(num_bins=(*[1] * 26, 2)))
+
+
+@pytest.fixture(scope="module")
+def maze():
+    return make("Maze-v0", size=5, num_levels=4, observation="window", window_size=3)
+
+
+AROUND_MAZES = {name: partial(lambda name, env, params: wrap(env, params, (name,)), name) for name in WRAPPERS}
+
+
+@pytest.mark.parametrize("put_around", [*AROUND_MAZES.values(), binned_maze], ids=[*AROUND_MAZES, "binning"])
+def test_generated_levels_in_a_wrapper_are_those_without_it_seen_through_it(maze, put_around):
+    env, params = maze
+    wrapped = put_around(env, params)
+    assert generated_levels(wrapped) is env
+    held_out = wrapped.of_part("held-out", 3)
+    inner = env.of_part("held-out", 3)
+    assert held_out == put_around(inner, params)
+    assert held_out != wrapped
+    levels = generated_levels(held_out).new_params(jax.random.key(0))
+    observations, states = held_out.level_resets(levels)
+    plain, plain_states = inner.level_resets(levels)
+    jax.tree.map(np.testing.assert_array_equal, held_out.inner_state(states), plain_states)
+    for level in range(3):
+        at = partial(jax.tree.map, lambda leaf, level=level: leaf[level])
+        shown, state = held_out.begin(at(plain), at(plain_states))
+        np.testing.assert_array_equal(at(observations), shown)
+        jax.tree.map(np.testing.assert_array_equal, at(states), state)
+    assert held_out.observation_space(levels).contains(observations[0])
+
+
+def test_the_oracle_of_clipped_rewards_is_paid_as_the_agent_is(maze):
+    env, params = maze
+    for names, factor in ((("frame_stack",), 1.0), (("clip_reward=0.25", "frame_stack", "clip_reward=0.5"), 0.25)):
+        # The article's rewards are -1 and 1, so all are clipped alike.
+        paid = wrap(env, params, names).optimal_returns(params, 0.9)
+        np.testing.assert_allclose(paid, factor * env.optimal_returns(params, 0.9), rtol=1e-5)

@@ -14,12 +14,12 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxrl_lm import checks
-from jaxrl_lm.envs.base import LevelEnvironment, LevelPart
+from jaxrl_lm.envs.base import LevelEnvironment, LevelPart, Pay
 from jaxrl_lm.envs.maze import grid
 from jaxrl_lm.envs.maze.grid import LevelBank
 from jaxrl_lm.envs.maze.held_out import count_distinct
 from jaxrl_lm.envs.maze.levels import LevelSource
-from jaxrl_lm.envs.maze.oracle import optimal_return
+from jaxrl_lm.envs.maze.oracle import optimal_return, paid_return
 from jaxrl_lm.envs.stepping import MaskedObservation
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
@@ -190,11 +190,14 @@ class Maze(LevelEnvironment):
         """Different levels (walls, start and goal) of the bank, and different layouts (walls alone)."""
         return count_distinct(params.bank)
 
-    def optimal_returns(self, params: MazeParams, discount: float | jax.Array) -> jax.Array:
-        """The return of a shortest way through every level of the bank, `[L]`."""
+    def optimal_returns(self, params: MazeParams, discount: float | jax.Array, pay: Pay | None = None) -> jax.Array:
+        """The return of a shortest path through every level of the bank, `[L]`."""
         bank = params.bank
         distances = jnp.take_along_axis(bank.distances, bank.starts[:, None], axis=1)[:, 0]
-        return optimal_return(distances, discount=discount, reward=self.config.reward, num_cells=self.num_cells)
+        reward, num_cells = self.config.reward, self.num_cells
+        if pay is None:
+            return optimal_return(distances, discount=discount, reward=reward, num_cells=num_cells)
+        return paid_return(distances, pay, discount=discount, reward=reward, num_cells=num_cells)
 
     @property
     def default_params(self) -> MazeParams:

@@ -1,5 +1,6 @@
 """Shortest paths: distance of every cell to the goal, optimal moves, and optimal returns."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -103,6 +104,48 @@ def optimal_return(
         raise ValueError(f"reward={reward!r} must be article, sparse or shaped")
     returns = jnp.where(distance == 0, 0.0, returns)
     return jnp.where(distance == UNREACHABLE, jnp.nan, returns)
+
+
+def paid_return(
+    distance: Int[Array, "*B"] | UInt16[Array, "*B"],
+    pay: Callable[[jax.Array], jax.Array],
+    *,
+    discount: float | Float[Array, ""],
+    reward: Literal["article", "sparse", "shaped"],
+    num_cells: int,
+) -> Float[Array, "*B"]:
+    """Discounted return of a shortest path when `pay(r)` is paid for each reward r, such as a clipped one.
+
+    return(d) = pay(r(d)) + discount * return(d - 1),  return(0) = 0
+
+    Here r(d) is the reward of the move from distance d to d - 1.
+
+    Args:
+        distance: d, moves from the start to the goal.
+        pay: what is paid for a reward.
+        discount: gamma, 0 to 1; the one that `MazeConfig` shapes with.
+        reward: kind of reward.
+        num_cells: cells of the grid, walls included.
+
+    Returns:
+        As of `optimal_return`, which this is if `pay` changes nothing.
+    """
+    here = jnp.arange(1, num_cells, dtype=jnp.float32)  # no path is longer
+    at_goal = (here == 1).astype(jnp.float32)
+    rewards = {
+        "article": 2.0 * at_goal - 1.0,
+        "sparse": at_goal,
+        "shaped": at_goal + (here - discount * (here - 1.0)) / num_cells,
+    }[reward]
+
+    def longer(shorter: jax.Array, paid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = paid + discount * shorter
+        return value, value
+
+    _, returns = jax.lax.scan(longer, jnp.zeros((), jnp.float32), pay(rewards))
+    returns = jnp.concatenate([jnp.zeros(1, jnp.float32), returns])
+    steps = jnp.minimum(distance.astype(jnp.int32), num_cells - 1)
+    return jnp.where(distance == UNREACHABLE, jnp.nan, returns[steps])
 
 
 def _power(base: float | jax.Array, exponents: jax.Array) -> jax.Array:

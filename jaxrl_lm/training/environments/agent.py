@@ -11,12 +11,12 @@ import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
+from jaxrl_lm.envs.base import generated_levels
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, WhichCheckpoint
 from jaxrl_lm.training.environments.algorithms import find_settings
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.evaluate import restore_run
-from jaxrl_lm.training.environments.task import generates_levels
 from jaxrl_lm.types import PyTree
 
 _INTEGERS_ARE_FLOATS = BeartypeConf(is_pep484_tower=True)
@@ -87,7 +87,7 @@ def load_agent(
     act = task.learner.act if is_greedy else task.learner.sample
     learner = jax.tree.map(lambda leaf: leaf[learner_index], state.learners)
     env_params = task.held_out
-    if generates_levels(task.held_out_env):
+    if generated_levels(task.held_out_env) is not None:
         env_params = jax.tree.map(lambda leaf: leaf[seed], env_params)
 
     def act_of_learner(observations: PyTree, is_first: jax.Array, memory: PyTree, key: jax.Array) -> Any:

@@ -15,7 +15,6 @@ from jaxrl_lm.training.environments.config import EnvironmentRunConfig, read_env
 from jaxrl_lm.training.environments.task import (
     EnvironmentState,
     EnvironmentTask,
-    generates_levels,
     held_out_levels,
     load_task,
     make_env,
@@ -74,8 +73,7 @@ def evaluate_run(
     env, env_params = make_env(config, **read_env_options(env_options))
     _check_same_view(task, env, env_params)
     level_key, episode_key = evaluation_keys(seed)
-    trained = task.env if generates_levels(task.env) else None
-    env, env_params = held_out_levels(config, env, env_params, num_episodes, level_key, trained=trained)
+    env, env_params = held_out_levels(config, env, env_params, num_episodes, level_key, trained=task.env)
     evaluate = evaluation.make_evaluate(task, env, env_params, num_episodes=num_episodes)
     found = evaluate(state.learners, state.env_params, episode_key)
     return metrics.without_diverged(found, np.asarray(state.is_diverged))

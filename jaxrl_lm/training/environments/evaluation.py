@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_lm.envs.base import LevelEnvironment
+from jaxrl_lm.envs.base import generated_levels, levels_of
 from jaxrl_lm.rollouts.evaluation import evaluation_metrics, play
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
-from jaxrl_lm.training.environments.task import EnvironmentTask, generates_levels, over_learners
+from jaxrl_lm.training.environments.task import EnvironmentTask, over_learners
 from jaxrl_lm.training.observers import tell
 from jaxrl_lm.types import Metrics, PyTree
 
@@ -46,7 +46,7 @@ def make_evaluate(
         for group in ("eval", "eval_sampled")
     ]
     counts = level_counts(task.config, env, env_params)
-    note = few_layouts(counts, num_episodes) if generates_levels(env) else None
+    note = None if generated_levels(env) is None else few_layouts(counts, num_episodes)
     if note:
         tell(f"note: {note}")
 
@@ -55,7 +55,7 @@ def make_evaluate(
         found: Metrics = {}
         for each in plays:
             found |= each(learners, key)
-        if generates_levels(task.env):
+        if generated_levels(task.env) is not None:
             found |= evaluate_on_training_levels(task, learners, train_params, key, num_episodes=num_episodes)
         return found
 
@@ -103,21 +103,24 @@ def evaluate_on_training_levels(
     task: EnvironmentTask, learners: PyTree, env_params: PyTree, key: jax.Array, *, num_episodes: int
 ) -> Metrics:
     """`eval_train/...` of every learner, on levels that its episodes are being drawn from; pure, jit it."""
-    levels = jax.vmap(lambda params: task.env.current_levels(params, key, num_episodes))(env_params)
+    bank = levels_of(task.env)
+    assert bank is not None, "only environments with levels have levels of the training"
+    levels = jax.vmap(lambda params: bank.current_levels(params, key, num_episodes))(env_params)
     evaluate = evaluate_learners(task, task.env, levels, num_episodes=num_episodes, group="eval_train")
     return evaluate(learners, key)
 
 
 def level_counts(config: EnvironmentRunConfig, env: Any, env_params: PyTree) -> dict[str, np.ndarray]:
     """How many different levels, and layouts, each learner is evaluated on, `[V * S]`; nothing without levels."""
-    if not isinstance(env, LevelEnvironment):
+    bank = levels_of(env)
+    if bank is None:
         return {}
-    if not generates_levels(env):
-        counts = [env.count_levels(env_params)] * config.num_seeds
+    if not bank.generates_levels:
+        counts = [bank.count_levels(env_params)] * config.num_seeds
     else:
         params = jax.device_get(env_params)
         counts = [
-            env.count_levels(jax.tree.map(lambda leaf, seed=seed: leaf[seed], params))
+            bank.count_levels(jax.tree.map(lambda leaf, seed=seed: leaf[seed], params))
             for seed in range(config.num_seeds)
         ]
     levels, layouts = np.tile(np.array(counts, np.float64), (config.num_points, 1)).T

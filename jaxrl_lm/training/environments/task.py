@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_lm.core.records import record
-from jaxrl_lm.envs.base import LevelEnvironment
+from jaxrl_lm.envs.base import LevelEnvironment, generated_levels
 from jaxrl_lm.envs.binning import BinnedEnvironment, BinningConfig
 from jaxrl_lm.envs.registry import make
 from jaxrl_lm.envs.wrappers import wrap
@@ -74,12 +74,13 @@ def load_task(config: EnvironmentRunConfig) -> tuple[EnvironmentTask, Environmen
         InputError: one of them is not what it must be.
     """
     env, env_params = make_env(config)
-    if generates_levels(env):
+    levels = generated_levels(env)
+    if levels is not None:
         env = env.of_part("training")
-        check_blindness(env, config)
+        check_blindness(levels, config)
     learner, num_chunks = _make_learner(config, env, env_params)
     refresh_every = 0
-    if generates_levels(env) and config.refresh_levels:
+    if levels is not None and config.refresh_levels:
         steps_of_each = learner.steps_per_update // config.agent.num_envs * config.chunk_updates
         refresh_every = -(-int(env_params.max_steps_in_episode) // steps_of_each)
     learner_key, state_key, level_key, held_out_key = jax.random.split(jax.random.key(config.seed), 4)
@@ -127,40 +128,34 @@ def make_env(config: EnvironmentRunConfig, **options: Any) -> tuple[Any, Any]:
     env = wrap(env, env_params, config.wrappers)
     if config.binning == BinningConfig():
         return env, env_params
-    if isinstance(env, LevelEnvironment):
-        raise InputError(f"binning: the levels of {config.env} could not be held out or refreshed; leave it out")
     return BinnedEnvironment(env, env_params, config.binning), env_params
 
 
-def generates_levels(env: Any) -> bool:
-    """Whether an environment's levels can be drawn anew and held out."""
-    return isinstance(env, LevelEnvironment) and env.generates_levels
-
-
-def check_blindness(env: LevelEnvironment, config: EnvironmentRunConfig) -> None:
+def check_blindness(levels: LevelEnvironment, config: EnvironmentRunConfig) -> None:
     """Refuse to train on changing levels that the observation does not show.
 
     Raises:
         InputError: says what to choose.
     """
-    has_one = not config.refresh_levels and env.num_levels == 1
-    if env.blindness and not has_one:
-        raise InputError(f"env_options: {env.blindness}")
+    has_one = not config.refresh_levels and levels.num_levels == 1
+    if levels.blindness and not has_one:
+        raise InputError(f"env_options: {levels.blindness}")
 
 
 def first_levels(
     config: EnvironmentRunConfig, env: Any, env_params: Any, key: jax.Array, *, is_refreshed: bool
 ) -> PyTree:
     """Parameters to begin with: levels of each seed's own, `[S, ...]`; without generated levels `env_params`."""
-    if not generates_levels(env):
+    levels = generated_levels(env)
+    if levels is None:
         return jax.tree.map(jnp.asarray, env_params)  # Python's numbers, which a checkpoint does not hold
 
     def first(key: jax.Array) -> PyTree:
-        params = env.new_params(key)
+        params = levels.new_params(key)
         # A bank that is refreshed has two halves from the start, so that one program serves all chunks.
-        return env.refresh(params, jax.random.fold_in(key, 1)) if is_refreshed else params
+        return levels.refresh(params, jax.random.fold_in(key, 1)) if is_refreshed else params
 
-    return _by_seed(config, env, first, key)
+    return _by_seed(config, levels, first, key)
 
 
 def held_out_levels(
@@ -185,10 +180,12 @@ def held_out_levels(
     Returns:
         With generated levels, parameters `[S, ...]` whose levels training never meets.
     """
-    if not generates_levels(env):
+    if generated_levels(env) is None:
         return env, env_params
-    held_out = env.of_part("held-out", num_levels, trained=trained)
-    return held_out, _by_seed(config, held_out, held_out.new_params, key)
+    held_out = env.of_part("held-out", num_levels, trained=generated_levels(trained))
+    levels = generated_levels(held_out)
+    assert levels is not None
+    return held_out, _by_seed(config, levels, levels.new_params, key)
 
 
 def over_learners(config: EnvironmentRunConfig, env: Any, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -203,7 +200,7 @@ def over_learners(config: EnvironmentRunConfig, env: Any, function: Callable[...
         a function of learners `[V * S, ...]`, parameters, and further arguments `[V * S, ...]`.
     """
     num_points, num_seeds = config.num_points, config.num_seeds
-    env_axis = 0 if generates_levels(env) else None
+    env_axis = None if generated_levels(env) is None else 0
 
     def by_seed(learners: PyTree, env_params: PyTree, *rest: PyTree) -> PyTree:
         return jax.vmap(function, (0, env_axis, *(0,) * len(rest)))(learners, env_params, *rest)
@@ -219,16 +216,16 @@ def over_learners(config: EnvironmentRunConfig, env: Any, function: Callable[...
     return by_point
 
 
-def level_keys(config: EnvironmentRunConfig, env: LevelEnvironment, key: jax.Array) -> jax.Array:
+def level_keys(config: EnvironmentRunConfig, levels: LevelEnvironment, key: jax.Array) -> jax.Array:
     """A key of levels for each seed, `[S]`; other levels for another `seed` among the environment's options."""
-    return jax.random.split(jax.random.fold_in(key, env.level_seed), config.num_seeds)
+    return jax.random.split(jax.random.fold_in(key, levels.level_seed), config.num_seeds)
 
 
 def _by_seed(
-    config: EnvironmentRunConfig, env: LevelEnvironment, make_params: Callable[[jax.Array], PyTree], key: jax.Array
+    config: EnvironmentRunConfig, levels: LevelEnvironment, make_params: Callable[[jax.Array], PyTree], key: jax.Array
 ) -> PyTree:
     # One seed after the other: what making levels takes beyond the levels is then needed once.
-    return jax.jit(lambda keys: jax.lax.map(make_params, keys))(level_keys(config, env, key))
+    return jax.jit(lambda keys: jax.lax.map(make_params, keys))(level_keys(config, levels, key))
 
 
 def _make_learner(config: EnvironmentRunConfig, env: Any, env_params: Any) -> tuple[EnvironmentLearner, int]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_lm import storage
+from jaxrl_lm.envs.base import levels_of
 from jaxrl_lm.envs.custom import file_of
 from jaxrl_lm.training.environments import evaluation, metrics
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
@@ -113,9 +114,12 @@ def make_chunk(task: EnvironmentTask, folder: storage.RunFolder) -> Chunk:
 def _make_refresh(task: EnvironmentTask) -> Callable[[PyTree, jax.Array], PyTree]:
     """Fresh levels for every seed, one seed after the other."""
 
+    levels = levels_of(task.env)
+
     def refresh(env_params: PyTree, key: jax.Array) -> PyTree:
-        keys = level_keys(task.config, task.env, key)
-        return jax.lax.map(lambda seed: task.env.refresh(*seed), (env_params, keys))
+        assert levels is not None, "only environments with levels are refreshed"
+        keys = level_keys(task.config, levels, key)
+        return jax.lax.map(lambda seed: levels.refresh(*seed), (env_params, keys))
 
     return jax.jit(refresh, donate_argnums=0)
 

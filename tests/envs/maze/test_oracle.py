@@ -14,7 +14,7 @@ from jaxrl_lm.envs.maze.environment import Maze, MazeConfig, MazeState
 from jaxrl_lm.envs.maze.generators import GENERATORS
 from jaxrl_lm.envs.maze.grid import UNREACHABLE, legal_moves
 from jaxrl_lm.envs.maze.levels import LevelSource
-from jaxrl_lm.envs.maze.oracle import distances_to_goal, optimal_moves, optimal_return
+from jaxrl_lm.envs.maze.oracle import distances_to_goal, optimal_moves, optimal_return, paid_return
 
 OFFSETS = {0: lambda width: -width, 1: lambda width: width, 2: lambda width: -1, 3: lambda width: 1}
 JITTED_MOVES = jax.jit(legal_moves)
@@ -129,6 +129,24 @@ def test_distances_along_a_winding_corridor_of_101x101_count_every_cell():
 def test_optimal_returns_worked_by_hand(reward, discount, expected):
     returns = optimal_return(jnp.arange(5), discount=discount, reward=reward, num_cells=10)
     np.testing.assert_allclose(returns, expected, rtol=1e-6, atol=1e-7)
+    paid = paid_return(jnp.arange(5), lambda rewards: rewards, discount=discount, reward=reward, num_cells=10)
+    np.testing.assert_allclose(paid, expected, rtol=1e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("reward", "discount", "expected"),
+    [
+        ("article", 0.5, [0, 0.5, -0.25, -0.625]),
+        ("sparse", 0.9, [0, 0.5, 0.45, 0.405]),
+        ("shaped", 1.0, [0, 0.5, 0.6, 0.7]),  # 0.1 a move, and 1.1 for the last
+    ],
+)
+def test_optimal_returns_of_rewards_clipped_at_a_half_worked_by_hand(reward, discount, expected):
+    distances = jnp.array([0, 1, 2, 3, UNREACHABLE], jnp.uint16)
+    paid = paid_return(
+        distances, lambda rewards: jnp.clip(rewards, -0.5, 0.5), discount=discount, reward=reward, num_cells=10
+    )
+    np.testing.assert_allclose(paid, [*expected, np.nan], rtol=1e-6)
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.5, 0.99, 0.999999, 1.0])

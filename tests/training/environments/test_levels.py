@@ -86,6 +86,30 @@ def test_a_chunk_evaluates_on_held_out_and_on_training_levels_greedily_and_sampl
     )
 
 
+def test_wrapped_mazes_are_refreshed_held_out_and_compared_with_the_oracle(tmp_path: Path) -> None:
+    options = ("size=9", "observation=grid", "reward=sparse", "num_levels=32", "max_steps=16")
+    wrappers = ("frame_stack=2", "sticky_actions=0.1", "clip_reward=0.5")
+    config = config_in(tmp_path, env_options=options, wrappers=wrappers, num_seeds=2, chunk_updates=1)
+    task, state = load_task(config)
+    assert task.refresh_every == 1
+    assert task.held_out_env.observation_space(task.held_out).shape == (9, 9, 6)
+    met, held_out = layouts(state.env_params.bank, 0), layouts(task.held_out.bank, 0)
+    assert len(met) > 20
+    chunk = make_chunk(replace(task, num_chunks=2), RunFolder.create(Path(config.out), {}))
+    state, _ = chunk(state, 0)
+    state, numbers = chunk(state, 1)
+    fresh = layouts(state.env_params.bank, 0)
+    assert len(fresh - met) > 10, "levels were not refreshed"
+    assert not (met | fresh) & held_out
+    assert {name.partition("/")[0] for name in numbers if name.endswith("/solved")} >= {"eval", "eval_train"}
+    assert numbers["eval/distinct_layouts"] == np.mean([len(layouts(task.held_out.bank, seed)) for seed in (0, 1)])
+    # Half of what is paid without a clipped reward, the discount to the power of the moves before the last.
+    bank = task.held_out.bank
+    moves = np.take_along_axis(np.asarray(bank.distances), np.asarray(bank.starts)[..., None], -1)[..., 0]
+    assert numbers["eval/oracle_return"] == pytest.approx(0.5 * np.mean(0.99 ** (moves - 1.0)), rel=1e-5)
+    assert 0 <= numbers["eval/oracle_share"] <= 1
+
+
 def test_a_diverged_seed_is_named_while_the_other_goes_on_until_none_is_left(
     loaded: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
