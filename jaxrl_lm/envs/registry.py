@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import gymnax
 from beartype.door import is_bearable
@@ -43,24 +43,20 @@ def _make_maze(
     return Maze(config, source)
 
 
-def _make_chain_maze() -> ChainMaze:
-    return ChainMaze()
-
-
 ENVS: dict[str, Callable[..., Any]] = {
     "Maze-v0": _make_maze,
-    "ChainMaze-v0": _make_chain_maze,
+    "ChainMaze-v0": ChainMaze,
 }
-"""Our environments: a function of keyword options each; their annotations say which values are taken."""
+"""Our environments: a class or a function of keyword options each; their annotations say which values are taken."""
 
 
 def make(env_id: str, /, **options: Any) -> tuple[Any, Any]:
     """An environment with gymnax's API, and its default parameters.
 
     Options of `Maze-v0` are those of `maze.levels.source_from_options` (size, generator, num_levels, seed, layout) and
-    of `maze.environment.MazeConfig` (observation, reward, window_size, max_steps, discount, has_action_mask);
-    `ChainMaze-v0` has none. Gymnax's environments and those of a file take the arguments of their classes, and fields
-    of their parameters, such as max_steps_in_episode.
+    of `maze.environment.MazeConfig` (observation, reward, window_size, max_steps, discount, has_action_mask). Gymnax's
+    environments and those of a file take the arguments of their classes, and fields of their parameters, such as
+    max_steps_in_episode.
 
     Args:
         env_id: one of `list_ids()`, or `file.py:NAME` where NAME is a class or a function that returns an environment
@@ -94,7 +90,7 @@ def list_ids() -> list[str]:
 
 def option_names(env_id: str) -> list[str]:
     """Names of the options of an environment in `ENVS`; none for gymnax's."""
-    return list(inspect.signature(ENVS[env_id]).parameters) if env_id in ENVS else []
+    return list(_option_types(env_id)) if env_id in ENVS else []
 
 
 def register_with_gymnax() -> None:
@@ -111,15 +107,20 @@ def register_with_gymnax() -> None:
 
 
 def _build(env_id: str, /, **options: Any) -> Any:
-    make_env = ENVS[env_id]
-    hints = get_type_hints(make_env)
-    names = option_names(env_id)
+    types = _option_types(env_id)
     for name, value in options.items():
-        if name not in names:
-            raise InputError(f"{env_id} has no option {name!r}; {_say_options(names)}")
-        if not is_bearable(value, hints[name]):
-            raise InputError(f"{env_id}: {name}={value!r} must be {_say_type(hints[name])}")
-    return make_env(**options)
+        if name not in types:
+            raise InputError(f"{env_id} has no option {name!r}; {_say_options(list(types))}")
+        if not is_bearable(value, types[name]):
+            raise InputError(f"{env_id}: {name}={value!r} must be {_say_type(types[name])}")
+    return ENVS[env_id](**options)
+
+
+def _option_types(env_id: str) -> dict[str, Any]:
+    """The annotation of each option of an environment in `ENVS`; `Any` where there is none."""
+    parameters = inspect.signature(ENVS[env_id], eval_str=True).parameters.values()
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return {each.name: Any if each.annotation is each.empty else each.annotation for each in named}
 
 
 def _make_from_gymnax(env_id: str, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -35,6 +35,25 @@ def test_defaults_are_those_of_the_configuration_and_the_level_source():
     assert {name: parameter.default for name, parameter in parameters.items()} == configured
 
 
+class Corridor(ChainMaze):
+    """An environment with options, which is in the table as a class."""
+
+    def __init__(self, *, length: int = 6, kind: "str | None" = None, anything=1) -> None:
+        self.length = length
+
+
+def test_a_class_with_options_can_be_put_into_the_table(monkeypatch):
+    monkeypatch.setitem(ENVS, "Corridor-v0", Corridor)
+    assert make("Corridor-v0", length=3, kind="x", anything=object())[0].length == 3
+    assert option_names("Corridor-v0") == ["length", "kind", "anything"]
+    with pytest.raises(InputError, match=r"Corridor-v0: length='3' must be int"):
+        make("Corridor-v0", length="3")
+    with pytest.raises(InputError, match=r"Corridor-v0: kind=3 must be str or None"):
+        make("Corridor-v0", kind=3)
+    with pytest.raises(InputError, match=r"Corridor-v0 has no option 'size'; its options are length, kind, anything"):
+        make("Corridor-v0", size=3)
+
+
 def test_equal_options_give_equal_environments_so_that_programs_are_not_compiled_twice():
     first, second = (make("Maze-v0", **SMALL)[0] for _ in range(2))
     assert first == second

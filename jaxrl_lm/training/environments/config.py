@@ -36,8 +36,9 @@ class EnvironmentRunConfig(RunConfig):
     """A run in an environment; an algorithm's settings class inherits from this and from the algorithm's settings.
 
     Attributes:
-        env: environment id: Maze-v0, ChainMaze-v0, any gymnax environment, or file.py:NAME for your own, where NAME is
-            a class or a function that returns an environment.
+        env: id of an environment of this package (such as Maze-v0) or of gymnax (such as CartPole-v1);
+            `jaxrl_lm.envs.list_ids()` returns them all. Or file.py:NAME for your own, where NAME is a class or a
+            function that returns an environment.
         env_options: options of the environment as KEY=VALUE, such as size=7 observation=grid. Maze-v0 is trained with
             size=7 observation=grid reward=sparse by default. Gymnax environments take the arguments of their class and
             the fields of their parameters, such as max_steps_in_episode=100.
