@@ -39,7 +39,7 @@ from jaxrl_lm.algorithms.replay import (
     sample,
     set_priorities,
 )
-from jaxrl_lm.algorithms.schedules import exploration, linear_schedule, run_share
+from jaxrl_lm.algorithms.schedules import exploration, has_constant_exploration, linear_schedule, run_share
 from jaxrl_lm.core import masked, q_losses
 from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
 from jaxrl_lm.core.records import record
@@ -142,6 +142,12 @@ class DQNConfig:
                 f"learning_starts={self.learning_starts} must be at least {smallest}: one batch_size, and num_steps "
                 "in every environment"
             )
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether epsilon or beta changes during a run."""
+        has_constant_beta = self.importance_exponent == 1 or not self.importance_fraction
+        return not has_constant_exploration(self) or (self.is_prioritized and not has_constant_beta)
 
     @property
     def replay(self) -> ReplayConfig:

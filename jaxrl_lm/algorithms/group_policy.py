@@ -65,6 +65,11 @@ class GroupPolicyConfig:
         checks.at_least(self, 0, "max_grad_norm", "anneal_updates")
         checks.finite(self, "learning_rate", "adam_epsilon")
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether a setting changes during a run: the learning rate always falls linearly."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig:

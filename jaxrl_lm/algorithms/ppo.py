@@ -98,6 +98,12 @@ class PPOConfig:
         checks.at_least(self, 0, "value_coefficient", "entropy_coefficient", "max_grad_norm", "anneal_updates")
         checks.finite(self, "learning_rate", "adam_epsilon", "value_coefficient", "entropy_coefficient")
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether a setting changes during a run."""
+        schedules = (self.learning_rate_schedule, self.clip_range_schedule, self.entropy_schedule)
+        return not all(schedule.is_constant for schedule in schedules)
+
 
 @record
 class PPOHyperparams:

@@ -27,7 +27,13 @@ from jaxrl_lm.algorithms.q_networks import (
     make_acts,
     make_q_function,
 )
-from jaxrl_lm.algorithms.schedules import ScheduleConfig, exploration, run_share, scheduled
+from jaxrl_lm.algorithms.schedules import (
+    ScheduleConfig,
+    exploration,
+    has_constant_exploration,
+    run_share,
+    scheduled,
+)
 from jaxrl_lm.core import q_losses, returns
 from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.core.records import record
@@ -94,6 +100,11 @@ class PQNConfig:
                 f"num_minibatches={self.num_minibatches} does not divide the {self.batch_size} steps per rollout "
                 f"(num_envs * num_steps); choose a divisor of {self.batch_size}"
             )
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether the learning rate or epsilon changes during a run."""
+        return not (self.learning_rate_schedule.is_constant and has_constant_exploration(self))
 
     @property
     def batch_size(self) -> int:

@@ -35,6 +35,11 @@ class ScheduleConfig:
         checks.between(self, 0, 1, "end")
         checks.fraction(self, "warmup_fraction")
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the factor is 1 throughout."""
+        return not self.warmup_fraction and (self.kind == "constant" or self.end == 1)
+
 
 def schedule_factor(config: ScheduleConfig, progress: Scalar) -> Float[Array, ""]:
     """Factor of a schedule at a point of the run.
@@ -108,12 +113,27 @@ def linear_schedule(
     fraction = jnp.asarray(fraction, jnp.float32)
     share = jnp.where(fraction > 0, progress / jnp.where(fraction > 0, fraction, 1.0), 1.0)
     share = jnp.clip(share, 0.0, 1.0)
-    return (1.0 - share) * start + share * end
+    # A value that stays must not depend on the share by rounding: the length of a run would change its numbers.
+    return jnp.where(start == end, end, (1.0 - share) * start + share * end)
 
 
 def exploration(hyperparams: Any, progress: Num[Array, "*S"]) -> Float[Array, "*S"]:
     """`linear_schedule` of a Q-learner's `epsilon_start`, `epsilon_end` and `epsilon_fraction`."""
     return linear_schedule(progress, hyperparams.epsilon_start, hyperparams.epsilon_end, hyperparams.epsilon_fraction)
+
+
+def has_constant_exploration(config: Any) -> bool:
+    """Whether `exploration` is the same throughout a run with a Q-learner's settings."""
+    return config.epsilon_start == config.epsilon_end or not config.epsilon_fraction
+
+
+def follows_length(config: Any) -> bool:
+    """Whether settings of an algorithm change over the length of the run.
+
+    That is so where one of its schedules is not constant (`has_schedule`), unless their length is given in updates
+    (`anneal_updates`).
+    """
+    return config.anneal_updates is None and config.has_schedule
 
 
 def visit_schedule(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.schedules import exploration, run_share, visit_schedule
+from jaxrl_lm.algorithms.schedules import exploration, has_constant_exploration, run_share, visit_schedule
 from jaxrl_lm.core import q_losses
 from jaxrl_lm.core.counters import WRAPPED_COUNT, next_count
 from jaxrl_lm.core.records import record
@@ -79,6 +79,11 @@ class TabularConfig:
                 f"num_steps={self.num_steps} with num_envs={self.num_envs} gives more than {MAX_VISITS} steps per "
                 "update; choose fewer steps"
             )
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether epsilon changes during a run."""
+        return not has_constant_exploration(self)
 
 
 @record

@@ -87,6 +87,8 @@ class ProgressDisplay:
         """Set up the bar."""
         self._num_updates, self._start, self._shown = run.num_updates, run.num_done, run.shown
         self._unit, self._size = run.unit, run.units_per_update
+        first = f"{self._size:,} {run.unit}" if self._size > 1 else run.unit.removesuffix("s")
+        self._first = f"first {first}"
         self._is_terminal = sys.stderr.isatty()
         self._started = 0.0
         columns: list[Any] = [
@@ -108,7 +110,7 @@ class ProgressDisplay:
 
     def __enter__(self) -> Any:
         if self._start < self._num_updates:
-            tell("compiling the update: the first one takes longer than those after it ...")
+            tell(f"compiling; the {self._first} will take longer than what follows ...")
         self._started = time.perf_counter()
         self._progress.start()
         return self
@@ -119,7 +121,7 @@ class ProgressDisplay:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Show the progress and some of the metrics."""
         if step == self._start + 1:
-            tell(f"first update done after {time.perf_counter() - self._started:.1f} s, compilation included")
+            tell(f"{self._first} done after {time.perf_counter() - self._started:.1f} s, compilation included")
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in self._shown if name in metrics)
         speed = self._progress.tasks[0].speed
         rate = f"{speed:.2f}/s" if speed else ""

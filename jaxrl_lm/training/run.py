@@ -71,6 +71,10 @@ class Training:
     units_per_update: int = 1
     score: Callable[[dict[str, float]], float | None] = lambda metrics: None
 
+    def point(self, num_done: int) -> str:
+        """The point of the run after some updates, such as "update 3", or "step 4,096" in an environment."""
+        return f"{self.unit.removesuffix('s')} {num_done * self.units_per_update:,}"
+
 
 def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
     """Start or resume a run.
@@ -223,7 +227,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
                 _save(checkpoints, num_done, state, training.fingerprints)
                 raise
             num_done += 1
-            _check_finite(metrics, num_done, folder, checkpoints)
+            _check_finite(metrics, training.point(num_done), folder, checkpoints)
             for observer in observers:
                 observer.write(num_done, metrics)
             score = training.score(metrics)
@@ -232,8 +236,8 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
                 _save(checkpoints, num_done, state, training.fingerprints, score)
             if signals.received:
                 raise Interrupted(
-                    f"stopped after update {num_done} of {num_updates}, which is saved; "
-                    f"the same command with --resume continues the run",
+                    f"stopped after {training.point(num_done)} of {num_updates * training.units_per_update:,}, "
+                    "which is saved; the same command with --resume continues the run",
                     signals.received,
                 )
     return state
@@ -273,7 +277,7 @@ def _save(
         checkpoints.save(num_done, state, fingerprints, score=score)
 
 
-def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, checkpoints: Checkpoints) -> None:
+def _check_finite(metrics: dict[str, float], point: str, folder: RunFolder, checkpoints: Checkpoints) -> None:
     bad = [
         f"{name}={value}"
         for name, value in metrics.items()
@@ -282,7 +286,7 @@ def _check_finite(metrics: dict[str, float], num_done: int, folder: RunFolder, c
     if bad:
         good = folder.checkpoints_folder / str(checkpoints.latest_step())
         raise TrainingDivergedError(
-            f"update {num_done}: {', '.join(bad)}; the last good checkpoint is {good}. "
+            f"{point}: {', '.join(bad)}; the last good checkpoint is {good}. "
             "Lower the learning rate, or check the rewards"
         )
 

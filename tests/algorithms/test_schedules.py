@@ -29,6 +29,12 @@ def test_a_line_ends_exactly_where_it_should():
     assert float(linear_schedule(0.7, 1.0, 0.05, 0.7)) == np.float32(0.05)
 
 
+def test_a_line_that_stays_does_not_depend_on_the_share_of_the_run():
+    """Not by rounding either: a run that is made longer would draw other numbers."""
+    shares = jnp.linspace(0, 1, 1001)
+    np.testing.assert_array_equal(linear_schedule(shares, jnp.float32(0.1), jnp.float32(0.1), 1.0), np.float32(0.1))
+
+
 def test_a_line_without_length_is_its_end():
     assert [float(linear_schedule(progress, 1.0, 0.5, 0)) for progress in (0, 1)] == [0.5, 0.5]
 

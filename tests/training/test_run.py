@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, read_jsonl
-from jaxrl_lm.training.errors import DiskFullError, Interrupted
+from jaxrl_lm.training.errors import DiskFullError, Interrupted, TrainingDivergedError
 from jaxrl_lm.training.run import train_stage
 from tests.training.counting_trainer import Config, Trainer, kill_at
 
@@ -39,7 +40,7 @@ def begin(config: Config) -> RunFolder:
 
 def test_a_signal_in_the_last_update_stops_the_run_which_then_has_nothing_left_to_do(config, folder):
     trainer = Trainer(lambda num_done: num_done == 2 and os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Interrupted, match="update 3 of 3") as caught:
+    with pytest.raises(Interrupted, match="stopped after update 3 of 3, which is saved") as caught:
         trainer(config)
     assert caught.value.signal_number == signal.SIGTERM
     assert trainer.finished == 0
@@ -263,9 +264,21 @@ def test_idle_devices_are_named(config, caplog, monkeypatch):
 def test_the_wait_for_the_compiler_is_announced_and_units_are_counted(config, capsys):
     Trainer(unit="environment steps", units_per_update=100)(config)
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("compiling the update")
-    assert said[1].startswith("first update done after")
+    assert said[0].startswith("compiling; the first 100 environment steps will take longer")
+    assert said[1].startswith("first 100 environment steps done after")
     assert said[-1].startswith("environment steps 300/300")
+
+
+def test_messages_count_what_the_run_counts(config, folder):
+    """An update of a run in an environment is a chunk of updates."""
+    steps = {"unit": "steps", "units_per_update": 1024}
+    stopped = Trainer(lambda num_done: num_done == 1 and os.kill(os.getpid(), signal.SIGTERM), **steps)
+    with pytest.raises(Interrupted, match="stopped after step 2,048 of 3,072, which is saved"):
+        stopped(config)
+    diverged = Trainer(**steps)
+    diverged.update = lambda state, num_done: (state, {"loss/total": float("nan")})
+    with pytest.raises(TrainingDivergedError, match=r"^step 3,072: loss/total=nan; the last good checkpoint is"):
+        diverged(replace(config, resume=True))
 
 
 class TestStages:

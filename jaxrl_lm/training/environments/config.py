@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from jaxrl_lm import checks
+from jaxrl_lm.algorithms.schedules import follows_length
 from jaxrl_lm.envs.binning_config import BinningConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.environments.sweep import Sweep, read_sweep
@@ -137,17 +138,22 @@ class EnvironmentRunConfig(RunConfig):
         return super().saved() | {"env_options": written}
 
     def length_setting(self) -> str | None:
-        """A run can be made longer where nothing follows its length."""
-        return None if follows_length(self) else "total_steps"
+        """A run can be made longer where no schedule follows its length."""
+        return None if _follows_length(self) else "total_steps"
 
     def free_settings(self) -> frozenset[str]:
         """What may differ between a run and its resumption; other devices change numbers by rounding alone."""
         return super().free_settings() | {"num_devices"}
 
 
-def follows_length(config: EnvironmentRunConfig) -> bool:
-    """Whether a learning rate falls over the length of the run."""
-    return any(getattr(owner, "anneal_updates", 0) is None for owner in (config, getattr(config, "ppo", None)))
+def _follows_length(config: EnvironmentRunConfig) -> bool:
+    """Whether settings change over the length of the run, in any point of the sweep."""
+    owners = [owner for owner in (config, getattr(config, "ppo", None)) if hasattr(owner, "anneal_updates")]
+    return any(
+        follows_length(replace(owner, **{name: value for name, value in point.items() if hasattr(owner, name)}))
+        for owner in owners
+        for point in config.parsed_sweep().points
+    )
 
 
 def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.group_policy import GroupConfig, GRPOConfig, RLOOConfig, make_grpo, make_rloo
 from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig, make_language_ppo
+from jaxrl_lm.algorithms.schedules import follows_length
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.rollouts.answers import AnswerConfig
@@ -62,7 +63,7 @@ class OnlineStageConfig(ModelStageConfig):
         return found
 
     def length_setting(self) -> str | None:
-        return "num_updates" if getattr(self, self.UPDATE).anneal_updates is not None else None
+        return None if follows_length(getattr(self, self.UPDATE)) else "num_updates"
 
     def with_schedule(self) -> Any:
         """The same, with the learning rate falling over the run where the settings leave that open."""

@@ -1,10 +1,11 @@
 """Settings of runs in environments: how options are read, defaults that can be learned from, what is saved."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from jaxrl_lm.algorithms.ppo import PPOConfig
+from jaxrl_lm.algorithms.schedules import ScheduleConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.environments.agent import load_settings
@@ -66,10 +67,60 @@ def test_default_numbers_of_environments_are_spread_over_eight_devices(kind: Any
     assert kind(out="").agent.num_envs % 8 == 0
 
 
-def test_a_run_can_be_made_longer_where_nothing_follows_its_length() -> None:
-    config = TrainPPOConfig(out="")
-    assert config.length_setting() is None
-    assert replace(config, ppo=replace(config.ppo, anneal_updates=0)).length_setting() == "total_steps"
+CONSTANT = ScheduleConfig()
+STILL = {"epsilon_start": 0.1, "epsilon_end": 0.1}
+LENGTHS: dict[str, tuple[Any, dict[str, Any], str | None]] = {
+    "PPO's learning rate falls by default": (TrainPPOConfig, {}, None),
+    "PPO, all constant": (TrainPPOConfig, {"ppo": PPOConfig(learning_rate_schedule=CONSTANT)}, "total_steps"),
+    "PPO, only the clip range changes": (
+        TrainPPOConfig,
+        {"ppo": PPOConfig(learning_rate_schedule=CONSTANT, clip_range_schedule=ScheduleConfig(kind="cosine"))},
+        None,
+    ),
+    "PPO, only the entropy coefficient changes": (
+        TrainPPOConfig,
+        {"ppo": PPOConfig(learning_rate_schedule=CONSTANT, entropy_schedule=ScheduleConfig(kind="linear"))},
+        None,
+    ),
+    "PPO with warm-up": (
+        TrainPPOConfig,
+        {"ppo": PPOConfig(learning_rate_schedule=ScheduleConfig(warmup_fraction=0.1))},
+        None,
+    ),
+    "PPO, a decay to its start": (
+        TrainPPOConfig,
+        {"ppo": PPOConfig(learning_rate_schedule=ScheduleConfig(kind="linear", end=1.0))},
+        "total_steps",
+    ),
+    "PPO, a length in updates": (TrainPPOConfig, {"ppo": PPOConfig(anneal_updates=7)}, "total_steps"),
+    "DQN's epsilon falls by default": (TrainDQNConfig, {}, None),
+    "DQN, one epsilon": (TrainDQNConfig, STILL, "total_steps"),
+    "DQN, the final epsilon throughout": (TrainDQNConfig, {"epsilon_fraction": 0.0}, "total_steps"),
+    "DQN, priorities whose beta rises": (TrainDQNConfig, {**STILL, "is_prioritized": True}, None),
+    "DQN, priorities of one beta": (
+        TrainDQNConfig,
+        {**STILL, "is_prioritized": True, "importance_exponent": 1.0},
+        "total_steps",
+    ),
+    "DQN, no schedule": (TrainDQNConfig, {"anneal_updates": 0}, "total_steps"),
+    "PQN's epsilon falls by default": (TrainPQNConfig, {"learning_rate_schedule": CONSTANT}, None),
+    "PQN's learning rate falls by default": (TrainPQNConfig, STILL, None),
+    "PQN, all constant": (TrainPQNConfig, {**STILL, "learning_rate_schedule": CONSTANT}, "total_steps"),
+    "a table has one epsilon by default": (TrainQLearningConfig, {}, "total_steps"),
+    "a table whose epsilon falls": (TrainQLearningConfig, {"epsilon_start": 1.0}, None),
+    "a swept epsilon that falls": (TrainQLearningConfig, {"sweep": ("epsilon_start=0.1,0.5",)}, None),
+    "a swept epsilon without a fall": (
+        TrainQLearningConfig,
+        {"epsilon_fraction": 0.0, "sweep": ("epsilon_start=0.1,0.5",)},
+        "total_steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_run_can_be_made_longer_where_no_schedule_follows_its_length(name: str) -> None:
+    kind, settings, expected = LENGTHS[name]
+    assert kind(out="", **settings).length_setting() == expected
 
 
 def test_an_option_without_a_value_is_refused():
