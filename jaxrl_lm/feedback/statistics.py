@@ -112,6 +112,31 @@ _KNOWN: WeakKeyDictionary[Engine, _KnownItems] = WeakKeyDictionary()
 
 def compute_statistics(engine: Engine, mode: Mode) -> LabelStatistics:
     """Statistics of all labels of a mode."""
+    num_items, rows = _read_labels(engine, mode)
+    verdicts: dict[int, dict[str, str]] = defaultdict(dict)
+    by_person: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_person[row.name].append(row)
+        if row.verdict != SKIP:
+            verdicts[row.item][row.name] = row.meaning
+    by_labels = Counter(map(len, verdicts.values()))
+    by_labels[0] = num_items - len(verdicts)
+    people = [_person(name, person_rows) for name, person_rows in by_person.items()]
+    return LabelStatistics(
+        mode=mode,
+        num_items=num_items,
+        num_labelled=len(verdicts),
+        num_items_by_labels=[by_labels[num] for num in range(max(by_labels) + 1)],
+        num_labels=sum(map(len, verdicts.values())),
+        num_shared=sum(len(item) > 1 for item in verdicts.values()),
+        alpha=_alpha(list(verdicts.values()), mode),
+        people=sorted(people, key=lambda person: (-person.num_labels, person.name.casefold())),
+        pairs=_pairs(verdicts, mode),
+    )
+
+
+def _read_labels(engine: Engine, mode: Mode) -> tuple[int, list[_Row]]:
+    """The number of items of a mode, and all their labels, oldest first."""
     is_mode = items.c.mode == mode
     query = (
         select(labels, annotators.c.name)
@@ -134,26 +159,7 @@ def compute_statistics(engine: Engine, mode: Mode) -> LabelStatistics:
             )
             for row in connection.execute(query)
         ]
-    verdicts: dict[int, dict[str, str]] = defaultdict(dict)
-    by_person: dict[str, list[_Row]] = defaultdict(list)
-    for row in rows:
-        by_person[row.name].append(row)
-        if row.verdict != SKIP:
-            verdicts[row.item][row.name] = row.meaning
-    by_labels = Counter(map(len, verdicts.values()))
-    by_labels[0] = num_items - len(verdicts)
-    people = [_person(name, person_rows) for name, person_rows in by_person.items()]
-    return LabelStatistics(
-        mode=mode,
-        num_items=num_items,
-        num_labelled=len(verdicts),
-        num_items_by_labels=[by_labels[num] for num in range(max(by_labels) + 1)],
-        num_labels=sum(map(len, verdicts.values())),
-        num_shared=sum(len(item) > 1 for item in verdicts.values()),
-        alpha=_alpha(list(verdicts.values()), mode),
-        people=sorted(people, key=lambda person: (-person.num_labels, person.name.casefold())),
-        pairs=_pairs(verdicts, mode),
-    )
+    return num_items, rows
 
 
 def list_modes(engine: Engine) -> list[Mode]:

@@ -182,10 +182,9 @@ class _Network(NamedTuple):
     window: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]
 
 
-def _make_network(config: PolicyConfig, env: Any, env_params: Any) -> _Network:
-    action_space, observation_space = env.action_space(env_params), env.observation_space(env_params)
+def _make_model(config: PolicyConfig, action_space: Any, observation_space: Any) -> ActorCritic:
     has_choices = is_discrete(action_space)
-    model = ActorCritic(
+    return ActorCritic(
         trunk=make_trunk(config.trunk, observation_space),
         num_actions=action_space.n if has_choices else action_space.shape[0],
         is_shared=config.is_shared,
@@ -194,6 +193,11 @@ def _make_network(config: PolicyConfig, env: Any, env_params: Any) -> _Network:
         std=None if has_choices else config.std,
         initial_log_std=config.initial_log_std,
     )
+
+
+def _make_network(config: PolicyConfig, env: Any, env_params: Any) -> _Network:
+    observation_space = env.observation_space(env_params)
+    model = _make_model(config, env.action_space(env_params), observation_space)
     example = observation_space.sample(jax.random.key(0))
 
     def init(key: jax.Array) -> PyTree:
