@@ -42,7 +42,10 @@ def run_evaluate(config: EvaluateConfig) -> None:
             known = values[np.isfinite(values)]
             if known.size:
                 table.add_row(name + label, f"{storage.interquartile_mean(known):.4g}", _interval(known, len(values)))
-    print_text(f"{config.run}: {config.episodes} episodes a seed", soft_wrap=True)
+    which = (
+        f"{config.checkpoint} checkpoint" if isinstance(config.checkpoint, str) else f"checkpoint {config.checkpoint}"
+    )
+    print_text(f"{config.run}, {which}: {config.episodes} episodes a seed", soft_wrap=True)
     Console().print(table)
 
 

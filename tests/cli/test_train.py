@@ -153,6 +153,7 @@ def test_a_run_is_evaluated_on_other_levels_and_reported_again(
     assert run(["evaluate", f"--run={out}", "--checkpoint=7"]) == 2
     assert "has checkpoints of steps [0, 2]: choose one of them" in capfd.readouterr().err
     assert run(["evaluate", f"--run={out}", "--checkpoint=0", "--episodes=4"]) == 0
+    assert "checkpoint 0: 4 episodes a seed" in capfd.readouterr().out
     assert run(["evaluate", f"--run={out}", "--env-options", "size=7"]) == 2
     assert "keep size and observation" in capfd.readouterr().err
     (tmp_path / "other").mkdir()

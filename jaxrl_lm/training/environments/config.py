@@ -148,7 +148,8 @@ class EnvironmentRunConfig(RunConfig):
 
 def _follows_length(config: EnvironmentRunConfig) -> bool:
     """Whether settings change over the length of the run, in any point of the sweep."""
-    owners = [owner for owner in (config, getattr(config, "ppo", None)) if hasattr(owner, "anneal_updates")]
+    both: tuple[Any, Any] = config, getattr(config, "ppo", None)
+    owners = [owner for owner in both if hasattr(owner, "anneal_updates")]
     return any(
         follows_length(replace(owner, **{name: value for name, value in point.items() if hasattr(owner, name)}))
         for owner in owners

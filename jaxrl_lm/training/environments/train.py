@@ -114,12 +114,10 @@ def make_chunk(task: EnvironmentTask, folder: storage.RunFolder) -> Chunk:
 def _make_refresh(task: EnvironmentTask) -> Callable[[PyTree, jax.Array], PyTree]:
     """Fresh levels for every seed, one seed after the other."""
 
-    levels = levels_of(task.env)
-
     def refresh(env_params: PyTree, key: jax.Array) -> PyTree:
+        levels = levels_of(task.env)
         assert levels is not None, "only environments with levels are refreshed"
-        keys = level_keys(task.config, levels, key)
-        return jax.lax.map(lambda seed: levels.refresh(*seed), (env_params, keys))
+        return jax.lax.map(lambda seed: levels.refresh(*seed), (env_params, level_keys(task.config, levels, key)))
 
     return jax.jit(refresh, donate_argnums=0)
 
