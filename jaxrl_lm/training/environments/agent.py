@@ -73,8 +73,8 @@ def load_agent(
         seed: number of the seed, from 0.
         value: of a sweep, which one: the value where one name was swept, else values by name.
         is_greedy: take the best action; else act as in training: sample from the policy, or epsilon-greedily.
-        checkpoint: "newest", "best" (the highest `eval/return`, mean over seeds, of a run with `--eval-every`), or a
-            number from the run's folder `checkpoints`.
+        checkpoint: "newest", "best" (the highest `eval/return`, mean over seeds, of a run with `--eval-every`; of a
+            sweep, that of its best value), or a number from the run's folder `checkpoints`.
 
     Raises:
         InputError: there is no such run, seed, value or checkpoint.
