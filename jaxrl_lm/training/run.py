@@ -202,17 +202,11 @@ def _name_idle_devices(num_used: int) -> None:
 
 def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is_resumed: bool) -> PyTree:
     """Make the remaining updates; returns the final state."""
-    state, num_updates = training.state, training.num_updates
+    num_done, state, num_updates = 0, training.state, training.num_updates
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints_folder, keep=config.keep_checkpoints))
-        num_done = 0
         if is_resumed:
-            num_done, state, saved = checkpoints.restore(state)
-            _check_resumable(num_done, saved, config, training)
-            checkpoints.delete_old()
-            # Settings are written last, so that a longer run that is refused above does not change those of the run.
-            folder.ended_file.unlink(missing_ok=True)
-            RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config), defaults=config.defaults())
+            num_done, state = _resume(config, folder, training, checkpoints)
         else:
             checkpoints.save(0, state, training.fingerprints)
         observers = make_observers(_observed(config, folder, training, num_done))
@@ -253,6 +247,17 @@ def _observed(config: RunConfig, folder: RunFolder, training: Training, num_done
         unit=training.unit,
         units_per_update=training.units_per_update,
     )
+
+
+def _resume(config: RunConfig, folder: RunFolder, training: Training, checkpoints: Checkpoints) -> tuple[int, PyTree]:
+    """The number of updates done and the state of the newest checkpoint; the folder is made ready for more."""
+    num_done, state, saved = checkpoints.restore(training.state)
+    _check_resumable(num_done, saved, config, training)
+    checkpoints.delete_old()
+    # Settings are written last, so that a longer run that is refused above does not change those of the run.
+    folder.ended_file.unlink(missing_ok=True)
+    RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config), defaults=config.defaults())
+    return num_done, state
 
 
 def _check_resumable(num_done: int, saved: dict[str, int], config: RunConfig, training: Training) -> None:
