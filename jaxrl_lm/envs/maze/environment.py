@@ -206,7 +206,7 @@ class Maze(LevelEnvironment):
         if kept is None or kept.bank.moves.is_deleted():
             # A step may be traced when it asks; levels that are kept must not be tracers.
             with jax.ensure_compile_time_eval():
-                kept = self._default_params = jax.jit(self.new_params)(jax.random.key(self.source.seed))
+                kept = self._default_params = _new_params(self, jax.random.key(self.source.seed))
         return kept
 
     @property
@@ -309,3 +309,7 @@ class Maze(LevelEnvironment):
         planes = self._planes(moves, jnp.where(is_inside, rows * self.source.width + columns, 0), state, params)
         beyond = jnp.array([1, 0, 0], jnp.uint8)
         return jnp.where(is_inside[..., None], planes, beyond)
+
+
+# Compiled once for all environments with the same settings.
+_new_params = jax.jit(Maze.new_params, static_argnums=0)

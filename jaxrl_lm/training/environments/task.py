@@ -150,12 +150,7 @@ def first_levels(
     if levels is None:
         return jax.tree.map(jnp.asarray, env_params)  # Python's numbers, which a checkpoint does not hold
 
-    def first(key: jax.Array) -> PyTree:
-        params = levels.new_params(key)
-        # A bank that is refreshed has two halves from the start, so that one program serves all chunks.
-        return levels.refresh(params, jax.random.fold_in(key, 1)) if is_refreshed else params
-
-    return _by_seed(config, levels, first, key)
+    return _make_levels(level_keys(config, levels, key), levels, is_refreshed)
 
 
 def held_out_levels(
@@ -185,7 +180,7 @@ def held_out_levels(
     held_out = env.of_part("held-out", num_levels, trained=generated_levels(trained))
     levels = generated_levels(held_out)
     assert levels is not None
-    return held_out, _by_seed(config, levels, levels.new_params, key)
+    return held_out, _make_levels(level_keys(config, levels, key), levels, False)
 
 
 def over_learners(config: EnvironmentRunConfig, env: Any, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -221,11 +216,16 @@ def level_keys(config: EnvironmentRunConfig, levels: LevelEnvironment, key: jax.
     return jax.random.split(jax.random.fold_in(key, levels.level_seed), config.num_seeds)
 
 
-def _by_seed(
-    config: EnvironmentRunConfig, levels: LevelEnvironment, make_params: Callable[[jax.Array], PyTree], key: jax.Array
-) -> PyTree:
+@partial(jax.jit, static_argnames=("levels", "is_refreshed"))
+def _make_levels(keys: jax.Array, levels: LevelEnvironment, is_refreshed: bool) -> PyTree:
+    """Levels of each seed, `[S, ...]`; with refreshes both halves, so that one program serves all chunks."""
+
+    def make_params(key: jax.Array) -> PyTree:
+        params = levels.new_params(key)
+        return levels.refresh(params, jax.random.fold_in(key, 1)) if is_refreshed else params
+
     # One seed after the other: what making levels takes beyond the levels is then needed once.
-    return jax.jit(lambda keys: jax.lax.map(make_params, keys))(level_keys(config, levels, key))
+    return jax.lax.map(make_params, keys)
 
 
 def _make_learner(config: EnvironmentRunConfig, env: Any, env_params: Any) -> tuple[EnvironmentLearner, int]:
