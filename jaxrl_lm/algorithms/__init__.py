@@ -1,7 +1,4 @@
-"""Learning algorithms: pairs of pure functions (init, update).
-
-A new algorithm is one file and one line in `ALGORITHMS`; the contract tests then run over it.
-"""
+"""Learning algorithms: pairs of pure functions (init, update). CONTRIBUTING.md says how to add one."""
 
 import lazy_loader
 

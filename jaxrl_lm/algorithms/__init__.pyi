@@ -1,9 +1,6 @@
 from .dpo import (
     DPOLossConfig as DPOLossConfig,
-    PairRows as PairRows,
     make_dpo as make_dpo,
-    make_pair_loss as make_pair_loss,
-    sequence_log_probs as sequence_log_probs,
 )
 from .group_policy import (
     AnswerBatch as AnswerBatch,
@@ -27,6 +24,10 @@ from .ppo import (
 from .reward_model import (
     PreferenceBatch as PreferenceBatch,
     make_reward_model as make_reward_model,
+)
+from .sequences import (
+    ReferencedRows as ReferencedRows,
+    sequence_log_probs as sequence_log_probs,
 )
 from .sft import (
     make_sft as make_sft,

@@ -8,20 +8,19 @@ Reference: Rafailov et al., 2023, Direct Preference Optimization: Your Language 
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jaxrl_lm import checks
+from jaxrl_lm.algorithms.sequences import ReferencedRows
 from jaxrl_lm.algorithms.supervised import AdamWConfig, LossFunction, LossSums, make_supervised
-from jaxrl_lm.core import masked, preference_losses
+from jaxrl_lm.core import masked
 from jaxrl_lm.core.records import record
-from jaxrl_lm.core.token_log_probs import token_log_probs
-from jaxrl_lm.data import PackedRows
 from jaxrl_lm.models import CausalLM
-from jaxrl_lm.models.causal_lm import encode
 from jaxrl_lm.types import PyTree, SupervisedLearner
 
 
@@ -50,22 +49,12 @@ class DPOHyperparams:
     label_smoothing: PyTree
 
 
-class PairRows(NamedTuple):
-    """B pairs of completions, the chosen one first; each row is one prompt with one completion.
-
-    Attributes:
-        rows: `PackedRows` of `[B, 2, T]` whose targets are the completion tokens; a pair of only padding has no weight.
-        reference_log_probs: log-probability of each completion under the reference policy, `[B, 2]`, nats.
-    """
-
-    rows: Any
-    reference_log_probs: Any
-
-
 def make_dpo(
     config: AdamWConfig, loss_config: DPOLossConfig, model: CausalLM, *, num_updates: int
 ) -> SupervisedLearner:
-    """DPO's `init` and `update`; batches are `PairRows` of `[num_accumulated, B, ...]`.
+    """DPO's `init` and `update`.
+
+    A batch is `ReferencedRows` of pairs, `[num_accumulated, B, 2, T]`; the first completion is the chosen one.
 
     Args:
         config: the optimizer.
@@ -79,19 +68,16 @@ def make_dpo(
         with a margin above 0 (a tie counts half).
     """
     traced = DPOHyperparams(beta=loss_config.beta, label_smoothing=loss_config.label_smoothing)
-    return make_supervised(config, make_pair_loss(model), num_updates=num_updates, loss_hyperparams=traced)
+    return make_supervised(config, make_dpo_loss(model), num_updates=num_updates, loss_hyperparams=traced)
 
 
-def make_pair_loss(model: CausalLM) -> LossFunction:
-    """DPO's loss function `(params, PairRows, DPOHyperparams) -> LossSums`."""
+def make_dpo_loss(model: CausalLM) -> LossFunction:
+    """The loss function `(params, ReferencedRows, DPOHyperparams) -> LossSums` of DPO."""
 
-    def loss(params: PyTree, batch: PairRows, traced: DPOHyperparams) -> LossSums:
-        num_pairs, _, num_tokens = batch.rows.ids.shape
-        flat = jax.tree.map(lambda x: x.reshape(2 * num_pairs, num_tokens), batch.rows)
-        log_ratios = sequence_log_probs(model, params, flat).reshape(num_pairs, 2) - batch.reference_log_probs
+    def loss(params: PyTree, batch: ReferencedRows, traced: DPOHyperparams) -> LossSums:
+        log_ratios, is_pair = batch.log_ratios(model, params), batch.is_example()
         chosen, rejected = log_ratios[:, 0], log_ratios[:, 1]
-        losses = preference_losses.dpo_loss(chosen, rejected, beta=traced.beta, label_smoothing=traced.label_smoothing)
-        is_pair = jnp.any(batch.rows.is_target, axis=(1, 2))
+        losses = dpo_loss(chosen, rejected, beta=traced.beta, label_smoothing=traced.label_smoothing)
         rewards = {"chosen": traced.beta * chosen, "rejected": traced.beta * rejected}
         margin = rewards["chosen"] - rewards["rejected"]
         numbers = rewards | {"margin": margin, "accuracy": (1.0 + jnp.sign(margin)) / 2.0}
@@ -106,17 +92,27 @@ def make_pair_loss(model: CausalLM) -> LossFunction:
     return loss
 
 
-def sequence_log_probs(model: CausalLM, params: PyTree, rows: PackedRows) -> Float[Array, " B"]:
-    """Summed log-probability of the target tokens of each row: `sum_t m_t log pi(x_t | x_<t)`.
+def dpo_loss(
+    chosen_log_ratios: Float[Array, "*B"],
+    rejected_log_ratios: Float[Array, "*B"],
+    *,
+    beta: Float[ArrayLike, ""],
+    label_smoothing: Float[ArrayLike, ""] = 0.0,
+) -> Float[Array, "*B"]:
+    """Loss of each pair: `-(1 - e) log sigmoid(z) - e log sigmoid(-z)`, `z = beta (chosen - rejected)`.
 
     Args:
-        model: any causal language model.
-        params: its parameters.
-        rows: `[B, T]`.
+        chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the chosen completion, summed over its tokens, nats.
+        rejected_log_ratios: the same for the rejected completion.
+        beta: strength of the KL constraint, 1 / nats; beta times a log-ratio is the policy's implicit reward.
+        label_smoothing: e, the assumed share of flipped preferences, in [0, 1/2).
 
     Returns:
-        log-probabilities, nats.
+        Losses, nats; log 2 if the policy equals the reference.
+
+    Reference: Rafailov et al., 2023, equation 7; the smoothing is that of Mitchell, 2023, A Note on DPO with Noisy
+    Preferences.
     """
-    hidden_states = encode(model, params, rows.ids, segment_ids=rows.segment_ids).hidden_states
-    log_probs, _ = token_log_probs(hidden_states[:, :-1], model.unembedding(params), rows.ids[:, 1:])
-    return masked.masked_sum(log_probs, rows.is_target[:, 1:], axis=-1)
+    logits = beta * (chosen_log_ratios - rejected_log_ratios)
+    # log sigmoid(-x) = log sigmoid(x) - x
+    return -jax.nn.log_sigmoid(logits) + label_smoothing * logits

@@ -10,12 +10,11 @@ Reference: Ouyang et al., 2022, Training Language Models to Follow Instructions 
 import jax
 import jax.numpy as jnp
 
+from jaxrl_lm.algorithms.sequences import target_log_probs
 from jaxrl_lm.algorithms.supervised import AdamWConfig, LossSums, make_supervised
 from jaxrl_lm.core import masked
-from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.models import CausalLM
-from jaxrl_lm.models.causal_lm import encode
 from jaxrl_lm.types import PyTree, SupervisedLearner
 
 
@@ -48,9 +47,7 @@ def sum_token_losses(model: CausalLM, params: PyTree, rows: PackedRows) -> LossS
     Returns:
         Sum of -log pi in nats, number of tokens, and the summed entropy of the policy at them.
     """
-    hidden_states = encode(model, params, rows.ids, segment_ids=rows.segment_ids).hidden_states
-    log_probs, entropies = token_log_probs(hidden_states[:, :-1], model.unembedding(params), rows.ids[:, 1:])
-    is_target = rows.is_target[:, 1:]
+    log_probs, entropies, is_target = target_log_probs(model, params, rows)
     return LossSums(
         loss=-masked.masked_sum(log_probs, is_target),
         weight=jnp.sum(is_target, dtype=jnp.float32),

@@ -13,7 +13,7 @@ from jaxrl_lm.cli.settings import GenerateConfig
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.answering import answer_prompts
-from jaxrl_lm.training.offline.config import OfflineRunConfig
+from jaxrl_lm.training.offline.task import OfflineRunConfig
 from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.online.config import OnlineRunConfig
 from jaxrl_lm.training.online.train import train_online

@@ -1,4 +1,4 @@
-"""Losses on human preferences, one per example: reward models, whose scores are logits, and DPO."""
+"""Losses of reward models on human preferences, one per example; scores are logits."""
 
 import jax
 import jax.numpy as jnp
@@ -55,29 +55,3 @@ def binary_preference_loss(scores: Float[Array, "*B"], labels: Float[Array, "*B"
         Losses, nats.
     """
     return jnp.asarray(optax.losses.sigmoid_binary_cross_entropy(scores, labels))
-
-
-def dpo_loss(
-    chosen_log_ratios: Float[Array, "*B"],
-    rejected_log_ratios: Float[Array, "*B"],
-    *,
-    beta: Float[ArrayLike, ""],
-    label_smoothing: Float[ArrayLike, ""] = 0.0,
-) -> Float[Array, "*B"]:
-    """Direct preference optimization: `-(1 - e) log sigmoid(z) - e log sigmoid(-z)`, `z = beta (chosen - rejected)`.
-
-    Args:
-        chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the chosen completion, summed over its tokens, nats.
-        rejected_log_ratios: the same for the rejected completion.
-        beta: strength of the KL constraint, 1 / nats; beta times a log-ratio is the policy's implicit reward.
-        label_smoothing: e, the assumed share of flipped preferences, in [0, 1/2).
-
-    Returns:
-        Losses, nats; log 2 if the policy equals the reference.
-
-    Reference: Rafailov et al., 2023, Direct Preference Optimization: Your Language Model is Secretly a Reward Model,
-    equation 7; the smoothing is that of Mitchell, 2023, A Note on DPO with Noisy Preferences.
-    """
-    logits = beta * (chosen_log_ratios - rejected_log_ratios)
-    # log sigmoid(-x) = log sigmoid(x) - x
-    return -jax.nn.log_sigmoid(logits) + label_smoothing * logits

@@ -14,7 +14,6 @@ from .packing import (
     fit_sequences as fit_sequences,
     pack_sequences as pack_sequences,
     plan_rows as plan_rows,
-    take_rows as take_rows,
 )
 from .prompts import (
     Prompt as Prompt,

@@ -119,12 +119,6 @@ def pack_sequences(
     return PackedRows(ids, segment_ids, is_target)
 
 
-def take_rows(rows: PackedRows, indices: Int[np.ndarray, "*B"]) -> PackedRows:
-    """Rows by their indices, -1 for a row of padding only, as a `PackedRows` of `[*B, T]`."""
-    is_real = (indices >= 0)[..., None]
-    return PackedRows(*(np.where(is_real, part[indices], 0).astype(part.dtype) for part in rows))
-
-
 def _targets(sequence: EncodedText, is_loss_on_all: bool) -> Bool[np.ndarray, " T"]:
     """Which tokens are learned: all but the first, or those behind the prompt, of the assistant's where marked."""
     places = np.arange(len(sequence.ids))

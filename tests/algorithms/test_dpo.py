@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig, PairRows, make_dpo, make_pair_loss, sequence_log_probs
-from jaxrl_lm.algorithms.dpo import DPOHyperparams
+from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig, ReferencedRows, make_dpo, sequence_log_probs
+from jaxrl_lm.algorithms.dpo import DPOHyperparams, dpo_loss, make_dpo_loss
+from jaxrl_lm.core.preference_losses import bradley_terry_loss
 from jaxrl_lm.data import EncodedText, PackedRows
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
-from jaxrl_lm.training.offline.dpo import to_rows
+from jaxrl_lm.training.offline.preferences import one_row_each
 from tests.models import tiny
 
-BETA, SMOOTHING, WIDTH = 0.3, 0.1, 9
+BETA, SMOOTHING = 0.3, 0.1
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +40,21 @@ def make_pairs(count: int = 3) -> list[tuple[EncodedText, EncodedText]]:
     return pairs
 
 
-def batch_of(pairs: Any, reference: Any, num_padding: int = 0) -> PairRows:
-    rows = to_rows(pairs, WIDTH)
+def batch_of(pairs: Any, reference: Any, num_padding: int = 0) -> ReferencedRows:
+    rows = one_row_each(pairs)
     padded = PackedRows(*(np.pad(part, ((0, num_padding), (0, 0), (0, 0))) for part in rows))
-    return PairRows(padded, np.pad(np.asarray(reference, np.float32), ((0, num_padding), (0, 0))))
+    return ReferencedRows(padded, np.pad(np.asarray(reference, np.float32), ((0, num_padding), (0, 0))))
 
 
 @partial(jax.jit, static_argnums=0)
-def loss_and_grad(model: Any, params: Any, batch: PairRows, beta: float, smoothing: float) -> Any:
+def loss_and_grad(model: Any, params: Any, batch: ReferencedRows, beta: float, smoothing: float) -> Any:
     traced = DPOHyperparams(beta=beta, label_smoothing=smoothing)
 
     def mean(params: Any) -> Any:
-        sums = make_pair_loss(model)(params, batch, traced)
+        sums = make_dpo_loss(model)(params, batch, traced)
         return sums.loss / sums.weight, sums
 
     return jax.value_and_grad(mean, has_aux=True)(params)
-
-
-def flat_rows(pairs: Any) -> PackedRows:
-    return jax.tree.map(lambda x: x.reshape(-1, WIDTH), to_rows(pairs, WIDTH))
 
 
 def torch_log_probs(model: Any, pairs: Any) -> Any:
@@ -98,7 +95,7 @@ def test_loss_and_gradient_equal_those_of_torch(policy):
 def test_the_loss_of_the_reference_itself_is_log_two_and_a_tie_is_half_right(policy):
     _, model, params = policy
     pairs = make_pairs()
-    reference = jax.jit(partial(sequence_log_probs, model))(params, flat_rows(pairs)).reshape(-1, 2)
+    reference = jax.jit(partial(sequence_log_probs, model))(params, one_row_each(pairs))
     (loss, sums), grads = loss_and_grad(model, params, batch_of(pairs, reference), BETA, 0.0)
     assert float(loss) == pytest.approx(np.log(2), abs=1e-5)
     assert abs(float(sums.metrics["rewards/margin"])) < 1e-4
@@ -117,7 +114,7 @@ def test_pairs_of_padding_count_nothing(policy):
 def test_updates_raise_the_margin(policy):
     _, model, params = policy
     pairs = make_pairs()
-    reference = jax.jit(partial(sequence_log_probs, model))(params, flat_rows(pairs)).reshape(-1, 2)
+    reference = jax.jit(partial(sequence_log_probs, model))(params, one_row_each(pairs))
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], batch_of(pairs, reference))
     algorithm = make_dpo(AdamWConfig(learning_rate=1e-3), DPOLossConfig(beta=BETA), model, num_updates=8)
     update, state = jax.jit(algorithm.update), algorithm.init(params)
@@ -135,3 +132,21 @@ def test_updates_raise_the_margin(policy):
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(InputError, match=field):
         DPOLossConfig(**{field: value})
+
+
+def test_dpo_worked_by_hand():
+    # z = 0.5 * (1 - (-1)) = 1
+    loss = dpo_loss(jnp.array([1.0]), jnp.array([-1.0]), beta=0.5, label_smoothing=0.1)
+    np.testing.assert_allclose(loss, [0.9 * np.log1p(np.exp(-1)) + 0.1 * np.log1p(np.exp(1))], rtol=1e-6)
+
+
+def test_dpo_is_bradley_terry_on_the_rewards_that_the_policy_implies():
+    chosen, rejected = jnp.array([0.3, -2.0, 5.0]), jnp.array([1.0, 0.5, -4.0])
+    expected = bradley_terry_loss(0.2 * chosen, 0.2 * rejected)
+    np.testing.assert_allclose(dpo_loss(chosen, rejected, beta=0.2), expected, rtol=1e-6)
+
+
+def test_smoothed_dpo_is_least_where_the_policy_is_as_unsure_as_the_labels():
+    gradient = jax.grad(lambda z: dpo_loss(z, 0.0 * z, beta=2.0, label_smoothing=0.2))
+    np.testing.assert_allclose(gradient(jnp.log(4.0) / 2), 0.0, atol=1e-6)  # sigmoid(log 4) = 0.8
+    assert gradient(jnp.array(0.0)) < 0 < gradient(jnp.array(2.0))

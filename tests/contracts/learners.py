@@ -1,6 +1,7 @@
 """Every learner in one form: a first state, an update, and arguments made up at random; none needs a file."""
 
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -11,23 +12,19 @@ import numpy as np
 from jaxrl_lm.algorithms import (
     ALGORITHMS,
     AdamWConfig,
-    DPOLossConfig,
     GroupPolicyConfig,
-    PairRows,
     PPOConfig,
     PreferenceBatch,
-    make_dpo,
-    make_reward_model,
-    make_sft,
+    ReferencedRows,
 )
 from jaxrl_lm.cli.commands import COMMANDS
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.envs import make
-from jaxrl_lm.rewards.scoring import apply_model
 from jaxrl_lm.rollouts import AnswerConfig, Generation
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
-from jaxrl_lm.training.offline.config import OfflineRunConfig
+from jaxrl_lm.training.offline.config import ExamplesRunConfig
 from jaxrl_lm.training.online.config import OnlineRunConfig
+from jaxrl_lm.training.settings import default_value
 from jaxrl_lm.types import PyTree
 from tests.algorithms.fixtures import evaluate, init_params, make_trajectory
 from tests.models import tiny
@@ -42,7 +39,7 @@ def commands_with(kind: type) -> dict[str, Any]:
 
 
 ONLINE = commands_with(OnlineRunConfig)
-OFFLINE = commands_with(OfflineRunConfig)
+SUPERVISED = commands_with(ExamplesRunConfig)
 TRAINERS = {name.removeprefix("train "): each for name, each in commands_with(EnvironmentRunConfig).items()}
 
 
@@ -123,33 +120,45 @@ def online_case(name: str) -> Case:
     )
 
 
-def pairs(number: int) -> PairRows:
-    """Pairs of answers."""
-    return PairRows(rows(number, 2, BATCH, 2), jnp.full((2, BATCH, 2), -20.0))
-
-
 def judgements(number: int) -> PreferenceBatch:
-    """Pairs of answers of which the first is better."""
+    """Pairs of completions of which the first is better."""
     ids = rows(number, 2, BATCH, 2).ids
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
     return PreferenceBatch(inputs=inputs, targets=jnp.zeros((2, BATCH), jnp.int32))
 
 
+class Batches(NamedTuple):
+    """What a command learns from: two accumulated batches.
+
+    Attributes:
+        make: `make(number)` -> the batch of update `number`.
+        head: of the model.
+    """
+
+    make: Callable[[int], PyTree]
+    head: str | None = None
+
+
+BATCHES: dict[str, Batches] = {
+    "sft": Batches(lambda number: rows(number, 2, BATCH)),
+    "dpo": Batches(lambda number: ReferencedRows(rows(number, 2, BATCH, 2), jnp.full((2, BATCH, 2), -20.0))),
+    "reward-model": Batches(judgements, head="reward"),
+}
+"""The one entry that a new command needs that learns from examples."""
+
+
 def supervised_case(name: str) -> Case:
-    """SFT, DPO or a reward model; two batches are accumulated."""
+    """A command that learns from examples, from the table of commands."""
+    kind, batches = SUPERVISED[name], BATCHES[name]
+    required = {each.name: "" for each in fields(kind) if default_value(each) is MISSING}
     # A large epsilon, as in `online_case`: the gradient of the keys' bias is nothing but rounding.
-    optimizer, num_updates = AdamWConfig(learning_rate=1e-2, epsilon=1e-3), 10
-    model, params = language_model("reward" if name == "reward-model" else None)
-    score = partial(apply_model, model)
-    learner, batch = {
-        "sft": (make_sft(optimizer, model, num_updates=num_updates), lambda number: rows(number, 2, BATCH)),
-        "dpo": (make_dpo(optimizer, DPOLossConfig(), model, num_updates=num_updates), pairs),
-        "reward-model": (make_reward_model("pairwise", optimizer, score, num_updates=num_updates), judgements),
-    }[name]
+    config = kind(**required, optimizer=AdamWConfig(learning_rate=1e-2, epsilon=1e-3))
+    model, params = language_model(batches.head)
+    learner = config.make_learner(model, num_updates=10)
     return Case(
         start=lambda: learner.init(jax.tree.map(jnp.copy, params)),
         update=learner.update,
-        args=lambda number: (batch(number),),
+        args=lambda number: (batches.make(number),),
     )
 
 
@@ -198,6 +207,6 @@ CASES: dict[str, Callable[[], Case]] = {
         anneal_updates=10,
     ),
     **{name: partial(online_case, name) for name in ONLINE},
-    **{name: partial(supervised_case, name) for name in ("sft", "dpo", "reward-model")},
+    **{name: partial(supervised_case, name) for name in SUPERVISED},
     **{f"train-{name}": partial(environment_case, name) for name in TRAINERS},
 }

@@ -12,7 +12,7 @@ import pytest
 from jaxrl_lm.algorithms import ALGORITHMS
 from jaxrl_lm.types import PyTree
 from tests.algorithms.fixtures import QUICK, largest_difference
-from tests.contracts.learners import CASES, OFFLINE, ONLINE, TRAINERS, Case
+from tests.contracts.learners import BATCHES, CASES, ONLINE, SUPERVISED, TRAINERS, Case
 
 every_learner = pytest.mark.parametrize("name", CASES)
 # Running an environment's program op by op takes seconds, and what is in its update is compiled either way.
@@ -41,8 +41,8 @@ def arrays(tree: PyTree) -> list[np.ndarray]:
 
 
 def test_every_algorithm_is_here():
-    names = [*ONLINE, *OFFLINE, "reward-model", *(f"train-{name}" for name in TRAINERS)]
-    assert set(names) <= CASES.keys()
+    assert {*ONLINE, *SUPERVISED, *(f"train-{name}" for name in TRAINERS)} <= CASES.keys()
+    assert SUPERVISED.keys() == BATCHES.keys()
     assert {f"trajectories-{name}" for name in ALGORITHMS} <= CASES.keys()
 
 

@@ -17,9 +17,9 @@ from jaxrl_lm.algorithms import (
     DPOLossConfig,
     GroupPolicyConfig,
     GRPOConfig,
-    PairRows,
     PPOConfig,
     PreferenceBatch,
+    ReferencedRows,
     RLOOConfig,
     make_dpo,
     make_grpo,
@@ -201,7 +201,7 @@ def test_sft_and_dpo(language_model):
         sft = make_sft(config, model, num_updates=5)
         check(sft.update, jax.eval_shape(sft.init, params), rows(2, 3, 6))
         dpo = make_dpo(config, DPOLossConfig(), model, num_updates=5)
-        pairs = PairRows(rows(2, 3, 2, 6), jnp.zeros((2, 3, 2), jnp.float32))
+        pairs = ReferencedRows(rows(2, 3, 2, 6), jnp.zeros((2, 3, 2), jnp.float32))
         check(dpo.update, jax.eval_shape(dpo.init, params), pairs)
 
 

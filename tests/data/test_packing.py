@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxrl_lm.core.host_streams import Stream, host_generator
 from jaxrl_lm.data.encoding import EncodedText
-from jaxrl_lm.data.packing import fit_sequences, pack_sequences, plan_rows, take_rows
+from jaxrl_lm.data.packing import fit_sequences, pack_sequences, plan_rows
 from jaxrl_lm.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=30)
@@ -97,14 +97,6 @@ def test_a_prompt_that_fills_the_row_is_kept_where_prompts_are_learned():
     fitted, counts = fit_sequences([encoded([1, 2, 3, 4, 5], 4)], row_length=4, is_loss_on_all=True)
     assert [each.ids for each in fitted] == [[1, 2, 3, 4]]
     assert counts == (0, 1, 0)
-
-
-def test_rows_are_taken_in_any_shape_and_minus_one_is_padding():
-    rows = pack_sequences([encoded([1, 2]), encoded([3, 4, 5])], [[0], [1]], row_length=3, is_loss_on_all=True)
-    taken = take_rows(rows, np.array([[1, -1], [0, 1]]))
-    np.testing.assert_array_equal(taken.ids, [[[3, 4, 5], [0, 0, 0]], [[1, 2, 0], [3, 4, 5]]])
-    np.testing.assert_array_equal(taken.segment_ids, [[[1, 1, 1], [0, 0, 0]], [[1, 1, 0], [1, 1, 1]]])
-    assert taken.is_target.sum(axis=-1).tolist() == [[2, 0], [1, 2]]
 
 
 def test_only_the_assistants_tokens_are_targets_where_they_are_marked():

@@ -18,7 +18,8 @@ from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.offline import train as offline
-from jaxrl_lm.training.offline.dpo import DPORunConfig, load_dpo, read_pairs
+from jaxrl_lm.training.offline.dpo import DPORunConfig
+from jaxrl_lm.training.offline.task import load_task, read_split
 from jaxrl_lm.training.offline.train import train_offline
 
 MakeConfig = Callable[..., DPORunConfig]
@@ -107,16 +108,16 @@ def test_labels_of_token_ids_are_read_by_the_models_tokenizer_or_the_one_named(
     (tmp_path / "labels.json").write_text(json.dumps([row]))
     pair = data.Preference(prompt="a?", chosen="yes", rejected="no")
     labels = {"preferences": str(tmp_path / "labels.json"), "evaluation": str(tmp_path / "labels.json")}
-    assert read_pairs(make_dpo_config(**labels)) == ([pair], [pair])
+    assert read_split(make_dpo_config(**labels)) == ([pair], [pair])
     assert f"holds token ids, which are read as those of the tokenizer {byte_model}" in caplog.text
     named = make_dpo_config(model=str(tmp_path / "none"), labels_tokenizer=str(byte_model), **labels)
-    assert read_pairs(named) == ([pair], [pair])
+    assert read_split(named) == ([pair], [pair])
     with pytest.raises(InputError, match="labels_tokenizer="):
-        read_pairs(make_dpo_config(labels_tokenizer=str(tmp_path), **labels))
+        read_split(make_dpo_config(labels_tokenizer=str(tmp_path), **labels))
 
 
 def test_the_stored_reference_is_that_of_each_pair_in_any_batch(make_dpo_config: MakeConfig) -> None:
-    tasks = [load_dpo(make_dpo_config(batch_size=size, evaluation_fraction=0.0)) for size in (5, 12)]
+    tasks = [load_task(make_dpo_config(batch_size=size, evaluation_fraction=0.0)) for size in (5, 12)]
     several = [task.take_batch(0) for task in tasks]
     all_at_once = {row.tobytes(): value for row, value in zip(*_flat(several[1]), strict=True)}
     for row, value in zip(*_flat(several[0]), strict=True):
@@ -134,8 +135,8 @@ def test_long_answers_are_cut_and_pairs_without_an_answer_left_out(
         {"prompt": "a", "chosen": "d", "rejected": "e"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = load_dpo(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
-    assert "of 3 pairs, 2 were truncated at max_tokens=6, and 1 dropped" in caplog.text
+    task = load_task(make_dpo_config(preferences=str(file), max_tokens=6, evaluation_fraction=0.0))
+    assert "preferences: of 3 examples, 2 were truncated at max_tokens=6, and 1 dropped" in caplog.text
     rows_of = task.take_batch(0).rows
     assert rows_of.ids.shape == (1, 2, 2, 6)
     assert sorted(rows_of.is_target.sum(axis=-1).ravel().tolist()) == [2, 2, 2, 5]  # with their ends, but for the cut
@@ -145,7 +146,7 @@ def test_long_answers_are_cut_and_pairs_without_an_answer_left_out(
     ("changes", "message"),
     [
         ({"max_tokens": 33}, "max_tokens=33"),
-        ({"max_tokens": 2}, "no pair has a completion"),
+        ({"max_tokens": 2}, "preferences: no example has a completion"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )

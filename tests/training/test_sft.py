@@ -24,7 +24,8 @@ from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.offline import train as offline
-from jaxrl_lm.training.offline.sft import SFTRunConfig, load_sft, read_examples
+from jaxrl_lm.training.offline.sft import SFTRunConfig
+from jaxrl_lm.training.offline.task import load_task, read_split
 from jaxrl_lm.training.offline.train import train_offline
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
@@ -123,10 +124,10 @@ def test_fine_tuning_learns_the_answer_and_lowers_held_out_perplexity(make_sft_c
 
 def test_evaluation_is_the_mean_over_held_out_tokens_by_hand(make_sft_config: MakeConfig) -> None:
     config = make_sft_config(num_updates=1, evaluate_every=1)
-    task = load_sft(config)
+    task = load_task(config)
     loaded = task.loaded
     state, metrics = offline.make_update(task)(task.learner.init(loaded.params), 0)
-    _, held_out = read_examples(config)
+    _, held_out = read_split(config)
     assert len(held_out) == 4
     total, count = 0.0, 0
     for example in held_out:
@@ -180,7 +181,7 @@ def test_resuming_on_changed_data_is_refused(make_sft_config: MakeConfig, tmp_pa
 
 
 def test_updates_are_those_of_the_epochs(make_sft_config: MakeConfig) -> None:
-    task = load_sft(make_sft_config(num_updates=None, num_epochs=3.0, evaluation_fraction=0.0))
+    task = load_task(make_sft_config(num_updates=None, num_epochs=3.0, evaluation_fraction=0.0))
     # 20 sequences of 6 tokens, two a row of 16: 10 rows, 2 an update.
     assert task.num_updates == 15
     rows = [batch for step in range(5) for batch in task.take_batch(step).ids.reshape(-1, 16)]
@@ -191,7 +192,7 @@ def test_updates_are_those_of_the_epochs(make_sft_config: MakeConfig) -> None:
 def test_accumulating_equals_a_larger_batch(make_sft_config: MakeConfig) -> None:
     results = []
     for batch_size, num_accumulated in ((4, 1), (1, 4)):
-        task = load_sft(make_sft_config(batch_size=batch_size, num_accumulated=num_accumulated))
+        task = load_task(make_sft_config(batch_size=batch_size, num_accumulated=num_accumulated))
         _, metrics = jax.jit(task.learner.update)(task.learner.init(task.loaded.params), task.take_batch(0))
         results.append((metrics["loss/total"], metrics["loss/grad_norm"]))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
@@ -213,7 +214,7 @@ def test_texts_and_conversations_are_learned_whole(
     file.write_text("".join(json.dumps({name: row}) + "\n" for row in rows))
     model = tmp_path / "chat-model"
     _copy_with_template(byte_model, model)
-    task = load_sft(make_sft_config(data=str(file), model=str(model), evaluation_fraction=0.0, row_length=32))
+    task = load_task(make_sft_config(data=str(file), model=str(model), evaluation_fraction=0.0, row_length=32))
     batch = task.take_batch(0)
     num_sequences = np.sum(np.max(batch.segment_ids, axis=-1))
     assert np.sum(batch.is_target) == np.sum(batch.segment_ids > 0) - num_sequences
@@ -235,7 +236,7 @@ def test_the_assistants_turns_alone_are_learned(make_sft_config: MakeConfig, tmp
     for row, form in zip(rows, ("language-modeling", "prompt-completion"), strict=True):
         file = tmp_path / f"{form}.jsonl"
         file.write_text(json.dumps(row) + "\n")
-        task = load_sft(replace(config, model=str(folder), data=str(file), evaluation_fraction=0.0))
+        task = load_task(replace(config, model=str(folder), data=str(file), evaluation_fraction=0.0))
         batch = task.take_batch(0)
         learned = batch.ids[np.asarray(batch.is_target)]
         assert tokenizer.decode(learned) == "h<|endoftext|>ok<|endoftext|>"
@@ -245,7 +246,7 @@ def test_prompts_of_one_group_stay_on_one_side(make_sft_config: MakeConfig, tmp_
     file = tmp_path / "grouped.jsonl"
     rows = [{"prompt": f"p{number % 5}", "completion": f"c{number}"} for number in range(20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, held_out = read_examples(make_sft_config(data=str(file), evaluation_fraction=0.4))
+    train, held_out = read_split(make_sft_config(data=str(file), evaluation_fraction=0.4))
     assert {each.prompt for each in train}.isdisjoint({each.prompt for each in held_out})
     assert len(held_out) == 8
 
@@ -264,7 +265,7 @@ def test_a_first_row_that_does_not_fit_leaves_the_form_to_the_columns(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in [first, *[row] * 999]))
-    train, _ = read_examples(make_sft_config(data=str(file), evaluation_fraction=0.0))
+    train, _ = read_split(make_sft_config(data=str(file), evaluation_fraction=0.0))
     assert len(train) == 999
 
 
@@ -273,7 +274,7 @@ def test_rows_of_neither_form_are_refused_with_what_the_first_has(make_sft_confi
     for content, part in (('{"txt": "a"}\n', "line 1 has: 'txt'"), ("{\n", "line 1: not valid JSON"), ("", "no rows")):
         file.write_text(content)
         with pytest.raises(InputError, match=f"nor 'text' or 'messages'.*{part}"):
-            read_examples(make_sft_config(data=str(file)))
+            read_split(make_sft_config(data=str(file)))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_bad_input_is_refused_before_the_folder_is_made(
 
 
 def test_what_is_cut_is_said(make_sft_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
-    load_sft(make_sft_config(row_length=5, evaluation_fraction=0.0))
+    load_task(make_sft_config(row_length=5, evaluation_fraction=0.0))
     assert "of 20 sequences, at row_length=5, 0 texts were split, 20 completions truncated" in caplog.text
 
 

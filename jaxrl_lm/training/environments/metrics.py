@@ -8,6 +8,7 @@ from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 
 EVAL_GROUPS = ("eval", "eval_train", "eval_sampled")
 SHOWN = ("episode/return", "eval/return", "eval/solved", "eval_train/solved")
+"""Metrics on the progress line, as far as a run has them."""
 _PER_SEED = ("episode/return", "episode/length")
 _PER_SEED_EVAL = ("return", "solved", "oracle_share", "regret", "distinct_levels", "distinct_layouts")
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.supervised import AdamWConfig
 from jaxrl_lm.training.settings import ModelRunConfig, ModelStageConfig
+from jaxrl_lm.types import SupervisedLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,13 @@ class ExamplesStageConfig(ModelStageConfig):
 class ExamplesRunConfig(ExamplesStageConfig, ModelRunConfig):
     """What every run has that learns from examples."""
 
+    SHOWN: ClassVar[tuple[str, ...]] = ()
+    """Metrics that are printed: the first three on the progress line, all in the table at the end of the run."""
+
+    def make_learner(self, model: Any, *, num_updates: int) -> SupervisedLearner:
+        """The algorithm, for a model and the length of the run."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineStageConfig(ExamplesStageConfig):
@@ -73,18 +81,3 @@ class OfflineStageConfig(ExamplesStageConfig):
         super().__post_init__()
         checks.at_least(self, 1, "max_new_tokens")
         checks.at_least(self, 0, "num_samples")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfflineRunConfig(OfflineStageConfig, ExamplesRunConfig):
-    """What every run has that trains a language model on examples."""
-
-    SHOWN: ClassVar[tuple[str, ...]] = ()
-
-    def load(self) -> Any:
-        """Load what the run needs, an `OfflineTask`.
-
-        Raises:
-            InputError: something of it is not what it must be.
-        """
-        raise NotImplementedError

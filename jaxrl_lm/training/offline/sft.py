@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a language model: its settings, and what it loads."""
+"""Supervised fine-tuning of a language model: its settings, and what it reads."""
 
 import logging
 import math
@@ -10,20 +10,18 @@ import numpy as np
 
 from jaxrl_lm import checks, data
 from jaxrl_lm.algorithms.sft import make_sft
-from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.data import EncodedText, LanguageModeling, PackedRows, PromptCompletion
 from jaxrl_lm.data.rows import try_rows
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.language_model import load_model
-from jaxrl_lm.training.offline.config import OfflineRunConfig, OfflineStageConfig
-from jaxrl_lm.training.offline.task import OfflineTask, fitting_prompts, in_batches, rows_of_update
+from jaxrl_lm.training.language_model import LoadedModel
+from jaxrl_lm.training.offline.config import OfflineStageConfig
+from jaxrl_lm.training.offline.task import ExampleRows, OfflineRunConfig, longest_sequence
+from jaxrl_lm.types import SupervisedLearner
 
 Example = LanguageModeling | PromptCompletion
 DataForm = Literal["auto", "prompt-completion", "language-modeling"]
 LossOn = Literal["completion", "all", "assistant"]
 
-_LONGEST_ROW = 1024
-_LONGEST_TEXT_PROMPT = 32  # tokens of a text that a sample begins with
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +60,8 @@ class SFTRunConfig(SFTStageConfig, OfflineRunConfig):
             each also .gz, or hub:NAME[[:CONFIG]:SPLIT].
     """
 
+    TITLE: ClassVar[str] = "Supervised fine-tuning"
+    EXAMPLES: ClassVar[str] = "data"
     SHOWN: ClassVar[tuple[str, ...]] = (
         "loss/total",
         "loss/perplexity",
@@ -72,65 +72,30 @@ class SFTRunConfig(SFTStageConfig, OfflineRunConfig):
 
     data: str
 
-    def load(self) -> OfflineTask:
-        return load_sft(self)
+    def read(self, source: str) -> list[Example]:
+        form = _form_of(self.data) if self.form == "auto" else self.form
+        readers: dict[str, Callable[[str], list[Any]]] = {
+            "prompt-completion": data.read_prompt_completions,
+            "language-modeling": data.read_language_modeling,
+        }
+        return readers[form](source)
 
+    def make_rows(self, examples: list[Example], loaded: LoadedModel, option: str) -> ExampleRows:
+        row_length = longest_sequence("row_length", self.row_length, loaded.model.config.max_positions)
+        sequences = _encode(examples, loaded.tokenizer, self.loss_on)
+        rows = pack_rows(self, sequences, row_length, option)
+        return ExampleRows(arrays=rows, sequences=[(each,) for each in sequences])
 
-def load_sft(config: SFTRunConfig) -> OfflineTask:
-    """Load model, tokenizer and examples, and pack them.
+    def make_learner(self, model: Any, *, num_updates: int) -> SupervisedLearner:
+        return make_sft(self.optimizer, model, num_updates=num_updates)
 
-    Raises:
-        InputError: one of them is not what it must be.
-    """
-    train, held_out = read_examples(config)
-    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
-    tokenizer = loaded.tokenizer
-    row_length = _row_length(config, loaded.model.config.max_positions)
-    train_ids, held_out_ids = (_encode(examples, tokenizer, config.loss_on) for examples in (train, held_out))
-    rows = pack_rows(config, train_ids, row_length, "data")
-    evaluation_batches = []
-    if held_out_ids:
-        held_out_rows = pack_rows(config, held_out_ids, row_length, "evaluation")
-        chosen = in_batches(len(held_out_rows.ids), config.batch_size)
-        evaluation_batches = [data.take_rows(held_out_rows, batch) for batch in chosen]
-    num_updates = config.updates_of(len(rows.ids))
-    samples = [_sample_prompt(each, tokenizer) for each in (held_out_ids or train_ids)]
-    return OfflineTask(
-        config=config,
-        title="Supervised fine-tuning",
-        loaded=loaded,
-        learner=make_sft(config.optimizer, loaded.model, num_updates=num_updates),
-        num_updates=num_updates,
-        take_batch=lambda num_done: data.take_rows(rows, rows_of_update(config, len(rows.ids), num_done)),
-        count_tokens=lambda batch: int(np.sum(batch.segment_ids > 0)),
-        evaluation_batches=evaluation_batches,
-        sample_prompts=fitting_prompts(samples, loaded, config),
-        fingerprints={"data": checksum_value([train_ids, held_out_ids])},
-        summarize=_with_perplexity,
-    )
-
-
-def read_examples(config: SFTRunConfig) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples.
-
-    Raises:
-        InputError: a file is not what it must be, or nothing is left to train on.
-    """
-    form = _form_of(config.data) if config.form == "auto" else config.form
-    read: Callable[[str], Any] = {
-        "prompt-completion": data.read_prompt_completions,
-        "language-modeling": data.read_language_modeling,
-    }[form]
-    examples = read(config.data)
-    if config.evaluation is not None:
-        return examples, read(config.evaluation)
-    return data.hold_out(
-        examples, [_group(each) for each in examples], fraction=config.evaluation_fraction, seed=config.seed
-    )
+    def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
+        # A loss beyond 700 diverged long ago; its exponential would raise.
+        return metrics | {"loss/perplexity": math.exp(min(metrics["loss/total"], 700.0))}
 
 
 def pack_rows(config: SFTRunConfig, sequences: list[EncodedText], row_length: int, name: str) -> PackedRows:
-    """Sequences cut to fit and packed; what was cut is said in the log.
+    """Cut sequences to fit into rows and pack them; a warning says what was cut.
 
     Raises:
         InputError: no token is left to learn.
@@ -169,23 +134,6 @@ def _form_of(source: str) -> str:
     raise InputError(f"{source}: no row has 'prompt' and 'completion', nor 'text' or 'messages'; {told}")
 
 
-def _group(example: Example) -> str:
-    """Group of an example in the split: its prompt, or all of it if there is none."""
-    prompt = example.prompt if isinstance(example, PromptCompletion) else ""
-    return repr(prompt or example)
-
-
-def _row_length(config: SFTRunConfig, context: int) -> int:
-    if config.row_length is None:
-        return min(context, _LONGEST_ROW)
-    if config.row_length > context:
-        raise InputError(
-            f"row_length={config.row_length}: one sequence could fill a row, but the model's context is {context} "
-            "tokens; choose at most that many"
-        )
-    return config.row_length
-
-
 def _encode(examples: list[Example], tokenizer: Any, loss_on: LossOn) -> list[EncodedText]:
     is_assistant_marked = loss_on == "assistant"
     return [
@@ -194,15 +142,3 @@ def _encode(examples: list[Example], tokenizer: Any, loss_on: LossOn) -> list[En
         else data.encode_text(each.text, tokenizer, is_assistant_marked=is_assistant_marked)
         for each in examples
     ]
-
-
-def _sample_prompt(sequence: EncodedText, tokenizer: Any) -> tuple[str, list[int]]:
-    """What a sample answers: the prompt, or the first quarter of a text."""
-    num_text_tokens = min(_LONGEST_TEXT_PROMPT, math.ceil(len(sequence.ids) / 4))
-    ids = sequence.ids[: sequence.num_prompt_tokens or num_text_tokens]
-    return tokenizer.decode(ids), ids
-
-
-def _with_perplexity(metrics: dict[str, float]) -> dict[str, float]:
-    # A loss beyond this diverged long ago; the exponential of it would raise.
-    return metrics | {"loss/perplexity": math.exp(min(metrics["loss/total"], 700.0))}

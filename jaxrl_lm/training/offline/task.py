@@ -1,15 +1,80 @@
-"""Learning from given examples on the host: batches, evaluation, samples."""
+"""Training a language model on given examples: what a method says about itself, and what a run of it loads."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from jaxrl_lm import data
-from jaxrl_lm.training.language_model import LoadedModel
-from jaxrl_lm.training.offline.config import ExamplesRunConfig, OfflineRunConfig
+from jaxrl_lm.core.checksums import checksum_value
+from jaxrl_lm.data import EncodedText, PackedRows
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.training.language_model import LoadedModel, load_model
+from jaxrl_lm.training.offline.config import ExamplesRunConfig, OfflineStageConfig
 from jaxrl_lm.types import PyTree, SupervisedLearner
+
+_LONGEST_SEQUENCE = 1024  # tokens, where no option says otherwise
+_LONGEST_TEXT_PROMPT = 32  # tokens of a text that a sample begins with
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleRows:
+    """Examples as arrays.
+
+    Attributes:
+        arrays: a pytree of NumPy arrays `[N, ...]`, of which a batch takes some rows; its tokens are in `PackedRows`.
+        sequences: the tokens of each example, one or several sequences; samples are drawn for the prompt of the first.
+    """
+
+    arrays: PyTree
+    sequences: list[tuple[EncodedText, ...]]
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(jax.tree.leaves(self.arrays)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineRunConfig(OfflineStageConfig, ExamplesRunConfig):
+    """What every run has that trains a language model on examples.
+
+    A method is a subclass with these three names, `SHOWN`, and the three functions below and `make_learner`.
+    """
+
+    TITLE: ClassVar[str] = ""
+    """Name of the method, for the report."""
+    EXAMPLES: ClassVar[str] = ""
+    """The option that names the training data."""
+
+    def read(self, source: str) -> list[Any]:
+        """Read the examples of a file or data set.
+
+        Raises:
+            InputError: it is not what it must be.
+        """
+        raise NotImplementedError
+
+    def make_rows(self, examples: list[Any], loaded: LoadedModel, option: str) -> ExampleRows:
+        """Turn examples into arrays.
+
+        Args:
+            examples: as `read` returns them; at least one.
+            loaded: the initial model, which is also the reference.
+            option: the option that they come from, for errors and warnings.
+
+        Raises:
+            InputError: nothing is left to learn from.
+        """
+        raise NotImplementedError
+
+    def summarize(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Add to the mean metrics of examples what is not a mean, such as the perplexity."""
+        return metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,42 +83,85 @@ class OfflineTask:
 
     Attributes:
         config: the settings.
-        title: of the report.
         loaded: the model that training starts from.
         learner: the algorithm.
         num_updates: updates of the whole run.
         take_batch: the batch of update k, leaves `[num_accumulated, B, ...]`; a function of k and the seed.
-        count_tokens: how many tokens of a batch are not padding.
         evaluation_batches: leaves `[B, ...]`, all of one shape.
-        sample_prompts: prompts to answer before and after: text and tokens.
+        sample_prompts: prompts to complete before and after: text and tokens.
         fingerprints: checksums of the examples, by the option that names them.
-        summarize: adds to a batch's mean metrics what is no mean, such as the perplexity.
     """
 
     config: OfflineRunConfig
-    title: str
     loaded: LoadedModel
     learner: SupervisedLearner
     num_updates: int
     take_batch: Callable[[int], PyTree]
-    count_tokens: Callable[[PyTree], int]
     evaluation_batches: list[PyTree]
     sample_prompts: list[tuple[str, list[int]]]
     fingerprints: dict[str, int]
-    summarize: Callable[[dict[str, float]], dict[str, float]] = dict
+
+
+def load_task(config: OfflineRunConfig) -> OfflineTask:
+    """Load model, tokenizer and examples.
+
+    Raises:
+        InputError: one of them is not what it must be.
+    """
+    examples, held_out_examples = read_split(config)
+    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
+    training = config.make_rows(examples, loaded, config.EXAMPLES)
+    held_out = config.make_rows(held_out_examples, loaded, "evaluation") if held_out_examples else None
+    evaluation_batches, sequences = [], training.sequences
+    if held_out is not None:
+        chosen = in_batches(held_out.num_rows, config.batch_size)
+        evaluation_batches = [take_rows(held_out.arrays, indices) for indices in chosen]
+        sequences = held_out.sequences
+    num_rows = training.num_rows
+    num_updates = config.updates_of(num_rows)
+    return OfflineTask(
+        config=config,
+        loaded=loaded,
+        learner=config.make_learner(loaded.model, num_updates=num_updates),
+        num_updates=num_updates,
+        take_batch=lambda num_done: take_rows(training.arrays, rows_of_update(config, num_rows, num_done)),
+        evaluation_batches=evaluation_batches,
+        sample_prompts=_sample_prompts(sequences, loaded, config),
+        fingerprints={
+            config.EXAMPLES: checksum_value([examples, held_out_examples, training.sequences, sequences]),
+        },
+    )
+
+
+def read_split(config: OfflineRunConfig) -> tuple[list[Any], list[Any]]:
+    """Training and held-out examples; those of one prompt are on one side.
+
+    Raises:
+        InputError: a file is not what it must be, or nothing is left to train on.
+    """
+    examples = config.read(getattr(config, config.EXAMPLES))
+    if config.evaluation is not None:
+        return examples, config.read(config.evaluation)
+    groups = [repr(getattr(each, "prompt", None) or each) for each in examples]
+    return data.hold_out(examples, groups, fraction=config.evaluation_fraction, seed=config.seed)
+
+
+def longest_sequence(option: str, value: int | None, context: int) -> int:
+    """The option's value, at most the model's context in tokens; without a value at most 1,024.
+
+    Raises:
+        InputError: the value is beyond the context.
+    """
+    if value is None:
+        return min(context, _LONGEST_SEQUENCE)
+    if value > context:
+        raise InputError(f"{option}={value}: the model's context is {context} tokens; choose at most that many")
+    return value
 
 
 def is_evaluation_due(config: ExamplesRunConfig, num_done: int, num_updates: int) -> bool:
     """Whether an evaluation follows the update."""
     return num_done % config.evaluate_every == 0 or num_done == num_updates
-
-
-def fitting_prompts(
-    prompts: list[tuple[str, list[int]]], loaded: LoadedModel, config: OfflineRunConfig
-) -> list[tuple[str, list[int]]]:
-    """The first `num_samples` prompts that leave room for an answer; those of no token are left out."""
-    longest = loaded.model.config.max_positions - config.max_new_tokens
-    return [prompt for prompt in prompts if 0 < len(prompt[1]) <= longest][: config.num_samples]
 
 
 def rows_of_update(config: ExamplesRunConfig, num_rows: int, num_done: int) -> Int[np.ndarray, "A B"]:
@@ -66,3 +174,32 @@ def in_batches(num_rows: int, batch_size: int) -> Int[np.ndarray, "N B"]:
     """Indices of all rows in batches of one size, -1 after the last."""
     indices = np.arange(-(-num_rows // batch_size) * batch_size)
     return np.where(indices < num_rows, indices, -1).reshape(-1, batch_size)
+
+
+def take_rows(arrays: PyTree, indices: Int[np.ndarray, "*B"]) -> PyTree:
+    """Rows of arrays `[N, ...]` by their indices, `[*B, ...]`; -1 gives a row of zeros, which is padding."""
+
+    def take(array: np.ndarray) -> np.ndarray:
+        is_real = (indices >= 0).reshape(*indices.shape, *(1 for _ in array.shape[1:]))
+        return np.where(is_real, array[indices], 0).astype(array.dtype)
+
+    return jax.tree.map(take, arrays)
+
+
+def count_tokens(batch: PyTree) -> int:
+    """How many tokens of a batch are not padding."""
+    parts = jax.tree.leaves(batch, is_leaf=lambda part: isinstance(part, PackedRows))
+    return sum(int(np.sum(part.segment_ids > 0)) for part in parts if isinstance(part, PackedRows))
+
+
+def _sample_prompts(
+    sequences: list[tuple[EncodedText, ...]], loaded: LoadedModel, config: OfflineRunConfig
+) -> list[tuple[str, list[int]]]:
+    """The first `num_samples` prompts that leave space for a completion; of a text, its first quarter."""
+    longest = loaded.model.config.max_positions - config.max_new_tokens
+    prompts = []
+    for first, *_ in sequences:
+        num_text_tokens = min(_LONGEST_TEXT_PROMPT, math.ceil(len(first.ids) / 4))
+        prompts.append(first.ids[: first.num_prompt_tokens or num_text_tokens])
+    fitting = [ids for ids in prompts if len(ids) <= longest][: config.num_samples]
+    return [(loaded.tokenizer.decode(ids), ids) for ids in fitting]

@@ -1,6 +1,6 @@
 """A run that learns from examples: batches, evaluation, samples.
 
-A new algorithm is a file in `jaxrl_lm/algorithms/`, a file here with its settings and what it loads, and a line in
+A new method is a file in `jaxrl_lm/algorithms/`, a file here with its settings and what it reads, and a line in
 `jaxrl_lm/cli/commands.py`.
 """
 
@@ -16,15 +16,14 @@ from jaxrl_lm import data, rollouts, storage
 from jaxrl_lm.algorithms.supervised import LossSums, SupervisedState
 from jaxrl_lm.core.checksums import checksum_arrays
 from jaxrl_lm.storage import RunFolder
-from jaxrl_lm.training.offline.config import OfflineRunConfig
-from jaxrl_lm.training.offline.task import OfflineTask, is_evaluation_due
+from jaxrl_lm.training.offline.task import OfflineRunConfig, OfflineTask, count_tokens, is_evaluation_due, load_task
 from jaxrl_lm.training.run import Samples, Training, Update, train, write_samples_after
 from jaxrl_lm.types import PyTree
 
 
 def train_offline(config: OfflineRunConfig) -> RunFolder:
     """Train, and leave a run folder with metrics, checkpoints, plots, samples, report and model; raises as `train`."""
-    return train(config, lambda: training_of(config.load()))
+    return train(config, lambda: training_of(load_task(config)))
 
 
 def training_of(task: OfflineTask) -> Training:
@@ -50,9 +49,9 @@ def make_update(task: OfflineTask) -> Update:
         started = time.perf_counter()
         batch = task.take_batch(num_done)
         state, metrics = learn(state, batch)
-        numbers = task.summarize({name: float(value) for name, value in jax.device_get(metrics).items()})
+        numbers = task.config.summarize({name: float(value) for name, value in jax.device_get(metrics).items()})
         seconds = time.perf_counter() - started
-        numbers |= {"time/update": seconds, "time/tokens_per_second": task.count_tokens(batch) / seconds}
+        numbers |= {"time/update": seconds, "time/tokens_per_second": count_tokens(batch) / seconds}
         if is_evaluation_due(task.config, num_done + 1, task.num_updates):
             numbers |= evaluation_metrics(task, loss, state)
         return state, numbers
@@ -70,12 +69,12 @@ def evaluation_metrics(task: OfflineTask, loss: Callable[..., LossSums], state: 
             totals[name] = totals.get(name, 0.0) + float(total)
     if not weight:
         return {}
-    means = task.summarize({name: total / weight for name, total in totals.items()})
+    means = task.config.summarize({name: total / weight for name, total in totals.items()})
     return {_evaluation_name(name): value for name, value in means.items()}
 
 
 def samples(task: OfflineTask, params: PyTree, *, phase: str, step: int) -> Samples:
-    """Answers to the sample prompts, as records for samples.jsonl.
+    """Completions of the sample prompts, as records for samples.jsonl.
 
     The key is the same before and after training, so that differences come from the weights.
     """
@@ -102,7 +101,7 @@ def samples(task: OfflineTask, params: PyTree, *, phase: str, step: int) -> Samp
 def _finish(task: OfflineTask, folder: RunFolder, state: SupervisedState) -> None:
     write_samples_after(folder, samples(task, state.params, phase="after", step=task.num_updates))
     task.loaded.save(folder.model_folder, state.params)
-    storage.write_report(folder, title=f"{task.title} of {Path(task.config.model).name}")
+    storage.write_report(folder, title=f"{task.config.TITLE} of {Path(task.config.model).name}")
 
 
 def _evaluation_name(name: str) -> str:

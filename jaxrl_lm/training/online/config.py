@@ -99,6 +99,7 @@ class OnlineRunConfig(OnlineStageConfig, ModelRunConfig):
         "ratio/rollout_max_error",
         "time/update",
     )
+    """Metrics that are printed: the first two on the progress line, all in the table at the end of the run."""
 
     TITLE: ClassVar[str] = ""  # of the algorithm, in reports
 

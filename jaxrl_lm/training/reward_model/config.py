@@ -1,14 +1,17 @@
 """Settings of training a reward model."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.reward_model import Objective
+from jaxrl_lm.algorithms.reward_model import Objective, make_reward_model
 from jaxrl_lm.algorithms.supervised import AdamWConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards.bag_of_words import BagOfWordsConfig
+from jaxrl_lm.rewards.scoring import apply_model
 from jaxrl_lm.training.offline.config import ExamplesRunConfig, ExamplesStageConfig
+from jaxrl_lm.types import SupervisedLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +109,6 @@ class RewardModelRunConfig(RewardModelStageConfig, ExamplesRunConfig):
                 f"labels_tokenizer={self.labels_tokenizer!r}: labels of objective='binary' are text, never token ids; "
                 "leave --labels-tokenizer out"
             )
+
+    def make_learner(self, model: Any, *, num_updates: int) -> SupervisedLearner:
+        return make_reward_model(self.objective, self.optimizer, partial(apply_model, model), num_updates=num_updates)

@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ import jax
 import numpy as np
 
 from jaxrl_lm import data, models, storage
-from jaxrl_lm.algorithms import SupervisedState, make_reward_model
+from jaxrl_lm.algorithms import SupervisedState
 from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import Prompt, Text
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import RewardModel, reward_heads
 from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
 from jaxrl_lm.models.reward_heads import RewardScale
-from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, apply_model, make_reader, score_rows
+from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, make_reader, score_rows
 from jaxrl_lm.training.answering import Answerer, AnsweringConfig, load_answerer
 from jaxrl_lm.training.language_model import load_model
 from jaxrl_lm.training.offline.task import is_evaluation_due, rows_of_update
@@ -57,8 +56,7 @@ class RewardTask:
 
     def learner(self) -> SupervisedLearner:
         """The learner of this model."""
-        score = partial(apply_model, self.model)
-        return make_reward_model(self.config.objective, self.config.optimizer, score, num_updates=self.num_updates)
+        return self.config.make_learner(self.model, num_updates=self.num_updates)
 
     def scores(self, params: PyTree, rows: list[ScoreTokens]) -> np.ndarray:
         """Scores of rows under these parameters."""
