@@ -42,7 +42,11 @@ def answer_all(
     # Completions of one prompt are adjacent.
     texts = answer_prompts(policy, [prompt for prompt in rows for _ in range(num)], config)
     answered = [
-        {"prompt": prompt.prompt, "completions": texts[num * place : num * (place + 1)]}
+        {
+            "prompt": prompt.prompt,
+            "completions": texts[num * place : num * (place + 1)],
+            **data.template_columns(prompt.prompt),
+        }
         for place, prompt in enumerate(rows)
     ]
     if not folder.config_file.is_file():
@@ -65,7 +69,8 @@ def read_answers(source: str, prompt_column: str) -> list[Answers]:
             raise InputError(f"{where}: completions={completions!r:.60} must be a list of completions")
         answers = {f"completions[{place}]": completion for place, completion in enumerate(completions)}
         checked = tuple(_checked(answers, name, prompt.prompt, where) for name in answers)
-        rows.append(Answers(prompt=prompt.prompt, completions=checked, where=where))
+        template = data.template_columns(prompt.prompt)
+        rows.append(Answers(prompt=prompt.prompt, completions=checked, where=where, template=template))
     return rows
 
 

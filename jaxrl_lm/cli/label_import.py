@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jaxrl_lm import data, feedback
-from jaxrl_lm.data import fields, forms
+from jaxrl_lm.data import Text, fields, forms
 from jaxrl_lm.data.forms import Decode
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import MODES, Item, JudgedItem, Mode
@@ -56,13 +56,10 @@ def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
         raise InputError(f"{where}: mode={mode!r} must be one of {', '.join(MODES)}")
     if not isinstance(completions, list):
         raise InputError(f"{where}: completions={completions!r:.60} must be a list of completions")
-    answers = {str(place): completion for place, completion in enumerate(completions)}
+    texts = {str(place): completion for place, completion in enumerate(completions)}
+    checked = tuple(fields.answer_field(texts, place, f"{where}, completions") for place in texts)
     return JudgedItem(
-        item=Item(
-            mode=mode,
-            prompt=fields.text_field(row, "prompt", where),
-            completions=tuple(fields.answer_field(answers, place, f"{where}, completions") for place in answers),
-        ),
+        item=_item(mode, fields.text_field(row, "prompt", where), checked),
         verdict=str(row["verdict"]),
         annotator=name,
         seconds=_optional_number(row, "seconds", where),
@@ -106,22 +103,23 @@ def _optional_number(row: dict[str, Any], name: str, where: str) -> float | None
     return None if row.get(name) in (None, "") else fields.number_field(row, name, where)
 
 
+def _item(mode: Mode, prompt: Text, completions: tuple[Text, ...]) -> Item:
+    return Item(mode=mode, prompt=prompt, completions=completions, template=data.template_columns(prompt))
+
+
 def _judged_pairs(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
     pairs = forms.to_preferences(row, where, decode)
-    return [
-        (Item(mode="pairwise", prompt=pair.prompt, completions=(pair.chosen, pair.rejected)), "0") for pair in pairs
-    ]
+    return [(_item("pairwise", pair.prompt, (pair.chosen, pair.rejected)), "0") for pair in pairs]
 
 
 def _judged_answers(row: dict[str, Any], where: str, _: Decode | None) -> list[tuple[Item, str]]:
     answer = forms.to_unpaired_preference(row, where)
-    item = Item(mode="thumbs", prompt=answer.prompt, completions=(answer.completion,))
-    return [(item, "up" if answer.label else "down")]
+    return [(_item("thumbs", answer.prompt, (answer.completion,)), "up" if answer.label else "down")]
 
 
 def _judged_fours(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
     four = forms.to_best_of_k(row, where, decode)
-    return [(Item(mode="best-of-4", prompt=four.prompt, completions=four.completions), str(four.best))]
+    return [(_item("best-of-4", four.prompt, four.completions), str(four.best))]
 
 
 _JUDGED: dict[Mode, Callable[[dict[str, Any], str, Decode | None], list[tuple[Item, str]]]] = {

@@ -61,7 +61,10 @@ def run_generate(config: GenerateConfig) -> None:
             sys.stdout.write(storage.visible_text(f"> {prompt.text()}\n{answer}\n\n"))
         return
     lines = [
-        json.dumps({"prompt": prompt.prompt, "completion": answer}, ensure_ascii=False) for prompt, answer in pairs
+        json.dumps(
+            {"prompt": prompt.prompt, "completion": answer, **data.template_columns(prompt.prompt)}, ensure_ascii=False
+        )
+        for prompt, answer in pairs
     ]
     storage.write_atomically(Path(config.out), "\n".join(lines) + "\n")
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl_lm import rewards, storage
+from jaxrl_lm import data, rewards, storage
 from jaxrl_lm.cli.console import print_text
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
+from jaxrl_lm.data.fields import text_field
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.reward_model.judgements import labels_tokenizer
 from jaxrl_lm.training.rlhf.config import RLHFConfig
@@ -17,15 +18,16 @@ from jaxrl_lm.training.rlhf.train import Annotate, ChainResult, Pair, file_annot
 
 
 def run_chain(config: RLHFConfig) -> None:
-    """Run the chain and print what came of it."""
+    """Run the chain and print its results."""
     print_chain(run_rlhf(config, _annotator(config)))
 
 
 def print_chain(result: ChainResult) -> None:
-    """The table of policies, one prompt's answers, and where the rest is."""
+    """Print the table of policies, their completions of one prompt, and the path of the report."""
     if not result.policies:
         print_text(
-            f"stopped where stop_after says: {result.folder.path}; without it the same command goes on", soft_wrap=True
+            f"stopped after the stage given by --stop-after: {result.folder.path}; give a later one to continue",
+            soft_wrap=True,
         )
         return
     heads, rows = table_of(result.policies)
@@ -63,7 +65,14 @@ def page_annotator(port: int) -> Annotate:
         label_folder = folder / "people"
         answers = label_folder / "answers.jsonl"
         label_folder.mkdir(exist_ok=True)
-        rows = [{"prompt": pair.prompt.prompt, "completions": [pair.first, pair.second]} for pair in pairs]
+        rows = [
+            {
+                "prompt": pair.prompt.prompt,
+                "completions": [pair.first, pair.second],
+                **data.template_columns(pair.prompt.prompt),
+            }
+            for pair in pairs
+        ]
         storage.write_atomically(answers, "")
         storage.append_jsonl(answers, rows)
         with database_errors_in_words():
@@ -75,9 +84,12 @@ def page_annotator(port: int) -> Annotate:
             engine.dispose()
         if stopped_by is not None:
             raise Interrupted(
-                f"stopped while round {number} was being labelled; the labels are kept, and the same command goes on",
+                f"stopped while round {number} was being labelled; labels are saved, run the same command to continue",
                 stopped_by,
             )
-        return [Preference(prompt=row["prompt"], chosen=row["chosen"], rejected=row["rejected"]) for row in found]
+        return [
+            Preference(prompt=text_field(row, "prompt", "labels"), chosen=row["chosen"], rejected=row["rejected"])
+            for row in found
+        ]
 
     return annotate

@@ -46,6 +46,7 @@ from .records import (
     Rating as Rating,
     Text as Text,
     UnpairedPreference as UnpairedPreference,
+    template_columns as template_columns,
 )
 from .splits import hold_out as hold_out
 from .tokenizers import (

@@ -49,6 +49,17 @@ Text = str | list[Message]
 """A plain text, or a conversation: messages with `role` and `content`; a `Conversation` where its row gave more."""
 
 
+def template_columns(text: Text) -> dict[str, Any]:
+    """The columns of a conversation's row that go to the chat template, `tools` and `chat_template_kwargs`, if any.
+
+    JSON drops them from a `Conversation`, so whatever writes one as JSON writes these columns next to it.
+    """
+    if not isinstance(text, Conversation):
+        return {}
+    columns = {"tools": text.tools, "chat_template_kwargs": text.template_arguments}
+    return {name: value for name, value in columns.items() if value}
+
+
 def content_text(message: Message) -> str:
     """What a message says: its content, text parts joined; empty where it has none."""
     content = message.get("content")

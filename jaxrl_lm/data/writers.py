@@ -9,13 +9,12 @@ from typing import Any
 from jaxrl_lm.data.prompts import Prompt
 from jaxrl_lm.data.records import (
     BestOfK,
-    Conversation,
     LanguageModeling,
     Preference,
     PromptCompletion,
     Rating,
-    Text,
     UnpairedPreference,
+    template_columns,
 )
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import write_atomically
@@ -52,19 +51,11 @@ def to_row(record: Record) -> dict[str, Any]:
     if isinstance(record, Prompt):
         return {"prompt": record.prompt, **record.columns}
     if isinstance(record, LanguageModeling):
-        return {"text" if isinstance(record.text, str) else "messages": record.text} | _template_columns(record.text)
+        return {"text" if isinstance(record.text, str) else "messages": record.text} | template_columns(record.text)
     if isinstance(record, BestOfK):
         samples = {f"sample{index}": completion for index, completion in enumerate(record.completions)}
-        return {"query": record.prompt, **samples, "best": record.best} | _template_columns(record.prompt)
-    return vars(record) if isinstance(record, Rating) else vars(record) | _template_columns(record.prompt)
-
-
-def _template_columns(text: Text) -> dict[str, Any]:
-    """What a conversation gives to the chat template, as its row's columns."""
-    if not isinstance(text, Conversation):
-        return {}
-    columns = {"tools": text.tools, "chat_template_kwargs": text.template_arguments}
-    return {name: value for name, value in columns.items() if value}
+        return {"query": record.prompt, **samples, "best": record.best} | template_columns(record.prompt)
+    return vars(record) if isinstance(record, Rating) else vars(record) | template_columns(record.prompt)
 
 
 def _line(record: Record, index: int) -> bytes:

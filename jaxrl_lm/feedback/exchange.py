@@ -78,7 +78,8 @@ class ImportedLabels:
 
 
 def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> ExportedLabels:
-    """Labels of a mode as rows of its data set, with annotator, seconds and the order shown.
+    """Labels of a mode as rows of its data set, with annotator, seconds, the order shown, and what the prompt's row
+    gives to the chat template.
 
     `pairwise`: prompt, chosen, rejected. `thumbs`: prompt, completion, label. `best-of-4`: query, sample0 to sample3,
     best.
@@ -107,7 +108,8 @@ def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) ->
 
     Returns:
         rows in the order the verdicts were given: mode, prompt, completions, verdict (a number is an index into
-        completions), annotator, seconds, shown_order, created_at (seconds since 1970).
+        completions), annotator, seconds, shown_order, created_at (seconds since 1970), and the prompt's `tools` and
+        `chat_template_kwargs`, if any.
 
     Raises:
         InputError: there is nobody of a name.
@@ -122,6 +124,7 @@ def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) ->
             "seconds": label.seconds,
             "shown_order": label.shown_order,
             "created_at": label.created_at,
+            **label.template,
         }
         for label in _given(engine, mode, names)
     ]
@@ -154,7 +157,7 @@ def import_labels(engine: Engine, judged: Iterable[JudgedItem], *, name: str | N
 
 def _given(engine: Engine, mode: Mode, names: Sequence[str]) -> Sequence[Any]:
     query = (
-        select(labels, annotators.c.name, items.c.prompt, items.c.completions)
+        select(labels, annotators.c.name, items.c.prompt, items.c.completions, items.c.template)
         .join(annotators, annotators.c.id == labels.c.annotator_id)
         .join(items, items.c.id == labels.c.item_id)
         .where(items.c.mode == mode)
@@ -176,17 +179,17 @@ def _known(connection: Connection, names: Sequence[str]) -> list[int]:
 
 
 def _row(mode: Mode, label: Any) -> dict[str, Any]:
-    told = {"annotator": label.name, "seconds": label.seconds}
+    others = {"annotator": label.name, "seconds": label.seconds, **label.template}
     if mode == "thumbs":
         completion = label.completions[0]
-        return {"prompt": label.prompt, "completion": completion, "label": label.verdict == UP, **told}
+        return {"prompt": label.prompt, "completion": completion, "label": label.verdict == UP, **others}
     best, order = int(label.verdict), label.shown_order
     if mode == "pairwise":
         pair = {"chosen": label.completions[best], "rejected": label.completions[1 - best]}
         is_first = None if order is None else order[0] == best
-        return {"prompt": label.prompt, **pair, "is_chosen_shown_first": is_first, **told}
+        return {"prompt": label.prompt, **pair, "is_chosen_shown_first": is_first, **others}
     samples = {f"sample{place}": completion for place, completion in enumerate(label.completions)}
-    return {"query": label.prompt, **samples, "best": best, "shown_order": order, **told}
+    return {"query": label.prompt, **samples, "best": best, "shown_order": order, **others}
 
 
 def _import_one(connection: Connection, judged: JudgedItem, annotator: int) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal, get_args
 
@@ -37,11 +37,13 @@ class Answers:
         prompt: text or conversation.
         completions: the completions.
         where: where the row comes from, for errors.
+        template: columns of the row for the chat template (`tools`, `chat_template_kwargs`), kept for the export.
     """
 
     prompt: Text
     completions: tuple[Text, ...]
     where: str
+    template: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +54,13 @@ class Item:
         mode: how it is labelled.
         prompt: text or conversation.
         completions: as many as the mode shows.
+        template: as in `Answers`.
     """
 
     mode: Mode
     prompt: Text
     completions: tuple[Text, ...]
+    template: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -71,6 +75,8 @@ class Item:
     def content_hash(self) -> str:
         """A hash of the content, independent of the completions' order."""
         parts = [self.mode, text_hash(self.prompt), *sorted(map(text_hash, self.completions))]
+        if self.template:
+            parts.append(text_hash([self.template]))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -132,7 +138,7 @@ def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint"
             elif len(group) > 1 and len(set(map(text_hash, group))) == 1:
                 left_out.append(f"{row.where}: the completions are equal")
             else:
-                items.append(Item(mode=mode, prompt=row.prompt, completions=group))
+                items.append(Item(mode=mode, prompt=row.prompt, completions=group, template=row.template))
     if not items:
         why = f" ({left_out[0]}; {len(left_out)} such)" if left_out else ""
         raise InputError(

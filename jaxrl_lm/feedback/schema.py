@@ -13,7 +13,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = "2"
+VERSION = "3"
 OPEN, LABELLED, CLOSED = "open", "labelled", "closed"
 """States of a lease; a closed lease was released or undone."""
 
@@ -43,6 +43,7 @@ items = Table(
     Column("mode", String(16), nullable=False),
     Column("prompt", JSON, nullable=False),
     Column("completions", JSON, nullable=False),
+    Column("template", JSON, nullable=False),  # columns for the chat template, as in `Item.template`
     Column("num_labels", Integer, nullable=False, default=0),  # skips not counted
     Index("items_by_need", "mode", "num_labels", "id"),
 )

@@ -355,7 +355,8 @@ def add_items(engine: Engine, new_items: Iterable[Item]) -> int:
 def insert_item(connection: Connection, item: Item, content_hash: str) -> int:
     """Add an item and return its id."""
     row = {"content_hash": content_hash, "mode": item.mode, "prompt": item.prompt, "num_labels": 0}
-    made = connection.execute(insert(items).values(**row, completions=list(item.completions)))
+    row |= {"completions": list(item.completions), "template": item.template}
+    made = connection.execute(insert(items).values(**row))
     return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
 
 

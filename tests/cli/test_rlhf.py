@@ -10,7 +10,7 @@ import pytest
 
 from jaxrl_lm import feedback
 from jaxrl_lm.cli.rlhf import page_annotator, print_chain
-from jaxrl_lm.data import Preference, Prompt
+from jaxrl_lm.data import Preference, Prompt, template_columns
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
 from jaxrl_lm.storage import RunFolder
@@ -47,12 +47,23 @@ def test_peoples_choices_become_preferences_and_ctrl_c_stops_the_chain(
 
     judge = page_annotator(port=0)
     monkeypatch.setattr(feedback, "serve", interrupted)
-    with pytest.raises(Interrupted, match="the labels are kept"):
+    with pytest.raises(Interrupted, match="labels are saved, run the same command"):
         judge(PAIRS, tmp_path, 1)
     monkeypatch.setattr(feedback, "serve", finished)
     labels = judge(PAIRS, tmp_path, 1)
     expected = [Preference(prompt=pair.prompt.prompt, chosen=pair.second, rejected=pair.first) for pair in PAIRS]
     assert sorted(labels, key=lambda label: str(label.prompt)) == expected
+
+
+def test_what_a_prompt_gives_to_the_chat_template_comes_back_from_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"tools": [{"name": "clock"}], "chat_template_kwargs": {"thinking": False}}
+    prompt = Prompt(prompt=[{"role": "user", "content": "What time is it?"}], columns=columns)
+    monkeypatch.setattr(feedback, "serve", lambda store, *_, **__: prefer_longer(store, 9))
+    (label,) = page_annotator(port=0)([Pair(prompt, "noon", "no idea")], tmp_path, 1)
+    assert label == Preference(prompt=prompt.prompt, chosen="no idea", rejected="noon")
+    assert template_columns(label.prompt) == columns
 
 
 def test_a_locked_database_stops_the_chain_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,3 +375,33 @@ def test_labels_of_answers_that_are_messages_can_be_read_back(
     rows = feedback.export_labels(engine, mode).rows
     (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(read(str(tmp_path / "out.jsonl"))) == len(made.items) > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "read"),
+    [
+        ("pairwise", data.read_preferences),
+        ("thumbs", data.read_unpaired_preferences),
+        ("best-of-4", data.read_best_of_k),
+    ],
+)
+def test_what_prompts_give_to_the_chat_template_survives_labels_export_and_import(
+    mode: Mode, read: Callable[[str], Sequence], engine: Engine, tmp_path: Path
+) -> None:
+    given = [{"tools": [{"name": name}], "chat_template_kwargs": {"thinking": False}} for name in ("clock", "map")]
+    texts = [f"answer {place}" for place in range(feedback.NUM_COMPLETIONS[mode])]
+    rows = [{"prompt": [USER], "completions": texts, **columns} for columns in given]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = feedback.make_items(read_answers(str(tmp_path / "answers.jsonl"), "prompt"), mode)
+    assert feedback.add_items(engine, made.items) == 2, "the same messages for other tools are another item"
+    store = LabelStore(engine, mode=mode)
+    ann = store.find_annotator("ann").id
+    while (lease := store.next_lease(ann)) is not None:
+        store.label(ann, lease.id, VERDICTS[mode][0])
+    for option in ((), ("--all-verdicts",)):
+        out, copy = tmp_path / f"out{len(option)}.jsonl", tmp_path / f"copy{len(option)}"
+        assert label_command("export", "--labels", tmp_path, "--out", out, *option) == 0
+        assert label_command("import", "--labels", copy, "--mode", mode, "--source", out) == 0
+        again = tmp_path / f"again{len(option)}.jsonl"
+        assert label_command("export", "--labels", copy, "--out", again) == 0
+        assert [data.template_columns(record.prompt) for record in read(str(again))] == given

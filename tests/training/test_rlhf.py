@@ -1,11 +1,14 @@
 """The whole chain: every stage leaves its folder, what has ended is not run again, and labels are the judge's."""
 
+import datetime
 import errno
 import json
 import os
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from jaxrl_lm import data, storage
@@ -17,6 +20,7 @@ from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import run_folder
 from jaxrl_lm.training.errors import DiskFullError, Interrupted
 from jaxrl_lm.training.reward_model.config import NormalisationConfig
+from jaxrl_lm.training.reward_model.judgements import read_judgements
 from jaxrl_lm.training.rlhf import train as rlhf
 from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
 from tests.byte_model import write_byte_model
@@ -140,6 +144,38 @@ def test_a_policy_that_says_one_thing_only_has_nothing_to_label(config, tmp_path
     chain = replace(config, out=str(tmp_path / "chain"), sft_data=None, rounds=1)
     with pytest.raises(InputError, match="round 1: all 12 pairs have equal or empty completions"):
         rlhf.run_rlhf(chain, nobody_judges())
+
+
+def test_tools_reach_the_reward_model_when_a_chain_resumes_between_pairs_and_labels(config, tmp_path, monkeypatch):
+    tokenizer = data.load_tokenizer(Path(config.model), vocab_size=None)
+    tokenizer.chat_template = "{{ tools }}{{ mood }}{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+    columns = {"tools": [{"name": "clock"}], "chat_template_kwargs": {"mood": "calm"}}
+    # JSON has no dates, and these columns never go through it.
+    row = {"prompt": [{"role": "user", "content": "Time?"}], "asked": datetime.date(2020, 1, 2), **columns}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "prompts.parquet")
+    prompts = data.read_prompts(str(tmp_path / "prompts.parquet"))
+    monkeypatch.setattr(rlhf, "answer_prompts", lambda policy, prompts, settings: ["a", "e"] * (len(prompts) // 2))
+    chain = replace(config, out=str(tmp_path / "chain"), labels=LabelingConfig(gold="vowels", num_pairs=1))
+
+    def annotate(pairs, folder, number):
+        assert [pair.prompt.columns for pair in pairs] == [{"asked": row["asked"], **columns}]
+        return [rlhf.preference_of(pair, is_first=True) for pair in pairs]
+
+    def interrupted(*_):
+        raise Interrupted("stopped", 2)
+
+    with pytest.raises(Interrupted):
+        rlhf._label(chain, config.model, prompts, interrupted, tmp_path, 1)
+    monkeypatch.delattr(rlhf, "answer_prompts")
+    labels = rlhf._label(chain, config.model, prompts, annotate, tmp_path, 1)
+    data.write_jsonl(tmp_path / "preferences.jsonl", labels)
+    (judged,) = read_judgements(str(tmp_path / "preferences.jsonl"), "pairwise")
+    ids = data.encode_completion(judged.prompt, judged.completions[0], tokenizer).ids
+    assert tokenizer.decode(ids).startswith("[{'name': 'clock'}]calmuser: Time?;assistant: a;")
+    (tmp_path / "pairs.jsonl").write_text('{"index": 1, "completions": ["a", "b"]}\n')
+    (tmp_path / "labels.jsonl").unlink()
+    with pytest.raises(InputError, match=r"pairs.jsonl: line 1 is not a pair of completions; delete the file"):
+        rlhf._label(chain, config.model, prompts, annotate, tmp_path, 1)
 
 
 def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
@@ -301,7 +337,7 @@ def test_a_full_disk_says_that_the_same_command_goes_on(config, tmp_path, monkey
     }[place]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
-        with pytest.raises(DiskFullError, match="make room, then the same command goes on") as caught:
+        with pytest.raises(DiskFullError, match="make room, then run the same command to continue") as caught:
             rlhf.run_rlhf(chain, judge_by_vowels())
     assert "--resume" not in str(caught.value), "the chain has no such option"
     if place != "a stage":

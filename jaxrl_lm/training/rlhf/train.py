@@ -72,13 +72,13 @@ def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
 
     Raises:
         InputError: an input is not what it must be, or the folder belongs to a chain of other settings.
-        Interrupted: Ctrl-C or SIGTERM; the stage's state is saved, and the same command goes on.
+        Interrupted: Ctrl-C or SIGTERM; the stage's state is saved, and the same command continues the chain.
         TrainingDivergedError: a loss is not finite.
-        DiskFullError: a file could not be written for lack of space; the same command goes on.
+        DiskFullError: a file could not be written for lack of space; the same command continues the chain.
     """
     folder = storage.RunFolder(Path(config.out))
     try:
-        with full_disk_in_words(folder, lambda _: "the same command goes on"):
+        with full_disk_in_words(folder, lambda _: "run the same command to continue"):
             return _run_stages(config, annotate)
     except Interrupted as stop:
         raise Interrupted("stopped; progress is saved, run the same command to resume", stop.signal_number) from stop
@@ -232,8 +232,7 @@ def _make_pairs(
         return []
     file = round_folder / "pairs.jsonl"
     if file.exists():
-        rows = storage.read_jsonl(file)
-        return [Pair(Prompt(prompt=row["prompt"], columns=row["columns"]), *row["completions"]) for row in rows]
+        return _read_pairs(file, prompts)
     chosen = data.prompt_order(len(prompts), config.labels.num_pairs, 0, _seed(config.seed, number))
     asked = [prompts[index] for index in chosen]
     answers = config.ppo.answers
@@ -251,21 +250,37 @@ def _make_pairs(
             generation_config=False,  # people judge what PPO learns from
         ),
     )
-    pairs = [
-        Pair(prompt, first, second)
-        for prompt, first, second in zip(asked, texts[::2], texts[1::2], strict=True)
+    found = [
+        (int(index), first, second)
+        for index, first, second in zip(chosen, texts[::2], texts[1::2], strict=True)
         if first != second and first.strip() and second.strip()
     ]
-    if not pairs:
+    if not found:
         raise InputError(
             f"round {number}: all {len(asked)} pairs have equal or empty completions, nothing to label; the "
             "policy has collapsed: raise ppo.kl.coefficient or lower ppo.ppo.learning_rate with another --out"
         )
     lines = [
-        json.dumps({"prompt": pair.prompt.prompt, "columns": pair.prompt.columns, "completions": [*pair[1:]]}) + "\n"
-        for pair in pairs
+        json.dumps({"index": index, "prompt": prompts[index].text(), "completions": completions}) + "\n"
+        for index, *completions in found
     ]
     storage.write_atomically(file, "".join(lines))
+    return [Pair(prompts[index], first, second) for index, first, second in found]
+
+
+def _read_pairs(file: Path, prompts: list[Prompt]) -> list[Pair]:
+    """Pairs of an earlier start. A row names its prompt by its index, so that nothing of the prompt is lost in JSON.
+
+    Raises:
+        InputError: a row is not what `_make_pairs` writes.
+    """
+    pairs = []
+    for line, row in enumerate(storage.read_jsonl(file), start=1):
+        index, completions = row.get("index"), row.get("completions")
+        is_pair = isinstance(completions, list) and [type(each) for each in completions] == [str, str]
+        if type(index) is not int or index not in range(len(prompts)) or not is_pair:
+            raise InputError(f"{file}: line {line} is not a pair of completions; delete the file to sample new ones")
+        pairs.append(Pair(prompts[index], *completions))
     return pairs
 
 
