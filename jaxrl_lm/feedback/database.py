@@ -1,5 +1,6 @@
 """The label database: opening it, one server at a time, and readable errors."""
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -81,6 +82,7 @@ def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) 
             f"database={_shown(parsed)!r} needs a driver that is not installed ({error}); install it"
         ) from error
     try:
+        _check_intact(engine)
         _prepare_tables(engine, is_new_allowed=is_new_allowed)
     except exc.DBAPIError as error:
         engine.dispose()
@@ -93,9 +95,16 @@ def open_database(url: str, *, is_new_allowed: bool, busy_seconds: float = 5.0) 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A read-only transaction, which does not wait for writers."""
-    with engine.connect().execution_options(**{_READING: True}) as connection:
-        yield connection
+    """A read-only transaction, which does not wait for writers.
+
+    Raises:
+        InputError: a text in the database is not UTF-8, or is not JSON where it must be.
+    """
+    try:
+        with engine.connect().execution_options(**{_READING: True}) as connection:
+            yield connection
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"database={_shown(engine.url)!r}: {_damaged(str(error))}") from error
 
 
 def lock_server(engine: Engine) -> AbstractContextManager[Callable[[], None]]:
@@ -137,8 +146,21 @@ def describe_error(error: exc.DBAPIError) -> str:
     if kind == "closed":
         return f"the database cannot be opened for writing ({cause}); check the path and its permissions"
     if kind == "broken":
-        return f"the file is not an intact SQLite database ({cause}); choose another file, or restore a backup"
+        return _damaged(cause)
     return f"the database refused the request ({cause}); check that it is running and that its URL is right"
+
+
+def _damaged(cause: str) -> str:
+    return f"the file is not an intact SQLite database ({cause}); choose another file, or restore a backup"
+
+
+def _check_intact(engine: Engine) -> None:
+    """Refuse a SQLite file whose pages are damaged; reading rows would find only some of the damage."""
+    if engine.dialect.name == "sqlite":
+        with reading(engine) as connection:
+            found = connection.execute(text("PRAGMA quick_check(1)")).scalar()
+        if found != "ok":
+            raise InputError(f"database={_shown(engine.url)!r}: {_damaged(str(found))}")
 
 
 def _code_of(error: BaseException | None) -> int | str | None:

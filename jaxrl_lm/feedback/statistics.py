@@ -8,9 +8,10 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, func, select
 
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa, krippendorff_alpha
 from jaxrl_lm.feedback.database import reading
-from jaxrl_lm.feedback.items import DOWN, NUM_COMPLETIONS, SKIP, TIE, Mode
+from jaxrl_lm.feedback.items import DOWN, MODES, NUM_COMPLETIONS, SKIP, TIE, Mode
 from jaxrl_lm.feedback.schema import annotators, items, labels
 
 
@@ -163,9 +164,17 @@ def _read_labels(engine: Engine, mode: Mode) -> tuple[int, list[_Row]]:
 
 
 def list_modes(engine: Engine) -> list[Mode]:
-    """The modes of the items in the database, in a fixed order."""
+    """The modes of the items in the database, in a fixed order.
+
+    Raises:
+        InputError: the database has another mode.
+    """
     with reading(engine) as connection:
-        return list(connection.scalars(select(items.c.mode).distinct().order_by(items.c.mode)))
+        found = list(connection.scalars(select(items.c.mode).distinct().order_by(items.c.mode)))
+    unknown = sorted(set(found) - set(MODES))
+    if unknown:
+        raise InputError(f"labels: mode {unknown[0]!r:.60} of an item is none of {', '.join(MODES)}; restore a backup")
+    return found
 
 
 def _first_equals(engine: Engine, connection: Connection) -> dict[int, list[int]]:

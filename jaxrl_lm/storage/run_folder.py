@@ -144,7 +144,9 @@ class RunFolder:
         differing = _differences(newer | saved, given)
         changed = {name: values for name, values in differing.items() if not _is_exempt(name, ignore)}
         if changed:
-            lines = "".join(f"\n  {name}: {old} in the run, {new} now" for name, (old, new) in changed.items())
+            lines = "".join(
+                f"\n  {name:.100}: {old:.500} in the run, {new:.500} now" for name, (old, new) in changed.items()
+            )
             raise InputError(
                 f"resume {str(self.path)!r}: the run was started with other values:{lines}\n"
                 "use the run's values, or choose another --out to start a new run"

@@ -66,6 +66,32 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert file.read_text() == "not a database " * 100
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ('completions = \'["a", "b\'', "not an intact SQLite database .*Unterminated string"),
+        ("mode = 'pairwisf'", "mode 'pairwisf' of an item is none of pairwise, thumbs, best-of-4"),
+    ],
+)
+def test_rows_that_were_damaged_are_refused(damage: str, message: str, engine: Engine) -> None:
+    feedback.add_items(engine, numbered_items(1, "pairwise"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE items SET {damage}")
+    with pytest.raises(InputError, match=message):
+        [feedback.compute_statistics(engine, mode) for mode in feedback.list_modes(engine)]
+
+
+def test_damaged_pages_are_refused_when_the_database_is_opened(tmp_path: Path, engine: Engine) -> None:
+    feedback.add_items(engine, numbered_items(500, "pairwise"))
+    engine.dispose()
+    file = tmp_path / "labels.sqlite"
+    content = bytearray(file.read_bytes())
+    content[-4096:] = b"\xff" * 4096
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="not an intact SQLite database"):
+        feedback.open_database(f"sqlite:///{file}", is_new_allowed=False)
+
+
 def test_tables_of_other_programs_and_versions_are_refused(tmp_path: Path, database: str, engine: Engine) -> None:
     with sqlite3.connect(tmp_path / "other.sqlite") as connection:
         connection.execute("CREATE TABLE labels (x)")

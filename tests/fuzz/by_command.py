@@ -51,7 +51,11 @@ def commands(targets: dict[str, Target], out: Path) -> dict[str, Callable[[Path]
             form = "binary" if name.startswith("judged") else "best_of_k"
             found[name] = lambda path, form=form: ["reward-model", f"--model={model}", f"--preferences={path}",
                                                    f"--objective={form}", f"--out={out}", *_TINY]  # fmt: skip
-        elif name.startswith("labels"):
+        elif name == "labels.sqlite":
+            found[name] = lambda path: ["label", "stats", f"--labels={path.parent}"]
+        elif name == "agent config.yaml":
+            found[name] = lambda path: ["evaluate", f"--run={path.parent}", "--episodes=4"]
+        elif name.startswith("labels "):
             found[name] = lambda path: ["label", "import", f"--labels={out}", "--mode=best-of-4", f"--source={path}"]
         elif name in ("config.json", "flax_model.msgpack") or name.startswith(("tokenizer", "generation")):
             found[name] = lambda path: [*generate, f"--model={path.parent}", f"--prompts={prompts}"]

@@ -5,6 +5,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import yaml
@@ -135,12 +136,12 @@ def _changed(tree: Any, rng: random.Random) -> bytes:
 def _change(tree: Any, rng: random.Random) -> Any:
     holders = _holders(tree)
     if not holders or rng.random() < 0.05:
-        return rng.choice(VALUES)
+        return deepcopy(rng.choice(VALUES))  # later changes must not reach the table
     holder = rng.choice(holders)
     key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
     how = rng.random()
     if how < 0.7:
-        holder[key] = rng.choice(VALUES)
+        holder[key] = deepcopy(rng.choice(VALUES))
     elif how < 0.8:
         del holder[key]
     elif isinstance(holder, dict):

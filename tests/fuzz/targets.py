@@ -1,9 +1,12 @@
 """Every kind of file that the package reads, and how it is read."""
 
+import contextlib
 import gzip
+import io
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_lm import data, storage
-from jaxrl_lm.cli.config_file import expand_config_file
+from jaxrl_lm import data, feedback, storage
+from jaxrl_lm.cli.label import database_errors_in_words
+from jaxrl_lm.cli.label_answers import read_answers
 from jaxrl_lm.cli.label_import import read_judged
+from jaxrl_lm.cli.main import parse
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained, save_pretrained
 from jaxrl_lm.models.pretrained import VALUE_HEAD_FILE, read_config
 from jaxrl_lm.models.reward_heads import RewardScale, read_scale, write_scale
 from jaxrl_lm.models.weights import FILE_NAMES, read_file, read_weights
+from jaxrl_lm.training.environments.agent import load_settings
+from jaxrl_lm.training.environments.algorithms import TrainPPOConfig
+from jaxrl_lm.training.rlhf import train as rlhf
+from jaxrl_lm.training.rlhf.config import LabelingConfig, RLHFConfig
 from tests.byte_model import write_byte_model
 from tests.data.files import BLUE, GREEN, MORE, SKY, WRITERS
 
@@ -39,7 +49,13 @@ class Target:
 
 def make_targets(root: Path) -> dict[str, Target]:
     """All targets by name, their folders made below `root`."""
-    return {**_data_sets(root / "data"), **_models(root / "models"), **_runs(root / "runs")}
+    return {
+        **_data_sets(root / "data"),
+        **_labels(root / "labels"),
+        **_models(root / "models"),
+        **_runs(root / "runs"),
+        **_settings(root / "settings"),
+    }
 
 
 def _data_sets(folder: Path) -> dict[str, Target]:
@@ -58,6 +74,7 @@ def _data_sets(folder: Path) -> dict[str, Target]:
         ("judged", plain, data.read_unpaired_preferences),
         ("pairs", pairs, data.read_preferences),
         ("fours", fours, data.read_best_of_k),
+        ("ratings", [{"text": f"Text {n}", "rating": n / 2} for n in range(3)], data.read_ratings),
         ("alpaca", alpaca, data.read_prompt_completions),
         ("talks", talks, data.read_language_modeling),
         ("chats", chats, data.read_language_modeling),
@@ -74,14 +91,46 @@ def _data_sets(folder: Path) -> dict[str, Target]:
         targets[f"{name}.gz"] = Target(folder, f"{name}.gz", targets[name].read)
     (folder / "poem.txt").write_text("A line\nand another\n")
     targets["poem.txt"] = Target(folder, "poem.txt", data.read_language_modeling)
+    return targets
+
+
+def _labels(folder: Path) -> dict[str, Target]:
+    folder.mkdir(parents=True)
     verdicts = [{"mode": "pairwise", "prompt": "P", "completions": ["a", "b"], "verdict": "1", "annotator": "Ann",
                  "seconds": 2.5, "shown_order": [1, 0], "created_at": 1.7e9}]  # fmt: skip
-    (folder / "verdicts.jsonl").write_bytes(WRITERS["jsonl"](verdicts))
-    for name in ("verdicts.jsonl", "fours.jsonl"):
-        targets[f"labels {name}"] = Target(
-            folder, name, lambda path: read_judged(str(path), "best-of-4", annotator=None, tokenizer=None)
-        )
-    return targets
+    samples = {f"sample{n}": f"answer {n}" for n in range(4)}
+    fours = [{"query": f"Q{n}", **samples, "best": n, "annotator": "Ann"} for n in range(3)]
+    answers = [{"prompt": [SKY], "completions": ["a", "b"], "tools": [{"name": "f"}]}] * 2
+    rows = {"verdicts.jsonl": verdicts, "fours.jsonl": fours, "answers.jsonl": answers}
+    for name, content in rows.items():
+        (folder / name).write_bytes(WRITERS["jsonl"](content))
+    judged = read_judged(str(folder / "verdicts.jsonl"), "pairwise", annotator=None, tokenizer=None)
+    engine = feedback.open_database(f"sqlite:///{folder / 'labels.sqlite'}", is_new_allowed=True)
+    feedback.import_labels(engine, judged)
+    engine.dispose()  # the last connection moves the write-ahead log into the file
+    return {
+        **{
+            f"labels {name}": Target(
+                folder, name, lambda path: read_judged(str(path), "best-of-4", annotator=None, tokenizer=None)
+            )
+            for name in ("verdicts.jsonl", "fours.jsonl")
+        },
+        "answers.jsonl": Target(folder, "answers.jsonl", lambda path: read_answers(str(path), "prompt")),
+        "labels.sqlite": Target(folder, "labels.sqlite", _read_labels),
+    }
+
+
+def _read_labels(path: Path) -> object:
+    with tempfile.TemporaryDirectory() as folder, database_errors_in_words():
+        copy = shutil.copy(path, folder)  # SQLite puts files next to it
+        engine = feedback.open_database(f"sqlite:///{copy}", is_new_allowed=False)
+        try:
+            return [
+                (feedback.compute_statistics(engine, mode), feedback.export_verdicts(engine, mode))
+                for mode in feedback.list_modes(engine)
+            ]
+        finally:
+            engine.dispose()
 
 
 def _models(root: Path) -> dict[str, Target]:
@@ -141,13 +190,44 @@ def _runs(root: Path) -> dict[str, Target]:
         "samples.jsonl": (plain, lambda _: storage.write_report(plain, title="run")),
         "sections.json": (plain, lambda _: storage.write_report(plain, title="run")),
     }
-    options = folder.path / "options.yaml"
-    options.write_text("seed: 3\nppo: {num-minibatches: 1, learning-rate: 1e-4}\nanswers:\n  max-new-tokens: 2\n")
     return {
-        "--config": Target(folder.path, options.name, lambda path: expand_config_file(["ppo", f"--config={path}"])),
         **{f"run {file}": Target(run.path, file, read) for file, (run, read) in reads.items()},
         **_checkpoint(folder),
     }
+
+
+def _settings(root: Path) -> dict[str, Target]:
+    """What holds settings: a file of options, and the folders of an environment's run and of a chain."""
+    root.mkdir(parents=True)
+    options = root / "options.yaml"
+    options.write_text("seed: 3\nppo: {num-minibatches: 1, learning-rate: 1e-4}\nanswers:\n  max-new-tokens: 2\n")
+    config = TrainPPOConfig(out=str(root / "agent"), env_options=("size=5",), sweep=("ppo.learning_rate=0.1,0.2",))
+    storage.RunFolder.create(root / "agent", config.saved())
+    labels = LabelingConfig(gold="vowels")
+    chain = RLHFConfig(model="m", prompts="p", out=str(root / "chain"), labels=labels)
+    rlhf._open(chain, {"prompts": 1, "labels.gold": 2})
+    pairs = [{"index": index, "prompt": "p", "completions": ["a", "b"]} for index in range(2)]
+    storage.append_jsonl(root / "chain" / "pairs.jsonl", pairs)
+    prompts = [data.Prompt(prompt="p", columns={})] * 2
+    return {
+        "--config": Target(root, options.name, _parse_options),
+        "agent config.yaml": Target(root / "agent", "config.yaml", lambda path: load_settings(path.parent)),
+        **{
+            f"chain {name}": Target(root / "chain", name, lambda _: rlhf._open(chain, {"prompts": 1, "labels.gold": 2}))
+            for name in ("config.yaml", "inputs.json")
+        },
+        "chain pairs.jsonl": Target(root / "chain", "pairs.jsonl", lambda path: rlhf._read_pairs(path, prompts)),
+    }
+
+
+def _parse_options(path: Path) -> object:
+    """The settings of a command; what the parser prints before it exits is the error."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return parse(["ppo", f"--config={path}", "--model=m", "--prompts=p", "--reward=vowels", "--out=o"])
+    except SystemExit as done:
+        raise (InputError if done.code == 2 else AssertionError)(said.getvalue()) from done
 
 
 def _checkpoint(folder: storage.RunFolder) -> dict[str, Target]:

@@ -123,7 +123,9 @@ def _from_saved(kind: Any, saved: Mapping[str, Any]) -> Any:
         if is_dataclass(hints[name]) and isinstance(value, Mapping):
             value = _from_saved(hints[name], value)
         values[name] = tuple(value) if isinstance(value, list) else value
-        if not is_bearable(values[name], hints[name], conf=_INTEGERS_ARE_FLOATS):
+        # Of a tuple beartype checks one element, drawn at random: so each is checked in the place of all.
+        variants = [(each,) * len(value) for each in value] if isinstance(value, list) and value else [values[name]]
+        if not all(is_bearable(each, hints[name], conf=_INTEGERS_ARE_FLOATS) for each in variants):
             raise InputError(f"config.yaml: {name}={values[name]!r:.60} is not a value of this setting; correct it")
     return kind(**values)
 

@@ -133,3 +133,10 @@ def test_a_damaged_config_of_a_run_is_refused_by_name(tmp_path, changes):
     folder = RunFolder.create(tmp_path / "run", {"algorithm": "ppo", "out": "x", **changes})
     with pytest.raises(InputError, match=next(iter(changes))):
         load_settings(folder.path)
+
+
+def test_every_element_of_a_list_in_a_damaged_config_is_checked(tmp_path):
+    trunk = {"hidden_sizes": [*[8] * 30, "8"]}
+    folder = RunFolder.create(tmp_path / "run", {"algorithm": "ppo", "out": "x", "policy": {"trunk": trunk}})
+    with pytest.raises(InputError, match=r"config.yaml: hidden_sizes=\(8, 8, .* is not a value of this setting"):
+        load_settings(folder.path)
