@@ -42,7 +42,7 @@ def run_seed(experiment: Experiment, seed: int) -> tuple[dict[str, Any], storage
     if experiment.debug:
         config = replace(
             config,
-            num_judged=4,
+            num_compared=4,
             labels=replace(config.labels, num_pairs=20),
             sft=replace(config.sft, num_updates=1),
             reward_model=replace(config.reward_model, num_updates=2, normalisation=NormalisationConfig(num_samples=16)),

@@ -28,7 +28,7 @@ Objective = Literal["pairwise", "best_of_k", "binary"]
 Score = Callable[[PyTree, PyTree], jax.Array]
 """`score(params, inputs) -> scores`: leaves of the inputs `[N, ...]`, scores `[N]`."""
 
-_NUM_ANSWERS = {"pairwise": "2", "best_of_k": "2 or more", "binary": "1"}
+_NUM_COMPLETIONS = {"pairwise": "2", "best_of_k": "2 or more", "binary": "1"}
 
 
 @record
@@ -75,10 +75,10 @@ def sum_preference_losses(objective: Objective, score: Score, params: PyTree, ba
     Raises:
         InputError: the number of completions per prompt does not fit the objective.
     """
-    size, num_answers = jax.tree.leaves(batch.inputs)[0].shape[:2]
-    check_num_answers(objective, num_answers)
-    rows = jax.tree.map(lambda x: x.reshape(size * num_answers, *x.shape[2:]), batch.inputs)
-    scores = score(params, rows).reshape(size, num_answers)
+    size, num_completions = jax.tree.leaves(batch.inputs)[0].shape[:2]
+    check_num_completions(objective, num_completions)
+    rows = jax.tree.map(lambda x: x.reshape(size * num_completions, *x.shape[2:]), batch.inputs)
+    scores = score(params, rows).reshape(size, num_completions)
     metrics = {
         "accuracy/batch": jnp.sum(_correctness(objective, scores, batch.targets)),
         "score/mean": jnp.sum(jnp.mean(scores, axis=-1)),
@@ -112,15 +112,15 @@ def _correctness(objective: Objective, scores: jax.Array, targets: jax.Array) ->
     return jnp.take_along_axis(is_best, targets[:, None], 1)[:, 0] / jnp.sum(is_best, axis=-1)
 
 
-def check_num_answers(objective: Objective, num_answers: int) -> None:
+def check_num_completions(objective: Objective, num_completions: int) -> None:
     """Check that an objective supports this number of completions per prompt.
 
     Raises:
         InputError: it does not.
     """
-    fits = {"pairwise": num_answers == 2, "best_of_k": num_answers >= 2, "binary": num_answers == 1}
+    fits = {"pairwise": num_completions == 2, "best_of_k": num_completions >= 2, "binary": num_completions == 1}
     if not fits[objective]:
         raise InputError(
-            f"objective={objective!r} learns from {_NUM_ANSWERS[objective]} completions per prompt, but the data has "
-            f"{num_answers}; choose another objective"
+            f"objective={objective!r} learns from {_NUM_COMPLETIONS[objective]} completions per prompt, but the data "
+            f"has {num_completions}; choose another objective"
         )

@@ -77,7 +77,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "sft": Command("supervised fine-tuning", "jaxrl_lm.training.offline.sft:SFTRunConfig", _RUN_OFFLINE),
         "dpo": Command("direct preference optimization", "jaxrl_lm.training.offline.dpo:DPORunConfig", _RUN_OFFLINE),
         "reward-model": Command(
-            "train a reward model on human judgements",
+            "train a reward model on human preferences",
             "jaxrl_lm.training.reward_model.config:RewardModelRunConfig",
             "jaxrl_lm.cli.reward:run_reward_model",
         ),
@@ -90,12 +90,12 @@ GROUPS: dict[str, dict[str, Command]] = {
             "jaxrl_lm.cli.rlhf:run_chain",
         ),
         "generate": Command(
-            "answer prompts", "jaxrl_lm.cli.settings:GenerateConfig", "jaxrl_lm.cli.language:run_generate"
+            "complete prompts", "jaxrl_lm.cli.settings:GenerateConfig", "jaxrl_lm.cli.language:run_generate"
         ),
     },
     "Human feedback": {
         "label serve": Command(
-            "serve a web page on which people judge answers",
+            "serve a web page on which people label completions",
             f"{_LABEL_SETTINGS}:ServeConfig",
             f"{_LABEL}:run_serve",
             "label",

@@ -50,7 +50,7 @@ def demo_chain(config: DemoConfig) -> RLHFConfig:
         prompts=str(DIALOGUE / "prompts.jsonl"),
         sft_data=str(DIALOGUE / "examples.jsonl"),
         out=config.out,
-        num_judged=100,
+        num_compared=100,
         labels=LabelingConfig(gold="good_manners", num_pairs=1536, noise=0.3),
         sft=FineTuningStage(
             num_epochs=2.0,

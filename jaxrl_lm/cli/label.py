@@ -13,14 +13,14 @@ from sqlalchemy.exc import DBAPIError
 
 from jaxrl_lm import feedback, storage
 from jaxrl_lm.cli.console import print_text
-from jaxrl_lm.cli.label_answers import answer_all, read_answers
-from jaxrl_lm.cli.label_import import read_judged
+from jaxrl_lm.cli.label_completions import complete_prompts, read_completions
+from jaxrl_lm.cli.label_import import read_labelled
 from jaxrl_lm.cli.label_settings import ExportConfig, ImportConfig, ServeConfig, StatsConfig
 from jaxrl_lm.cli.label_tables import print_statistics
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import Mode
 from jaxrl_lm.feedback.server import listen
-from jaxrl_lm.training.reward_model.judgements import load_named_tokenizer
+from jaxrl_lm.training.reward_model.labels import load_named_tokenizer
 
 _NUM_SHOWN = 5
 
@@ -47,9 +47,9 @@ def serve_labels(config: ServeConfig) -> int | None:
         the number of the signal, Ctrl-C or SIGTERM, that stopped it; None after the last label.
     """
     console = Console(file=sys.stdout)
-    rows = None if config.answers is None else read_answers(config.answers, config.prompt_column)
+    rows = None if config.completions is None else read_completions(config.completions, config.prompt_column)
     found = None if rows is None else feedback.make_items(rows, config.mode, pairs=config.pairs)
-    is_new_allowed = bool(config.policy or config.answers)
+    is_new_allowed = bool(config.policy or config.completions)
     with (
         listen(config.port) as listener,
         _opened(config.out, config.database, is_new_allowed=is_new_allowed) as engine,
@@ -109,7 +109,7 @@ def run_export(config: ExportConfig) -> None:
 def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and report how many are new."""
     tokenizer = None if config.tokenizer is None else load_named_tokenizer("tokenizer", config.tokenizer)
-    judged = read_judged(config.source, config.mode, annotator=config.annotator, tokenizer=tokenizer)
+    judged = read_labelled(config.source, config.mode, annotator=config.annotator, tokenizer=tokenizer)
     with _opened(config.labels, config.database, is_new_allowed=True) as engine:
         counts = feedback.import_labels(engine, judged)
     text = f"{counts.num_added} labels added, {counts.num_repeated} already there"
@@ -154,9 +154,9 @@ def _check_mode(engine: Engine, mode: Mode) -> None:
         )
 
 
-def _answer(config: ServeConfig, policy: str) -> list[feedback.Answers]:
+def _answer(config: ServeConfig, policy: str) -> list[feedback.CompletedPrompt]:
     folder = Path(config.out or "") / "answers"
-    return answer_all(policy, config.prompts or "", config.prompt_column, config.mode, config.answering, folder)
+    return complete_prompts(policy, config.prompts or "", config.prompt_column, config.mode, config.answering, folder)
 
 
 def _say_what_is_new(console: Console, found: feedback.ItemList, num_new: int) -> None:

@@ -8,10 +8,10 @@ from jaxrl_lm import data, feedback
 from jaxrl_lm.data import Text, fields, forms
 from jaxrl_lm.data.forms import Decode
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import MODES, Item, JudgedItem, Mode
+from jaxrl_lm.feedback import MODES, Item, LabelledItem, Mode
 
 
-def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: Any) -> list[JudgedItem]:
+def read_labelled(source: str, mode: Mode, *, annotator: str | None, tokenizer: Any) -> list[LabelledItem]:
     """Read items with their verdicts and annotators.
 
     Args:
@@ -29,7 +29,7 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: An
         feedback.checked_name(annotator)
     decode = data.make_decoder(source, tokenizer)
 
-    def parse(row: dict[str, Any], where: str) -> list[JudgedItem]:
+    def parse(row: dict[str, Any], where: str) -> list[LabelledItem]:
         name = row.get("annotator") if annotator is None else annotator
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{where}: the row has no annotator; give one with --annotator NAME")
@@ -37,28 +37,28 @@ def read_judged(source: str, mode: Mode, *, annotator: str | None, tokenizer: An
             feedback.checked_name(name)
             if row.get("verdict") is not None and row.get("completions") is not None:
                 return [_verdict(row, name, where)]
-            judged = _JUDGED[mode](row, where, decode)
+            judged = _LABELLED[mode](row, where, decode)
             # A row with several items, such as a ranking, has no time or order per item.
             is_one = len(judged) == 1
             seconds = _optional_number(row, "seconds", where) if is_one else None
             order = _shown_order(row, mode, where) if is_one else None
             return [
-                JudgedItem(item=item, verdict=verdict, annotator=name, seconds=seconds, shown_order=order)
+                LabelledItem(item=item, verdict=verdict, annotator=name, seconds=seconds, shown_order=order)
                 for item, verdict in judged
             ]
 
     return data.read_records(source, parse)
 
 
-def _verdict(row: dict[str, Any], name: str, where: str) -> JudgedItem:
+def _verdict(row: dict[str, Any], name: str, where: str) -> LabelledItem:
     mode, completions = fields.required(row, "mode", where), row["completions"]
     if mode not in MODES:
         raise InputError(f"{where}: mode={mode!r} must be one of {', '.join(MODES)}")
     if not isinstance(completions, list):
         raise InputError(f"{where}: completions={completions!r:.60} must be a list of completions")
     texts = {str(place): completion for place, completion in enumerate(completions)}
-    checked = tuple(fields.answer_field(texts, place, f"{where}, completions") for place in texts)
-    return JudgedItem(
+    checked = tuple(fields.nonblank_field(texts, place, f"{where}, completions") for place in texts)
+    return LabelledItem(
         item=_item(mode, fields.text_field(row, "prompt", where), checked),
         verdict=str(row["verdict"]),
         annotator=name,
@@ -107,23 +107,23 @@ def _item(mode: Mode, prompt: Text, completions: tuple[Text, ...]) -> Item:
     return Item(mode=mode, prompt=prompt, completions=completions, template=data.template_columns(prompt))
 
 
-def _judged_pairs(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
+def _labelled_pairs(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
     pairs = forms.to_preferences(row, where, decode)
     return [(_item("pairwise", pair.prompt, (pair.chosen, pair.rejected)), "0") for pair in pairs]
 
 
-def _judged_answers(row: dict[str, Any], where: str, _: Decode | None) -> list[tuple[Item, str]]:
+def _labelled_thumbs(row: dict[str, Any], where: str, _: Decode | None) -> list[tuple[Item, str]]:
     answer = forms.to_unpaired_preference(row, where)
     return [(_item("thumbs", answer.prompt, (answer.completion,)), "up" if answer.label else "down")]
 
 
-def _judged_fours(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
+def _labelled_fours(row: dict[str, Any], where: str, decode: Decode | None) -> list[tuple[Item, str]]:
     four = forms.to_best_of_k(row, where, decode)
     return [(_item("best-of-4", four.prompt, four.completions), str(four.best))]
 
 
-_JUDGED: dict[Mode, Callable[[dict[str, Any], str, Decode | None], list[tuple[Item, str]]]] = {
-    "pairwise": _judged_pairs,
-    "thumbs": _judged_answers,
-    "best-of-4": _judged_fours,
+_LABELLED: dict[Mode, Callable[[dict[str, Any], str, Decode | None], list[tuple[Item, str]]]] = {
+    "pairwise": _labelled_pairs,
+    "thumbs": _labelled_thumbs,
+    "best-of-4": _labelled_fours,
 }

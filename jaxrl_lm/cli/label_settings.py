@@ -29,14 +29,14 @@ class LabelAnsweringConfig(AnsweringConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve a page for labelling completions; without --policy and --answers, continue with the items in --out.
+    """Serve a page for labelling completions; without --policy and --completions, continue with the items in --out.
 
     Attributes:
         out: folder for labels.sqlite and the policy's completions; run the same command again to continue.
         policy: folder or Hugging Face hub id of the model that completes --prompts.
         prompts: a file of prompts, in any format that `ppo` reads.
-        prompt_column: prompt column of --prompts or --answers.
-        answers: a file of existing completions, instead of --policy: rows with a prompt and completions, a list of
+        prompt_column: prompt column of --prompts or --completions.
+        completions: a file of existing completions, instead of --policy: rows with a prompt and completions, a list of
             texts.
         database: SQLAlchemy URL for the labels, such as postgresql+psycopg://user@host/name, instead of
             labels.sqlite in --out.
@@ -54,7 +54,7 @@ class ServeConfig:
     policy: str | None = None
     prompts: str | None = None
     prompt_column: str = "prompt"
-    answers: str | None = None
+    completions: str | None = None
     database: str | None = None
     mode: Mode = "pairwise"
     pairs: Pairs = "disjoint"
@@ -68,10 +68,10 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.out is None and self.database is None:
             raise InputError("out: not given; name the folder for the labels with --out FOLDER")
-        if self.policy is not None and self.answers is not None:
-            raise InputError("policy and answers are both given; remove one")
+        if self.policy is not None and self.completions is not None:
+            raise InputError("policy and completions are both given; remove one")
         if (self.policy is None) != (self.prompts is None):
-            raise InputError("policy and prompts go together; use --policy MODEL --prompts FILE, or --answers FILE")
+            raise InputError("policy and prompts go together; use --policy MODEL --prompts FILE, or --completions FILE")
         if self.policy is not None and self.out is None:
             raise InputError("out: not given; name the folder for the policy's completions with --out FOLDER")
         if self.overlap < 1:

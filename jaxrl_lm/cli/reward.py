@@ -1,4 +1,4 @@
-"""The command that learns from people's judgements: `reward-model`."""
+"""The command that trains a reward model: `reward-model`."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,7 @@ from jaxrl_lm.training.reward_model.train import train_reward_model
 
 
 def run_reward_model(config: RewardModelRunConfig) -> None:
-    """Train a reward model, and say how good it is, beside the bag of words, and where it lies."""
+    """Train a reward model, and print its accuracy next to that of a bag of words, and its folder."""
     folder = train_reward_model(config)
     console = Console()
     comparison = storage.read_sections(folder)[0]

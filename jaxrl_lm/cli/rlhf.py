@@ -11,7 +11,7 @@ from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
 from jaxrl_lm.data.fields import text_field
 from jaxrl_lm.training.errors import Interrupted
-from jaxrl_lm.training.reward_model.judgements import labels_tokenizer
+from jaxrl_lm.training.reward_model.labels import labels_tokenizer
 from jaxrl_lm.training.rlhf.config import RLHFConfig
 from jaxrl_lm.training.rlhf.report import table_of
 from jaxrl_lm.training.rlhf.train import Annotate, ChainResult, Pair, file_annotator, run_rlhf, simulated_annotator
@@ -38,7 +38,7 @@ def print_chain(result: ChainResult) -> None:
     console.print(table)
     print_text(result.policies[0].prompts[0], console=console, style="dim")
     for policy in result.policies:
-        print_text(f"{policy.name}: {policy.answers[0].strip()}", console=console)
+        print_text(f"{policy.name}: {policy.completions[0].strip()}", console=console)
     print_text(f"report: {result.folder.report_file}", console=console, soft_wrap=True)
 
 
@@ -55,7 +55,7 @@ def _annotator(config: RLHFConfig) -> Annotate | None:
 
 
 def page_annotator(port: int) -> Annotate:
-    """An annotator that serves the pairs on the page of `jaxrl-lm label` until all have been judged or skipped."""
+    """An annotator that serves the pairs on the page of `jaxrl-lm label` until all are labelled or skipped."""
     with needing("label", "labels.annotator=page"):
         from jaxrl_lm.cli.label import database_errors_in_words, serve_labels
         from jaxrl_lm.cli.label_settings import ServeConfig
@@ -63,7 +63,7 @@ def page_annotator(port: int) -> Annotate:
 
     def annotate(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
         label_folder = folder / "people"
-        answers = label_folder / "answers.jsonl"
+        file = label_folder / "answers.jsonl"
         label_folder.mkdir(exist_ok=True)
         rows = [
             {
@@ -73,11 +73,11 @@ def page_annotator(port: int) -> Annotate:
             }
             for pair in pairs
         ]
-        storage.write_atomically(answers, "")
-        storage.append_jsonl(answers, rows)
+        storage.write_atomically(file, "")
+        storage.append_jsonl(file, rows)
         with database_errors_in_words():
             stopped_by = serve_labels(
-                ServeConfig(out=str(label_folder), answers=str(answers), port=port, end_when_done=True)
+                ServeConfig(out=str(label_folder), completions=str(file), port=port, end_when_done=True)
             )
             engine = open_database(f"sqlite:///{label_folder / 'labels.sqlite'}", is_new_allowed=False)
             found = export_labels(engine, "pairwise").rows

@@ -1,4 +1,4 @@
-"""Render conversations with the tokenizer's chat template, and find the assistant's text in them."""
+"""Render conversations with the tokenizer's chat template, and find the assistant's text in the result."""
 
 import logging
 import re
@@ -25,18 +25,18 @@ _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def render(messages: list[Message], tokenizer: Any, *, at: str, ending: Ending = "closed") -> str:
-    """The conversation as text with special tokens, as rendered by Hugging Face's `apply_chat_template`.
+    """Render a conversation as text with special tokens, with Hugging Face's `apply_chat_template`.
 
-    A template that reads content as text only, and would write a list of parts as Python does, gets the parts joined.
+    Lists of text parts are joined if the template does not support them.
 
     Args:
-        messages: of the conversation; a `Conversation` also gives the template its tools and arguments.
+        messages: the conversation; the template also gets the tools and arguments of a `Conversation`.
         tokenizer: a Hugging Face tokenizer.
-        at: which conversation this is, for errors.
-        ending: how it ends.
+        at: name of the conversation in errors.
+        ending: how the text ends.
 
     Raises:
-        InputError: there is no template, it fails, or it leaves tool calls out.
+        InputError: the tokenizer has no template, or the template fails or leaves out tool calls.
     """
     if tokenizer.chat_template is None:
         raise InputError(
@@ -49,7 +49,7 @@ def render(messages: list[Message], tokenizer: Any, *, at: str, ending: Ending =
     try:
         readable = _with_readable_parts(list(messages), apply)
         text = apply(readable, **options)
-    except Exception as error:  # a template raises whatever it likes, such as "roles must alternate"
+    except Exception as error:  # templates raise errors of any kind, such as "roles must alternate"
         raise InputError(
             f"{at}: the tokenizer's chat template fails on it ({type(error).__name__}: {error}); "
             "change its messages, or use another tokenizer"
@@ -64,7 +64,7 @@ def render(messages: list[Message], tokenizer: Any, *, at: str, ending: Ending =
 
 
 def render_prompt(messages: list[Message], tokenizer: Any, *, at: str) -> str:
-    """The text that the assistant continues: its next turn is open, or its last message if the prompt ends in one.
+    """Render a prompt up to where the model continues: in a new assistant turn, or in the assistant message at its end.
 
     Raises:
         InputError: as `render`.
@@ -76,41 +76,41 @@ def render_prompt(messages: list[Message], tokenizer: Any, *, at: str) -> str:
     return render(messages, tokenizer, at=at, ending="open")
 
 
-def join_answer(prompt: list[Message], answer: Text, *, at: str) -> list[Message]:
-    """The whole conversation: text becomes the assistant's message, or continues it where the prompt ends in one.
+def join_completion(prompt: list[Message], completion: Text, *, at: str) -> list[Message]:
+    """Append a completion to a prompt. Text becomes an assistant message, or continues the one that the prompt ends in.
 
     Raises:
-        InputError: messages follow an assistant's message that the prompt leaves to be continued.
+        InputError: the prompt ends in an assistant message, and the completion begins with another one.
     """
     is_begun = bool(prompt) and prompt[-1]["role"] == "assistant" and not prompt[-1].get("tool_calls")
-    if isinstance(answer, str):
+    if isinstance(completion, str):
         begun = content_text(prompt[-1]) if is_begun else ""
         last = prompt[-1] if is_begun else {"role": "assistant"}
-        return (prompt[:-1] if is_begun else prompt) + [last | {"content": begun + answer}]
-    if is_begun and answer and answer[0]["role"] == "assistant":
+        return (prompt[:-1] if is_begun else prompt) + [last | {"content": begun + completion}]
+    if is_begun and completion and completion[0]["role"] == "assistant":
         raise InputError(
-            f"{at}: the prompt ends in a message of the assistant, which its answer continues, but the answer begins "
-            "with another; give the answer as text, or leave the prompt's last message out and write the whole in one"
+            f"{at}: the prompt ends in an assistant message, which the completion continues, but the completion begins "
+            "with another one; give the completion as text, or move the prompt's last message into the completion"
         )
-    return prompt + answer
+    return prompt + completion
 
 
 @cache
 def warn_of_parting(template: str, generation_prompt: str) -> None:
-    """Warn, once per template, that an answered turn does not begin with the whole generation prompt."""
+    """Warn, once per template, that completed turns do not begin with the whole generation prompt."""
     del template
     _log.warning(
-        "the chat template does not begin an answered turn with its whole generation prompt, %r: answers are learned "
-        "from where the two part",
+        "the chat template does not begin completed turns with its whole generation prompt, %r: the loss starts where "
+        "they first differ",
         generation_prompt,
     )
 
 
 def end_of_turn(messages: list[Message], tokenizer: Any, *, at: str) -> tuple[str, int | None]:
-    """What the template writes after the last message's content, and the token there that ends the turn.
+    """The text that the template writes after the last message's content, and the token in it that ends the turn.
 
     Returns:
-        the text, and the id of the first of the tokenizer's added tokens in it; None where it holds none.
+        The text, and the id of the first added token of the tokenizer in it, or None if there is none.
 
     Raises:
         InputError: as `render`.
@@ -123,30 +123,30 @@ def end_of_turn(messages: list[Message], tokenizer: Any, *, at: str) -> tuple[st
 
 
 def end_of_turn_token(tokenizer: Any) -> int | None:
-    """The token by which the template ends an assistant's turn; None where there is no template, or no such token."""
+    """The token with which the template ends an assistant turn; None if there is no template or no such token."""
     if tokenizer.chat_template is None:
         return None
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     try:
         return end_of_turn(messages, tokenizer, at="")[1]
-    except InputError:  # a template that wants more than two turns of text says nothing here
+    except InputError:  # the template needs other messages, such as a system message
         return None
 
 
 def assistant_characters(messages: list[Message], tokenizer: Any, text: str, *, at: str) -> Bool[np.ndarray, " C"]:
-    """Which characters of a closed rendering the assistant writes: its contents, tool calls and ends of turns.
+    """Which characters of a rendered conversation belong to assistant turns: contents, tool calls, and ends of turns.
 
-    A template with `{% generation %}` says so itself. For others each turn begins where the rendering of the messages
-    before it awaits the assistant, and ends with what the template writes after its content.
+    `{% generation %}` tags in the template mark them. Without tags, an assistant turn begins where the generation
+    prompt of the messages before it ends, and ends with the text that the template writes after its content.
 
     Args:
-        messages: of the conversation.
+        messages: the conversation.
         tokenizer: a Hugging Face tokenizer.
         text: `render(messages, tokenizer)`.
-        at: which conversation this is, for errors.
+        at: name of the conversation in errors.
 
     Raises:
-        InputError: the template writes a turn otherwise where others follow, so that it cannot be found.
+        InputError: a turn cannot be found, because the template renders it differently when messages follow.
     """
     template = tokenizer.get_chat_template(None, _template_arguments(messages)["tools"])
     if _GENERATION_TAG.search(template):
@@ -161,12 +161,12 @@ def assistant_characters(messages: list[Message], tokenizer: Any, text: str, *, 
 
 
 def shared_length(first: Any, second: Any) -> int:
-    """How many items two sequences share at their beginnings."""
+    """The length of the longest common prefix of two sequences."""
     pairs = zip(first, second, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
-@cache  # say it once per template
+@cache  # warn once per template
 def _warn_of_unread(template: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not re.search(rf"\b{re.escape(name)}\b", template):
@@ -180,7 +180,7 @@ def _apply(tokenizer: Any, messages: list[Message], **options: Any) -> str:
 
 
 def _replaced(messages: list[Message], last: Message) -> list[Message]:
-    """The same messages with another last one."""
+    """The messages with the last one replaced."""
     found = messages[:]
     found[-1] = last
     return found
@@ -213,7 +213,7 @@ def _check_calls_are_shown(messages: list[Message], text: str, apply: Callable[[
     without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
     try:
         is_shown = apply(without) != text
-    except Exception:  # a template that cannot do without them reads them
+    except Exception:  # a template that fails without them reads them
         is_shown = True
     if not is_shown:
         raise InputError(
@@ -223,7 +223,7 @@ def _check_calls_are_shown(messages: list[Message], text: str, apply: Callable[[
 
 
 def _tagged_spans(messages: list[Message], tokenizer: Any, template: str, text: str, at: str) -> list[tuple[int, int]]:
-    """What is between the template's generation tags."""
+    """The spans of the text between the template's generation tags."""
     from transformers.utils.chat_template_utils import render_jinja_template  # slow to import, and seldom needed
 
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
@@ -238,7 +238,7 @@ def _tagged_spans(messages: list[Message], tokenizer: Any, template: str, text: 
 
 
 def _turn_span(messages: list[Message], index: int, tokenizer: Any, text: str, at: str) -> tuple[int, int]:
-    """Where the turn of message `index` begins and ends in the rendering of all."""
+    """The start and stop of the turn of message `index` in the rendering of all messages."""
     marked = _replaced(messages[: index + 1], messages[index] | {"content": _MARK})
     head, found, tail = render(marked + messages[index + 1 :], tokenizer, at=at).partition(_MARK)
     _, _, turn_end = render(marked, tokenizer, at=at).partition(_MARK)

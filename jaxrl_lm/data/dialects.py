@@ -4,7 +4,7 @@
   `messages`; with `chosen` and `rejected` (or `label`) it is the prompt of a preference. `system` is the first message.
 - Alpaca: `instruction` and `input` are the prompt, a conversation of one user message (a line each; after those of
   `system` and `history`), and `output` is its `completion`.
-- A prompt that is wanted, but missing where there are `messages`, is the messages before the last answer.
+- A prompt that is wanted, but missing where there are `messages`, is the messages before the last assistant message.
 
 Messages with `from` and `value` are read as messages with `role` and `content` in every column of messages.
 
@@ -24,14 +24,14 @@ PROMPT = "prompt"
 
 
 def to_trl(row: dict[str, Any], required: str | None = None) -> dict[str, Any]:
-    """A row with the columns of TRL's forms added where it is one of ShareGPT or Alpaca; its own columns stay.
+    """Add the columns of TRL's forms to a row of ShareGPT or Alpaca.
 
     Args:
         row: columns by name.
-        required: the column that is wanted as the prompt; None where whole rows are wanted.
+        required: the column that is used as the prompt; None to convert the whole row.
 
     Returns:
-        The row itself where there is nothing to add.
+        The row with the new columns, or the row itself if there is nothing to add.
     """
     added = {name: _messages(row[name]) for name in _OF_MESSAGES if _is_from_value(row.get(name))}
     row = row | added if added else row
@@ -41,7 +41,7 @@ def to_trl(row: dict[str, Any], required: str | None = None) -> dict[str, Any]:
     if row.get(PROMPT) is None:
         added |= _from_alpaca(row)
     row = row | added if added else row
-    if row.get(PROMPT) is None and (required == PROMPT or _is_judged(row)):
+    if row.get(PROMPT) is None and (required == PROMPT or _is_labelled(row)):
         return row | _split(row)
     return row
 
@@ -84,8 +84,8 @@ def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     asked = f"{instruction}\n{more}" if more else instruction
     prompt = [*_system(row), *turns, {"role": "user", "content": asked}]
-    is_answered = row.get("output") is not None and row.get("completion") is None
-    return {PROMPT: prompt} | ({"completion": row["output"]} if is_answered else {})
+    is_completed = row.get("output") is not None and row.get("completion") is None
+    return {PROMPT: prompt} | ({"completion": row["output"]} if is_completed else {})
 
 
 def _system(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -93,13 +93,13 @@ def _system(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
 
 
-def _is_judged(row: dict[str, Any]) -> bool:
-    """Whether the row is a preference or a judged answer whose prompt is in its messages."""
+def _is_labelled(row: dict[str, Any]) -> bool:
+    """Whether the row is a preference or a labelled completion with the prompt in its messages."""
     return row.get("label") is not None or (row.get("chosen") is not None and row.get("rejected") is not None)
 
 
 def _split(row: dict[str, Any]) -> dict[str, Any]:
-    """The messages of a row as prompt and, where they end in one, answer."""
+    """The messages of a row as a prompt and, if they end in one, a completion."""
     messages = row.get("messages")
     if not _is_conversation(messages) or not messages:
         return {}
@@ -107,8 +107,8 @@ def _split(row: dict[str, Any]) -> dict[str, Any]:
         return {PROMPT: messages}
     if len(messages) == 1:
         return {}
-    is_answer_wanted = row.get("completion") is None and row.get("label") is not None
-    return {PROMPT: messages[:-1]} | ({"completion": messages[-1:]} if is_answer_wanted else {})
+    is_completion_missing = row.get("completion") is None and row.get("label") is not None
+    return {PROMPT: messages[:-1]} | ({"completion": messages[-1:]} if is_completion_missing else {})
 
 
 def _is_conversation(value: Any) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from jaxrl_lm.data.chat import (
     assistant_characters,
     end_of_turn,
-    join_answer,
+    join_completion,
     render,
     render_prompt,
     shared_length,
@@ -48,11 +48,10 @@ def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
     """Tokenise a prompt for generation.
 
     Args:
-        prompt: plain text, which gets the special tokens that the tokenizer adds by itself, or a conversation,
-            which goes through the chat template up to where the assistant's turn begins, or up to the end of what the
-            assistant says in its last message.
+        prompt: plain text, which gets the tokenizer's usual special tokens, or a conversation, which is rendered with
+            the chat template up to the start of the assistant's turn, or to the end of its last message.
         tokenizer: a Hugging Face tokenizer.
-        at: which prompt this is, for errors.
+        at: name of the prompt in errors.
 
     Raises:
         InputError: the tokenizer cannot render a conversation.
@@ -63,19 +62,18 @@ def encode_prompt(prompt: Text, tokenizer: Any, *, at: str) -> list[int]:
 
 
 def encode_text(text: Text, tokenizer: Any, *, is_assistant_marked: bool = False) -> EncodedText:
-    """Turn a whole text into token ids, the end-of-text token (of a conversation: the end of its last turn) last.
+    """Tokenise a whole text. The last token is the end-of-text token, or that which ends a conversation's last turn.
 
     Args:
         text: plain text or a conversation.
         tokenizer: a Hugging Face tokenizer.
-        is_assistant_marked: say which tokens are the assistant's; of a conversation only.
+        is_assistant_marked: mark the tokens of assistant turns; only for conversations.
 
     Returns:
         The tokens; `num_prompt_tokens` is 0.
 
     Raises:
-        InputError: the text has no tokens, the tokenizer cannot render a conversation, or the assistant's turns are
-            asked for and cannot be told.
+        InputError: the text has no tokens, the conversation cannot be rendered, or its assistant turns cannot be found.
     """
     at = f"text {excerpt(text)}"
     if isinstance(text, str):
@@ -94,15 +92,15 @@ def encode_text(text: Text, tokenizer: Any, *, is_assistant_marked: bool = False
 
 
 def encode_conversation(messages: list[Message], tokenizer: Any, *, at: str) -> list[int]:
-    """Token ids of a whole conversation, just as the chat template renders it: nothing is added, nothing cut.
+    """Token ids of a whole conversation exactly as the chat template renders it.
 
     Args:
-        messages: of the conversation, its answer among them.
+        messages: the conversation, with the completion.
         tokenizer: a Hugging Face tokenizer.
-        at: which conversation this is, for errors.
+        at: name of the conversation in errors.
 
     Raises:
-        InputError: the tokenizer cannot render it.
+        InputError: the conversation cannot be rendered.
     """
     return _readable(_tokens(render(messages, tokenizer, at=at), tokenizer), tokenizer, at=at)
 
@@ -110,29 +108,28 @@ def encode_conversation(messages: list[Message], tokenizer: Any, *, at: str) -> 
 def encode_completion(
     prompt: Text, completion: Text, tokenizer: Any, *, is_ended: bool = True, is_assistant_marked: bool = False
 ) -> EncodedText:
-    """Tokenise a prompt and its completion: the tokens of the prompt, of the completion, and of its end.
+    """Tokenise a prompt followed by its completion and its end.
 
-    The prompt tokens are a prefix of those of `encode_prompts`, so a completion is learned where it is generated.
-    Usually they are all of them. Some templates (of reasoning models, for example) render an answered conversation
-    differently from an open one; then only the tokens that both share belong to the prompt.
+    The prompt tokens are those of `encode_prompts`, so the model learns the completion at the position where it
+    generates one. Some templates, such as those of reasoning models, render a completed conversation differently from
+    an open one; then the prompt tokens are the common prefix of both.
 
     Args:
         prompt: plain text, which may be empty, or a conversation.
-        completion: the answer. After a conversation it may be plain, and is then the assistant's one message, or the
-            rest of the message that the prompt ends in.
-        tokenizer: a Hugging Face tokenizer. The special tokens that it puts around a plain text (BERT's `[CLS]` and
-            `[SEP]`) are put around prompt and answer together.
-        is_ended: whether the answer is whole: it then ends with the token by which the template ends a turn, or
-            where there is none with the end-of-text token; an answer that was cut off has neither, nor what a template
-            writes at the end of a turn.
-        is_assistant_marked: say which tokens of the answer are the assistant's; after a conversation only.
+        completion: the completion. After a conversation it may be plain text: an assistant message, or the rest of the
+            message that the prompt ends in.
+        tokenizer: a Hugging Face tokenizer. Special tokens around plain text (BERT's `[CLS]` and `[SEP]`) enclose
+            prompt and completion together.
+        is_ended: whether the completion is complete. If so, the last token is the one with which the template ends a
+            turn, or else the end-of-text token. A completion that was cut off has no end.
+        is_assistant_marked: mark the tokens of assistant turns in the completion; only after a conversation.
 
     Returns:
-        The tokens; at least one is the answer's.
+        The tokens, with at least one of the completion.
 
     Raises:
-        InputError: the answer is empty, its kind does not fit the prompt's, the tokenizer cannot render a
-            conversation, or the assistant's turns are asked for and cannot be told.
+        InputError: the completion is empty, or is messages after a plain-text prompt, the conversation cannot be
+            rendered, or its assistant turns cannot be found.
     """
     at = f"completion {excerpt(completion)} of the prompt {excerpt(prompt)}"
     if isinstance(prompt, str):
@@ -144,7 +141,7 @@ def encode_completion(
         return encoded
     if is_blank(completion):
         raise InputError(f"{at}: the completion is empty; fill it in or remove the row")
-    messages = join_answer(prompt, completion, at=at)
+    messages = join_completion(prompt, completion, at=at)
     awaiting = render_prompt(prompt, tokenizer, at=at)
     answered = render(messages, tokenizer, at=at)
     _check_prompt_is_kept(answered, awaiting, prompt, tokenizer, at)
@@ -161,14 +158,14 @@ def encode_completion(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rendered:
-    """A rendering as tokens.
+    """A rendered conversation as tokens.
 
     Attributes:
-        tokenizer: that made them.
-        pieces: texts that were tokenised one by one; of two, the first is the prompt's.
+        tokenizer: the tokenizer.
+        pieces: texts that were tokenised one by one; if there are two, the first is the prompt.
         ids: their tokens.
-        num_prompt_tokens: how many of them are the prompt's.
-        is_assistant: of each token; None where nobody asked.
+        num_prompt_tokens: how many of them belong to the prompt.
+        is_assistant: whether each token belongs to an assistant turn; None if not requested.
     """
 
     tokenizer: Any
@@ -178,7 +175,7 @@ class _Rendered:
     is_assistant: list[bool] | None = None
 
     def marked(self, is_written: Bool[np.ndarray, " C"], at: str) -> "_Rendered":
-        """The same with the tokens that hold one of these characters of the rendering marked as the assistant's."""
+        """Mark the tokens that contain any of these characters of the text as the assistant's."""
         if not self.tokenizer.is_fast:
             raise InputError(f"{at}: loss_on=assistant needs a fast tokenizer (tokenizer.json), which has offsets")
         flags, first = [], 0
@@ -190,9 +187,9 @@ class _Rendered:
         return replace(self, is_assistant=behind)
 
     def ended(self, ends: set[int | None], messages: list[Message]) -> "_Rendered":
-        """The same up to the last of the tokens that end a turn, or with the end-of-text token if there is none.
+        """Cut the tokens after the last one that ends a turn; without one, append the end-of-text token.
 
-        Templates write a line's end after it, where generation has stopped.
+        Templates write a newline after that token, which is never generated.
         """
         eos, length = self.tokenizer.eos_token_id, len(self.ids)
         last = max((i for i in range(self.num_prompt_tokens, length) if self.ids[i] in ends), default=length)
@@ -210,31 +207,31 @@ class _Rendered:
 
 
 def _split_after_prompt(said: str, awaiting: str, tokenizer: Any, at: str) -> _Rendered:
-    """Tokens of a rendering, of which those that it shares with what generation is given are the prompt's."""
+    """Tokens of a rendered conversation; their common prefix with the prompt for generation is the prompt."""
     ids, prompt_ids = _tokens(said, tokenizer), _tokens(awaiting, tokenizer)
     num_shared = shared_length(ids, prompt_ids)
     if num_shared == len(prompt_ids) or not said.startswith(awaiting):
         return _Rendered(tokenizer=tokenizer, pieces=[said], ids=ids, num_prompt_tokens=num_shared)
-    # A token spans the border. Generation starts after the prompt's own tokens, and so must what is learnt.
+    # A token spans the border. Generation starts after the prompt's own tokens, so the completion must as well.
     rest = said[len(awaiting) :]
     split, added = prompt_ids + _tokens(rest, tokenizer), tokenizer.added_tokens_decoder
     if sum(token in added for token in split) != sum(token in added for token in ids):
         raise InputError(
-            f"{at}: the chat template's generation prompt ends inside a special token of the answered conversation "
+            f"{at}: the chat template's generation prompt ends inside a special token of the completed conversation "
             f"(…{said[max(0, len(awaiting) - 20) : len(awaiting) + 20]!r}); correct the template"
         )
     return _Rendered(tokenizer=tokenizer, pieces=[awaiting, rest], ids=split, num_prompt_tokens=len(prompt_ids))
 
 
 def _check_prompt_is_kept(answered: str, awaiting: str, prompt: list[Message], tokenizer: Any, at: str) -> None:
-    """Refuse a template that renders the prompt's messages differently once they are answered."""
+    """Refuse a template that renders the prompt's messages differently when a completion follows."""
     if answered.startswith(awaiting):
         return
     num_kept = shared_length(awaiting, render(prompt, tokenizer, at=at))
     if shared_length(awaiting, answered) < num_kept:
         raise InputError(
-            f"{at}: the tokenizer's chat template writes the prompt's messages differently once an answer follows, so "
-            "the answer would not be learned where it is generated; use another tokenizer or plain texts"
+            f"{at}: the tokenizer's chat template writes the prompt's messages differently when a completion follows, "
+            "so the model would not learn it where it generates it; use another tokenizer or plain texts"
         )
     warn_of_parting(str(tokenizer.chat_template), awaiting[num_kept:])
 
@@ -255,7 +252,7 @@ def _encode_plain(prompt: str, completion: str, tokenizer: Any, at: str, *, is_e
 
 
 def _with_special_tokens(text: str, tokenizer: Any, prompt: str = "") -> tuple[list[int], list[int], list[int]]:
-    """Tokens of prompt and text; those of the prompt, which begin them; the special ones that belong behind both."""
+    """Tokens of prompt and text together, those of the prompt, and the special tokens that follow both."""
     encoded = tokenizer(prompt + text, return_special_tokens_mask=True)
     ids, is_special = encoded["input_ids"], encoded["special_tokens_mask"]
     if all(is_special):
@@ -266,13 +263,13 @@ def _with_special_tokens(text: str, tokenizer: Any, prompt: str = "") -> tuple[l
     prompt_ids = tokenizer(prompt)["input_ids"]
     prompt_ids = _one_bos(prompt, prompt_ids[: len(prompt_ids) - num_end], tokenizer)
     if ids[: len(prompt_ids)] != prompt_ids:
-        # A token spans the border. Generation starts after the prompt's own tokens, and so must what is learnt.
+        # A token spans the border. Generation starts after the prompt's own tokens, so the completion must as well.
         ids = prompt_ids + _tokens(text, tokenizer)
     return ids, prompt_ids, end
 
 
 def _one_bos(text: str, ids: list[int], tokenizer: Any) -> list[int]:
-    """Without the special token that the tokenizer put in front of a text that begins with it already."""
+    """Remove the special token that the tokenizer put in front of a text that already begins with it."""
     if len(ids) < 2 or ids[0] != ids[1] or ids[0] not in tokenizer.added_tokens_decoder:
         return ids
     is_written = text.startswith(tokenizer.added_tokens_decoder[ids[0]].content)
@@ -288,12 +285,12 @@ def _end_plain(ids: list[int], end: list[int], tokenizer: Any, *, is_ended: bool
 
 
 def _tokens(text: str, tokenizer: Any) -> list[int]:
-    """Tokens without the special ones that the tokenizer would add; a template has written its own."""
+    """Tokens without the tokenizer's special tokens, because the template has written them."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _readable(ids: list[int], tokenizer: Any, *, at: str) -> list[int]:
-    """The ids, unless one is a special token that the embedding has no row for (`load_tokenizer` notes which)."""
+    """Return the ids; refuse special tokens without a row in the embedding, which `load_tokenizer` lists."""
     unreadable = getattr(tokenizer, "unreadable_tokens", frozenset()).intersection(ids)
     if unreadable:
         token = tokenizer.convert_ids_to_tokens(min(unreadable))

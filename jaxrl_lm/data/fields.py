@@ -1,4 +1,4 @@
-"""Fields of a row: texts, conversations, labels and numbers, checked; each error names the row's place."""
+"""Read and check the fields of a row: texts, conversations, labels and numbers. Errors name the position of the row."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from jaxrl_lm.data.records import Conversation, Message, Text, content_text
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
 
-# Arguments of Hugging Face's apply_chat_template that are no variables of the template.
+# Arguments of Hugging Face's apply_chat_template that are not variables of the template.
 _NOT_TEMPLATE_VARIABLES = frozenset(
     {
         *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
@@ -22,10 +22,10 @@ _LABELS = {"true": True, "1": True, "good": True, "false": False, "0": False, "b
 
 
 def required(row: dict[str, Any], name: str, where: str) -> Any:
-    """The row's field; parquet and the hub write null where a row lacks one.
+    """The value of a field. Null counts as missing: parquet and the hub write it where a row lacks a column.
 
     Raises:
-        InputError: the row has no such field, or null there.
+        InputError: the field is missing or null.
     """
     value = row.get(name)
     if value is not None:
@@ -35,12 +35,12 @@ def required(row: dict[str, Any], name: str, where: str) -> Any:
 
 
 def text_field(row: dict[str, Any], name: str, where: str) -> Text:
-    """A field that is a plain text or a conversation; characters and markup stay as they are.
+    """A field with plain text or a conversation, unchanged.
 
-    A conversation gets the row's `tools` and `chat_template_kwargs`, if there are such columns.
+    If the row has the columns `tools` or `chat_template_kwargs`, the conversation carries them.
 
     Raises:
-        InputError: it is missing, or neither.
+        InputError: the field is missing, or is neither text nor messages.
     """
     value, at = required(row, name, where), f"{where}, {name!r}"
     if not isinstance(value, list):
@@ -48,20 +48,20 @@ def text_field(row: dict[str, Any], name: str, where: str) -> Text:
     return as_conversation(check_messages(value, at), row, where)
 
 
-def answer_field(row: dict[str, Any], name: str, where: str) -> Text:
-    """A text field that says something.
+def nonblank_field(row: dict[str, Any], name: str, where: str) -> Text:
+    """A text field that is not blank.
 
     Raises:
-        InputError: it is missing, of the wrong kind, or blank.
+        InputError: the field is missing, is neither text nor messages, or is blank.
     """
-    return check_answer(text_field(row, name, where), f"{where}, {name!r}")
+    return check_nonblank(text_field(row, name, where), f"{where}, {name!r}")
 
 
 def label_field(row: dict[str, Any], name: str, where: str) -> bool:
     """A binary label: true or false, 1 or 0, "good" or "bad", as JSON or as text in any case.
 
     Raises:
-        InputError: it is missing or none of these.
+        InputError: the field is missing or has another value.
     """
     value = required(row, name, where)
     if isinstance(value, bool | int | float) and value in (0, 1):
@@ -69,28 +69,28 @@ def label_field(row: dict[str, Any], name: str, where: str) -> bool:
     label = _LABELS.get(value.strip().lower()) if isinstance(value, str) else None
     if label is None:
         remedy = 'write true or false, 1 or 0, "good" or "bad"'
-        raise InputError(f"{where}, {name!r}: {excerpt(value)} is no label; {remedy}")
+        raise InputError(f"{where}, {name!r}: {excerpt(value)} is not a label; {remedy}")
     return label
 
 
 def index_field(row: dict[str, Any], name: str, count: int, where: str) -> int:
-    """A field that counts from 0 to below `count`, as a number or as its digits.
+    """An index in `[0, count)`, as a number or as text.
 
     Raises:
-        InputError: it is missing or none of these.
+        InputError: the field is missing or is not such an index.
     """
     value = required(row, name, where)
     number = _number(value)
     if number is None or number not in range(count):
-        raise InputError(f"{where}, {name!r}: {excerpt(value)} is none of the {count} answers; write 0 to {count - 1}")
+        raise InputError(f"{where}, {name!r}: {excerpt(value)} is not an index; write 0 to {count - 1}")
     return int(number)
 
 
 def number_field(row: dict[str, Any], name: str, where: str) -> float:
-    """A field that is a finite number, or text that reads as one.
+    """A finite number, as a number or as text.
 
     Raises:
-        InputError: it is missing or no such number.
+        InputError: the field is missing or is not a finite number.
     """
     value = required(row, name, where)
     number = _number(value)
@@ -100,7 +100,7 @@ def number_field(row: dict[str, Any], name: str, where: str) -> float:
 
 
 def check_text(value: Any, at: str) -> str:
-    """A plain text that can be written as UTF-8.
+    """Check that a value is plain text that UTF-8 can encode, and return it.
 
     Raises:
         InputError: it is not.
@@ -111,31 +111,31 @@ def check_text(value: Any, at: str) -> str:
     return value
 
 
-def check_answer(answer: Text, at: str) -> Text:
-    """An answer that says something: text that is not blank, or messages whose last has some, or calls a tool.
+def check_nonblank(text: Text, at: str) -> Text:
+    """Check that a text is not blank, and return it.
 
     Raises:
         InputError: it is blank.
     """
-    if is_blank(answer):
-        raise InputError(f"{at}: the answer is empty; fill it in or remove the row")
-    return answer
+    if is_blank(text):
+        raise InputError(f"{at}: it is empty; fill it in or remove the row")
+    return text
 
 
-def is_blank(answer: Text) -> bool:
-    """Whether an answer says nothing: of messages, the last says it; a tool call says something."""
-    if isinstance(answer, str):
-        return not answer.strip()
-    return not answer or not (content_text(answer[-1]).strip() or answer[-1].get("tool_calls"))
+def is_blank(text: Text) -> bool:
+    """Whether a text is blank. Of a conversation the last message counts; a tool call is not blank."""
+    if isinstance(text, str):
+        return not text.strip()
+    return not text or not (content_text(text[-1]).strip() or text[-1].get("tool_calls"))
 
 
 def check_messages(messages: list[Any], at: str) -> list[Message]:
-    """A conversation: one or more objects with `role` and `content`; keys that are null are dropped.
+    """Check a conversation, one or more objects with `role` and `content`, and return it without null keys.
 
     Content is text or a list of text parts, and may be missing if there are `tool_calls`. Other keys are not checked.
 
     Raises:
-        InputError: it is not, or a part is an image or another thing that is not text.
+        InputError: it is not a conversation, or a part is not text, such as an image.
     """
     remedy = 'give messages such as [{"role": "user", "content": "Hello"}]'
     if not messages:
@@ -164,10 +164,12 @@ def check_messages(messages: list[Any], at: str) -> list[Message]:
 
 
 def as_conversation(messages: list[Message], row: Mapping[str, Any], where: str) -> list[Message]:
-    """Messages with the row's columns for the chat template: `tools` and `chat_template_kwargs`, also as JSON text.
+    """Attach the row's columns for the chat template, `tools` and `chat_template_kwargs`, to messages.
+
+    Both may be JSON text. Without them the messages are returned as they are.
 
     Raises:
-        InputError: `tools` is no list of objects, or `chat_template_kwargs` no object of template variables.
+        InputError: `tools` is not a list of objects, or `chat_template_kwargs` is not an object of template variables.
     """
     tools, arguments = (_without_nulls(_parsed(row.get(name))) for name in ("tools", "chat_template_kwargs"))
     if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
@@ -179,24 +181,24 @@ def as_conversation(messages: list[Message], row: Mapping[str, Any], where: str)
         )
     reserved = sorted(_NOT_TEMPLATE_VARIABLES.intersection(arguments or ()))
     if reserved:
-        raise InputError(f"{where}, 'chat_template_kwargs': {reserved[0]!r} is no variable of a template; remove it")
+        raise InputError(f"{where}, 'chat_template_kwargs': {reserved[0]!r} is not a template variable; remove it")
     if not tools and not arguments:
         return messages
     return Conversation(messages, tools=tools or None, template_arguments=arguments)
 
 
 def check_encodable(text: str, at: str) -> None:
-    """Refuse text that UTF-8, and so a tokenizer, cannot take.
+    """Refuse text that UTF-8 cannot encode, because no tokenizer accepts it.
 
     Raises:
-        InputError: it holds half of a surrogate pair.
+        InputError: the text contains half of a surrogate pair.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{at}: character {error.start} is half of a surrogate pair, which no tokenizer takes; "
-            "remove it or write the pair whole"
+            f"{at}: character {error.start} is half of a surrogate pair, which no tokenizer accepts; "
+            "remove it or write the whole pair"
         ) from error
 
 
@@ -212,7 +214,7 @@ def _check_part(part: Any, at: str) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A value without the keys that are null: parquet gives every object the keys of all, as TRL's reader knows."""
+    """The value without null keys: parquet gives every object the keys of all objects."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
@@ -232,7 +234,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _parsed(value: Any) -> Any:
-    """A column that holds JSON as text, as csv must, parsed; anything else as it is."""
+    """Parse a column that is JSON text, as in CSV files; return anything else as it is."""
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxrl_lm.data import forms
-from jaxrl_lm.data.fields import answer_field, check_text, number_field
+from jaxrl_lm.data.fields import check_text, nonblank_field, number_field
 from jaxrl_lm.data.misfits import SourceError, collect_records
 from jaxrl_lm.data.records import BestOfK, LanguageModeling, Preference, PromptCompletion, Rating, UnpairedPreference
 from jaxrl_lm.data.rows import try_rows
@@ -55,9 +55,9 @@ def read_language_modeling(source: str | Path, *, limit: int | None = None) -> l
 
 
 def read_prompt_completions(source: str | Path, *, limit: int | None = None) -> list[PromptCompletion]:
-    """Read answers to imitate: rows with `prompt` and `completion`, each text or messages.
+    """Read completions to imitate: rows with `prompt` and `completion`, each text or messages.
 
-    Rows of Alpaca (`instruction`, `input`, `output`) become a user's message and its answer.
+    Rows of Alpaca (`instruction`, `input`, `output`) become a user message and an assistant message.
 
     Args:
         source: a file or data set as for `read_language_modeling`; here and in the readers below, not plain text.
@@ -73,13 +73,13 @@ def read_prompt_completions(source: str | Path, *, limit: int | None = None) -> 
 
 
 def read_preferences(source: str | Path, *, limit: int | None = None, tokenizer: Any = None) -> list[Preference]:
-    r"""Read pairs of a better and a worse answer, in any of these forms, text or messages.
+    r"""Read pairs of a better and a worse completion, text or messages, in any of these forms.
 
     - `prompt`, `chosen`, `rejected`.
     - `chosen` and `rejected` that both start with the prompt; the completions begin where they differ, as in TRL.
     - The same as HH dialogues; the completions begin after the last `\n\nAssistant:` that both share.
     - `chosen` and `rejected` with the prompt in `conversations` (ShareGPT) or `instruction` and `input` (Alpaca).
-    - What `read_best_of_k` reads: the best answer over each other one that differs from it.
+    - The forms of `read_best_of_k`: the best completion is paired with each different one.
 
     Rows with equal texts do not fit.
 
@@ -100,7 +100,7 @@ def read_preferences(source: str | Path, *, limit: int | None = None, tokenizer:
 
 
 def read_unpaired_preferences(source: str | Path, *, limit: int | None = None) -> list[UnpairedPreference]:
-    """Read answers found good or bad: rows with `prompt`, `completion` and `label`.
+    """Read completions labelled good or bad: rows with `prompt`, `completion` and `label`.
 
     A label is true or false, 1 or 0, "good" or "bad", as JSON or as text in any case; others do not fit.
 
@@ -118,7 +118,7 @@ def read_unpaired_preferences(source: str | Path, *, limit: int | None = None) -
 
 
 def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: Any = None) -> list[BestOfK]:
-    """Read choices of the best of several answers, as OpenAI published them.
+    """Read choices of the best of several completions, as OpenAI published them.
 
     - `query`, `sample0`, `sample1`, ..., `best` (lm-human-preferences; K = 4 there).
     - `info.post` or `info.article`, `summaries[].text`, `choice` (comparisons of summarize-from-feedback).
@@ -131,7 +131,7 @@ def read_best_of_k(source: str | Path, *, limit: int | None = None, tokenizer: A
             `AssumedTokenizer` is refused where it lacks more than one id. Without a tokenizer such rows do not fit.
 
     Returns:
-        The records in the order of the source, at least one; a row whose answers are all equal does not fit.
+        The records in the order of the source, at least one; a row whose completions are all equal does not fit.
 
     Raises:
         InputError: as `read_language_modeling`.
@@ -161,7 +161,7 @@ def read_ratings(
     """
 
     def parse(row: dict[str, Any], where: str) -> list[Rating]:
-        text = check_text(answer_field(row, text_column, where), f"{where}, {text_column!r}")
+        text = check_text(nonblank_field(row, text_column, where), f"{where}, {text_column!r}")
         return [Rating(text=text, rating=number_field(row, rating_column, where))]
 
     return _read(source, parse, limit=limit)
@@ -199,9 +199,9 @@ def _read(
 
 
 def make_decoder(source: str | Path, tokenizer: Any) -> forms.Decode | None:
-    """What turns the token ids of a source into text, with one warning that it does; None without a tokenizer.
+    """Make the function that turns token ids of a source into text, and warns once; None without a tokenizer.
 
-    It raises SourceError where an `AssumedTokenizer` lacks more than one of the ids.
+    The function raises SourceError if an `AssumedTokenizer` lacks more than one of the ids.
     """
     if tokenizer is None:
         return None

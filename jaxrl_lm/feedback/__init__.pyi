@@ -15,7 +15,7 @@ from .database import (
 from .exchange import (
     ExportedLabels as ExportedLabels,
     ImportedLabels as ImportedLabels,
-    JudgedItem as JudgedItem,
+    LabelledItem as LabelledItem,
     export_labels as export_labels,
     export_verdicts as export_verdicts,
     import_labels as import_labels,
@@ -23,7 +23,7 @@ from .exchange import (
 from .items import (
     MODES as MODES,
     NUM_COMPLETIONS as NUM_COMPLETIONS,
-    Answers as Answers,
+    CompletedPrompt as CompletedPrompt,
     Item as Item,
     ItemList as ItemList,
     Mode as Mode,

@@ -57,7 +57,7 @@ def krippendorff_alpha(verdicts: Sequence[Mapping[Any, Hashable]]) -> float | No
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
 
 
-def choice_kappa(first: Sequence[str], second: Sequence[str], *, num_answers: int) -> float | None:
+def choice_kappa(first: Sequence[str], second: Sequence[str], *, num_completions: int) -> float | None:
     """Agreement of two annotators on which of K completions is best: kappa = (p_o - p_c) / (1 - p_c).
 
     Completion indices mean nothing across items, so chance is taken over their random order:
@@ -67,7 +67,7 @@ def choice_kappa(first: Sequence[str], second: Sequence[str], *, num_answers: in
     Args:
         first: one annotator's verdicts, one per item: the index of the best completion, or `TIE`.
         second: the other annotator's verdicts on the same items.
-        num_answers: K, completions per item.
+        num_completions: K, completions per item.
 
     Returns:
         at most 1, 0 at chance; None without items, or if both always say tie.
@@ -78,14 +78,14 @@ def choice_kappa(first: Sequence[str], second: Sequence[str], *, num_answers: in
     assert len(first) == len(second), f"{len(first)} verdicts and {len(second)}: they must be of the same items"
     num = len(first)
     ties = sum(verdict == TIE for verdict in first), sum(verdict == TIE for verdict in second)
-    by_chance = ties[0] * ties[1] + (num - ties[0]) * (num - ties[1]) / num_answers
+    by_chance = ties[0] * ties[1] + (num - ties[0]) * (num - ties[1]) / num_completions
     if by_chance == num * num:  # holds for no items too
         return None
     observed = sum(one == other for one, other in zip(first, second, strict=True)) / num
     return (observed - by_chance / num**2) / (1 - by_chance / num**2)
 
 
-def choice_alpha(verdicts: Sequence[Mapping[Any, str]], *, num_answers: int) -> float | None:
+def choice_alpha(verdicts: Sequence[Mapping[Any, str]], *, num_completions: int) -> float | None:
     """Agreement of any number of annotators on which of K completions is best: alpha = 1 - D_o / D_e.
 
     D_o is the observed disagreement within items, as in `krippendorff_alpha`. D_e is the disagreement expected if the n
@@ -95,7 +95,7 @@ def choice_alpha(verdicts: Sequence[Mapping[Any, str]], *, num_answers: int) -> 
 
     Args:
         verdicts: for each item, annotator to verdict: the index of the best completion, or `TIE`.
-        num_answers: K, completions per item.
+        num_completions: K, completions per item.
 
     Returns:
         at most 1, 0 at chance; None unless some item has two verdicts and not all are ties.
@@ -111,5 +111,5 @@ def choice_alpha(verdicts: Sequence[Mapping[Any, str]], *, num_answers: int) -> 
     differing = sum(
         2 * sum(one != other for one, other in combinations(item, 2)) / (len(item) - 1) for item in pairable
     )
-    alike = num_ties * (num_ties - 1) + num_choices * (num_choices - 1) / num_answers
+    alike = num_ties * (num_ties - 1) + num_choices * (num_choices - 1) / num_completions
     return 1 - (differing / num) / (1 - alike / (num * (num - 1)))

@@ -36,7 +36,7 @@ from jaxrl_lm.feedback.store import LabelStore, Lease, RefusedError
 _STATIC = Path(__file__).parent / "static"
 
 Fields = dict[str, str]
-Answer = dict[str, Any]
+Reply = dict[str, Any]
 
 
 def make_app(store: LabelStore, token: str, *, hosts: Sequence[str] = (), is_ended_when_done: bool = False) -> ASGIApp:
@@ -108,7 +108,7 @@ class _Api:
         statistics = await run_in_threadpool(compute_statistics, self._store.engine, self._store.mode)
         return JSONResponse({**asdict(statistics), "overlap": self._store.overlap})
 
-    def change(self, call: Callable[[Session, Fields], Answer]) -> Callable[[Request], Awaitable[Response]]:
+    def change(self, call: Callable[[Session, Fields], Reply]) -> Callable[[Request], Awaitable[Response]]:
         """An endpoint that changes state: only the page itself may call it."""
 
         async def endpoint(request: Request) -> Response:
@@ -119,7 +119,7 @@ class _Api:
 
         return endpoint
 
-    def name_annotator(self, session: Session, fields: Fields) -> Answer:
+    def name_annotator(self, session: Session, fields: Fields) -> Reply:
         """Set the session's annotator."""
         annotator = self._store.find_annotator(_field(fields, "name"))
         if session.annotator is not None and session.annotator != annotator:
@@ -127,29 +127,29 @@ class _Api:
         session.annotator = annotator
         return {"name": annotator.name}
 
-    def next_item(self, session: Session, fields: Fields) -> Answer:
+    def next_item(self, session: Session, fields: Fields) -> Reply:
         """The next item to label."""
         annotator = _annotator(session, fields)
         return self._shown(annotator, self._store.next_lease(annotator))
 
-    def keep_label(self, session: Session, fields: Fields) -> Answer:
+    def keep_label(self, session: Session, fields: Fields) -> Reply:
         """Save a label; it is on disk when the response is sent."""
         annotator = _annotator(session, fields)
         is_new = self._store.label(annotator, _field(fields, "lease"), _field(fields, "verdict"))
         return {"is_repeat": not is_new}
 
-    def undo_label(self, session: Session, fields: Fields) -> Answer:
+    def undo_label(self, session: Session, fields: Fields) -> Reply:
         """Undo the label of a lease and show its item again; repeating the request undoes no other label."""
         annotator = _annotator(session, fields)
         return self._shown(annotator, self._store.undo(annotator, _field(fields, "lease")))
 
-    def leave(self, session: Session, fields: Fields) -> Answer:
+    def leave(self, session: Session, fields: Fields) -> Reply:
         """Release the annotator's item and sign out."""
         self._store.release(_annotator(session, fields))
         session.annotator = None
         return {}
 
-    def _shown(self, annotator: int, lease: Lease | None) -> Answer:
+    def _shown(self, annotator: int, lease: Lease | None) -> Reply:
         progress = asdict(self._store.progress(annotator))
         is_ending = lease is None and self._is_ended_when_done and self._store.is_over()
         shown = {"item": None if lease is None else asdict(lease), "progress": progress, "is_ending": is_ending}

@@ -16,7 +16,7 @@ from jaxrl_lm.feedback.store import annotator_id, checked_name, count_labels, in
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedItem:
+class LabelledItem:
     """An item with a verdict given elsewhere.
 
     Attributes:
@@ -99,7 +99,7 @@ def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> E
 
 
 def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """All verdicts of a mode, including ties and skips, one row each: the fields of `JudgedItem`.
+    """All verdicts of a mode, including ties and skips, one row each: the fields of `LabelledItem`.
 
     Args:
         engine: from `open_database`.
@@ -130,7 +130,7 @@ def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) ->
     ]
 
 
-def import_labels(engine: Engine, judged: Iterable[JudgedItem], *, name: str | None = None) -> ImportedLabels:
+def import_labels(engine: Engine, judged: Iterable[LabelledItem], *, name: str | None = None) -> ImportedLabels:
     """Add labels given elsewhere, and their items where new; if one fails, none are added.
 
     Args:
@@ -192,7 +192,7 @@ def _row(mode: Mode, label: Any) -> dict[str, Any]:
     return {"query": label.prompt, **samples, "best": best, "shown_order": order, **others}
 
 
-def _import_one(connection: Connection, judged: JudgedItem, annotator: int) -> str:
+def _import_one(connection: Connection, judged: LabelledItem, annotator: int) -> str:
     content_hash = judged.item.content_hash()
     row = connection.execute(select(items).where(items.c.content_hash == content_hash)).first()
     if row is None:

@@ -30,7 +30,7 @@ VERDICTS: dict[Mode, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class CompletedPrompt:
     """A prompt with its completions.
 
     Attributes:
@@ -54,7 +54,7 @@ class Item:
         mode: how it is labelled.
         prompt: text or conversation.
         completions: as many as the mode shows.
-        template: as in `Answers`.
+        template: as in `CompletedPrompt`.
     """
 
     mode: Mode
@@ -110,7 +110,7 @@ def is_blank(text: Text) -> bool:
     return not said.strip() and not text[-1].get("tool_calls")
 
 
-def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint") -> ItemList:
+def make_items(rows: Iterable[CompletedPrompt], mode: Mode, *, pairs: Pairs = "disjoint") -> ItemList:
     """Build items from prompts with completions.
 
     Blank completions, and pairs of equal ones, are left out and listed.
@@ -142,7 +142,7 @@ def make_items(rows: Iterable[Answers], mode: Mode, *, pairs: Pairs = "disjoint"
     if not items:
         why = f" ({left_out[0]}; {len(left_out)} such)" if left_out else ""
         raise InputError(
-            f"answers: no items for mode {mode}{why}; "
+            f"completions: no items for mode {mode}{why}; "
             f"give {NUM_COMPLETIONS[mode]} different, non-blank completions per prompt"
         )
     return ItemList(items=items, left_out=left_out)

@@ -205,14 +205,14 @@ def _alpha(verdicts: list[dict[str, str]], mode: Mode) -> float | None:
     """Krippendorff's alpha; thumbs mean the same in every item, completion indices do not."""
     if mode == "thumbs":
         return krippendorff_alpha(verdicts)
-    return choice_alpha(verdicts, num_answers=NUM_COMPLETIONS[mode])
+    return choice_alpha(verdicts, num_completions=NUM_COMPLETIONS[mode])
 
 
 def _kappa(first: list[str], second: list[str], mode: Mode) -> float | None:
     """Cohen's kappa; thumbs mean the same in every item, completion indices do not."""
     if mode == "thumbs":
         return cohen_kappa(first, second)
-    return choice_kappa(first, second, num_answers=NUM_COMPLETIONS[mode])
+    return choice_kappa(first, second, num_completions=NUM_COMPLETIONS[mode])
 
 
 def _person(name: str, rows: list[_Row]) -> PersonStatistics:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from jaxrl_lm import data
-from jaxrl_lm.data.chat import join_answer
+from jaxrl_lm.data.chat import join_completion
 from jaxrl_lm.data.encoding import encode_completion, encode_conversation, encode_prompt
 from jaxrl_lm.data.fields import is_blank
 from jaxrl_lm.data.records import Message, Text, content_text
@@ -93,7 +93,7 @@ class TextReader:
     def _encode_causal(self, prompt: Text, completion: Text) -> ScoreTokens:
         if not isinstance(prompt, str):
             at = f"completion {excerpt(completion)} of the prompt {excerpt(prompt)}"
-            ids = encode_conversation(join_answer(prompt, completion, at=at), self.tokenizer, at=at)
+            ids = encode_conversation(join_completion(prompt, completion, at=at), self.tokenizer, at=at)
         elif not is_blank(completion):
             ids = encode_completion(prompt, completion, self.tokenizer, is_ended=False).ids
         else:

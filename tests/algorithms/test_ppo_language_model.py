@@ -56,7 +56,7 @@ def score(params: PyTree, generation: Generation, *, temperature: float) -> Acti
 
 @partial(jax.jit, static_argnames="temperature", compiler_options=QUICK)
 def rollout(params: PyTree, key: jax.Array, *, temperature: float) -> tuple[Generation, Trajectory]:
-    """Answers, and their trajectory with the share of the wanted token as the reward, paid after the end."""
+    """Completions, and their trajectory with the share of the wanted token as the reward, paid after the end."""
     sampling = SamplingConfig(max_new_tokens=ANSWER, temperature=temperature, stop_tokens=(STOP,), pad_token=PAD)
     generation = generate(tiny_model()[0], params, *prompts(), key, sampling)
     mask = generation.response_mask

@@ -1,4 +1,4 @@
-"""Learning from judgements, on scores that are linear: losses by loops, accumulation, what is learned."""
+"""Learning from preferences, on scores that are linear: losses by loops, accumulation, what is learned."""
 
 import math
 
@@ -26,7 +26,7 @@ def init_params():
 
 
 def make_batch(objective, size=8, seed=0):
-    """Judgements of answers whose worth is their first feature minus half of their second."""
+    """LabelledSet of answers whose worth is their first feature minus half of their second."""
     x = np.random.default_rng(seed).standard_normal((size, NUM_ANSWERS[objective], 3)).astype(np.float32)
     worth = x[..., 0] - 0.5 * x[..., 1]
     targets = worth[:, 0] > 0 if objective == "binary" else np.argmax(worth, axis=-1)
@@ -111,7 +111,7 @@ def test_accumulated_batches_make_the_update_of_the_whole(objective):
 
 
 @objectives
-def test_learns_what_the_judgements_follow(objective):
+def test_learns_what_the_labels_follow(objective):
     algorithm = make_reward_model(objective, CONFIG, score, num_updates=200)
     update = jax.jit(algorithm.update, donate_argnums=0)
     state = algorithm.init(init_params())
@@ -138,6 +138,6 @@ def test_choices_do_not_move_the_level_of_the_scores():
     ("objective", "given"),
     [("pairwise", "best_of_k"), ("pairwise", "binary"), ("best_of_k", "binary"), ("binary", "pairwise")],
 )
-def test_judgements_of_another_kind_are_refused(objective, given):
+def test_labels_of_another_kind_are_refused(objective, given):
     with pytest.raises(InputError, match=f"objective='{objective}' learns from"):
         sum_preference_losses(objective, score, init_params(), make_batch(given))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all
+from jaxrl_lm.cli.label_completions import LabelAnsweringConfig, complete_prompts
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.rewards import REWARDS
 from jaxrl_lm.storage import read_jsonl
@@ -97,7 +97,7 @@ def test_prompts_that_hold_images_are_refused_by_name(
 def test_labels_of_chat_prompts_are_of_conversations(chat_model: Path, tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "hi"}])
     config = LabelAnsweringConfig(chat=True, max_new_tokens=3)
-    (row,) = answer_all(str(chat_model), str(prompts), "prompt", "pairwise", config, tmp_path / "answers")
+    (row,) = complete_prompts(str(chat_model), str(prompts), "prompt", "pairwise", config, tmp_path / "answers")
     assert row.prompt == [{"role": "user", "content": "hi"}]
 
 

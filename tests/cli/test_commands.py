@@ -230,7 +230,7 @@ def test_demo_chains_all_stages_on_the_model_of_the_package(tmp_path: Path, monk
     assert run(["demo", f"--out={tmp_path / 'demo'}", "--seed=3"]) == 0
     (chain,) = chains
     assert chain.seed == 3
-    assert len(data.read_prompts(chain.prompts)) == chain.num_judged
+    assert len(data.read_prompts(chain.prompts)) == chain.num_compared
     assert chain.sft_data is not None
     assert data.read_prompt_completions(chain.sft_data)
     from_pretrained(chain.model)

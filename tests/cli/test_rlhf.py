@@ -15,7 +15,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.feedback import LabelStore
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.errors import Interrupted
-from jaxrl_lm.training.rlhf.comparison import PolicyAnswers
+from jaxrl_lm.training.rlhf.comparison import PolicyCompletions
 from jaxrl_lm.training.rlhf.train import ChainResult, Pair
 
 PAIRS = [
@@ -84,7 +84,7 @@ def test_a_locked_database_stops_the_chain_with_words(tmp_path: Path, monkeypatc
 
 def test_what_models_write_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     text = "\x1b[31m:smile: [bold]red[/bold]\r\nnext\u202e \ud83d"
-    policy = PolicyAnswers(name="p", prompts=[text], answers=[text], scores={}, kl=np.zeros(1), strips=[])
+    policy = PolicyCompletions(name="p", prompts=[text], completions=[text], scores={}, kl=np.zeros(1), strips=[])
     print_chain(ChainResult(folder=RunFolder(Path(":smile:")), policies=[policy]))
     shown = capsys.readouterr().out
     spelled = "[U+001B][31m:smile: [bold]red[/bold][U+000D]\nnext[U+202E] [U+D83D]"

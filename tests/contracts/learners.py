@@ -120,7 +120,7 @@ def online_case(name: str) -> Case:
     )
 
 
-def judgements(number: int) -> PreferenceBatch:
+def labelled_pairs(number: int) -> PreferenceBatch:
     """Pairs of completions of which the first is better."""
     ids = rows(number, 2, BATCH, 2).ids
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
@@ -142,7 +142,7 @@ class Batches(NamedTuple):
 BATCHES: dict[str, Batches] = {
     "sft": Batches(lambda number: rows(number, 2, BATCH)),
     "dpo": Batches(lambda number: ReferencedRows(rows(number, 2, BATCH, 2), jnp.full((2, BATCH, 2), -20.0))),
-    "reward-model": Batches(judgements, head="reward"),
+    "reward-model": Batches(labelled_pairs, head="reward"),
 }
 """The one entry that a new command needs that learns from examples."""
 

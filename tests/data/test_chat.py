@@ -87,7 +87,7 @@ def test_an_empty_assistant_message_is_a_turn_that_begins():
 
 
 def test_messages_do_not_continue_a_message():
-    with pytest.raises(InputError, match=r"prompt ends in a message of the assistant.*give the answer as text"):
+    with pytest.raises(InputError, match=r"prompt ends in an assistant message.*give the completion as text"):
         encode_completion([user(), assistant("The")], [assistant(" film")], chat_tokenizer(CHATML))
 
 
@@ -156,7 +156,7 @@ def test_a_template_that_begins_an_answered_turn_otherwise_is_said_once(caplog):
     for answer in ("ok", "<b>"):
         encode_completion([user()], answer, tokenizer)
     (said,) = caplog.messages
-    assert r"whole generation prompt, '<|Assistant|><think>\n': answers are learned from where the two part" in said
+    assert r"whole generation prompt, '<|Assistant|><think>\n': the loss starts where they first differ" in said
 
 
 def test_a_generation_prompt_that_ends_inside_a_special_token_is_refused():

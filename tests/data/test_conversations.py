@@ -122,7 +122,7 @@ def test_messages_that_cannot_be_read_are_named(message, part):
         ({"tools": "weather"}, "'tools': 'weather' is not a list of objects"),
         ({"tools": ["weather"]}, "'tools': ['weather'] is not a list of objects"),
         ({"chat_template_kwargs": [1]}, "'chat_template_kwargs': [1] is not an object"),
-        ({"chat_template_kwargs": {"tokenize": True}}, "'tokenize' is no variable of a template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "'tokenize' is not a template variable"),
     ],
 )
 def test_columns_for_the_chat_template_that_are_none_are_refused(tmp_path, columns, part):

@@ -127,7 +127,7 @@ def test_a_template_that_strips_contents_is_cut_behind_what_it_wrote():
 
 def test_a_template_that_writes_the_prompt_anew_once_answered_is_refused():
     counting = byte_tokenizer(template="{{ messages | length }}" + CHAT)
-    with pytest.raises(InputError, match="writes the prompt's messages differently once an answer follows"):
+    with pytest.raises(InputError, match="writes the prompt's messages differently when a completion follows"):
         encode_completion(USER, "ok", counting)
 
 

@@ -78,9 +78,9 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
         ({"prompt": "Q", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal, 'a'"),
         ({"chosen": [SKY, BLUE], "rejected": [SKY, BLUE]}, "chosen and rejected are equal"),
         ({"prompt": [SKY], "chosen": [SKY, BLUE], "rejected": [BLUE]}, "chosen and rejected are equal"),
-        ({"prompt": "Q", "chosen": " \n", "rejected": "a"}, "'chosen': the answer is empty"),
-        ({"prompt": "Q", "chosen": "a", "rejected": ""}, "'rejected': the answer is empty"),
-        ({"prompt": [SKY], "chosen": [{**BLUE, "content": ""}], "rejected": [GREEN]}, "'chosen': the answer is empty"),
+        ({"prompt": "Q", "chosen": " \n", "rejected": "a"}, "'chosen': it is empty"),
+        ({"prompt": "Q", "chosen": "a", "rejected": ""}, "'rejected': it is empty"),
+        ({"prompt": [SKY], "chosen": [{**BLUE, "content": ""}], "rejected": [GREEN]}, "'chosen': it is empty"),
         ({"prompt": [SKY], "chosen": [SKY], "rejected": [GREEN]}, "does not begin with a message of the role"),
         ({"prompt": [SKY], "chosen": [MORE], "rejected": [GREEN]}, "does not begin with a message of the role"),
         ({"prompt": [SKY], "chosen": [], "rejected": [GREEN]}, "'chosen': the list of messages is empty"),
@@ -92,7 +92,7 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
         ({"prompt": "Q", "chosen": "a", "rejected": [GREEN]}, "'rejected': messages, but the prompt is text"),
         ({"chosen": "a", "rejected": [SKY, GREEN]}, "one of chosen and rejected is text, the other messages"),
         ({"chosen": "yes", "rejected": "no"}, "share no prefix"),
-        ({"chosen": "Yes.", "rejected": "Yes. And no."}, "'chosen' behind what it shares with 'rejected': the answer"),
+        ({"chosen": "Yes.", "rejected": "Yes. And no."}, "'chosen' after the shared prompt: it is empty"),
         (
             {"chosen": [SKY, BLUE], "rejected": [MORE, GREEN]},
             "share no first message to use as the prompt; give a column 'prompt'",
@@ -106,7 +106,7 @@ def test_implicit_prompts_of_texts_are_those_of_trl(tmp_path, shared, ends):
             {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Ho\n\nAssistant: a"},
             "differ before the first 'Assistant:'",
         ),
-        ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "the answer is empty"),
+        ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "it is empty"),
     ],
 )
 def test_preferences_that_do_not_fit_are_named(tmp_path, row, part):
@@ -164,7 +164,7 @@ def test_token_ids_become_text_and_ids_past_the_vocabulary_are_padding(tmp_path)
         Preference(prompt="hi", chosen="c", rejected="ab")
     ]
     refused(read_best_of_k, tmp_path, row, "'query': token ids; give their tokenizer")
-    refused(read_best_of_k, tmp_path, {**row, "sample1": [26, 26]}, "the answer is empty", tokenizer=Letters())
+    refused(read_best_of_k, tmp_path, {**row, "sample1": [26, 26]}, "it is empty", tokenizer=Letters())
 
 
 def test_a_tokenizer_that_nobody_named_must_read_all_ids_but_one(tmp_path):
@@ -183,22 +183,22 @@ def test_a_tokenizer_that_nobody_named_must_read_all_ids_but_one(tmp_path):
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({**QUERY, "best": 4}, "'best': 4 is none of the 4 answers; write 0 to 3"),
-        ({**QUERY, "best": -1}, "'best': -1 is none"),
-        ({**QUERY, "best": 0.5}, "'best': 0.5 is none"),
-        ({**QUERY, "best": True}, "'best': True is none"),
+        ({**QUERY, "best": 4}, "'best': 4 is not an index; write 0 to 3"),
+        ({**QUERY, "best": -1}, "'best': -1 is not an index"),
+        ({**QUERY, "best": 0.5}, "'best': 0.5 is not an index"),
+        ({**QUERY, "best": True}, "'best': True is not an index"),
         ({**QUERY, "best": None}, "there is no 'best'"),
-        ({**QUERY, "sample3": ""}, "'sample3': the answer is empty"),
-        ({"query": "Q", "sample0": "a", "best": 0}, "too few answers to compare, 1"),
-        ({"query": "Q", "sample0": "a", "sample1": "a", "best": 0}, "all answers are equal, 'a'"),
+        ({**QUERY, "sample3": ""}, "'sample3': it is empty"),
+        ({"query": "Q", "sample0": "a", "best": 0}, "too few completions to compare, 1"),
+        ({"query": "Q", "sample0": "a", "sample1": "a", "best": 0}, "all completions are equal, 'a'"),
         ({"query": "Q", "best": 0}, "there is no 'sample0'"),
-        ({**SUMMARIES, "choice": 2}, "'choice': 2 is none of the 2 answers"),
+        ({**SUMMARIES, "choice": 2}, "'choice': 2 is not an index"),
         ({**SUMMARIES, "info": {"title": "T"}}, "'info': there is no 'article'"),
         ({**SUMMARIES, "info": "post"}, "'info' must be an object"),
         ({**SUMMARIES, "summaries": [{"text": "a"}, {"txt": "b"}]}, "'summaries[1]': there is no 'text'"),
         ({**SUMMARIES, "summaries": ["a", "b"]}, "'summaries[0]': 'a' is not an object"),
-        ({**SUMMARIES, "summaries": []}, "too few answers to compare, 0"),
-        ({**SUMMARIES, "summaries": [{"text": "a"}, {"text": " "}]}, "'summaries[1]': the answer is empty"),
+        ({**SUMMARIES, "summaries": []}, "too few completions to compare, 0"),
+        ({**SUMMARIES, "summaries": [{"text": "a"}, {"text": " "}]}, "'summaries[1]': it is empty"),
     ],
 )
 def test_choices_that_do_not_fit_are_named(tmp_path, row, part):

@@ -128,16 +128,16 @@ def test_labels_and_their_forms(tmp_path, label, wanted):
 @pytest.mark.parametrize("label", [2, -1, 0.5, "yes", "", "thumbs up", [True], {}])
 def test_other_labels_are_refused(tmp_path, label):
     row = {"prompt": "Q", "completion": "a", "label": label}
-    refused(read_unpaired_preferences, tmp_path, row, f"'label': {label!r} is no label; write true or false")
+    refused(read_unpaired_preferences, tmp_path, row, f"'label': {label!r} is not a label; write true or false")
     refused(read_unpaired_preferences, tmp_path, {**row, "label": None}, "there is no 'label'")
 
 
 @pytest.mark.parametrize(
     ("reader", "row", "part"),
     [
-        (read_language_modeling, {"text": ""}, "'text': the answer is empty"),
+        (read_language_modeling, {"text": ""}, "'text': it is empty"),
         (read_language_modeling, {"texts": "a"}, "did you mean 'texts'?"),
-        (read_prompt_completions, {"prompt": "Q", "completion": " "}, "'completion': the answer is empty"),
+        (read_prompt_completions, {"prompt": "Q", "completion": " "}, "'completion': it is empty"),
         (read_prompt_completions, {"completion": "a"}, "there is no 'prompt'"),
         (read_prompt_completions, {"prompt": "Q", "completion": [BLUE]}, "messages, but the prompt is text"),
         (read_ratings, {"text": "a", "rating": "high"}, "'rating': 'high' is not a finite number"),
@@ -145,7 +145,7 @@ def test_other_labels_are_refused(tmp_path, label):
         (read_ratings, {"text": "a", "rating": True}, "'rating': True is not a finite number"),
         (read_ratings, {"text": "a", "rating": 10**400}, "is not a finite number"),
         (read_ratings, {"text": [SKY], "rating": 1}, "'text': [{"),
-        (read_ratings, {"text": " ", "rating": 1}, "'text': the answer is empty"),
+        (read_ratings, {"text": " ", "rating": 1}, "'text': it is empty"),
     ],
 )
 def test_rows_of_other_forms_that_do_not_fit_are_named(tmp_path, reader, row, part):
@@ -198,7 +198,7 @@ def test_all_misfits_are_listed_and_those_behind_one_another_as_a_range(tmp_path
     for number in [*range(1, 11), 17, 21, *range(40, 53)]:
         rows[number - 1] = {**good, "completion": ""}
     assert len(read_prompt_completions(write(tmp_path, f"rows.{form}", WRITERS[form](rows)))) == 2475
-    assert caplog.text.count("the answer is empty") == 10
+    assert caplog.text.count("it is empty") == 10
     assert caplog.text.rstrip().endswith(f"\n  and {kind}s 17, 21, 40 to 52")
     rows[2:] = rows[2:52]
     with pytest.raises(InputError, match=rf"and {kind}s 17, 21, 40 to 52$"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxrl_lm import feedback
 from jaxrl_lm.feedback import (
     Item,
-    JudgedItem,
+    LabelledItem,
     LabelStore,
     Mode,
     choice_alpha,
@@ -87,20 +87,20 @@ def test_agreement_is_undefined_without_shared_items_or_with_one_verdict_only() 
 
 def test_kappa_of_choices_by_hand() -> None:
     # p_o = 11 / 14, p_c = 1 / 2
-    assert choice_kappa(["0"] * 14, ["0"] * 11 + ["1"] * 3, num_answers=2) == pytest.approx(4 / 7)
+    assert choice_kappa(["0"] * 14, ["0"] * 11 + ["1"] * 3, num_completions=2) == pytest.approx(4 / 7)
     # p_o = 3 / 5, p_c = 1 / 4
-    assert choice_kappa(list("01233"), list("01200"), num_answers=4) == pytest.approx((0.6 - 0.25) / 0.75)
+    assert choice_kappa(list("01233"), list("01200"), num_completions=4) == pytest.approx((0.6 - 0.25) / 0.75)
     # Ties of 2 / 5 and 1 / 5: p_o = 3 / 5, p_c = 0.4 * 0.2 + 0.6 * 0.8 / 2
     first, second = ["tie", "tie", "0", "1", "0"], ["tie", "1", "0", "1", "1"]
-    assert choice_kappa(first, second, num_answers=2) == pytest.approx((0.6 - 0.32) / (1 - 0.32))
+    assert choice_kappa(first, second, num_completions=2) == pytest.approx((0.6 - 0.32) / (1 - 0.32))
 
 
 def test_alpha_of_choices_by_hand() -> None:
     # Of the 8 verdicts that others' can be compared with, 2 are ties; 1 item of 4 has the 2 of it differ.
     units = [{1: "tie", 2: "tie"}, {1: "0", 2: "1"}, {1: "1", 2: "1"}, {1: "0", 2: "0"}, {1: "tie"}]
-    assert choice_alpha(units, num_answers=2) == pytest.approx(1 - (2 / 8) / (1 - (2 * 1 + 6 * 5 / 2) / (8 * 7)))
+    assert choice_alpha(units, num_completions=2) == pytest.approx(1 - (2 / 8) / (1 - (2 * 1 + 6 * 5 / 2) / (8 * 7)))
     # Three people of one item: of 6 ordered pairs 4 differ; any two choices of four agree once in 4.
-    assert choice_alpha([{1: "2", 2: "2", 3: "0"}], num_answers=4) == pytest.approx(1 - (4 / 6) / (3 / 4))
+    assert choice_alpha([{1: "2", 2: "2", 3: "0"}], num_completions=4) == pytest.approx(1 - (4 / 6) / (3 / 4))
 
 
 def test_agreement_of_choices_is_that_of_names_given_by_lot() -> None:
@@ -112,38 +112,42 @@ def test_agreement_of_choices_is_that_of_names_given_by_lot() -> None:
         named = [(flip[one], flip[other]) for (one, other), flip in zip(pairs, flips, strict=True)]
         kappas.append(cohen_kappa(*map(list, zip(*named, strict=True))))
         alphas.append(krippendorff_alpha([{1: one, 2: other} for one, other in named]))
-    kappa = choice_kappa(*map(list, zip(*pairs, strict=True)), num_answers=2)
+    kappa = choice_kappa(*map(list, zip(*pairs, strict=True)), num_completions=2)
     assert kappa == pytest.approx(mean(kappas), abs=0.005)
-    assert choice_alpha([{1: one, 2: other} for one, other in pairs], num_answers=2) == pytest.approx(
+    assert choice_alpha([{1: one, 2: other} for one, other in pairs], num_completions=2) == pytest.approx(
         mean(alphas), abs=0.005
     )
 
 
 def test_agreement_of_choices_is_undefined_without_shared_items_or_with_ties_only() -> None:
-    assert choice_kappa([], [], num_answers=2) is None
-    assert choice_kappa(["tie"], ["tie"], num_answers=2) is None
-    assert choice_kappa(["0"], ["0"], num_answers=2) == 1
-    assert choice_alpha([{1: "0"}, {2: "1"}], num_answers=2) is None
-    assert choice_alpha([{1: "tie", 2: "tie"}], num_answers=2) is None
-    assert choice_alpha([{1: "0", 2: "0"}], num_answers=2) == 1
+    assert choice_kappa([], [], num_completions=2) is None
+    assert choice_kappa(["tie"], ["tie"], num_completions=2) is None
+    assert choice_kappa(["0"], ["0"], num_completions=2) == 1
+    assert choice_alpha([{1: "0"}, {2: "1"}], num_completions=2) is None
+    assert choice_alpha([{1: "tie", 2: "tie"}], num_completions=2) is None
+    assert choice_alpha([{1: "0", 2: "0"}], num_completions=2) == 1
 
 
-@pytest.mark.parametrize(("mode", "num_answers"), [("pairwise", 2), ("best-of-4", 4)])
-def test_agreement_depends_on_no_text(mode: Mode, num_answers: int, tmp_path: Path) -> None:
-    kappa = (11 / 14 - 1 / num_answers) / (1 - 1 / num_answers)
+@pytest.mark.parametrize(("mode", "num_completions"), [("pairwise", 2), ("best-of-4", 4)])
+def test_agreement_depends_on_no_text(mode: Mode, num_completions: int, tmp_path: Path) -> None:
+    kappa = (11 / 14 - 1 / num_completions) / (1 - 1 / num_completions)
     for source in range(8):
         engine = feedback.open_database(f"sqlite:///{tmp_path / str(source)}", is_new_allowed=True)
         items = [
-            Item(mode=mode, prompt=f"{number}", completions=tuple(f"{source}.{number}.{k}" for k in range(num_answers)))
+            Item(
+                mode=mode,
+                prompt=f"{number}",
+                completions=tuple(f"{source}.{number}.{k}" for k in range(num_completions)),
+            )
             for number in range(14)
         ]
-        import_labels(engine, [JudgedItem(item=item, verdict="0") for item in items], name="ann")
-        said = [JudgedItem(item=item, verdict="0" if n < 11 else "1") for n, item in enumerate(items)]
+        import_labels(engine, [LabelledItem(item=item, verdict="0") for item in items], name="ann")
+        said = [LabelledItem(item=item, verdict="0" if n < 11 else "1") for n, item in enumerate(items)]
         import_labels(engine, said, name="bob")
         statistics = feedback.compute_statistics(engine, mode)
         engine.dispose()
         assert statistics.pairs[0].kappa == pytest.approx(kappa)
-        assert statistics.alpha == pytest.approx(1 - (3 / 14) / (1 - 1 / num_answers))
+        assert statistics.alpha == pytest.approx(1 - (3 / 14) / (1 - 1 / num_completions))
 
 
 def test_statistics_read_the_texts_of_an_item_once(

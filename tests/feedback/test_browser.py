@@ -351,7 +351,7 @@ def test_a_label_that_the_page_confirmed_survives_kill_9(open_page: Callable[...
     rows = [{"prompt": f"prompt {place}", "completions": ["left", "right"]} for place in range(3)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "jaxrl_lm.cli.main", "label", f"--out={tmp_path / 'out'}", "--port=0"]
-    command.append(f"--answers={tmp_path / 'answers.jsonl'}")
+    command.append(f"--completions={tmp_path / 'answers.jsonl'}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             url, token = _address(process)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from jaxrl_lm import data, feedback
-from jaxrl_lm.cli.label_answers import read_answers
+from jaxrl_lm.cli.label_completions import read_completions
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import MODES, Item, JudgedItem, LabelStore, Mode, export_labels, import_labels
+from jaxrl_lm.feedback import MODES, Item, LabelledItem, LabelStore, Mode, export_labels, import_labels
 from jaxrl_lm.feedback.items import VERDICTS
 from tests.byte_model import write_byte_model
 from tests.feedback.conftest import Clock, numbered_items
@@ -25,17 +25,17 @@ PAIR = Item(mode="pairwise", prompt="p", completions=("good", "bad"))
 
 def test_a_pair_in_either_order_is_the_same_item(engine: Engine) -> None:
     swapped = Item(mode="pairwise", prompt="p", completions=("bad", "good"))
-    import_labels(engine, [JudgedItem(item=PAIR, verdict="0")], name="ann")
-    assert import_labels(engine, [JudgedItem(item=swapped, verdict="1")], name="ann").num_repeated == 1
-    assert import_labels(engine, [JudgedItem(item=swapped, verdict="0")], name="ann").num_contradicting == 1
-    assert import_labels(engine, [JudgedItem(item=swapped, verdict="0")], name="bob").num_added == 1
+    import_labels(engine, [LabelledItem(item=PAIR, verdict="0")], name="ann")
+    assert import_labels(engine, [LabelledItem(item=swapped, verdict="1")], name="ann").num_repeated == 1
+    assert import_labels(engine, [LabelledItem(item=swapped, verdict="0")], name="ann").num_contradicting == 1
+    assert import_labels(engine, [LabelledItem(item=swapped, verdict="0")], name="bob").num_added == 1
     chosen = {row["annotator"]: row["chosen"] for row in export_labels(engine, "pairwise").rows}
     assert chosen == {"ann": "good", "bob": "bad"}
 
 
 def test_agreement_does_not_depend_on_which_answer_the_file_has_first(engine: Engine) -> None:
     pairs = [Item(mode="pairwise", prompt=f"p{k}", completions=(f"good {k}", f"bad {k}")) for k in range(12)]
-    import_labels(engine, [JudgedItem(item=pair, verdict="0") for pair in pairs], name="ann")
+    import_labels(engine, [LabelledItem(item=pair, verdict="0") for pair in pairs], name="ann")
     store = LabelStore(engine, mode="pairwise", overlap=2)
     bob = store.find_annotator("bob").id
     while (lease := store.next_lease(bob)) is not None:
@@ -58,7 +58,7 @@ def test_ties_and_skips_are_counted_and_left_out(make_store: Callable[..., Label
 
 def test_labels_of_named_people_only(engine: Engine) -> None:
     for name in ("ann", "bob"):
-        import_labels(engine, [JudgedItem(item=PAIR, verdict="0")], name=name)
+        import_labels(engine, [LabelledItem(item=PAIR, verdict="0")], name=name)
     assert [row["annotator"] for row in export_labels(engine, "pairwise", names=["BOB"]).rows] == ["bob"]
     with pytest.raises(InputError, match=r"annotator='eve' is unknown; annotators in the database: ann, bob"):
         export_labels(engine, "pairwise", names=["eve"])
@@ -66,7 +66,7 @@ def test_labels_of_named_people_only(engine: Engine) -> None:
 
 def test_an_import_that_fails_midway_leaves_nothing(engine: Engine) -> None:
     def rows():
-        yield JudgedItem(item=PAIR, verdict="0")
+        yield LabelledItem(item=PAIR, verdict="0")
         raise InputError("line 2 is broken")
 
     with pytest.raises(InputError, match="line 2"):
@@ -85,7 +85,7 @@ def test_any_text_survives_the_database(
     url = f"sqlite:///{tmp_path_factory.mktemp('texts') / 'labels.sqlite'}"
     engine = feedback.open_database(url, is_new_allowed=True)
     judged = {
-        (prompt, *sorted(completions)): JudgedItem(
+        (prompt, *sorted(completions)): LabelledItem(
             item=Item(mode="best-of-4", prompt=prompt, completions=tuple(completions)), verdict=str(best)
         )
         for prompt, completions, best in rows
@@ -169,12 +169,12 @@ def test_stats_counts_an_item_as_judged_when_it_has_the_servers_overlap(
     labels.write_text(json.dumps(ROWS["pairwise"]))
     monkeypatch.setattr(feedback, "serve", lambda *_, **__: None)
     folder = tmp_path / "out"
-    assert label_command("--out", folder, "--answers", answers, "--overlap=2", "--port=0") == 0
-    for name, num_judged in (("ann", 0), ("bob", 1)):
+    assert label_command("--out", folder, "--completions", answers, "--overlap=2", "--port=0") == 0
+    for name, num_compared in (("ann", 0), ("bob", 1)):
         assert label_command("import", "--labels", folder, "--source", labels, "--annotator", name) == 0
         capfd.readouterr()
         assert label_command("stats", "--labels", folder) == 0
-        assert f"{num_judged} of 1 items labelled" in capfd.readouterr().out
+        assert f"{num_compared} of 1 items labelled" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -202,7 +202,7 @@ def test_places_follow_the_answers_when_the_database_has_them_in_another_order(e
     fours = [tuple("abcd"), tuple("dbca")]
     feedback.add_items(engine, [Item(mode="best-of-4", prompt="p", completions=fours[0])])
     item = Item(mode="best-of-4", prompt="p", completions=fours[1])
-    judged = JudgedItem(item=item, verdict="0", annotator="ann", seconds=2.5, shown_order=(2, 0, 1, 3))
+    judged = LabelledItem(item=item, verdict="0", annotator="ann", seconds=2.5, shown_order=(2, 0, 1, 3))
     import_labels(engine, [judged])
     (row,) = feedback.export_verdicts(engine, "best-of-4")
     assert [row["completions"][place] for place in row["shown_order"]] == list("cdba")
@@ -283,11 +283,11 @@ def test_openais_token_ids_are_imported_as_the_text_of_a_named_tokenizer(
         ((), "out: not given"),
         (("--out=o",), "does not exist"),
         (("--out=o", "--policy=m"), "policy and prompts go together"),
-        (("--out=o", "--policy=m", "--prompts=p", "--answers=a"), "remove one"),
+        (("--out=o", "--policy=m", "--prompts=p", "--completions=a"), "remove one"),
         (("--database=sqlite:///x", "--policy=m", "--prompts=p"), "folder for the policy's completions"),
         (("--out=o", "--overlap=0"), "overlap=0"),
         (("--out=o", "--lease-minutes=0"), "lease_minutes=0.0"),
-        (("--out=o", "--answers=none.jsonl"), "none.jsonl"),
+        (("--out=o", "--completions=none.jsonl"), "none.jsonl"),
         (("--out=o", "--port=70000"), "port=70000"),
         (("--out=o", "--hosts", "a*b"), "hosts='a*b' is not a host name"),
         (("--out=o", "--hosts", "good.example", "https://x"), "hosts='https://x'"),
@@ -343,7 +343,7 @@ def test_answers_that_cannot_be_asked_name_their_row(
     row: dict, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
-    assert label_command("--out", tmp_path / "o", "--answers", tmp_path / "a.jsonl", "--port=0") == 2
+    assert label_command("--out", tmp_path / "o", "--completions", tmp_path / "a.jsonl", "--port=0") == 2
     error = capfd.readouterr().err
     assert message in error
     assert "row 1" in error
@@ -365,7 +365,7 @@ def test_labels_of_answers_that_are_messages_can_be_read_back(
     blank = [ASSISTANT, {**ASSISTANT, "content": " "}]
     row = {"prompt": [USER], "completions": [*said[:3], blank, [USER, *said[3]]]}
     (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
-    made = feedback.make_items(read_answers(str(tmp_path / "answers.jsonl"), "prompt"), mode)
+    made = feedback.make_items(read_completions(str(tmp_path / "answers.jsonl"), "prompt"), mode)
     assert [reason.split(": ")[1] for reason in made.left_out] == ["1 of 5 completions are blank"]
     feedback.add_items(engine, made.items)
     store = LabelStore(engine, mode=mode)
@@ -392,7 +392,7 @@ def test_what_prompts_give_to_the_chat_template_survives_labels_export_and_impor
     texts = [f"answer {place}" for place in range(feedback.NUM_COMPLETIONS[mode])]
     rows = [{"prompt": [USER], "completions": texts, **columns} for columns in given]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = feedback.make_items(read_answers(str(tmp_path / "answers.jsonl"), "prompt"), mode)
+    made = feedback.make_items(read_completions(str(tmp_path / "answers.jsonl"), "prompt"), mode)
     assert feedback.add_items(engine, made.items) == 2, "the same messages for other tools are another item"
     store = LabelStore(engine, mode=mode)
     ann = store.find_annotator("ann").id

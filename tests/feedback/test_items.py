@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import Answers, Item, make_items
+from jaxrl_lm.feedback import CompletedPrompt, Item, make_items
 
 
-def row(*completions: str) -> Answers:
-    return Answers(prompt="p", completions=completions, where="line 1")
+def row(*completions: str) -> CompletedPrompt:
+    return CompletedPrompt(prompt="p", completions=completions, where="line 1")
 
 
 def test_pairs_are_disjoint_or_all() -> None:

@@ -110,7 +110,7 @@ def test_a_signal_leaves_every_label_in_the_database_file_itself(
 
     previous = signal.signal(signal.SIGTERM, die)  # which by default would end the tests
     monkeypatch.setattr(label, "_announce", label_and_signal)
-    config = label_settings.ServeConfig(out=str(tmp_path / "out"), answers=str(tmp_path / "answers.jsonl"), port=0)
+    config = label_settings.ServeConfig(out=str(tmp_path / "out"), completions=str(tmp_path / "answers.jsonl"), port=0)
     try:
         assert label.serve_labels(config) == number
         assert signal.getsignal(signal.SIGTERM) is die

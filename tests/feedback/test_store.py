@@ -190,7 +190,7 @@ def test_a_label_of_an_item_that_has_enough_without_it_cannot_be_undone(make_sto
     store = make_store(1)
     ann, _ = people(store, "ann", "bob")
     store.label(ann, handed(store, ann).id, "0")
-    judged = feedback.JudgedItem(item=numbered_items(1, "pairwise")[0], verdict="1")
+    judged = feedback.LabelledItem(item=numbered_items(1, "pairwise")[0], verdict="1")
     feedback.import_labels(store.engine, [judged], name="bob")
     with pytest.raises(RefusedError, match="your label is kept"):
         undo_last(store, ann)

@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxrl_lm import data, feedback, storage
 from jaxrl_lm.cli.label import database_errors_in_words
-from jaxrl_lm.cli.label_answers import read_answers
-from jaxrl_lm.cli.label_import import read_judged
+from jaxrl_lm.cli.label_completions import read_completions
+from jaxrl_lm.cli.label_import import read_labelled
 from jaxrl_lm.cli.main import parse
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained, save_pretrained
@@ -104,18 +104,18 @@ def _labels(folder: Path) -> dict[str, Target]:
     rows = {"verdicts.jsonl": verdicts, "fours.jsonl": fours, "answers.jsonl": answers}
     for name, content in rows.items():
         (folder / name).write_bytes(WRITERS["jsonl"](content))
-    judged = read_judged(str(folder / "verdicts.jsonl"), "pairwise", annotator=None, tokenizer=None)
+    judged = read_labelled(str(folder / "verdicts.jsonl"), "pairwise", annotator=None, tokenizer=None)
     engine = feedback.open_database(f"sqlite:///{folder / 'labels.sqlite'}", is_new_allowed=True)
     feedback.import_labels(engine, judged)
     engine.dispose()  # the last connection moves the write-ahead log into the file
     return {
         **{
             f"labels {name}": Target(
-                folder, name, lambda path: read_judged(str(path), "best-of-4", annotator=None, tokenizer=None)
+                folder, name, lambda path: read_labelled(str(path), "best-of-4", annotator=None, tokenizer=None)
             )
             for name in ("verdicts.jsonl", "fours.jsonl")
         },
-        "answers.jsonl": Target(folder, "answers.jsonl", lambda path: read_answers(str(path), "prompt")),
+        "answers.jsonl": Target(folder, "answers.jsonl", lambda path: read_completions(str(path), "prompt")),
         "labels.sqlite": Target(folder, "labels.sqlite", _read_labels),
     }
 

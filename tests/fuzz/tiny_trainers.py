@@ -15,7 +15,7 @@ _ENVIRONMENT = (
 _ONLINE = ("--num-updates=4", "--batch-size=4", "--num-samples=2", "--answers.max-new-tokens=4", "--reward=vowels")
 _OFFLINE = ("--num-updates=4", "--batch-size=2", "--evaluation-fraction=0.3")
 _CHAIN = (
-    *("--labels.gold=vowels", "--labels.num-pairs=12", "--labels.noise=0", "--num-judged=4"),
+    *("--labels.gold=vowels", "--labels.num-pairs=12", "--labels.noise=0", "--num-compared=4"),
     *("--sft.num-updates=2", "--sft.batch-size=2", "--sft.row-length=32", "--sft.max-new-tokens=4"),
     *("--sft.save-every=1", "--reward-model.save-every=1", "--ppo.save-every=1"),
     *("--reward-model.num-updates=2", "--reward-model.batch-size=4", "--reward-model.evaluation-fraction=0.3"),

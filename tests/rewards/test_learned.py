@@ -13,7 +13,7 @@ from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards import load_reward as load_by_name
 from jaxrl_lm.rewards import score_completions
 from jaxrl_lm.rewards.learned import load_reward
-from jaxrl_lm.training.reward_model.judgements import Judgement, tokenise
+from jaxrl_lm.training.reward_model.labels import LabelledRow, tokenise
 from tests.byte_model import write_byte_model
 from tests.rewards.reward_folders import CONTEXT, write_chat_decoder, write_decoder, write_encoder
 
@@ -152,7 +152,9 @@ def test_conversations_are_scored_as_torch_scores_the_rendered_template(tmp_path
     reward = load_reward(tmp_path / "llama", batch_size=3)
     np.testing.assert_allclose(reward(prompts, answers), expected, rtol=0, atol=1e-5)
     # As the rows of training, and a policy's answers.
-    rows = [Judgement(prompt=each[0], completions=(each[1],), target=1) for each in zip(prompts, answers, strict=True)]
+    rows = [
+        LabelledRow(prompt=each[0], completions=(each[1],), target=1) for each in zip(prompts, answers, strict=True)
+    ]
     tokens = [row[0] for row in tokenise(rows, reward.reader).tokens]
     assert tokens == [reward.reader.encode(*each) for each in zip(prompts, answers, strict=True)]
     asked = [Prompt(prompt=prompt, columns={}) for prompt in prompts]

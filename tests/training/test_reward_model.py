@@ -32,7 +32,7 @@ OPTIMIZER = AdamWConfig(learning_rate=1e-2, schedule="linear", warmup_fraction=0
 
 
 def judged(form, count=60):
-    """Judgements in which what holds "good" is better than what holds "bad"."""
+    """LabelledSet in which what holds "good" is better than what holds "bad"."""
     words = np.random.default_rng(0).choice(["a", "b", "c", "d", "e"], (count, 4))
     for index, (first, second, third, fourth) in enumerate(words):
         prompt, good, bad = f"{'abcde'[index % 5]} {index // 3}", f"{first} good {second}", f"{third} bad {fourth}"
@@ -107,7 +107,7 @@ def test_report_and_evaluation_hold_the_baseline_beside_the_model(finished):
     record = json.loads((folder.path / "evaluation.json").read_text())
     assert record["bag_of_words"]["accuracy"]["estimate"] == 1.0  # one word tells good from bad
     assert record["reward_model"]["accuracy"]["low"] < record["reward_model"]["accuracy"]["high"]
-    assert record["training_judgements"] + record["held_out_judgements"] == 60
+    assert record["training_rows"] + record["held_out_rows"] == 60
     task, _ = load_task(config)
     assert record["held_out_prompts"] == len({row.prompt for row in task.held.rows})
     page = folder.report_file.read_text()

@@ -20,7 +20,7 @@ from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import run_folder
 from jaxrl_lm.training.errors import DiskFullError, Interrupted
 from jaxrl_lm.training.reward_model.config import NormalisationConfig
-from jaxrl_lm.training.reward_model.judgements import read_judgements
+from jaxrl_lm.training.reward_model.labels import read_labels
 from jaxrl_lm.training.rlhf import train as rlhf
 from jaxrl_lm.training.rlhf.config import FineTuningStage, LabelingConfig, PPOStage, RewardModelStage, RLHFConfig
 from tests.byte_model import write_byte_model
@@ -41,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RLHFConfig:
         sft_data=str(folder / "examples.jsonl"),
         rounds=2,
         labels=LabelingConfig(gold="vowels", num_pairs=12, noise=0.0),
-        num_judged=4,
+        num_compared=4,
         sft=FineTuningStage(num_updates=2, batch_size=2, row_length=32, max_new_tokens=4),
         reward_model=RewardModelStage(
             num_updates=2,
@@ -91,7 +91,9 @@ def test_labels_prefer_what_gold_scores_higher_and_add_up_over_rounds(result, co
 
 def test_strips_hold_the_answer_and_its_score(result):
     policy = result.policies[-1]
-    for strip, answer, score, kl in zip(policy.strips, policy.answers, policy.scores["proxy"], policy.kl, strict=True):
+    for strip, answer, score, kl in zip(
+        policy.strips, policy.completions, policy.scores["proxy"], policy.kl, strict=True
+    ):
         assert len(strip.tokens) == len(strip.rewards) == len(strip.kl) == len(strip.advantages)
         assert sum(strip.kl) == pytest.approx(kl, abs=1e-4)
         # An answer of 6 tokens ended by its length, and is paid -1; beta = 0.15 by default.
@@ -109,7 +111,7 @@ def test_a_chain_that_has_ended_is_not_run_again(result, config):
 
     again = rlhf.run_rlhf(config, fails)
     assert before == {path: path.stat().st_mtime_ns for path in stages}
-    assert again.policies[-1].answers == result.policies[-1].answers
+    assert again.policies[-1].completions == result.policies[-1].completions
 
 
 def test_another_configuration_is_refused(result, config):
@@ -169,7 +171,7 @@ def test_tools_reach_the_reward_model_when_a_chain_resumes_between_pairs_and_lab
     monkeypatch.delattr(rlhf, "answer_prompts")
     labels = rlhf._label(chain, config.model, prompts, annotate, tmp_path, 1)
     data.write_jsonl(tmp_path / "preferences.jsonl", labels)
-    (judged,) = read_judgements(str(tmp_path / "preferences.jsonl"), "pairwise")
+    (judged,) = read_labels(str(tmp_path / "preferences.jsonl"), "pairwise")
     ids = data.encode_completion(judged.prompt, judged.completions[0], tokenizer).ids
     assert tokenizer.decode(ids).startswith("[{'name': 'clock'}]calmuser: Time?;assistant: a;")
     (tmp_path / "pairs.jsonl").write_text('{"index": 1, "completions": ["a", "b"]}\n')
@@ -299,7 +301,7 @@ def test_a_ready_reward_takes_the_place_of_labels_and_reward_model(config, tmp_p
     policies = rlhf.run_rlhf(ready, None).policies
     assert policies[-1].scores.keys() == {"proxy"}
     assert policies[-1].scores["proxy"].tolist() == pytest.approx(
-        REWARDS["vowels"](prompts=[], completions=policies[-1].answers)
+        REWARDS["vowels"](prompts=[], completions=policies[-1].completions)
     )
     assert [entry.name for entry in (tmp_path / "round-1").iterdir()] == ["ppo"]
 
@@ -369,5 +371,5 @@ def test_a_chain_that_is_stopped_inside_ppo_ends_as_if_it_had_not_been(config, t
             assert not (tmp_path / name / "round-1" / "ppo" / "model").exists()
         found = rlhf.run_rlhf(one, judge_by_vowels()).policies[-1]
         curve = storage.read_metrics(storage.RunFolder(tmp_path / name / "round-1" / "ppo"))["loss/total"]
-        ends.append((found.answers, found.kl.tolist(), list(curve.steps), list(curve.values)))
+        ends.append((found.completions, found.kl.tolist(), list(curve.steps), list(curve.values)))
     assert ends[0] == ends[1]

@@ -82,7 +82,7 @@ async function loadNext(said = "") {
   showItem(await ask("/api/next"), said);
 }
 
-async function judge(action) {
+async function giveVerdict(action) {
   if (item === null) return loadNext();
   const answer = await ask("/api/label", { lease: item.id, verdict: action.verdict });
   const said = answer.is_repeat ? REPEATED : `Saved: ${action.said}.`;
@@ -142,7 +142,7 @@ function sizeOf(completion) {
 function actionButton(action) {
   const button = element(
     "button",
-    { type: "button", className: action.kind, onclick: () => attempt(() => judge(action)) },
+    { type: "button", className: action.kind, onclick: () => attempt(() => giveVerdict(action)) },
     element("span", { textContent: action.label }),
     hint(action.keys[0]),
   );
@@ -220,7 +220,7 @@ function onKey(event) {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const canUndo = !byId("view-item").hidden ? !byId("undo").disabled : !byId("view-done").hidden;
   const action = byId("view-item").hidden || item === null ? undefined : mode.actions.find((each) => each.keys.includes(key));
-  if (action) attempt(() => judge(action));
+  if (action) attempt(() => giveVerdict(action));
   else if (UNDO_KEYS.includes(key) && canUndo) attempt(undo);
   else if (key === "?") byId("help").showModal();
   else return;

@@ -9,7 +9,7 @@ from jaxrl_lm.data import Preference
 from jaxrl_lm.training.language_model import LoadedModel
 from jaxrl_lm.training.offline.preferences import PreferenceRunConfig
 from jaxrl_lm.training.offline.task import ExampleRows
-from jaxrl_lm.training.reward_model.judgements import labels_tokenizer
+from jaxrl_lm.training.reward_model.labels import labels_tokenizer
 from jaxrl_lm.types import SupervisedLearner
 
 

@@ -1,1 +1,1 @@
-"""A reward model learned from people's judgements, and how well it agrees with them."""
+"""Reward models trained on human preferences, and how well they agree with held-out ones."""

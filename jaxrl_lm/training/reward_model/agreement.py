@@ -1,4 +1,4 @@
-"""Agreement of a reward model, or of the baseline, with human judgements on held-out rows."""
+"""Agreement of a reward model, or of the baseline, with human labels on held-out rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,11 @@ from jaxrl_lm.core.calibration import Interval, LengthBias, MarginBin, Reliabili
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How well scores predict held-out judgements.
+    """How well scores predict held-out labels.
 
     Attributes:
         accuracy: share of rows in which the model prefers the same completion as the annotator (thumbs: the score has
-            the label's sign), with Wilson's 95 % interval, widened for judgements that share a prompt.
+            the label's sign), with Wilson's 95 % interval, widened for labels that share a prompt.
         loss: mean loss, nats.
         by_margin: accuracy by the margin between the two highest scores (thumbs: by the absolute score).
         reliability: predicted and observed frequency of a correct choice (thumbs: of a thumb up).
@@ -55,10 +55,10 @@ def measure_agreement(
     lengths: Int[np.ndarray, "N K"],
     groups: Int[np.ndarray, " N"],
 ) -> Agreement:
-    """Compare scores with human judgements.
+    """Compare scores with human labels.
 
     Args:
-        objective: kind of the judgements.
+        objective: kind of the labels.
         scores: score of each completion, logits.
         targets: index of the preferred completion; for thumbs, 1 is up and 0 is down.
         lengths: length of each completion, in any unit.

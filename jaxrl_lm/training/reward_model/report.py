@@ -1,4 +1,4 @@
-"""Report of a reward model: its agreement with held-out judgements, compared with a bag of words."""
+"""Report of a reward model: its agreement with held-out labels, compared with a bag of words."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from jaxrl_lm.rewards import bag_of_words
 from jaxrl_lm.rewards.bag_of_words import BagOfWords, BagOfWordsConfig
 from jaxrl_lm.storage import Section
 from jaxrl_lm.training.reward_model.agreement import Agreement, measure_agreement
-from jaxrl_lm.training.reward_model.judgements import Judgements
+from jaxrl_lm.training.reward_model.labels import LabelledSet
 
 PICTURE = "plots/reliability.png"
 NUM_WORDS = 12
@@ -25,7 +25,7 @@ NUM_EXAMPLES = 5
 MAX_CHARACTERS = 400
 
 
-def fit_baseline(objective: Objective, training: Judgements, config: BagOfWordsConfig) -> BagOfWords:
+def fit_baseline(objective: Objective, training: LabelledSet, config: BagOfWordsConfig) -> BagOfWords:
     """Fit the bag of words to the training rows."""
     groups = [row.texts() for row in training.rows]
     if objective == "binary":
@@ -33,16 +33,16 @@ def fit_baseline(objective: Objective, training: Judgements, config: BagOfWordsC
     return bag_of_words.fit_choices(groups, training.targets, config)
 
 
-def baseline_agreement(objective: Objective, baseline: BagOfWords, held: Judgements) -> Agreement:
+def baseline_agreement(objective: Objective, baseline: BagOfWords, held: LabelledSet) -> Agreement:
     """Agreement of the bag of words with the held-out rows."""
     texts = [text for row in held.rows for text in row.texts()]
-    scores = baseline.score(texts).reshape(-1, held.num_answers)
+    scores = baseline.score(texts).reshape(-1, held.num_completions)
     return measure_agreement(objective, scores, held.targets, lengths_of(held), held.groups)
 
 
-def lengths_of(judgements: Judgements) -> np.ndarray:
+def lengths_of(labelled: LabelledSet) -> np.ndarray:
     """Number of characters of each completion, `[N, K]`, before the model truncates it."""
-    return np.array([[len(text) for text in row.texts()] for row in judgements.rows])
+    return np.array([[len(text) for text in row.texts()] for row in labelled.rows])
 
 
 def write_evaluation(
@@ -50,7 +50,7 @@ def write_evaluation(
     neural: Agreement,
     words: Agreement,
     baseline: BagOfWords,
-    held: Judgements,
+    held: LabelledSet,
     scores: np.ndarray,
     facts: dict[str, Any],
 ) -> None:
@@ -93,7 +93,7 @@ def show_interval(share: Interval) -> str:
     return f"{share.estimate:.3f} [{share.low:.3f}, {share.high:.3f}]"
 
 
-def _comparison(neural: Agreement, words: Agreement, held: Judgements) -> Section:
+def _comparison(neural: Agreement, words: Agreement, held: LabelledSet) -> Section:
     rows = [
         ("accuracy [95 % interval]", *(show_interval(each.accuracy) for each in (neural, words))),
         ("loss, nats", *(f"{each.loss:.4f}" for each in (neural, words))),
@@ -101,8 +101,8 @@ def _comparison(neural: Agreement, words: Agreement, held: Judgements) -> Sectio
         ("correlation of score and length", *(f"{each.length_correlation:+.3f}" for each in (neural, words))),
     ]
     note = (
-        f"{len(held.rows)} held-out judgements of {held.num_prompts} prompts. Judgements of one prompt are correlated, "
-        "so Wilson's intervals use the effective number of judgements. Judgements without a prompt of their own are "
+        f"{len(held.rows)} held-out labels of {held.num_prompts} prompts. Labels of one prompt are correlated, "
+        "so Wilson's intervals use the effective number of labels. Labels without a prompt of their own are "
         "treated as independent, although they may share completions."
     )
     if neural.length_bias is not None and words.length_bias is not None:
@@ -114,7 +114,7 @@ def _comparison(neural: Agreement, words: Agreement, held: Judgements) -> Sectio
         )
         note += f" Always preferring the longer completion has accuracy {neural.length_bias.longer_wins:.3f}."
     return Section(
-        title="Held-out judgements",
+        title="Held-out labels",
         note=note,
         heads=("", "reward model", "bag of words"),
         rows=tuple(rows),
@@ -146,10 +146,10 @@ def _words(baseline: BagOfWords) -> Section:
     )
 
 
-def _worst(held: Judgements, scores: np.ndarray, neural: Agreement) -> Section:
+def _worst(held: LabelledSet, scores: np.ndarray, neural: Agreement) -> Section:
     """The wrong choices with the largest margins."""
     targets = held.targets
-    if held.num_answers == 1:
+    if held.num_completions == 1:
         lead = -scores[:, 0] * (2.0 * targets - 1)
     else:
         preferred = np.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
@@ -159,14 +159,14 @@ def _worst(held: Judgements, scores: np.ndarray, neural: Agreement) -> Section:
     rows = []
     for index in order:
         texts = held.rows[index].texts()
-        wrong = 0 if held.num_answers == 1 else int(np.argmax(scores[index]))
-        people = ("up" if targets[index] else "down") if held.num_answers == 1 else _cut(texts[targets[index]])
+        wrong = 0 if held.num_completions == 1 else int(np.argmax(scores[index]))
+        people = ("up" if targets[index] else "down") if held.num_completions == 1 else _cut(texts[targets[index]])
         rows.append((f"{lead[index]:.3f}", _cut(texts[wrong]), people))
     return Section(
         title="Most confident mistakes",
         note=f"Accuracy {show_interval(neural.accuracy)}; these held-out rows have the highest loss.",
         is_prose=True,
-        heads=("margin", "model's choice" if held.num_answers > 1 else "completion", "annotator's choice"),
+        heads=("margin", "model's choice" if held.num_completions > 1 else "completion", "annotator's choice"),
         rows=tuple(rows),
     )
 

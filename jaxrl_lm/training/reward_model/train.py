@@ -1,4 +1,4 @@
-"""A reward model learns from people's judgements, and is measured on held-out ones."""
+"""Training of a reward model on human preferences, and its evaluation on held-out ones."""
 
 import json
 import logging
@@ -22,10 +22,10 @@ from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, make_reader, score
 from jaxrl_lm.training.answering import Answerer, AnsweringConfig, load_answerer
 from jaxrl_lm.training.language_model import load_model
 from jaxrl_lm.training.offline.task import is_evaluation_due, rows_of_update
-from jaxrl_lm.training.reward_model import judgements, report
+from jaxrl_lm.training.reward_model import labels, report
 from jaxrl_lm.training.reward_model.agreement import Agreement, measure_agreement
 from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
-from jaxrl_lm.training.reward_model.judgements import Judgement, Judgements
+from jaxrl_lm.training.reward_model.labels import LabelledRow, LabelledSet
 from jaxrl_lm.training.run import Training, Update, train
 from jaxrl_lm.types import PyTree, SupervisedLearner
 
@@ -40,7 +40,7 @@ class RewardTask:
         config: the settings.
         model: the reward model's module.
         reader: turns texts into its input.
-        training: judgements to learn from.
+        training: rows to learn from.
         held: held-out ones.
         references: samples that the scores are normalised over; empty for none.
         num_updates: of the whole run.
@@ -49,8 +49,8 @@ class RewardTask:
     config: RewardModelRunConfig
     model: RewardModel
     reader: TextReader
-    training: Judgements
-    held: Judgements
+    training: LabelledSet
+    held: LabelledSet
     references: list[ScoreTokens]
     num_updates: int
 
@@ -81,7 +81,7 @@ def train_reward_model(config: RewardModelRunConfig) -> storage.RunFolder:
 
 
 def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
-    """Load judgements, model and tokenizer, and make a new head where one is wanted or missing.
+    """Load preferences, model and tokenizer, and make a new head where one is wanted or missing.
 
     Returns:
         what stays the same, and the parameters to train.
@@ -96,8 +96,8 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
     params, tokenizer = loaded.params, loaded.tokenizer
     model = reward_heads.with_padding(loaded.model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)
-    common = judgements.common_prompt(training_rows + held_rows)
-    training, held = (judgements.tokenise(rows, reader, common) for rows in (training_rows, held_rows))
+    common = labels.common_prompt(training_rows + held_rows)
+    training, held = (labels.tokenise(rows, reader, common) for rows in (training_rows, held_rows))
     task = RewardTask(
         config=config,
         model=model,
@@ -115,13 +115,13 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
 
 
 def make_update(task: RewardTask) -> Update:
-    """One update on the host: a batch, learning, and now and then the held-out judgements."""
+    """One update on the host: a batch, learning, and now and then the held-out labels."""
     learn = jax.jit(task.learner().update, donate_argnums=0)
 
     def update(state: SupervisedState, num_done: int) -> tuple[SupervisedState, dict[str, float]]:
         started = time.perf_counter()
         chosen = rows_of_update(task.config, len(task.training.rows), num_done)
-        batch = judgements.make_batch(task.training, task.reader, chosen)
+        batch = labels.make_batch(task.training, task.reader, chosen)
         state, metrics = learn(state, batch)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers["score/std"] = max(0.0, numbers.pop("score/mean_square") - numbers["score/mean"] ** 2) ** 0.5
@@ -143,13 +143,13 @@ def evaluation_metrics(agreement: Agreement) -> dict[str, float]:
 
 
 def held_out_scores(task: RewardTask, params: PyTree) -> np.ndarray:
-    """Scores `[N, K]` of the held-out answers."""
+    """Scores `[N, K]` of the held-out completions."""
     rows = [tokens for row in task.held.tokens for tokens in row]
-    return task.scores(params, rows).reshape(-1, task.held.num_answers)
+    return task.scores(params, rows).reshape(-1, task.held.num_completions)
 
 
 def evaluate(task: RewardTask, scores: np.ndarray) -> Agreement:
-    """How well these scores agree with people on the held-out judgements."""
+    """How well these scores agree with people on the held-out labels."""
     return measure_agreement(
         task.config.objective, scores, task.held.targets, report.lengths_of(task.held), task.held.groups
     )
@@ -182,21 +182,19 @@ def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
     }
 
 
-def _read(config: RewardModelRunConfig) -> tuple[list[Judgement], list[Judgement]]:
+def _read(config: RewardModelRunConfig) -> tuple[list[LabelledRow], list[LabelledRow]]:
     """Training and held-out rows."""
-    tokenizer = (
-        None if config.objective == "binary" else judgements.labels_tokenizer(config.model, config.labels_tokenizer)
-    )
-    rows = judgements.read_judgements(config.preferences, config.objective, limit=config.limit, tokenizer=tokenizer)
+    tokenizer = None if config.objective == "binary" else labels.labels_tokenizer(config.model, config.labels_tokenizer)
+    rows = labels.read_labels(config.preferences, config.objective, limit=config.limit, tokenizer=tokenizer)
     if config.evaluation is None:
-        return judgements.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)
-    held = judgements.read_judgements(config.evaluation, config.objective, tokenizer=tokenizer)
-    judgements.check_held_out(rows, held, config.evaluation)
+        return labels.split_by_prompt(rows, fraction=config.evaluation_fraction, seed=config.seed)
+    held = labels.read_labels(config.evaluation, config.objective, tokenizer=tokenizer)
+    labels.check_held_out(rows, held, config.evaluation)
     return rows, held
 
 
-def _references(config: RewardModelRunConfig, rows: list[Judgement], reader: TextReader) -> list[ScoreTokens]:
-    """Samples that scores are normalised over: of the reference policy, or answers of the training rows."""
+def _references(config: RewardModelRunConfig, rows: list[LabelledRow], reader: TextReader) -> list[ScoreTokens]:
+    """Samples that scores are normalised over: of the reference policy, or completions of the training rows."""
     settings = config.normalisation
     if not settings.num_samples:
         return []
@@ -206,10 +204,12 @@ def _references(config: RewardModelRunConfig, rows: list[Judgement], reader: Tex
     chosen = data.prompt_order(len(rows), settings.num_samples, 0, config.seed)
     prompts = [rows[index].prompt for index in chosen]
     if policy is None:
-        answers = [rows[index].completions[number % len(rows[0].completions)] for number, index in enumerate(chosen)]
+        completions = [
+            rows[index].completions[number % len(rows[0].completions)] for number, index in enumerate(chosen)
+        ]
     else:
-        answers = policy([Prompt(prompt=prompt, columns={}) for prompt in prompts])
-    return [reader.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        completions = policy([Prompt(prompt=prompt, columns={}) for prompt in prompts])
+    return [reader.encode(*pair) for pair in zip(prompts, completions, strict=True)]
 
 
 def _load_policy(config: RewardModelRunConfig) -> Answerer:
@@ -226,12 +226,12 @@ def _load_policy(config: RewardModelRunConfig) -> Answerer:
     )
 
 
-def _readable_rows(rows: list[Judgement], policy: Answerer, at: str) -> list[Judgement]:
-    """The rows whose prompts the policy can answer: not too long for it, and of one token at least; the log says how
+def _readable_rows(rows: list[LabelledRow], policy: Answerer, at: str) -> list[LabelledRow]:
+    """The rows whose prompts the policy can complete: not too long for it, and of one token at least; the log says how
     many others there are.
 
     Raises:
-        InputError: it can answer none.
+        InputError: it can complete none.
     """
     refusals: dict[str, InputError | None] = {}
     for row in rows:
@@ -252,7 +252,7 @@ def _readable_rows(rows: list[Judgement], policy: Answerer, at: str) -> list[Jud
 
 
 def _refusal(policy: Answerer, prompt: Text) -> InputError | None:
-    """Why the policy cannot answer a prompt."""
+    """Why the policy cannot complete a prompt."""
     try:
         policy.encode([Prompt(prompt=prompt, columns={})])
     except InputError as error:
@@ -267,10 +267,10 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
     baseline = report.fit_baseline(config.objective, task.training, config.baseline)
     params, scale = normalise(task, params)
     facts: dict[str, Any] = {
-        "training_judgements": len(task.training.rows),
-        "held_out_judgements": len(task.held.rows),
+        "training_rows": len(task.training.rows),
+        "held_out_rows": len(task.held.rows),
         "held_out_prompts": task.held.num_prompts,
-        "answers_too_long": task.training.num_cut + task.held.num_cut,
+        "completions_too_long": task.training.num_cut + task.held.num_cut,
         "reference_samples": len(task.references),
         "gain": scale.gain,
         "bias": scale.bias,

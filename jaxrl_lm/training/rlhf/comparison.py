@@ -37,13 +37,13 @@ class TokenStrip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyAnswers:
+class PolicyCompletions:
     """A policy's completions of B prompts.
 
     Attributes:
         name: name of the policy.
         prompts: prompts as text, B.
-        answers: completions as text, B.
+        completions: completions as text, B.
         scores: rewards of the completions, `[B]` by name of the reward.
         kl: log pi - log pi_ref of each completion, nats, `[B]`.
         strips: the first completions, token by token.
@@ -51,7 +51,7 @@ class PolicyAnswers:
 
     name: str
     prompts: list[str]
-    answers: list[str]
+    completions: list[str]
     scores: dict[str, np.ndarray]
     kl: np.ndarray
     strips: list[TokenStrip]
@@ -67,7 +67,7 @@ def compare_policies(
     proxy: str,
     num_strips: int,
     seed: int,
-) -> list[PolicyAnswers]:
+) -> list[PolicyCompletions]:
     """Complete the same prompts with every policy, using the same random keys.
 
     Args:
@@ -92,18 +92,18 @@ def compare_policies(
     for name, folder in policies.items():
         model, params = models.from_pretrained(folder, "value")
         generation = rollouts.generate(model, params, input_ids, mask, jax.random.key(seed), sampling)
-        answers = rollouts.decode(loaded.tokenizer, generation)
+        completions = rollouts.decode(loaded.tokenizer, generation)
         scores = {
-            reward: np.asarray(rewards.score_completions(function, prompts, answers))
+            reward: np.asarray(rewards.score_completions(function, prompts, completions))
             for reward, function in reward_functions.items()
         }
         paid = config.answers.paid_scores(scores[proxy], rollouts.ended_by_stop(generation, sampling))
         columns = _per_token(loaded, model, params, generation, paid, config)
         found.append(
-            PolicyAnswers(
+            PolicyCompletions(
                 name=name,
                 prompts=[prompt.text() for prompt in prompts],
-                answers=answers,
+                completions=completions,
                 scores=scores,
                 kl=np.asarray(columns.kl).sum(axis=-1),
                 strips=_strips(loaded.tokenizer, generation, columns, num_strips),

@@ -101,7 +101,7 @@ class RLHFConfig:
         stop_after: last stage of the last round; run the same command with a later one to continue.
         reward: ready reward instead of labels and reward model, as for `ppo --reward` (such as model:FOLDER).
         labels: source of the labels.
-        num_judged: prompts on which all policies are compared at the end.
+        num_compared: number of prompts on which all policies are compared at the end.
         sft: fine-tuning.
         reward_model: reward model.
         ppo: PPO.
@@ -118,14 +118,14 @@ class RLHFConfig:
     stop_after: Stage = "ppo"
     reward: str | None = None
     labels: LabelingConfig = field(default_factory=LabelingConfig)
-    num_judged: int = 64
+    num_compared: int = 64
     sft: FineTuningStage = field(default_factory=FineTuningStage)
     reward_model: RewardModelStage = field(default_factory=RewardModelStage)
     ppo: PPOStage = field(default_factory=PPOStage)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 1, "rounds", "num_judged")
+        checks.at_least(self, 1, "rounds", "num_compared")
         checks.seed(self.seed)
         checks.one_of(self, stop_after=Stage)
         self._check_labels()

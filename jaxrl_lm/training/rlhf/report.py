@@ -7,18 +7,18 @@ import numpy as np
 
 from jaxrl_lm import storage
 from jaxrl_lm.storage import Section, Strip
-from jaxrl_lm.training.rlhf.comparison import PolicyAnswers
+from jaxrl_lm.training.rlhf.comparison import PolicyCompletions
 
 _NUM_SAMPLES = 12
 _Z = 1.96  # of a 95 % interval
 
 
-def write_chain_report(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> None:
+def write_chain_report(folder: storage.RunFolder, policies: list[PolicyCompletions]) -> None:
     """Write `results.json`, `samples.json` and `report.html` of a chain."""
     results = {policy.name: summarize_policy(policy) for policy in policies}
     storage.write_atomically(folder.path / "results.json", json.dumps(results, indent=2) + "\n")
     samples = [
-        {"prompt": prompt, **{policy.name: policy.answers[row] for policy in policies}}
+        {"prompt": prompt, **{policy.name: policy.completions[row] for policy in policies}}
         for row, prompt in enumerate(policies[0].prompts)
     ]
     storage.write_atomically(folder.path / "samples.json", json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
@@ -26,7 +26,7 @@ def write_chain_report(folder: storage.RunFolder, policies: list[PolicyAnswers])
     storage.write_report(folder, title="Reinforcement learning from human feedback")
 
 
-def summarize_policy(policy: PolicyAnswers) -> dict[str, dict[str, float | None]]:
+def summarize_policy(policy: PolicyCompletions) -> dict[str, dict[str, float | None]]:
     """Mean of each reward and of the KL to the reference, with half the width of a 95 % interval over completions."""
     return {
         name: {
@@ -37,7 +37,7 @@ def summarize_policy(policy: PolicyAnswers) -> dict[str, dict[str, float | None]
     }
 
 
-def _columns(policy: PolicyAnswers) -> dict[str, np.ndarray]:
+def _columns(policy: PolicyCompletions) -> dict[str, np.ndarray]:
     return policy.scores | {"kl": policy.kl}
 
 
@@ -53,7 +53,7 @@ def _half_width(values: np.ndarray) -> float | None:
     return float(_Z * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def table_of(policies: list[PolicyAnswers]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def table_of(policies: list[PolicyCompletions]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Column heads and rows: one row per policy, one column per reward, and the KL."""
     names = [*policies[0].scores, "kl"]
     heads = ("policy", *(f"{name} reward" if name != "kl" else "KL to the reference, nats" for name in names))
@@ -64,7 +64,7 @@ def table_of(policies: list[PolicyAnswers]) -> tuple[tuple[str, ...], tuple[tupl
     return heads, tuple(rows)
 
 
-def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Iterator[Section]:
+def _sections(folder: storage.RunFolder, policies: list[PolicyCompletions]) -> Iterator[Section]:
     heads, rows = table_of(policies)
     num_prompts = len(policies[0].prompts)
     note = (
@@ -82,7 +82,9 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
         title="Completions side by side",
         heads=("prompt", *(policy.name for policy in policies)),
         is_prose=True,
-        rows=tuple((policies[0].prompts[row], *(policy.answers[row] for policy in policies)) for row in range(shown)),
+        rows=tuple(
+            (policies[0].prompts[row], *(policy.completions[row] for policy in policies)) for row in range(shown)
+        ),
     )
     last = policies[-1]
     yield Section(
@@ -94,7 +96,7 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyAnswers]) -> Itera
     )
 
 
-def _strips(policy: PolicyAnswers) -> Iterator[Strip]:
+def _strips(policy: PolicyCompletions) -> Iterator[Strip]:
     for prompt, strip in zip(policy.prompts, policy.strips, strict=False):
         for name in ("rewards", "kl", "advantages"):
             label = f"{prompt} | {name.removesuffix('s')}"

@@ -23,7 +23,7 @@ from jaxrl_lm.training.online.task import load_named_reward
 from jaxrl_lm.training.online.train import train_online
 from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
 from jaxrl_lm.training.reward_model.train import train_reward_model
-from jaxrl_lm.training.rlhf.comparison import PolicyAnswers, compare_policies
+from jaxrl_lm.training.rlhf.comparison import PolicyCompletions, compare_policies
 from jaxrl_lm.training.rlhf.config import RLHFConfig
 from jaxrl_lm.training.rlhf.report import write_chain_report
 from jaxrl_lm.training.run import full_disk_in_words, run_config, train_stage
@@ -31,13 +31,13 @@ from jaxrl_lm.training.run import full_disk_in_words, run_config, train_stage
 _NUM_STRIPS = 8
 
 # What may differ between two starts of a chain; a stage that has begun refuses other settings of its own.
-_MENDABLE = frozenset(
-    {"sft", "reward_model", "ppo", "labels.port", "labels.file", "num_judged", "rounds", "stop_after"}
+_CHANGEABLE = frozenset(
+    {"sft", "reward_model", "ppo", "labels.port", "labels.file", "num_compared", "rounds", "stop_after"}
 )
 
 
 class Pair(NamedTuple):
-    """Two answers to a prompt."""
+    """Two completions of a prompt."""
 
     prompt: Prompt
     first: str
@@ -54,13 +54,13 @@ class ChainResult:
 
     Attributes:
         folder: of the chain.
-        policies: answers to the judged prompts: base model, fine-tuned model, and the policy of every round; scored by
-            "proxy", the newest reward model or the ready reward, and by "gold" where there is one. Empty where
-            `stop_after` ended the chain before its last policy.
+        policies: base model, fine-tuned model and the policy of every round, with their completions of the prompts on
+            which they are compared; scored by "proxy", the newest reward model or the ready reward, and by "gold"
+            where there is one. Empty where `stop_after` ended the chain before its last policy.
     """
 
     folder: storage.RunFolder
-    policies: list[PolicyAnswers]
+    policies: list[PolicyCompletions]
 
 
 def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
@@ -68,7 +68,7 @@ def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
 
     Args:
         config: settings.
-        annotate: says which answers are better; see `simulated_annotator`. None where `config.reward` is ready.
+        annotate: says which completions are better; see `simulated_annotator`. None where `config.reward` is ready.
 
     Raises:
         InputError: an input is not what it must be, or the folder belongs to a chain of other settings.
@@ -125,7 +125,7 @@ def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder
     path = Path(config.out)
     if _labels_file(_round_folder(path, config.rounds + 1)).exists():
         raise InputError(f"rounds={config.rounds}: the chain has labels of more rounds; give as many, or another --out")
-    folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_MENDABLE)
+    folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_CHANGEABLE)
     storage.sweep_leftovers(folder)
     file = path / "inputs.json"
     remedy = "delete it if prompts and rewards are those that the chain was started with"
@@ -195,7 +195,7 @@ def file_annotator(source: str, tokenizer: Any = None) -> Annotate:
 
 
 def preference_of(pair: Pair, *, is_first: bool) -> Preference:
-    """The label that one answer of a pair is better."""
+    """The label that one completion of a pair is better."""
     chosen, rejected = (pair.first, pair.second) if is_first else (pair.second, pair.first)
     return Preference(prompt=pair.prompt.prompt, chosen=chosen, rejected=rejected)
 
@@ -211,7 +211,7 @@ def _fine_tune(config: RLHFConfig, folder: storage.RunFolder) -> str | Path:
 def _label(
     config: RLHFConfig, policy: str | Path, prompts: list[Prompt], annotate: Annotate, round_folder: Path, number: int
 ) -> list[Preference]:
-    """Labels of pairs of the policy's answers; those of an earlier start, if they are there."""
+    """Labels of pairs of the policy's completions; those of an earlier start, if they are there."""
     file = _labels_file(round_folder)
     if not file.exists():
         labels = annotate(_make_pairs(config, policy, prompts, round_folder, number), round_folder, number)
@@ -227,7 +227,7 @@ def _label(
 def _make_pairs(
     config: RLHFConfig, policy: str | Path, prompts: list[Prompt], round_folder: Path, number: int
 ) -> list[Pair]:
-    """Two different answers to each prompt in turn; equal ones say nothing and are left out."""
+    """Two different completions of each prompt in turn; equal ones are left out."""
     if config.labels.annotator == "file":
         return []
     file = round_folder / "pairs.jsonl"
@@ -235,19 +235,19 @@ def _make_pairs(
         return _read_pairs(file, prompts)
     chosen = data.prompt_order(len(prompts), config.labels.num_pairs, 0, _seed(config.seed, number))
     asked = [prompts[index] for index in chosen]
-    answers = config.ppo.answers
+    sampling = config.ppo.answers
     texts = answer_prompts(
         policy,
         [prompt for prompt in asked for _ in range(2)],
         AnsweringConfig(
-            stop=answers.stop,
-            ignore_stops_before=answers.ignore_stops_before,
+            stop=sampling.stop,
+            ignore_stops_before=sampling.ignore_stops_before,
             dtype=config.ppo.dtype,
             batch_size=64,
             seed=_seed(config.seed, number),
-            max_new_tokens=answers.max_new_tokens,
-            temperature=answers.temperature,
-            generation_config=False,  # people judge what PPO learns from
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            generation_config=False,  # people label what PPO samples
         ),
     )
     found = [
@@ -323,7 +323,7 @@ def _compare(
     functions = {"proxy": rewards.load_reward(reward)}
     if config.labels.gold is not None:
         functions = {"gold": rewards.load_reward(config.labels.gold)} | functions
-    order = data.prompt_order(len(prompts), min(config.num_judged, len(prompts)), 0, config.seed)
+    order = data.prompt_order(len(prompts), min(config.num_compared, len(prompts)), 0, config.seed)
     found = compare_policies(
         policies,
         start,

@@ -1,4 +1,4 @@
-"""Judged answers: read, split by prompt, tokenised, dealt out in batches."""
+"""Labelled completions: read, split by prompt, tokenised and batched."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from jaxtyping import Int, Int32
 
 from jaxrl_lm import data
 from jaxrl_lm.algorithms import PreferenceBatch
-from jaxrl_lm.algorithms.reward_model import Objective, check_num_answers
+from jaxrl_lm.algorithms.reward_model import Objective, check_num_completions
 from jaxrl_lm.data.readers import read_best_of_k, read_preferences, read_unpaired_preferences
 from jaxrl_lm.data.records import BestOfK, Preference, Text, UnpairedPreference
 from jaxrl_lm.data.rows import excerpt
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """Answers to one prompt, and what people said of them.
+class LabelledRow:
+    """Completions of one prompt with their label.
 
     Attributes:
-        prompt: what they answer.
+        prompt: their prompt.
         completions: two (a pair, the chosen one first), K (best of k) or one (thumbs).
         target: index of the preferred one; for thumbs 1 for up and 0 for down.
     """
@@ -37,21 +37,21 @@ class Judgement:
     target: int
 
     def texts(self) -> list[str]:
-        """The answers, conversations as plain text."""
+        """The completions, conversations as plain text."""
         return [plain_text(completion) for completion in self.completions]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgements:
-    """Judged answers, as text and as tokens.
+class LabelledSet:
+    """Labelled completions, as text and as tokens.
 
     Attributes:
-        rows: N of them, all with K answers.
-        tokens: of each row's answers, behind its prompt.
-        common: of all judgements, as `common_prompt` says it.
+        rows: N rows, all with K completions.
+        tokens: of each row's completions, after its prompt.
+        common: `common_prompt` of all rows.
     """
 
-    rows: list[Judgement]
+    rows: list[LabelledRow]
     tokens: list[list[ScoreTokens]]
     common: Text | None = None
 
@@ -76,13 +76,13 @@ class Judgements:
         return int(self.groups.max()) + 1
 
     @property
-    def num_answers(self) -> int:
+    def num_completions(self) -> int:
         """K."""
         return len(self.rows[0].completions)
 
     @property
     def num_cut(self) -> int:
-        """Answers that are too long for the model together with their prompt."""
+        """Completions that are too long for the model together with their prompt."""
         return sum(tokens.is_cut for row in self.tokens for tokens in row)
 
 
@@ -116,9 +116,9 @@ def load_named_tokenizer(option: str, folder_or_hub_id: str) -> Any:
         raise InputError(f"{option}={folder_or_hub_id!r}: {error}") from error
 
 
-def read_judgements(
+def read_labels(
     source: str, objective: Objective, *, limit: int | None = None, tokenizer: Any = None
-) -> list[Judgement]:
+) -> list[LabelledRow]:
     """Read the rows that an objective learns from.
 
     Args:
@@ -128,7 +128,7 @@ def read_judgements(
         tokenizer: turns token ids into text where the labels hold such; None refuses them.
 
     Raises:
-        InputError: the source or a row is not what it must be, or rows differ in their number of answers.
+        InputError: the source or a row is not what it must be, or rows differ in their number of completions.
     """
     options = {} if objective == "binary" else {"tokenizer": tokenizer}
     rows = [_from_record(record) for record in _READERS[objective](source, limit=limit, **options)]
@@ -137,24 +137,26 @@ def read_judgements(
         raise InputError(
             f"{source}: rows have {' and '.join(map(str, sizes))} completions; give all rows the same number"
         )
-    check_num_answers(objective, sizes[0])
+    check_num_completions(objective, sizes[0])
     return rows
 
 
-def common_prompt(rows: list[Judgement]) -> Text | None:
+def common_prompt(rows: list[LabelledRow]) -> Text | None:
     """The prompt that all rows have; it tells none of them apart, so they count as without one. None for several."""
     first = rows[0].prompt
     return first if all(row.prompt == first for row in rows) else None
 
 
-def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tuple[list[Judgement], list[Judgement]]:
+def split_by_prompt(
+    rows: list[LabelledRow], *, fraction: float, seed: int
+) -> tuple[list[LabelledRow], list[LabelledRow]]:
     """Hold out some rows; no prompt is on both sides.
 
-    Rows without a prompt, or all with the same, are held out one by one, and then no answer that a held-out row shows
-    stands in training: rows that hold one are left out, and the log says how many.
+    Rows without a prompt, or all with the same one, are held out one by one. Then training rows that share a completion
+    with a held-out row are dropped, and a warning says how many.
 
     Args:
-        rows: all judgements.
+        rows: all rows.
         fraction: share of the prompts to hold out, at least one.
         seed: of the choice.
 
@@ -166,7 +168,7 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
     """
     common = common_prompt(rows)
     training, held = data.hold_out(rows, [_group(row, common) for row in rows], fraction=fraction, seed=seed)
-    shared = _shared_answers(training, held, common)
+    shared = _shared_completions(training, held, common)
     kept = [row for row in training if _has_own_prompt(row, common) or not shared.intersection(row.texts())]
     if not kept:
         raise InputError(
@@ -183,8 +185,8 @@ def split_by_prompt(rows: list[Judgement], *, fraction: float, seed: int) -> tup
     return kept, held
 
 
-def check_held_out(training: list[Judgement], held: list[Judgement], source: str) -> None:
-    """Refuse held-out rows that training shows as well, and warn of single answers that rows without a prompt share.
+def check_held_out(training: list[LabelledRow], held: list[LabelledRow], source: str) -> None:
+    """Refuse held-out rows that are also training rows, and warn of completions that rows without a prompt share.
 
     Raises:
         InputError: a prompt (or a row, where it has none of its own) is on both sides.
@@ -196,54 +198,54 @@ def check_held_out(training: list[Judgement], held: list[Judgement], source: str
             f"evaluation={source!r}: {len(shared)} of its prompts are among the training prompts, such as "
             f"{sorted(shared)[0][:60]}; remove them from one of the files"
         )
-    answers = _shared_answers(training, held, common)
-    if answers:
+    completions = _shared_completions(training, held, common)
+    if completions:
         _log.warning(
             "evaluation=%r: %d of its completions are also in training rows, such as %s, so the model is evaluated "
             "on texts that it was trained on; remove their rows from one of the files",
-            *(source, len(answers), excerpt(min(answers))),
+            *(source, len(completions), excerpt(min(completions))),
         )
 
 
-def tokenise(rows: list[Judgement], reader: TextReader, common: Text | None = None) -> Judgements:
-    """Turn each answer, behind its prompt, into tokens; `common` is `common_prompt` of all judgements."""
+def tokenise(rows: list[LabelledRow], reader: TextReader, common: Text | None = None) -> LabelledSet:
+    """Turn each completion, after its prompt, into tokens; `common` is `common_prompt` of all rows."""
     tokens = [[reader.encode(row.prompt, completion) for completion in row.completions] for row in rows]
-    return Judgements(rows=rows, tokens=tokens, common=common)
+    return LabelledSet(rows=rows, tokens=tokens, common=common)
 
 
-def make_batch(judgements: Judgements, reader: TextReader, chosen: Int[np.ndarray, "A B"]) -> PreferenceBatch:
+def make_batch(labelled: LabelledSet, reader: TextReader, chosen: Int[np.ndarray, "A B"]) -> PreferenceBatch:
     """Rows `[num_accumulated, B]` as arrays: inputs `[num_accumulated, B, K, T]`, padded to one of few widths."""
-    tokens = [each for index in chosen.flat for each in judgements.tokens[index]]
+    tokens = [each for index in chosen.flat for each in labelled.tokens[index]]
     stacked = reader.stack(tokens, reader.width(max(len(each.ids) for each in tokens)))
-    shape = (*chosen.shape, judgements.num_answers)
+    shape = (*chosen.shape, labelled.num_completions)
     inputs = {name: array.reshape(*shape, array.shape[-1]) for name, array in stacked.items()}
-    return PreferenceBatch(inputs=inputs, targets=judgements.targets[chosen])
+    return PreferenceBatch(inputs=inputs, targets=labelled.targets[chosen])
 
 
-def _has_own_prompt(row: Judgement, common: Text | None) -> bool:
-    """Whether the row's prompt tells it from others: there is one, and not all judgements have it."""
+def _has_own_prompt(row: LabelledRow, common: Text | None) -> bool:
+    """Whether the row has a prompt, and not all rows have the same."""
     return bool(row.prompt) and row.prompt != common
 
 
-def _shared_answers(training: list[Judgement], held: list[Judgement], common: Text | None) -> set[str]:
-    """Answers that rows without a prompt of their own show on both sides."""
+def _shared_completions(training: list[LabelledRow], held: list[LabelledRow], common: Text | None) -> set[str]:
+    """Completions on both sides, of rows without a prompt of their own."""
     shown, asked = (
         {text for row in rows if not _has_own_prompt(row, common) for text in row.texts()} for rows in (training, held)
     )
     return shown & asked
 
 
-def _group(row: Judgement, common: Text | None) -> str:
+def _group(row: LabelledRow, common: Text | None) -> str:
     """Group of a row in a split: its prompt, or the whole row if it has no own prompt."""
     return json.dumps([row.prompt, None if _has_own_prompt(row, common) else row.completions], ensure_ascii=False)
 
 
-def _from_record(record: Preference | BestOfK | UnpairedPreference) -> Judgement:
+def _from_record(record: Preference | BestOfK | UnpairedPreference) -> LabelledRow:
     if isinstance(record, Preference):
-        return Judgement(prompt=record.prompt, completions=(record.chosen, record.rejected), target=0)
+        return LabelledRow(prompt=record.prompt, completions=(record.chosen, record.rejected), target=0)
     if isinstance(record, BestOfK):
-        return Judgement(prompt=record.prompt, completions=record.completions, target=record.best)
-    return Judgement(prompt=record.prompt, completions=(record.completion,), target=int(record.label))
+        return LabelledRow(prompt=record.prompt, completions=record.completions, target=record.best)
+    return LabelledRow(prompt=record.prompt, completions=(record.completion,), target=int(record.label))
 
 
 _READERS: dict[Objective, Callable[..., list[Any]]] = {

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from jaxrl_lm.algorithms.reward_model import Objective
 from jaxrl_lm.core.calibration import wilson_interval
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.reward_model import judgements
+from jaxrl_lm.training.reward_model import labels
 from jaxrl_lm.training.reward_model.agreement import measure_agreement
 from jaxrl_lm.training.reward_model.config import RewardModelRunConfig
-from jaxrl_lm.training.reward_model.judgements import Judgement, Judgements, read_judgements, split_by_prompt
+from jaxrl_lm.training.reward_model.labels import LabelledRow, LabelledSet, read_labels, split_by_prompt
 
 
 def pair(prompt, chosen, rejected):
-    return Judgement(prompt=prompt, completions=(chosen, rejected), target=0)
+    return LabelledRow(prompt=prompt, completions=(chosen, rejected), target=0)
 
 
 def write(path, rows):
@@ -75,41 +75,41 @@ def test_one_prompt_of_all_rows_is_as_good_as_none():
     assert [[replace(row, prompt="") for row in part] for part in (training, held)] == [
         *split_by_prompt(without, fraction=0.2, seed=0)
     ]
-    judgements.check_held_out(rows[:5], rows[6:], "e.jsonl")
-    common = judgements.common_prompt(rows)
-    assert Judgements(rows=held, tokens=[], common=common).num_prompts == 4
-    assert Judgements(rows=held, tokens=[], common=None).num_prompts == 1, "one of several prompts"
+    labels.check_held_out(rows[:5], rows[6:], "e.jsonl")
+    common = labels.common_prompt(rows)
+    assert LabelledSet(rows=held, tokens=[], common=common).num_prompts == 4
+    assert LabelledSet(rows=held, tokens=[], common=None).num_prompts == 1, "one of several prompts"
     several = [*rows[:5], pair("Summary: ", "long", "short")]
     with pytest.raises(InputError, match="1 of its prompts"):
-        judgements.check_held_out(several, rows[6:], "e.jsonl")
+        labels.check_held_out(several, rows[6:], "e.jsonl")
     with pytest.raises(InputError, match="all rows have the same prompt"):
         split_by_prompt(rows[:1], fraction=0.2, seed=0)
 
 
 def test_shared_prompt_of_a_given_evaluation_is_refused():
     with pytest.raises(InputError, match=r"evaluation='e\.jsonl': 1 of its prompts"):
-        judgements.check_held_out([pair("a", "x", "y"), pair("b", "x", "y")], [pair("a", "z", "y")], "e.jsonl")
-    judgements.check_held_out([pair("a", "x", "y")], [pair("b", "x", "y")], "e.jsonl")
+        labels.check_held_out([pair("a", "x", "y"), pair("b", "x", "y")], [pair("a", "z", "y")], "e.jsonl")
+    labels.check_held_out([pair("a", "x", "y")], [pair("b", "x", "y")], "e.jsonl")
 
 
 @pytest.mark.parametrize("prompt", ["", "Review: "])
 def test_answers_of_a_given_evaluation_that_training_shows_are_counted(caplog, prompt):
     training = [pair(prompt, "a", "b"), pair(prompt, "c", "d")]
-    judgements.check_held_out(training, [pair(prompt, "e", "f")], "e.jsonl")
+    labels.check_held_out(training, [pair(prompt, "e", "f")], "e.jsonl")
     assert not caplog.text
-    judgements.check_held_out(training, [pair(prompt, "a", "x"), pair(prompt, "y", "d")], "e.jsonl")
+    labels.check_held_out(training, [pair(prompt, "a", "x"), pair(prompt, "y", "d")], "e.jsonl")
     assert "evaluation='e.jsonl': 2 of its completions are also in training rows, such as 'a'" in caplog.text
     with pytest.raises(InputError, match="1 of its prompts"):
-        judgements.check_held_out(training, [pair(prompt, "a", "b")], "e.jsonl")
+        labels.check_held_out(training, [pair(prompt, "a", "b")], "e.jsonl")
 
 
 def test_each_objective_reads_its_form(tmp_path):
     pairs = write(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "c", "rejected": "r"}])
     thumbs = write(tmp_path / "t.jsonl", [{"prompt": "q", "completion": "c", "label": False}])
     best = write(tmp_path / "b.jsonl", [{"query": "q", "sample0": "a", "sample1": "b", "sample2": "c", "best": 2}])
-    assert read_judgements(pairs, "pairwise") == [pair("q", "c", "r")]
-    assert read_judgements(thumbs, "binary") == [Judgement(prompt="q", completions=("c",), target=0)]
-    assert read_judgements(best, "best_of_k") == [Judgement(prompt="q", completions=("a", "b", "c"), target=2)]
+    assert read_labels(pairs, "pairwise") == [pair("q", "c", "r")]
+    assert read_labels(thumbs, "binary") == [LabelledRow(prompt="q", completions=("c",), target=0)]
+    assert read_labels(best, "best_of_k") == [LabelledRow(prompt="q", completions=("a", "b", "c"), target=2)]
 
 
 def test_rows_of_the_columns_that_the_help_names_are_read(tmp_path):
@@ -118,7 +118,7 @@ def test_rows_of_the_columns_that_the_help_names_are_read(tmp_path):
     assert {objective for _, objective in forms} == set(get_args(Objective))
     for columns, objective in forms:
         row = {name: 1 if name in ("best", "label") else name for name in columns.split(", ") if name != "..."}
-        assert len(read_judgements(write(tmp_path / "rows.jsonl", [row]), objective)) == 1
+        assert len(read_labels(write(tmp_path / "rows.jsonl", [row]), objective)) == 1
 
 
 def test_rows_of_different_numbers_of_answers_are_refused(tmp_path):
@@ -127,7 +127,7 @@ def test_rows_of_different_numbers_of_answers_are_refused(tmp_path):
         {"query": "p", "sample0": "a", "sample1": "b", "sample2": "c", "best": 0},
     ]
     with pytest.raises(InputError, match="2 and 3 completions"):
-        read_judgements(write(tmp_path / "b.jsonl", rows), "best_of_k")
+        read_labels(write(tmp_path / "b.jsonl", rows), "best_of_k")
 
 
 def test_verdict_on_pairs_worked_by_hand():
@@ -160,7 +160,7 @@ def test_verdict_on_thumbs_worked_by_hand():
 
 
 @pytest.mark.parametrize("objective", ["pairwise", "binary"])
-def test_intervals_know_which_judgements_are_of_one_prompt(objective):
+def test_intervals_know_which_labels_are_of_one_prompt(objective):
     # Right, wrong, right, ...; of three prompts one is always right and one always wrong: worth 3 of 6, and a half.
     scores, groups = np.array([[1.0], [-1.0]] * 3), np.array([0, 1, 0, 2, 2, 1])
     if objective == "pairwise":
@@ -174,7 +174,7 @@ def test_intervals_know_which_judgements_are_of_one_prompt(objective):
 
 def test_rows_without_a_prompt_share_none():
     rows = [pair(prompt, "c", "r") for prompt in ("b", "", "a", "b", "", [{"role": "user", "content": "b"}])]
-    held = Judgements(rows=rows, tokens=[])
+    held = LabelledSet(rows=rows, tokens=[])
     assert held.groups.tolist() == [0, 1, 2, 0, 3, 4]
     assert held.num_prompts == 5
 

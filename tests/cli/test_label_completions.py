@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl_lm.cli.label_answers import LabelAnsweringConfig, answer_all
+from jaxrl_lm.cli.label_completions import LabelAnsweringConfig, complete_prompts
 from jaxrl_lm.errors import InputError
 from tests.byte_model import write_byte_model
 
@@ -27,14 +27,14 @@ def prompts(tmp_path: Path) -> str:
 
 
 def test_the_policy_answers_each_prompt_as_often_as_the_mode_shows(model: str, prompts: str, tmp_path: Path) -> None:
-    rows = answer_all(model, prompts, "prompt", "best-of-4", CONFIG, tmp_path / "answers")
+    rows = complete_prompts(model, prompts, "prompt", "best-of-4", CONFIG, tmp_path / "answers")
     assert [row.prompt for row in rows] == ["ab", "cde"]
     assert all(len(set(row.completions)) == 4 for row in rows)  # each is a sample of its own
 
 
 def test_answers_are_made_once_and_only_with_the_same_options(model: str, prompts: str, tmp_path: Path) -> None:
     def answers(config: LabelAnsweringConfig):
-        return answer_all(model, prompts, "prompt", "pairwise", config, tmp_path / "answers")
+        return complete_prompts(model, prompts, "prompt", "pairwise", config, tmp_path / "answers")
 
     first = answers(CONFIG)
     file = tmp_path / "answers" / "answers.jsonl"
@@ -52,7 +52,7 @@ def test_options_are_those_of_a_start_that_was_killed_before_it_had_answered(
     model: str, prompts: str, tmp_path: Path
 ) -> None:
     def answers(config: LabelAnsweringConfig):
-        return answer_all(model, prompts, "prompt", "pairwise", config, tmp_path / "answers")
+        return complete_prompts(model, prompts, "prompt", "pairwise", config, tmp_path / "answers")
 
     first = answers(CONFIG)
     (tmp_path / "answers" / "answers.jsonl").unlink()

@@ -9,13 +9,13 @@ from jaxrl_lm import data, feedback, storage
 from jaxrl_lm.cli.label_settings import LabelAnsweringConfig
 from jaxrl_lm.data import Text, fields, forms
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import Answers, Mode
+from jaxrl_lm.feedback import CompletedPrompt, Mode
 from jaxrl_lm.training.answering import answer_prompts
 
 
-def answer_all(
+def complete_prompts(
     policy: str, prompts: str, prompt_column: str, mode: Mode, config: LabelAnsweringConfig, out: Path
-) -> list[Answers]:
+) -> list[CompletedPrompt]:
     """The policy's completions: those of an earlier start with the same options, otherwise new ones.
 
     Args:
@@ -37,7 +37,7 @@ def answer_all(
     if file.is_file() or folder.config_file.is_file():
         storage.RunFolder.open(out, made_by)
     if file.is_file():
-        return read_answers(str(file), "prompt")
+        return read_completions(str(file), "prompt")
     rows = data.read_prompts(prompts, column=prompt_column, chat=config.chat)
     # Completions of one prompt are adjacent.
     texts = answer_prompts(policy, [prompt for prompt in rows for _ in range(num)], config)
@@ -52,10 +52,10 @@ def answer_all(
     if not folder.config_file.is_file():
         storage.RunFolder.create(out, made_by)
     storage.write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered))
-    return read_answers(str(file), "prompt")
+    return read_completions(str(file), "prompt")
 
 
-def read_answers(source: str, prompt_column: str) -> list[Answers]:
+def read_completions(source: str, prompt_column: str) -> list[CompletedPrompt]:
     """Read rows with a prompt and completions, a list of texts.
 
     Raises:
@@ -70,7 +70,7 @@ def read_answers(source: str, prompt_column: str) -> list[Answers]:
         answers = {f"completions[{place}]": completion for place, completion in enumerate(completions)}
         checked = tuple(_checked(answers, name, prompt.prompt, where) for name in answers)
         template = data.template_columns(prompt.prompt)
-        rows.append(Answers(prompt=prompt.prompt, completions=checked, where=where, template=template))
+        rows.append(CompletedPrompt(prompt=prompt.prompt, completions=checked, where=where, template=template))
     return rows
 
 
