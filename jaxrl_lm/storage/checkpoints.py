@@ -48,7 +48,7 @@ class Checkpoints:
             keep: how many of the newest checkpoints to keep, at least 1; the best one is kept as well.
 
         Raises:
-            InputError: if `keep` is below 1.
+            InputError: if `keep` is below 1, or the metadata of a checkpoint is damaged.
         """
         if keep < 1:
             raise InputError(f"keep is {keep}: keep at least 1 checkpoint")
@@ -56,7 +56,13 @@ class Checkpoints:
         self._best: _Best | None = None
         # Saving is synchronous, because the caller donates the state to the next update.
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("arrays", "description"))
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("arrays", "description"))
+        except ValueError as error:  # Orbax reads the metadata of every checkpoint here
+            raise InputError(
+                f"a checkpoint in {str(self._folder)!r} has damaged metadata ({str(error)[:200]}): find the damaged "
+                "_CHECKPOINT_METADATA and delete the folder that it is in"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

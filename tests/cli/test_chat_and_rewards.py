@@ -65,6 +65,17 @@ def test_plain_prompts_as_chat_and_several_rewards_with_weights(chat_model: Path
     assert {(sample["phase"], sample["update"]) for sample in samples} == {("before", 0), ("after", 2)}
 
 
+def test_generated_completions_can_be_rendered_again_with_the_tools_of_their_prompts(
+    chat_model: Path, tmp_path: Path
+) -> None:
+    columns = {"tools": [{"name": "clock"}], "chat_template_kwargs": {"mood": "calm"}}
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": [{"role": "user", "content": "Time?"}], **columns}])
+    out = tmp_path / "out.jsonl"
+    assert run(["generate", f"--model={chat_model}", f"--prompts={prompts}", f"--out={out}", "--max-new-tokens=2"]) == 0
+    (row,) = read_jsonl(out)
+    assert {name: row.get(name) for name in columns} == columns
+
+
 def test_a_prompt_that_no_reward_judges_is_named_before_the_run_begins(
     chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -52,6 +52,10 @@ def test_nesting_of_900_levels(targets, name):
     refused(targets[name], content, "nested deeper than 100 levels")
 
 
+def test_numbers_of_too_many_digits_in_the_files_of_a_checkpoint(targets):
+    refused(targets["run checkpoints/1/_CHECKPOINT_METADATA"], f'{{"a": {"9" * 5000}}}', "has damaged metadata")
+
+
 def test_nesting_in_the_files_of_a_checkpoint(targets):
     names = [name for name in targets if name.startswith("run checkpoints/") and "METADATA" in name]
     assert len(names) >= 2
