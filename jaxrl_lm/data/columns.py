@@ -21,14 +21,14 @@ _INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__")
 
 
 def tidy_names(names: Sequence[str], required: str | None) -> list[str | None]:
-    """Names as the forms know them: without spaces around them, and the known ones in lower case.
+    """Normalise column names: strip spaces, and write known names in lower case.
 
     Args:
-        names: of the columns, as the file has them.
-        required: another name to know.
+        names: column names in the file.
+        required: another known name.
 
     Returns:
-        For each column its name, or None for one to leave out: pandas' index, and columns without a name.
+        The name of each column; None for pandas' index and for columns without a name, which are left out.
     """
     known = _KNOWN if required is None else (*_KNOWN, required)
     by_folded = {name.casefold(): name for name in known}
@@ -46,7 +46,7 @@ def tidy_names(names: Sequence[str], required: str | None) -> list[str | None]:
 
 
 def tidy_row(row: dict[str, Any], required: str | None) -> dict[str, Any]:
-    """A row by the names that `tidy_names` gives its columns; of two that get the same one the first stays."""
+    """Rename the columns of a row with `tidy_names`. If two columns get the same name, the first one is kept."""
     names = tuple(row)
     if not all(isinstance(name, str) for name in names):
         return row
@@ -62,16 +62,16 @@ def tidy_row(row: dict[str, Any], required: str | None) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _tidy(names: tuple[str, ...], required: str | None) -> tuple[str | None, ...] | None:
-    """What `tidy_names` gives, or None where it changes nothing."""
+    """The result of `tidy_names`, or None if it changes nothing."""
     tidied = tuple(tidy_names(names, required))
     return None if tidied == names else tidied
 
 
 def check_column(column: str | None, present: Sequence[str], where: str) -> None:
-    """Check that the column of the prompt is present.
+    """Check that the prompt column is present.
 
     Raises:
-        InputError: the column is not among those present.
+        InputError: it is missing.
     """
     if column is None or column in present:
         return
@@ -85,7 +85,7 @@ def check_unique(names: Sequence[str], where: str) -> None:
     """Check that no name occurs twice in a header.
 
     Raises:
-        InputError: one does.
+        InputError: a name occurs twice.
     """
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -93,12 +93,12 @@ def check_unique(names: Sequence[str], where: str) -> None:
 
 
 def guess(name: str, present: Sequence[str]) -> str:
-    """`; did you mean 'x'?` where a name is near, else a full stop."""
+    """`; did you mean 'x'?` if a present name is similar, otherwise a full stop."""
     near = difflib.get_close_matches(name, list(present)[:1000], n=1)
     return f"; did you mean {near[0][:100]!r}?" if near else "."
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names for a message: the first of them, and how many more there are."""
+    """The first names, for a message, and the number of the others."""
     shown = ", ".join(repr(name[:100]) for name in names[:_NUM_LISTED]) or "nothing"
     return shown if len(names) <= _NUM_LISTED else f"{shown} and {len(names) - _NUM_LISTED} more"

@@ -1,4 +1,4 @@
-"""Rows that do not fit: skipped, counted, and listed with their positions and reasons."""
+"""Skip rows that cannot be read, and list them with their positions and reasons."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -10,14 +10,14 @@ from jaxrl_lm.errors import InputError
 MAX_MISFIT_SHARE = 0.01
 NUM_EXPLAINED_MISFITS = 10
 NUM_HOPELESS_MISFITS = 1000
-"""With this many misfits, if they are more than half of the rows so far, reading stops: the source has another form."""
+"""Reading stops at this many bad rows if they are more than half of all: the source has another form."""
 
 _LOGGER = logging.getLogger(__name__)
 _Record = TypeVar("_Record")
 
 
 class SourceError(InputError):
-    """An error of the whole source, found in one row: raised at once, not listed."""
+    """An error that concerns the whole source; it is raised at once instead of being listed with the rows."""
 
 
 def collect_records(
@@ -27,21 +27,21 @@ def collect_records(
     *,
     limit: int | None,
 ) -> list[_Record]:
-    """Make records of the rows that fit, and warn of those that do not.
+    """Convert rows to records, and warn about rows that cannot be converted.
 
     Args:
-        source: where the rows are from, for errors.
+        source: name of the source in errors.
         rows: from `try_rows`.
-        parse: makes a row, given its place, one or more records, or raises InputError where it does not fit, and
-            SourceError where none would.
-        limit: read no further than this many records; None reads all.
+        parse: converts a row, given its position, to one or more records. It raises InputError for a bad row and
+            SourceError for a bad source.
+        limit: stop after this many records; None reads all.
 
     Returns:
         The records in the order of the rows, at least one.
 
     Raises:
-        InputError: what reading the rows raises; a SourceError of `parse`; over 1 % of all rows do not fit, where
-            `limit` has not ended the read before; the first 1,000 misfits come within 2,000 rows; or no row is left.
+        InputError: the source cannot be read, `parse` raises SourceError, more than 1 % of the rows are bad (unless
+            `limit` ends the read), 1,000 of the first 2,000 rows are bad, or no row is left.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; give 1 or more, or leave it out to read all")
@@ -69,7 +69,7 @@ def collect_records(
 
 
 def _report(source: str, misfits: dict[str, str], num_rows: int, *, is_whole: bool) -> None:
-    """Say which rows do not fit, by place; refuse a source that was read to its end if they are too many."""
+    """Warn about bad rows, by position; raise if there are too many in a source that was read to its end."""
     if not misfits:
         return
     listed = "".join(f"\n  {reason}" for reason in list(misfits.values())[:NUM_EXPLAINED_MISFITS])
@@ -82,7 +82,7 @@ def _report(source: str, misfits: dict[str, str], num_rows: int, *, is_whole: bo
 
 
 def _shorten(places: list[str]) -> str:
-    """`lines 17, 21, 40 to 52` for places in one source, each of which ends in `line 17` or the like."""
+    """Shorten positions such as `FILE, line 17` in one source to `lines 17, 21, 40 to 52`."""
     kind = places[0].split(" ")[-2]
     spans: list[tuple[int, int]] = []
     for number in (int(place.rpartition(" ")[2]) for place in places):

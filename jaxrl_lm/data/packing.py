@@ -42,15 +42,15 @@ class CutCounts(NamedTuple):
 def fit_sequences(
     sequences: Sequence[EncodedText], *, row_length: int, is_loss_on_all: bool
 ) -> tuple[list[EncodedText], CutCounts]:
-    """Make every sequence fit into a row: texts are split, completions cut at their end.
+    """Split texts and truncate completions that are longer than a row, and drop sequences without targets.
 
     Args:
-        sequences: of any length.
+        sequences: sequences of any length.
         row_length: T, tokens, at least 2.
-        is_loss_on_all: whether all tokens are learned, prompts as well; a sequence without one to learn is left out.
+        is_loss_on_all: whether all tokens are targets, including prompts.
 
     Returns:
-        sequences of at most T tokens in the same order, and what had to be cut.
+        Sequences of at most T tokens in the same order, and the number of changed ones.
     """
     fitted: list[EncodedText] = []
     num_split = num_truncated = num_dropped = 0
@@ -69,17 +69,19 @@ def fit_sequences(
 
 
 def plan_rows(lengths: Int[np.ndarray, " N"], *, row_length: int, window: int, seed: int) -> list[list[int]]:
-    """Assign sequences to rows by first-fit decreasing within windows of a random order: the longest first, each into
-    the first row with enough space (at most 11/9 of the optimal number of rows, plus one).
+    """Assign sequences to rows by first-fit decreasing within windows of a random order.
+
+    The longest sequence comes first, and each goes into the first row with enough space. This needs at most 11/9 of the
+    optimal number of rows, plus one.
 
     Args:
         lengths: tokens of each sequence, at most `row_length`.
         row_length: T, tokens.
-        window: sequences that are packed together; more pack tighter, fewer mix more.
-        seed: of the order.
+        window: sequences that are packed together; larger windows pack tighter, smaller ones mix better.
+        seed: random seed of the order.
 
     Returns:
-        The sequences' indices, one list per row; each index is in exactly one.
+        The indices of the sequences in each row; each index occurs once.
 
     Raises:
         InputError: a sequence is longer than a row.
@@ -97,13 +99,13 @@ def pack_sequences(
     """Pack sequences into rows as planned.
 
     Args:
-        sequences: of at most `row_length` tokens.
+        sequences: sequences of at most `row_length` tokens.
         plan: indices of the sequences of each row.
         row_length: T, tokens.
-        is_loss_on_all: learn all tokens, prompts as well.
+        is_loss_on_all: whether all tokens are targets, including prompts.
 
     Returns:
-        the rows.
+        The rows.
     """
     shape = (len(plan), row_length)
     ids, segment_ids, is_target = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
@@ -120,7 +122,7 @@ def pack_sequences(
 
 
 def _targets(sequence: EncodedText, is_loss_on_all: bool) -> Bool[np.ndarray, " T"]:
-    """Which tokens are learned: all but the first, or those behind the prompt, of the assistant's where marked."""
+    """Which tokens are targets: all but the first, or those after the prompt that are the assistant's if marked."""
     places = np.arange(len(sequence.ids))
     if is_loss_on_all:
         return places >= 1

@@ -21,9 +21,8 @@ class Prompt:
     """One row of a prompt-only data set, named as TRL names its formats.
 
     Attributes:
-        prompt: text, or a conversation: messages with `role` and `content`; the columns `tools` and
-            `chat_template_kwargs` make it a `Conversation`.
-        columns: all other columns of the row; the reward function receives them.
+        prompt: text or messages; with the columns `tools` or `chat_template_kwargs`, messages are a `Conversation`.
+        columns: all other columns of the row, for the reward function.
     """
 
     prompt: Text
@@ -34,13 +33,13 @@ class Prompt:
             object.__setattr__(self, "prompt", as_conversation(self.prompt, self.columns, "prompt"))
 
     def text(self) -> str:
-        """The prompt in readable form: a conversation as lines of role and content."""
+        """The prompt for people to read; a conversation as lines of role and content."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(f"{message['role']}: {content_text(message)}" for message in self.prompt)
 
     def as_chat(self) -> "Prompt":
-        """The prompt as a user's message, if it is plain text."""
+        """The prompt with plain text wrapped as a user message."""
         if not isinstance(self.prompt, str):
             return self
         return replace(self, prompt=[{"role": "user", "content": self.prompt}])
@@ -78,15 +77,15 @@ def read_prompts(source: str, *, column: str = "prompt", chat: bool = False, lim
 
 
 def encode_prompts(prompts: list[Prompt], tokenizer: Any, *, max_tokens: int) -> list[list[int]]:
-    """Turn prompts into token ids; conversations go through the tokenizer's chat template first.
+    """Tokenise prompts; conversations are rendered with the tokenizer's chat template.
 
     Args:
         prompts: plain or conversational prompts.
-        tokenizer: a Hugging Face tokenizer; plain prompts get the special tokens that it adds by itself.
-        max_tokens: the longest prompt allowed, tokens.
+        tokenizer: a Hugging Face tokenizer; plain prompts get its usual special tokens.
+        max_tokens: maximum length of a prompt, in tokens.
 
     Returns:
-        One list of token ids a prompt, each of 1 to `max_tokens` tokens.
+        The token ids of each prompt, 1 to `max_tokens` of them.
 
     Raises:
         InputError: a prompt is too long or has no tokens, or the tokenizer cannot render a conversation.
@@ -108,10 +107,10 @@ def encode_prompts(prompts: list[Prompt], tokenizer: Any, *, max_tokens: int) ->
 def left_pad(
     sequences: list[list[int]], *, pad_id: int, width: int
 ) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"]]:
-    """Stack sequences that end in the last column, with padding on their left.
+    """Stack sequences with padding on their left.
 
     Args:
-        sequences: token ids, none longer than `width`.
+        sequences: token ids, at most `width` each.
         pad_id: token id of the padding.
         width: T, tokens.
 
@@ -129,16 +128,16 @@ def left_pad(
 
 
 def prompt_order(num_prompts: int, batch_size: int, step: int, seed: int) -> Int64[np.ndarray, " B"]:
-    """Indices of the prompts of batch `step`; a pure function of its arguments, so resuming needs no state.
+    """Indices of the prompts in batch `step`, a pure function of its arguments, so resuming needs no state.
 
-    Batch k is the slice `[k B, (k + 1) B)` of an endless stream: one permutation of the prompts after
-    another, that of epoch e drawn from `(seed, e)`. A batch may straddle epochs and may be larger than one.
+    Batch k is the slice `[k B, (k + 1) B)` of an endless stream of permutations of the prompts, one per epoch; that of
+    epoch e is drawn with `(seed, e)`. A batch may span epochs and may be larger than one.
 
     Args:
-        num_prompts: how many prompts there are, 1 or more.
+        num_prompts: number of prompts, at least 1.
         batch_size: B.
-        step: which batch, from 0.
-        seed: 0 or more.
+        step: index of the batch, from 0.
+        seed: random seed, at least 0.
 
     Returns:
         Indices of prompts, each in `[0, num_prompts)`.

@@ -12,19 +12,19 @@ _Item = TypeVar("_Item")
 def hold_out(
     items: Sequence[_Item], groups: Sequence[Hashable], *, fraction: float, seed: int
 ) -> tuple[list[_Item], list[_Item]]:
-    """Split items in two, with each group on one side.
+    """Split items into training and held-out ones; all items of a group are on the same side.
 
     Args:
         items: items of any type.
         groups: group of each item, such as its prompt.
         fraction: share of the groups to hold out, in [0, 1); at least one group unless it is 0.
-        seed: of the choice.
+        seed: random seed of the choice.
 
     Returns:
-        the items to train on and those held out, in their order.
+        Training items and held-out items, each in their original order.
 
     Raises:
-        InputError: all items are one group, so that none can be held out.
+        InputError: all items are in one group, so none can be held out.
     """
     names = list(dict.fromkeys(groups))
     if not fraction:

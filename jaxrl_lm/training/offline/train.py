@@ -93,8 +93,8 @@ def samples(task: OfflineTask, params: PyTree, *, phase: str, step: int) -> Samp
     key = jax.random.key(task.config.seed)
     generation = rollouts.generate(task.loaded.model, params, jnp.asarray(input_ids), jnp.asarray(mask), key, sampling)
     return [
-        {"step": step, "phase": phase, "index": index, "prompt": text, "completion": answer}
-        for index, (text, answer) in enumerate(zip(texts, rollouts.decode(tokenizer, generation), strict=True))
+        {"step": step, "phase": phase, "index": index, "prompt": text, "completion": completion}
+        for index, (text, completion) in enumerate(zip(texts, rollouts.decode(tokenizer, generation), strict=True))
     ]
 
 
