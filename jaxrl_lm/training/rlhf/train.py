@@ -276,11 +276,11 @@ def _read_pairs(file: Path, prompts: list[Prompt]) -> list[Pair]:
     """
     pairs = []
     for line, row in enumerate(storage.read_jsonl(file), start=1):
-        index, completions = row.get("index"), row.get("completions")
-        is_pair = isinstance(completions, list) and [type(each) for each in completions] == [str, str]
-        if type(index) is not int or index not in range(len(prompts)) or not is_pair:
-            raise InputError(f"{file}: line {line} is not a pair of completions; delete the file to sample new ones")
-        pairs.append(Pair(prompts[index], *completions))
+        match row:
+            case {"index": int(index), "completions": [str(first), str(second)]} if 0 <= index < len(prompts):
+                pairs.append(Pair(prompts[index], first, second))
+            case _:
+                raise InputError(f"{file}: line {line} is not a pair of completions; delete the file to sample anew")
     return pairs
 
 
