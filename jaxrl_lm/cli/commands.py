@@ -1,4 +1,4 @@
-"""All commands of `jaxrl-lm`, in one table; nothing of a command is imported before it is run or its help is shown.
+"""The table of all commands of `jaxrl-lm`. A command is imported only when it is run or its help is shown.
 
 A new command is a line here.
 """
@@ -126,11 +126,11 @@ GROUPS: dict[str, dict[str, Command]] = {
 COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 DEFAULTS = {"label": "label serve"}
-"""What the first word of a command of two words means alone."""
+"""The command that is run if the first word of a command of two words is given alone."""
 
 
 def find_command(args: list[str]) -> tuple[str, list[str]]:
-    """The command that a command line names, and its options.
+    """Split a command line into the name of the command and its options.
 
     Raises:
         InputError: there is no such command.
@@ -150,12 +150,12 @@ def find_command(args: list[str]) -> tuple[str, list[str]]:
 
 
 def list_commands(first: str) -> list[str]:
-    """The commands of two words that begin with this one."""
+    """The commands of two words that begin with this word."""
     return [name for name in COMMANDS if name.startswith(f"{first} ")]
 
 
 def _no_such(word: str, known: list[str]) -> str:
-    """What is said of a word that names no command."""
+    """The error message for a word that is not a command."""
     problem = f"there is no command {word!r}" if word else "no command is given"
     matches = get_close_matches(word, known)
     if matches:
@@ -164,10 +164,10 @@ def _no_such(word: str, known: list[str]) -> str:
 
 
 def overview(first: str | None = None) -> str:
-    """The commands and what they do, as a table.
+    """A table of the commands with their summaries.
 
     Args:
-        first: list only commands of two words that begin with this one.
+        first: list only commands of two words that begin with this word.
     """
     names = list(COMMANDS) if first is None else list_commands(first)
     width = max(map(len, names))

@@ -1,4 +1,4 @@
-"""Options of a command: from the command line and `--config FILE.yaml` into its settings class."""
+"""Parse the command line and `--config FILE.yaml` into the settings class of a command."""
 
 from dataclasses import MISSING, Field, fields
 from typing import Any
@@ -10,12 +10,12 @@ from jaxrl_lm.training.settings import ModelRunConfig, RunConfig
 
 
 def parse_options(name: str, settings: Any, options: list[str]) -> Any:
-    """An instance of a settings class; prints help or the mistake, with where the help is, and exits if there is one.
+    """Parse options into an instance of a settings class; exits after printing help or an error of the command line.
 
     Args:
-        name: of the command.
+        name: name of the command.
         settings: its settings class.
-        options: of the command line.
+        options: options on the command line.
 
     Raises:
         InputError: the settings class or the configuration file refuses a value.
@@ -31,7 +31,7 @@ def parse_options(name: str, settings: Any, options: list[str]) -> Any:
 
 
 def in_order_of_help(settings: Any) -> Any:
-    """A settings class as `--help` lists it: required options first, then its own, those of every run last."""
+    """A settings class in the order of `--help`: required options, options of the command, options of every run."""
     inherited = {field.name for field in fields(ModelRunConfig)} | {field.name for field in fields(RunConfig)}
 
     def place(field: Field[Any]) -> int:

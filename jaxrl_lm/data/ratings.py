@@ -60,7 +60,7 @@ def pairs_from_ratings(
 
 
 def labels_from_ratings(rows: list[Rating], *, prompt: str) -> list[UnpairedPreference]:
-    """Thumbs up for ratings above 0, thumbs down for those below; a rating of 0 says neither and is left out.
+    """Thumbs up for ratings above 0 and thumbs down for ratings below; ratings of 0 are left out.
 
     Args:
         rows: rated texts.

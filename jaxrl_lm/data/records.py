@@ -1,4 +1,4 @@
-"""Rows of data sets as records; the forms and their fields are named as TRL names them."""
+"""Records of data sets; forms and fields have the names of TRL."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Message = dict[str, Any]
 
 
 class Conversation(list[Message]):
-    """A list of messages that also carries what its row gives to the chat template.
+    """A list of messages with the columns of its row that the chat template uses.
 
     It equals any list of the same messages. Slices and sums keep `tools` and `template_arguments`.
 
@@ -30,7 +30,7 @@ class Conversation(list[Message]):
         self.template_arguments = dict(template_arguments or {})
 
     def with_messages(self, messages: Iterable[Message]) -> "Conversation":
-        """Other messages for the same tools and template arguments."""
+        """Other messages with the same tools and template arguments."""
         return Conversation(messages, tools=self.tools, template_arguments=self.template_arguments)
 
     @overload
@@ -46,7 +46,7 @@ class Conversation(list[Message]):
 
 
 Text = str | list[Message]
-"""A plain text, or a conversation: messages with `role` and `content`; a `Conversation` where its row gave more."""
+"""Plain text, or a conversation: messages with `role` and `content`, as a `Conversation` if it has tools."""
 
 
 def template_columns(text: Text) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def template_columns(text: Text) -> dict[str, Any]:
 
 
 def content_text(message: Message) -> str:
-    """What a message says: its content, text parts joined; empty where it has none."""
+    """The content of a message with its text parts joined; empty if there is none."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part["text"] for part in content)

@@ -22,7 +22,7 @@ RowOrError = tuple[str, dict[str, Any] | InputError]
 
 
 def try_rows(source: str, *, line_column: str | None, required: str | None = None) -> Iterator[RowOrError]:
-    """Read rows lazily, past those that are broken; the source and its form must still be right.
+    """Read rows lazily, and continue after broken ones as long as the source itself is readable.
 
     Text may be in UTF-8, UTF-16 or UTF-32. Names of columns are tidied (`columns.tidy_names`), and rows of ShareGPT and
     Alpaca get the columns of TRL's forms (`dialects.to_trl`).
@@ -44,7 +44,7 @@ def try_rows(source: str, *, line_column: str | None, required: str | None = Non
 
 
 def excerpt(value: Any) -> str:
-    """Show a value in an error, cut to 60 characters."""
+    """A value for an error message, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "..."
 
@@ -147,7 +147,7 @@ def _json_rows(file: io.BufferedIOBase, source: str, required: str | None) -> It
 
 
 def _are_json_lines(content: bytes) -> bool:
-    """Whether a `.json` file holds one object a line after all, as OpenAI's comparisons of summaries do."""
+    """Whether a `.json` file has one object per line, like OpenAI's comparisons of summaries."""
     filled = (line for line in io.BytesIO(content) if line.strip())
     for num, line in enumerate(filled):
         try:

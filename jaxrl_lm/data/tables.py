@@ -21,7 +21,7 @@ _QUOTED = re.compile(r'"[^"]*"?')
 def separated_rows(
     file: io.BufferedIOBase, source: str, required: str | None, *, usual: str
 ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
-    """Rows of a table of text, its first line the names of the columns.
+    """Rows of a text table with column names in its first line.
 
     Args:
         file: of text in UTF-8.
@@ -98,7 +98,7 @@ def _plain_rows(batch: Any, source: str) -> list[dict[str, Any]]:
 
 
 def _whole_lines(file: io.BufferedIOBase, source: str) -> Iterator[str]:
-    """Lines of a file whose rows cannot be told apart past a broken line."""
+    """Lines of a file in which rows after a broken line cannot be read."""
     for _, text in guarded.try_lines(file, source):
         if isinstance(text, InputError):
             raise text
@@ -106,7 +106,7 @@ def _whole_lines(file: io.BufferedIOBase, source: str) -> Iterator[str]:
 
 
 def _with_separator(lines: Iterator[str], usual: str) -> tuple[Iterator[str], str, int]:
-    """The lines of a table, what separates its cells, and how many lines were skipped before."""
+    """The lines of a table, the separator of its cells, and the number of skipped lines before it."""
     blank: list[str] = []
     for line in lines:
         if not line.strip("\r\n"):

@@ -77,12 +77,12 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def generation_defaults(tokenizer: Any) -> GenerationDefaults:
-    """What the folder that a tokenizer was loaded from says about generation."""
+    """Generation settings of the folder that a tokenizer was loaded from."""
     return getattr(tokenizer, "generation_defaults", None) or GenerationDefaults()
 
 
 def padding_token(tokenizer: Any) -> int:
-    """The id that fills padding.
+    """The id of the padding token.
 
     The tokenizer's pad token, else that of generation_config.json, else the end-of-text token, else 0. The tokenizer
     comes first because torch's classes are given rows that it has padded. Padding is masked: no result depends on it.
@@ -116,7 +116,7 @@ def stop_token_ids(tokenizer: Any, stops: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _fit(tokenizer: Any, folder: Path, vocab_size: int) -> None:
-    """Refuse tokens that the embedding has no row for, but for added special ones, which texts are checked for."""
+    """Refuse tokens without a row in the embedding, except added special ones, for which texts are checked later."""
     outside = {token: index for token, index in tokenizer.get_vocab().items() if index >= vocab_size}
     inserted = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token)
     is_special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -23,7 +23,7 @@ Record = Prompt | LanguageModeling | PromptCompletion | Preference | UnpairedPre
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records so that the reader of their form reads them back equal, whole or not at all.
+    """Write records to a file that the reader of their form reads back unchanged. A failed write leaves no file.
 
     `BestOfK` becomes OpenAI's `query`, `sample0`, ..., `best`; the columns of a `Prompt` are added to its row.
 
@@ -47,7 +47,7 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """The columns of a record, by the names that the readers know."""
+    """The columns of a record, with the names that the readers use."""
     if isinstance(record, Prompt):
         return {"prompt": record.prompt, **record.columns}
     if isinstance(record, LanguageModeling):

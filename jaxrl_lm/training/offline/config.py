@@ -1,4 +1,4 @@
-"""Settings that all training of a language model on given examples has."""
+"""Settings of all training on given examples."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from jaxrl_lm.types import SupervisedLearner
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplesStageConfig(ModelStageConfig):
-    """What a stage that learns from examples, a reward model too, can be given.
+    """Settings of every stage that learns from examples, including reward models.
 
     Attributes:
         evaluation: file of held-out examples, in the form of the training data; None holds out a share of the data.
@@ -48,26 +48,26 @@ class ExamplesStageConfig(ModelStageConfig):
         return None if self.optimizer.follows_length() else "num_updates"
 
     def updates_of(self, num_examples: int) -> int:
-        """Updates of the run: as many as asked for, or those of the epochs."""
+        """Number of updates: `num_updates`, or that of the epochs."""
         per_update = self.batch_size * self.num_accumulated
         return self.num_updates or math.ceil(self.num_epochs * num_examples / per_update)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplesRunConfig(ExamplesStageConfig, ModelRunConfig):
-    """What every run has that learns from examples."""
+    """Settings of every run that learns from examples."""
 
     SHOWN: ClassVar[tuple[str, ...]] = ()
     """Metrics that are printed: the first three on the progress line, all in the table at the end of the run."""
 
     def make_learner(self, model: Any, *, num_updates: int) -> SupervisedLearner:
-        """The algorithm, for a model and the length of the run."""
+        """Make the algorithm for a model and a number of updates."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineStageConfig(ExamplesStageConfig):
-    """What a stage that trains a language model on examples can be given.
+    """Settings of every stage that trains a language model on examples.
 
     Attributes:
         num_samples: held-out prompts completed before and after training, for the report.

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRunConfig(OfflineRunConfig):
-    """What every run has that trains a language model on preferences; the initial model is the reference.
+    """Settings of every run that trains a language model on preferences; the initial model is the reference.
 
     Attributes:
         max_tokens: maximum length of prompt and completion; longer completions are truncated. None uses the model's

@@ -116,7 +116,7 @@ def pack_rows(config: SFTRunConfig, sequences: list[EncodedText], row_length: in
 
 
 def _form_of(source: str) -> str:
-    """Prompts with completions, or texts: the first row that has the columns of either says which.
+    """The form of the data, prompts with completions or texts, by the first row that has the columns of either.
 
     Raises:
         InputError: the source cannot be read, or no row has them.

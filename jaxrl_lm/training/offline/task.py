@@ -1,4 +1,4 @@
-"""Training a language model on given examples: what a method says about itself, and what a run of it loads."""
+"""Training a language model on given examples: the interface of a method, and what its run loads."""
 
 import math
 from collections.abc import Callable
@@ -41,9 +41,9 @@ class ExampleRows:
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineRunConfig(OfflineStageConfig, ExamplesRunConfig):
-    """What every run has that trains a language model on examples.
+    """Settings of every run that trains a language model on examples.
 
-    A method is a subclass with these three names, `SHOWN`, and the three functions below and `make_learner`.
+    A method is a subclass with `TITLE`, `EXAMPLES`, `SHOWN`, `read`, `make_rows` and `make_learner`.
     """
 
     TITLE: ClassVar[str] = ""

@@ -62,7 +62,7 @@ class LabelledSet:
 
     @property
     def groups(self) -> Int[np.ndarray, " N"]:
-        """Which prompt each row belongs to, from 0; a row without one of its own is a group of its own."""
+        """Number of each row's prompt, from 0; each row without a prompt of its own has its own number."""
         names = [
             json.dumps(row.prompt) if _has_own_prompt(row, self.common) else f"row {index}"
             for index, row in enumerate(self.rows)
@@ -72,7 +72,7 @@ class LabelledSet:
 
     @property
     def num_prompts(self) -> int:
-        """Different prompts; each row without one of its own counts as one."""
+        """Number of different prompts; each row without a prompt of its own counts as one."""
         return int(self.groups.max()) + 1
 
     @property
@@ -82,12 +82,12 @@ class LabelledSet:
 
     @property
     def num_cut(self) -> int:
-        """Completions that are too long for the model together with their prompt."""
+        """Number of completions that are too long for the model together with their prompt."""
         return sum(tokens.is_cut for row in self.tokens for tokens in row)
 
 
 def labels_tokenizer(model: str, labels_tokenizer: str | None) -> Any:
-    """The tokenizer whose ids the labels may hold: the one named, else the model's, if they can be of that.
+    """The tokenizer of labels that are token ids: the given one, or that of the model if it has all of their ids.
 
     Args:
         model: folder or hub id of the model that learns from the labels.
@@ -105,7 +105,7 @@ def labels_tokenizer(model: str, labels_tokenizer: str | None) -> Any:
 
 
 def load_named_tokenizer(option: str, folder_or_hub_id: str) -> Any:
-    """`data.load_tokenizer` for token ids that no model is to read; errors name the option that asked for it.
+    """Load a tokenizer that is not used with a model; errors name the option that it was given with.
 
     Raises:
         InputError: there is none.
@@ -142,7 +142,7 @@ def read_labels(
 
 
 def common_prompt(rows: list[LabelledRow]) -> Text | None:
-    """The prompt that all rows have; it tells none of them apart, so they count as without one. None for several."""
+    """The prompt if all rows have the same one, which then does not distinguish them; otherwise None."""
     first = rows[0].prompt
     return first if all(row.prompt == first for row in rows) else None
 
@@ -150,7 +150,7 @@ def common_prompt(rows: list[LabelledRow]) -> Text | None:
 def split_by_prompt(
     rows: list[LabelledRow], *, fraction: float, seed: int
 ) -> tuple[list[LabelledRow], list[LabelledRow]]:
-    """Hold out some rows; no prompt is on both sides.
+    """Hold out a share of the rows; all rows of a prompt are on one side.
 
     Rows without a prompt, or all with the same one, are held out one by one. Then training rows that share a completion
     with a held-out row are dropped, and a warning says how many.

@@ -81,7 +81,7 @@ def train_reward_model(config: RewardModelRunConfig) -> storage.RunFolder:
 
 
 def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
-    """Load preferences, model and tokenizer, and make a new head where one is wanted or missing.
+    """Load preferences, model and tokenizer, and initialise a new head if one is asked for or missing.
 
     Returns:
         what stays the same, and the parameters to train.
@@ -115,7 +115,7 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
 
 
 def make_update(task: RewardTask) -> Update:
-    """One update on the host: a batch, learning, and now and then the held-out labels."""
+    """One update on the host: batch, learning step, and evaluation when it is due."""
     learn = jax.jit(task.learner().update, donate_argnums=0)
 
     def update(state: SupervisedState, num_done: int) -> tuple[SupervisedState, dict[str, float]]:
@@ -172,7 +172,7 @@ def normalise(task: RewardTask, params: PyTree) -> tuple[PyTree, RewardScale]:
 
 
 def fingerprints(task: RewardTask, params: PyTree) -> dict[str, int]:
-    """Checksums of what a run reads and its configuration only names."""
+    """Checksums of the inputs, of which the configuration has only the names."""
     parts = (task.training, task.held)
     rows = [[[tokens.ids for tokens in row] for row in part.tokens] for part in parts]
     return {
@@ -227,8 +227,8 @@ def _load_policy(config: RewardModelRunConfig) -> Answerer:
 
 
 def _readable_rows(rows: list[LabelledRow], policy: Answerer, at: str) -> list[LabelledRow]:
-    """The rows whose prompts the policy can complete: not too long for it, and of one token at least; the log says how
-    many others there are.
+    """The rows whose prompts the policy can complete: with at least one token, and not too long. A warning counts the
+    others.
 
     Raises:
         InputError: it can complete none.
@@ -261,7 +261,7 @@ def _refusal(policy: Answerer, prompt: Text) -> InputError | None:
 
 
 def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None:
-    """The baseline, the evaluation, the normalised model's folder, plots and report."""
+    """Train the baseline, and write the evaluation, the normalised model, plots and the report."""
     config = task.config
     scores = held_out_scores(task, params)
     baseline = report.fit_baseline(config.objective, task.training, config.baseline)

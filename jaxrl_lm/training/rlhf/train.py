@@ -118,9 +118,9 @@ def _run_stages(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
 
 
 def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder:
-    """The chain's folder: a new one, or that of a chain that the settings and what they name still fit.
+    """Create the chain's folder, or open that of a chain with the same settings, prompts and rewards.
 
-    Each stage checks its own settings once it has started (`run_stage`); until then they may change.
+    Each stage checks its own settings once it has started (`train_stage`); until then they may change.
     """
     path = Path(config.out)
     if _labels_file(_round_folder(path, config.rounds + 1)).exists():
@@ -149,7 +149,7 @@ def _labels_file(round_folder: Path) -> Path:
 
 
 def _load_rewards(config: RLHFConfig) -> dict[str, rewards.RewardFunction]:
-    """Every reward function by its option, before hours are spent on what comes before its first call."""
+    """Load every reward function, by its option, so that errors appear before the first stage."""
     ppo = config.ppo
     named = {"reward": config.reward, "labels.gold": config.labels.gold}
     named |= {f"ppo.judges={name}={spec!r}": spec for name, spec in ppo.watched_rewards().items()}
@@ -157,14 +157,14 @@ def _load_rewards(config: RLHFConfig) -> dict[str, rewards.RewardFunction]:
 
 
 def _check_first_labels(config: RLHFConfig, annotate: Annotate | None) -> None:
-    """Read a file's labels before hours are spent on fine-tuning."""
+    """Read the labels of a file, so that errors appear before fine-tuning."""
     round_folder = _round_folder(Path(config.out), 1)
     if annotate is not None and config.labels.annotator == "file" and not _labels_file(round_folder).exists():
         annotate([], round_folder, 1)
 
 
 def simulated_annotator(gold: rewards.RewardFunction, *, noise: float, seed: int) -> Annotate:
-    """An annotator that prefers what a gold reward scores higher, with the noise of the Bradley-Terry model."""
+    """An annotator that prefers the higher gold reward, with the noise of the Bradley-Terry model."""
 
     def annotate(pairs: list[Pair], folder: Path, number: int) -> list[Preference]:
         del folder
@@ -180,7 +180,7 @@ def simulated_annotator(gold: rewards.RewardFunction, *, noise: float, seed: int
 
 
 def file_annotator(source: str, tokenizer: Any = None) -> Annotate:
-    """An annotator whose labels are in files of preferences, named with {round} where each round has its own.
+    """An annotator that reads preferences from a file, or from a file per round if the name contains {round}.
 
     Args:
         source: as `data.read_preferences` takes it.
@@ -195,7 +195,7 @@ def file_annotator(source: str, tokenizer: Any = None) -> Annotate:
 
 
 def preference_of(pair: Pair, *, is_first: bool) -> Preference:
-    """The label that one completion of a pair is better."""
+    """The preference for one completion of a pair."""
     chosen, rejected = (pair.first, pair.second) if is_first else (pair.second, pair.first)
     return Preference(prompt=pair.prompt.prompt, chosen=chosen, rejected=rejected)
 
@@ -211,7 +211,7 @@ def _fine_tune(config: RLHFConfig, folder: storage.RunFolder) -> str | Path:
 def _label(
     config: RLHFConfig, policy: str | Path, prompts: list[Prompt], annotate: Annotate, round_folder: Path, number: int
 ) -> list[Preference]:
-    """Labels of pairs of the policy's completions; those of an earlier start, if they are there."""
+    """Labels of pairs of the policy's completions; labels of an earlier start are reused."""
     file = _labels_file(round_folder)
     if not file.exists():
         labels = annotate(_make_pairs(config, policy, prompts, round_folder, number), round_folder, number)
@@ -227,7 +227,7 @@ def _label(
 def _make_pairs(
     config: RLHFConfig, policy: str | Path, prompts: list[Prompt], round_folder: Path, number: int
 ) -> list[Pair]:
-    """Two different completions of each prompt in turn; equal ones are left out."""
+    """Sample two completions of each prompt; equal or empty ones are left out. Pairs of an earlier start are reused."""
     if config.labels.annotator == "file":
         return []
     file = round_folder / "pairs.jsonl"
@@ -285,7 +285,7 @@ def _read_pairs(file: Path, prompts: list[Prompt]) -> list[Pair]:
 
 
 def _learn_reward(config: RLHFConfig, start: str | Path, preferences: list[Preference], round_folder: Path) -> Path:
-    """A reward model of all labels so far."""
+    """Train a reward model on all labels so far."""
     file = round_folder / "preferences.jsonl"
     if not file.exists():
         data.write_jsonl(file, preferences)
@@ -319,7 +319,7 @@ def _compare(
     prompts: list[Prompt],
     reward: str,
 ) -> ChainResult:
-    """Every policy on the same prompts, by what PPO followed last and by gold where there is one."""
+    """Compare all policies on the same prompts by the last reward of PPO and, if there is one, the gold reward."""
     functions = {"proxy": rewards.load_reward(reward)}
     if config.labels.gold is not None:
         functions = {"gold": rewards.load_reward(config.labels.gold)} | functions
@@ -343,5 +343,5 @@ def _stage_seed(config: RLHFConfig, given: int | None) -> int:
 
 
 def _seed(seed: int, number: int) -> int:
-    """A seed for each round, none of them that of another chain's."""
+    """The seed of a round; rounds and chains have different ones."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
