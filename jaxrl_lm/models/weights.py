@@ -181,5 +181,7 @@ def _layer_number(part: str) -> list[str]:
 
 
 def few(names: list[str], most: int = 4) -> str:
-    """The first names of a list and the number of others, for a message."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """The first names of a list, at most 200 characters each, and the number of others, for a message."""
+    return ", ".join(name[:200] for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

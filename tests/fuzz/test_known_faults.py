@@ -52,6 +52,13 @@ def test_nesting_of_900_levels(targets, name):
     refused(targets[name], content, "nested deeper than 100 levels")
 
 
+def test_a_name_of_a_million_letters_is_shortened_in_the_message(targets):
+    target = targets["index.json"]
+    index = json.loads((target.folder / target.file).read_text())
+    index["weight_map"]["x" * 10**6] = next(iter(index["weight_map"].values()))
+    refused(target, json.dumps(index), f"the shards lack {'x' * 200};")
+
+
 def test_numbers_of_too_many_digits_in_the_files_of_a_checkpoint(targets):
     refused(targets["run checkpoints/1/_CHECKPOINT_METADATA"], f'{{"a": {"9" * 5000}}}', "has damaged metadata")
 
