@@ -150,7 +150,7 @@ def optimize(experiment: Experiment, start: Path, proxy: Path, seed: int, size: 
         model=str(start),
         prompts=str(DIALOGUE / "prompts.jsonl"),
         reward=f"model:{proxy}",
-        judges=(f"gold={GOLD}",),
+        watch=(f"gold={GOLD}",),
         out=str(experiment.out / f"seed-{seed}" / f"ppo-{size}"),
         num_updates=experiment.num_updates,
         batch_size=8 if experiment.debug else 64,
@@ -190,7 +190,7 @@ def best_of_n(
 def curves_of(run: storage.RunFolder) -> Curves:
     """Proxy and gold against the root of the KL divergence, update by update, in running means over nine updates."""
     curves = storage.read_metrics(run)
-    names = {"sqrt_kl": "kl/answer", "proxy": "reward/mean", "gold": "judge/gold"}
+    names = {"sqrt_kl": "kl/answer", "proxy": "reward/mean", "gold": "watched/gold"}
     smooth = {name: running_mean(np.asarray(curves[metric].values), 9) for name, metric in names.items()}
     smooth["sqrt_kl"] = np.sqrt(np.maximum(smooth["sqrt_kl"], 0))
     return {name: values.tolist() for name, values in smooth.items()}

@@ -109,9 +109,9 @@ def run_export(config: ExportConfig) -> None:
 def run_import(config: ImportConfig) -> None:
     """Add the labels of a file, and report how many are new."""
     tokenizer = None if config.tokenizer is None else load_named_tokenizer("tokenizer", config.tokenizer)
-    judged = read_labelled(config.source, config.mode, annotator=config.annotator, tokenizer=tokenizer)
+    labelled = read_labelled(config.source, config.mode, annotator=config.annotator, tokenizer=tokenizer)
     with _opened(config.labels, config.database, is_new_allowed=True) as engine:
-        counts = feedback.import_labels(engine, judged)
+        counts = feedback.import_labels(engine, labelled)
     text = f"{counts.num_added} labels added, {counts.num_repeated} already there"
     if counts.num_contradicting:
         who = config.annotator or "the same annotator"

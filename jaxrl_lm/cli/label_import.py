@@ -37,14 +37,14 @@ def read_labelled(source: str, mode: Mode, *, annotator: str | None, tokenizer: 
             feedback.checked_name(name)
             if row.get("verdict") is not None and row.get("completions") is not None:
                 return [_verdict(row, name, where)]
-            judged = _LABELLED[mode](row, where, decode)
+            labelled = _LABELLED[mode](row, where, decode)
             # A row with several items, such as a ranking, has no time or order per item.
-            is_one = len(judged) == 1
+            is_one = len(labelled) == 1
             seconds = _optional_number(row, "seconds", where) if is_one else None
             order = _shown_order(row, mode, where) if is_one else None
             return [
                 LabelledItem(item=item, verdict=verdict, annotator=name, seconds=seconds, shown_order=order)
-                for item, verdict in judged
+                for item, verdict in labelled
             ]
 
     return data.read_records(source, parse)

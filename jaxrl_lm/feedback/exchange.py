@@ -130,12 +130,12 @@ def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) ->
     ]
 
 
-def import_labels(engine: Engine, judged: Iterable[LabelledItem], *, name: str | None = None) -> ImportedLabels:
+def import_labels(engine: Engine, labelled: Iterable[LabelledItem], *, name: str | None = None) -> ImportedLabels:
     """Add labels given elsewhere, and their items where new; if one fails, none are added.
 
     Args:
         engine: from `open_database`.
-        judged: items with verdicts.
+        labelled: items with verdicts.
         name: the annotator; None for each item's `annotator`.
 
     Raises:
@@ -143,7 +143,7 @@ def import_labels(engine: Engine, judged: Iterable[LabelledItem], *, name: str |
     """
     counts, known = Counter[str](), dict[str, int]()
     with engine.begin() as connection:
-        for each in judged:
+        for each in labelled:
             said_by = each.annotator if name is None else name
             if said_by is None:
                 raise InputError("annotator: not given; name the annotator of these labels")
@@ -192,22 +192,22 @@ def _row(mode: Mode, label: Any) -> dict[str, Any]:
     return {"query": label.prompt, **samples, "best": best, "shown_order": order, **others}
 
 
-def _import_one(connection: Connection, judged: LabelledItem, annotator: int) -> str:
-    content_hash = judged.item.content_hash()
+def _import_one(connection: Connection, labelled: LabelledItem, annotator: int) -> str:
+    content_hash = labelled.item.content_hash()
     row = connection.execute(select(items).where(items.c.content_hash == content_hash)).first()
     if row is None:
-        item_id, completions = insert_item(connection, judged.item, content_hash), judged.item.completions
+        item_id, completions = insert_item(connection, labelled.item, content_hash), labelled.item.completions
     else:
         item_id, completions = row.id, tuple(row.completions)
-    places = _places_in(completions, judged.item.completions)
-    verdict = str(places[int(judged.verdict)]) if judged.verdict.isdigit() else judged.verdict
+    places = _places_in(completions, labelled.item.completions)
+    verdict = str(places[int(labelled.verdict)]) if labelled.verdict.isdigit() else labelled.verdict
     given = select(labels.c.verdict).where(labels.c.item_id == item_id, labels.c.annotator_id == annotator)
     earlier = connection.scalar(given)
     if earlier is not None:
         return "repeated" if earlier == verdict else "contradicting"
-    order = None if judged.shown_order is None else [places[place] for place in judged.shown_order]
-    label = {"item_id": item_id, "annotator_id": annotator, "verdict": verdict, "seconds": judged.seconds}
-    created_at = time() if judged.created_at is None else judged.created_at
+    order = None if labelled.shown_order is None else [places[place] for place in labelled.shown_order]
+    label = {"item_id": item_id, "annotator_id": annotator, "verdict": verdict, "seconds": labelled.seconds}
+    created_at = time() if labelled.created_at is None else labelled.created_at
     connection.execute(insert(labels).values(**label, shown_order=order, created_at=created_at))
     if verdict != SKIP:
         count_labels(connection, item_id, 1)

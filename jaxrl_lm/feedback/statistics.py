@@ -216,16 +216,16 @@ def _kappa(first: list[str], second: list[str], mode: Mode) -> float | None:
 
 
 def _person(name: str, rows: list[_Row]) -> PersonStatistics:
-    judged = [row for row in rows if row.verdict != SKIP]
-    seconds = [row.seconds for row in judged if row.seconds is not None]
+    labelled = [row for row in rows if row.verdict != SKIP]
+    seconds = [row.seconds for row in labelled if row.seconds is not None]
     pace = median(seconds) if seconds else None
-    choices = [row for row in judged if row.verdict.isdigit() and row.first_shown is not None]
+    choices = [row for row in labelled if row.verdict.isdigit() and row.first_shown is not None]
     return PersonStatistics(
         name=name,
-        num_labels=len(judged),
-        num_skips=len(rows) - len(judged),
-        num_ties=sum(row.verdict == TIE for row in judged),
-        num_down=sum(row.verdict == DOWN for row in judged),
+        num_labels=len(labelled),
+        num_skips=len(rows) - len(labelled),
+        num_ties=sum(row.verdict == TIE for row in labelled),
+        num_down=sum(row.verdict == DOWN for row in labelled),
         median_seconds=pace,
         labels_per_hour=3600 / pace if pace else None,
         num_choices=len(choices),

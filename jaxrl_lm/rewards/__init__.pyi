@@ -7,7 +7,7 @@ from .fingerprints import reward_fingerprint as reward_fingerprint
 from .scores import (
     Scores as Scores,
     TrainerState as TrainerState,
-    mean_of_judged as mean_of_judged,
+    mean_of_scored as mean_of_scored,
     score_batch as score_batch,
     score_completions as score_completions,
 )

@@ -22,7 +22,7 @@ None skips a completion. A function may be async, a callable object or a `functo
 - `log_metric(name, value)`: logs a number for this batch as `reward/NAME`, or as it is if it has the form GROUP/NAME.
 - `log_extra(column, values)`: adds a column to the samples, one value per completion.
 
-A watched reward `W=...` logs `judge/W/NAME` (or `judge/W/GROUP/NAME`) and the column `judge/W/COLUMN`. Outside of
+A watched reward `W=...` logs `watched/W/NAME` (or `watched/W/GROUP/NAME`) and the column `watched/W/COLUMN`. Outside of
 training nothing is logged.
 """
 

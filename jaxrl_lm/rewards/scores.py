@@ -20,12 +20,12 @@ RESERVED = frozenset({"mean", "std", "std_in_group", "score", "with_penalty"})
 """Reserved names of the trainer's metrics `reward/NAME`."""
 
 TRAINER_GROUPS = frozenset(
-    {"answer", "energy", "judge", "kl", "loss", "minibatches", "policy", "ratio", "steps", "time", "value"}
+    {"answer", "energy", "watched", "kl", "loss", "minibatches", "policy", "ratio", "steps", "time", "value"}
 )
 """Groups of metrics, GROUP/NAME, that only the trainer logs to."""
 
-SAMPLE_FIELDS = frozenset({"step", "phase", "index", "prompt", "completion", "reward", "kl", "judge"})
-"""Reserved fields of samples.jsonl; `judge/...` are those of watched rewards."""
+SAMPLE_FIELDS = frozenset({"step", "phase", "index", "prompt", "completion", "reward", "kl", "watched"})
+"""Reserved fields of samples.jsonl; `watched/...` are those of watched rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +100,14 @@ def score_batch(
     if isinstance(reward, CombinedReward):
         table = call_rewards(reward.functions, call)
         totals = reward.total(table).astype(np.float32)
-        metrics = {f"reward/{name}": mean_of_judged(row) for name, row in zip(reward.functions, table, strict=True)}
+        metrics = {f"reward/{name}": mean_of_scored(row) for name, row in zip(reward.functions, table, strict=True)}
     else:
         (totals,) = call_rewards({name_of(reward): reward}, call)
         metrics = {}
     if not is_partial:
-        _check_judged(reward, totals, prompts, completions)
-    judged = {name: mean for name, mean in metrics.items() if not math.isnan(mean)}
-    return Scores(rewards=totals, metrics=judged | log.means(), columns=log.columns)
+        _check_scored(reward, totals, prompts, completions)
+    scored = {name: mean for name, mean in metrics.items() if not math.isnan(mean)}
+    return Scores(rewards=totals, metrics=scored | log.means(), columns=log.columns)
 
 
 def score_completions(
@@ -117,10 +117,10 @@ def score_completions(
     return score_batch(reward, prompts, completions).rewards
 
 
-def mean_of_judged(row: Float32[np.ndarray, " B"]) -> float:
+def mean_of_scored(row: Float32[np.ndarray, " B"]) -> float:
     """The mean over the completions with a reward (not NaN); NaN if there is none."""
-    judged = row[~np.isnan(row)]
-    return float(np.mean(judged)) if len(judged) else math.nan
+    scored = row[~np.isnan(row)]
+    return float(np.mean(scored)) if len(scored) else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +176,16 @@ class _Log:
         return {name: sum(values) / len(values) for name, values in self.values.items()}
 
 
-def _check_judged(reward: RewardFunction, totals: np.ndarray, prompts: list[Prompt], completions: list[str]) -> None:
-    unjudged = np.flatnonzero(np.isnan(totals))
-    if not len(unjudged):
+def _check_scored(reward: RewardFunction, totals: np.ndarray, prompts: list[Prompt], completions: list[str]) -> None:
+    unscored = np.flatnonzero(np.isnan(totals))
+    if not len(unscored):
         return
-    row = int(unjudged[0])
+    row = int(unscored[0])
     names = list(reward.functions) if isinstance(reward, CombinedReward) else [name_of(reward)]
     who = f"reward function {names[0]!r} returned" if len(names) == 1 else f"all of {', '.join(names)} returned"
     raise InputError(
         f"completion {row} (counting from 0), {excerpt(completions[row])}, of the prompt {excerpt(prompts[row].text())}"
-        f": {who} None, and so for {len(unjudged)} of {len(completions)}; learning needs a reward for each: return a "
+        f": {who} None, and so for {len(unscored)} of {len(completions)}; learning needs a reward for each: return a "
         "number, add a reward function that scores it, or remove such prompts"
     )
 

@@ -17,7 +17,7 @@ from jaxrl_lm.storage.run_folder import RunFolder, write_atomically
 
 GROUPS = {
     "reward": "Reward",
-    "judge": "Rewards that are logged and not trained on",
+    "watched": "Rewards that are logged and not trained on",
     "episode": "Training episodes",
     "eval": "Evaluation episodes, greedy actions",
     "eval_sampled": "Evaluation episodes, actions as in training",
@@ -41,7 +41,7 @@ _UNITS_BY_SUFFIX = {
     "fraction": "fraction",
     "entropy": "nats",
 }
-_UNITS_BY_GROUP = {"reward": "reward", "judge": "reward", "kl": "nats", "loss": "loss", "ratio": "ratio"}
+_UNITS_BY_GROUP = {"reward": "reward", "watched": "reward", "kl": "nats", "loss": "loss", "ratio": "ratio"}
 _NO_UNIT = re.compile(r"(coef|coefficient|beta|target)$")
 
 # Okabe and Ito's palette, distinct for colour-blind readers and in grey; then matplotlib's tab20.

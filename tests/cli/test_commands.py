@@ -74,7 +74,7 @@ def test_the_config_of_a_run_is_a_config_file(tmp_path: Path, model: Path) -> No
         "--num-updates=1",
         "--answers.max-new-tokens=3",
         "--num-samples=1",
-        "--judges=a=vowels",
+        "--watch=a=vowels",
     ]
     first = [f"--model={model}", f"--prompts={tmp_path / 'p.txt'}", "--reward=vowels", f"--out={tmp_path / 'run'}"]
     assert run(["ppo", *first, *options]) == 0

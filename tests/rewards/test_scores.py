@@ -15,7 +15,7 @@ from jaxrl_lm.rewards import (
     CombinedReward,
     TrainerState,
     load_rewards,
-    mean_of_judged,
+    mean_of_scored,
     reward_fingerprint,
     score_batch,
     score_completions,
@@ -80,8 +80,8 @@ def test_whatever_can_be_called_scores(reward, wanted):
 def test_none_is_no_judgement_and_means_are_over_what_was_judged():
     found = score_batch(only_short, PLAIN, ANSWERS, is_partial=True).rewards
     np.testing.assert_array_equal(found, [1.0, np.nan, np.nan])
-    assert mean_of_judged(found) == 1.0
-    assert np.isnan(mean_of_judged(found[1:]))
+    assert mean_of_scored(found) == 1.0
+    assert np.isnan(mean_of_scored(found[1:]))
     # TRL's nansum: 0.5 * 3 + 10 * 1, 0.5 * 5 + 2 * 15, 0.5 * 7 + 2 * 21
     reward = combined(length, only_short, AsyncJudge(), weights=(0.5, 10.0, 2.0))
     scores = score_batch(reward, PLAIN, ANSWERS)
@@ -148,7 +148,7 @@ def test_arguments_that_are_not_asked_for_are_not_given():
     (lambda metric, extra: metric("part", float("nan")), "log finite numbers"),
     (lambda metric, extra: extra("part", [1]), "1 values for 3 completions"),
     (lambda metric, extra: extra("reward", [1, 2, 3]), "every sample has a field of this name"),
-    (lambda metric, extra: extra("judge/gold", [1, 2, 3]), "every sample has a field of this name"),
+    (lambda metric, extra: extra("watched/gold", [1, 2, 3]), "every sample has a field of this name"),
     (lambda metric, extra: [extra("part", [1, 2, 3]), extra("part", [4, 5, 6])], "this batch has a column of this"),
     (lambda metric, extra: extra("part", [1, 2, {3}]), "give values that JSON can hold"),
 ])  # fmt: skip

@@ -127,18 +127,18 @@ def test_ratio_is_one_on_the_first_minibatch_of_every_update(straight: RunFolder
     assert np.max(curves["ratio/max_error"].values) > 1e-3, "later minibatches must have moved"
 
 
-def test_judges_score_the_same_answers_and_change_nothing(
+def test_watched_rewards_score_the_same_answers_and_change_nothing(
     make_config: MakeConfig, straight: RunFolder, tmp_path: Path
 ) -> None:
     vowels = f"{REWARDS}:vowels"
-    watched = numbers(train_online(make_config(reward=vowels, judges=(f"same={vowels}",))))
-    assert [record.pop("judge/same") for record in watched] == [record["reward/mean"] for record in watched]
+    watched = numbers(train_online(make_config(reward=vowels, watch=(f"same={vowels}",))))
+    assert [record.pop("watched/same") for record in watched] == [record["reward/mean"] for record in watched]
     assert watched == numbers(straight)
     with pytest.raises(InputError, match="vowles"):
-        train_online(make_config(judges=("same=vowles",), out=str(tmp_path / "none")))
-    for judges in (("vowels",), ("=vowels",), ("a=",), ("a/b=vowels",), ("a=vowels", "a=good_manners")):
+        train_online(make_config(watch=("same=vowles",), out=str(tmp_path / "none")))
+    for watched in (("vowels",), ("=vowels",), ("a=",), ("a/b=vowels",), ("a=vowels", "a=good_manners")):
         with pytest.raises(InputError, match="NAME=REWARD"):
-            make_config(judges=judges)
+            make_config(watch=watched)
 
 
 def test_what_watched_rewards_log_is_under_their_names(first_updates: FirstUpdates) -> None:
@@ -155,11 +155,11 @@ def test_what_watched_rewards_log_is_under_their_names(first_updates: FirstUpdat
     task = replace(loaded.task, watched={"gold": length, "none": silent})
     chosen = np.zeros(4, int)
     _, metrics = task.score(chosen, task.answer(loaded.params, chosen, jax.random.key(0)))
-    watched = {name: value for name, value in metrics.items() if name.startswith("judge/")}
-    assert watched == {"judge/gold": 2.0, "judge/gold/rows": 4.0, "judge/gold/parts/one": 1.0}
+    watched = {name: value for name, value in metrics.items() if name.startswith("watched/")}
+    assert watched == {"watched/gold": 2.0, "watched/gold/rows": 4.0, "watched/gold/parts/one": 1.0}
     first, second = task.samples(loaded.params, phase="before", step=0)
-    assert (first["judge/gold"], first["judge/gold/place"], first["judge/none"]) == (2.0, 0, None)
-    assert (second["judge/gold"], second["judge/gold/place"], second["judge/none"]) == (None, 1, None)
+    assert (first["watched/gold"], first["watched/gold/place"], first["watched/none"]) == (2.0, 0, None)
+    assert (second["watched/gold"], second["watched/gold/place"], second["watched/none"]) == (None, 1, None)
 
 
 def test_names_of_the_trainers_metrics_cannot_be_logged_by_rewards(straight: RunFolder) -> None:
@@ -320,7 +320,7 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
     ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
     judge = tmp_path / "judge.py"
     judge.write_text("def zero(prompts, completions, **columns):\n    return [0.0] * len(completions)\n")
-    config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts), judges=(f"zero={judge}:zero",))
+    config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts), watch=(f"zero={judge}:zero",))
     train_online(config)
     with pytest.raises(InputError, match="num_updates=1: the run has made 2 already"):
         train_online(replace(config, num_updates=1, resume=True))
@@ -331,7 +331,7 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
     prompts.write_text("ab\nabcde\n")
     written = judge.read_text()
     judge.write_text(written.replace("0.0", "1.0"))
-    with pytest.raises(InputError, match="judge zero changed since the run was started"):
+    with pytest.raises(InputError, match="watched reward zero changed since the run was started"):
         train_online(longer)
     judge.write_text(written)
     folder = train_online(longer)

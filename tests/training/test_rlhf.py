@@ -73,7 +73,7 @@ def test_every_stage_leaves_its_folder_and_all_policies_are_compared(result, con
     assert list(results) == ["base", "SFT", "PPO round 1", "PPO round 2"]
     assert results["SFT"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-5), "the fine-tuned model is the reference"
     assert all(row.keys() == {"gold", "proxy", "kl"} for row in results.values())
-    watched = storage.read_metrics(storage.RunFolder(out / "round-1" / "ppo"))["judge/gold"]
+    watched = storage.read_metrics(storage.RunFolder(out / "round-1" / "ppo"))["watched/gold"]
     assert len(watched.values) == config.ppo.num_updates
     page = (out / "report.html").read_text()
     assert "Completions side by side" in page
@@ -199,7 +199,7 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
             {"reward": "vowels", "rounds": 1, "labels": LabelingConfig(annotator="page")},
             "labels.annotator=page: reward='vowels' replaces the labels",
         ),
-        ({"ppo": PPOStage(judges=("gold=vowels",))}, "ppo.judges: the name gold is taken"),
+        ({"ppo": PPOStage(watch=("gold=vowels",))}, "ppo.watch: the name gold is taken"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(config, changes, message):
@@ -247,11 +247,11 @@ def test_the_report_of_a_chain_is_written_again_from_its_files(result, config):
     assert storage.write_report(folder, title="again").is_file()
 
 
-@pytest.mark.parametrize("option", ["labels.gold", "ppo.judges"])
+@pytest.mark.parametrize("option", ["labels.gold", "ppo.watch"])
 def test_a_misspelt_reward_is_refused_before_the_first_stage(config, tmp_path, option):
     changes = {
         "labels.gold": {"labels": replace(config.labels, gold="vowles")},
-        "ppo.judges": {"ppo": replace(config.ppo, judges=("other=vowles",))},
+        "ppo.watch": {"ppo": replace(config.ppo, watch=("other=vowles",))},
     }
     with pytest.raises(InputError, match=f"{option}.*'vowles' is not a built-in"):
         rlhf.run_rlhf(replace(config, out=str(tmp_path / "chain"), **changes[option]), lambda *_: [])
@@ -360,7 +360,7 @@ def kills_once(prompts, completions, trainer_state, **columns):
 
 def test_a_chain_that_is_stopped_inside_ppo_ends_as_if_it_had_not_been(config, tmp_path):
     (tmp_path / "rewards.py").write_text(KILLS_ONCE)
-    ppo = replace(config.ppo, num_updates=3, judges=(f"killer={tmp_path / 'rewards.py'}:kills_once",))
+    ppo = replace(config.ppo, num_updates=3, watch=(f"killer={tmp_path / 'rewards.py'}:kills_once",))
     chain = replace(config, sft_data=None, rounds=1, ppo=ppo)
     ends = []
     for name in ("stopped", "whole"):

@@ -19,7 +19,7 @@ class OnlineStageConfig(ModelStageConfig):
     """Settings of online reinforcement learning: sample completions, score them, learn.
 
     Attributes:
-        judges: watched rewards as NAME=REWARD; they score the same completions for the curves `judge/NAME` and the
+        watch: watched rewards as NAME=REWARD; they score the same completions for the curves `watched/NAME` and the
             samples, but are not learned from.
         num_updates: number of updates.
         batch_size: completions per update.
@@ -29,7 +29,7 @@ class OnlineStageConfig(ModelStageConfig):
 
     UPDATE: ClassVar[str] = ""  # the field with the settings of the update
 
-    judges: tuple[str, ...] = ()
+    watch: tuple[str, ...] = ()
     num_updates: int = 100
     batch_size: int = 64
     answers: AnswerConfig = field(default_factory=AnswerConfig)
@@ -53,11 +53,11 @@ class OnlineStageConfig(ModelStageConfig):
             InputError: one is not NAME=REWARD, or a name is given twice or has a slash.
         """
         found: dict[str, str] = {}
-        for judge in self.judges:
-            name, _, reward = judge.partition("=")
+        for each in self.watch:
+            name, _, reward = each.partition("=")
             if not (name and reward) or name in found or "/" in name:
                 raise InputError(
-                    f"judges={judge!r} must be NAME=REWARD, as in gold=good_manners, with each name once and without /"
+                    f"watch={each!r} must be NAME=REWARD, as in gold=good_manners, with each name once and without /"
                 )
             found[name] = reward
         return found

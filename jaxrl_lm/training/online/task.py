@@ -84,12 +84,12 @@ class OnlineTask:
         }
 
     def _watch(self, chosen: np.ndarray, generation: Generation, num_done: int) -> "Watched":
-        """Score completions with the watched rewards; what they log is named `judge/NAME/...`."""
+        """Score completions with the watched rewards; what they log is named `watched/NAME/...`."""
         metrics: dict[str, float] = {}
         columns: dict[str, list[Any]] = {}
         for name, reward in self.watched.items():
             found = self._score_by(reward, chosen, generation, num_done, is_partial=True)
-            prefix, mean = f"judge/{name}", rewards.mean_of_judged(found.rewards)
+            prefix, mean = f"watched/{name}", rewards.mean_of_scored(found.rewards)
             metrics |= {} if np.isnan(mean) else {prefix: mean}
             metrics |= {f"{prefix}/{each.removeprefix('reward/')}": value for each, value in found.metrics.items()}
             columns[prefix] = [None if np.isnan(score) else float(score) for score in found.rewards]
@@ -146,7 +146,7 @@ class OnlineTask:
 
     def fingerprints(self, params: PyTree) -> dict[str, int]:
         """Checksums of inputs that the settings only name; `params` are the initial parameters."""
-        named = {"reward": self.reward} | {f"judge {name}": reward for name, reward in self.watched.items()}
+        named = {"reward": self.reward} | {f"watched reward {name}": reward for name, reward in self.watched.items()}
         return {
             "prompts": checksum_value([self.prompt_ids, [prompt.columns for prompt in self.prompts]]),
             "model": checksum_arrays(params),
@@ -162,7 +162,7 @@ def load_task(config: OnlineRunConfig, load_policy: Any) -> OnlineTask:
     """
     reward = rewards.load_rewards(config.reward, config.reward_weights)
     watched = {
-        name: load_named_reward(f"judges={name}={spec!r}", spec) for name, spec in config.watched_rewards().items()
+        name: load_named_reward(f"watch={name}={spec!r}", spec) for name, spec in config.watched_rewards().items()
     }
     prompts = data.read_prompts(config.prompts, column=config.prompt_column, chat=config.chat)
     policy = load_policy()

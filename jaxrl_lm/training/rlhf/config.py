@@ -139,7 +139,7 @@ class RLHFConfig:
                 "with --labels.annotator page"
             )
         if labels.gold is not None and "gold" in self.ppo.watched_rewards():
-            raise InputError("ppo.judges: the name gold is taken by labels.gold; choose another name")
+            raise InputError("ppo.watch: the name gold is taken by labels.gold; choose another name")
         if labels.file is not None and self.rounds > 1 and "{round}" not in labels.file:
             raise InputError(
                 f"labels.file={labels.file!r} would be used {self.rounds} times: write {{round}} where the names of "

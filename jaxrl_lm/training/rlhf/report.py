@@ -74,7 +74,7 @@ def _sections(folder: storage.RunFolder, policies: list[PolicyCompletions]) -> I
     pictures = folder.path.glob("round-*/*/plots/*.png")
     for picture in sorted(pictures, key=lambda each: (len(each.parents[2].name), each)):  # round 10 after round 9
         stage = picture.relative_to(folder.path)
-        if picture.stem in ("reward", "judge", "kl", "evaluation"):
+        if picture.stem in ("reward", "watched", "kl", "evaluation"):
             title = f"{stage.parts[0].replace('-', ' ')}, {stage.parts[1]}: {picture.stem}"
             yield Section(title=title, picture=str(stage))
     shown = min(_NUM_SAMPLES, num_prompts)

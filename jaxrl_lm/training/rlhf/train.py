@@ -152,7 +152,7 @@ def _load_rewards(config: RLHFConfig) -> dict[str, rewards.RewardFunction]:
     """Load every reward function, by its option, so that errors appear before the first stage."""
     ppo = config.ppo
     named = {"reward": config.reward, "labels.gold": config.labels.gold}
-    named |= {f"ppo.judges={name}={spec!r}": spec for name, spec in ppo.watched_rewards().items()}
+    named |= {f"ppo.watch={name}={spec!r}": spec for name, spec in ppo.watched_rewards().items()}
     return {option: load_named_reward(option, name) for option, name in named.items() if name is not None}
 
 
@@ -304,7 +304,7 @@ def _optimize(config: RLHFConfig, start: str | Path, reward: str, round_folder: 
         "prompt_column": config.prompt_column,
         "chat": config.chat,
         "reward": reward,
-        "judges": (*config.ppo.judges, *gold),
+        "watch": (*config.ppo.watch, *gold),
         "out": str(round_folder / "ppo"),
         "seed": _stage_seed(config, config.ppo.seed),
     }
