@@ -71,7 +71,7 @@ def shared_data() -> Path:
     """The folder with checkpoints and data sets that others made."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("shared/data does not lie beside the checkout")
+        pytest.skip("shared/data is not next to the checkout")
     return folder
 
 

@@ -1,7 +1,7 @@
 """PPO on mazes that are never the same twice: how many unseen mazes it solves, and how near the shortest way it stays.
 
 All seeds are trained in one program on levels that are replaced throughout; the newest checkpoint then plays levels
-that no seed has met, beside the oracle. Writes `results.json`, `curves.png`, `policy.png` and `episode.gif` to
+that no seed has met, compared with the oracle. Writes `results.json`, `curves.png`, `policy.png` and `episode.gif` to
 `runs/003_maze_ppo/`.
 """
 
@@ -39,7 +39,7 @@ class Experiment:
         num_seeds: trained together.
         total_steps: environment steps of each seed.
         num_envs: mazes of each seed at a time.
-        observation: the whole "grid", or a "window" of 5x5 cells around the agent, beside the legal moves.
+        observation: the whole "grid", or a "window" of 5x5 cells around the agent with the legal moves.
         memory_size: units of a GRU; 0 for none.
         hidden_sizes: of the network.
         num_epochs: of an update.

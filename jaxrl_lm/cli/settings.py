@@ -34,7 +34,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Draw a run's plots and report again, of a run that goes on or was stopped.
+    """Draw a run's plots and report again, of a run that is running or was stopped.
 
     Attributes:
         run: folder of the run.

@@ -264,5 +264,5 @@ def _turn_span(messages: list[Message], index: int, tokenizer: Any, text: str, a
 def _untold(at: str, index: int) -> InputError:
     return InputError(
         f"{at}: the chat template writes message {index} otherwise once more messages follow, so the assistant's turns "
-        "cannot be told apart; use a template with {% generation %}, or loss_on=completion"
+        "cannot be distinguished; use a template with {% generation %}, or loss_on=completion"
     )

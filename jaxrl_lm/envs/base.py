@@ -214,6 +214,6 @@ def levels_of(env: Any) -> LevelEnvironment | None:
 
 
 def generated_levels(env: Any) -> LevelEnvironment | None:
-    """As `levels_of`, but None as well where levels are fixed, so that they cannot be drawn anew and held out."""
+    """As `levels_of`, but None as well where levels are fixed, so that they cannot be replaced and held out."""
     levels = levels_of(env)
     return levels if levels is not None and levels.generates_levels else None

@@ -57,7 +57,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         """Begin new episodes everywhere.
 
         Args:
-            seed: of these episodes and of all that follow; None goes on with the generator as it is.
+            seed: of these episodes and of all that follow; None continues with the generator as it is.
             options: none are known.
 
         Raises:
@@ -94,7 +94,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv[Any, np.ndarray, np.ndarray]):
         return observations, np.array(result.rewards), terminated, truncated, infos
 
     def _infos(self, is_done: np.ndarray, final_observations: PyTree) -> dict[str, Any]:
-        """What gymnasium's SyncVectorEnv puts there: nothing while all episodes go on."""
+        """What gymnasium's SyncVectorEnv puts there: nothing while no episode has ended."""
         if not is_done.any():
             return {}
         final = np.full(self.num_envs, None, dtype=object)

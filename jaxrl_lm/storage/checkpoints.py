@@ -157,7 +157,7 @@ class Checkpoints:
             if best is None:
                 raise InputError(
                     f"{str(self._folder)!r} has no best checkpoint: nothing was evaluated up to its newest one, "
-                    f"of step {steps[-1]}; let the run go on to its first evaluation, or use the newest"
+                    f"of step {steps[-1]}; continue the run to its first evaluation, or use the newest"
                 )
             step = best.step
         if step not in steps:

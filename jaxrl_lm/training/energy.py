@@ -149,7 +149,7 @@ class EnergyMeter:
     def _give_up(self, why: str) -> None:
         names = ", ".join(counter.name for counter in self._counters)
         self._counters = []
-        _log.warning("energy of %s cannot be read any more (%s): training goes on without it", names, why)
+        _log.warning("energy of %s cannot be read any more (%s): training continues without it", names, why)
 
     def _poll(self) -> None:
         while self._counters and not self._is_closed.wait(self._poll_seconds):

@@ -2,7 +2,7 @@
 
 
 class RunFailedError(RuntimeError):
-    """A run cannot go on as it is; the message says why and what is saved."""
+    """A run cannot continue as it is; the message says why and what is saved."""
 
 
 class TrainingDivergedError(RunFailedError):
@@ -14,10 +14,10 @@ class DiskFullError(RunFailedError):
 
 
 class Interrupted(Exception):
-    """A run stopped because it was told to; its state is saved.
+    """A run stopped on a signal; its state is saved.
 
     Attributes:
-        signal_number: what told it.
+        signal_number: the signal that stopped it.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

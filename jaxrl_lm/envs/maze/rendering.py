@@ -17,7 +17,7 @@ from jaxrl_lm.envs.maze.grid import DIRECTIONS, NUM_MOVES, LevelBank
 from jaxrl_lm.errors import InputError
 
 _WALL, _FLOOR, _INK = "#2F3542", "#FBFAF6", "#20242C"
-# Okabe and Ito's palette: told apart by colour-blind readers.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 _START, _GOAL, _AGENT, _PATH = "#00568A", "#009E73", "#D55E00", "#CC79A7"
 # No colour as dark as walls and arrows.
 _VALUES = ("#FBF7E2", "#CDE8C6", "#86CDC0", "#4AA6C4")

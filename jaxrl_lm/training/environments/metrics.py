@@ -32,7 +32,7 @@ def say_diverged(config: EnvironmentRunConfig, is_new: np.ndarray, num_steps: in
             of_point = f" with{label}" if label else ""
             lines.append(
                 f"seed {seed} of {config.num_seeds}{of_point} has diverged: its loss is not finite after {num_steps:,} "
-                "steps; the others go on, and it is left out of all numbers"
+                "steps; the others continue, and its numbers are left out"
             )
     return lines
 
@@ -49,7 +49,7 @@ def by_seed(config: EnvironmentRunConfig, metrics: dict[str, np.ndarray]) -> dic
 
 
 def by_value(config: EnvironmentRunConfig, metrics: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over seeds, for each point of the sweep; a point that has diverged is left out while others go on."""
+    """Means over seeds, for each point of the sweep; a point that has diverged is left out while others continue."""
     numbers: dict[str, float] = {}
     for name, values in metrics.items():
         if _is_void(name, values):

@@ -126,6 +126,6 @@ def _hyperparam_names(learners: PyTree) -> Iterator[str]:
 
 
 def _hyperparam_name(path: tuple[Any, ...]) -> str:
-    """Name of a leaf that lies in `hyperparams`, else nothing."""
+    """Name of a leaf in `hyperparams`, else nothing."""
     *_, owner, last = ["", "", *(getattr(entry, "name", "") for entry in path)]
     return last if owner == "hyperparams" else ""

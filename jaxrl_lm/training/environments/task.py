@@ -229,7 +229,7 @@ def _make_levels(keys: jax.Array, levels: LevelEnvironment, is_refreshed: bool) 
 
 
 def _make_learner(config: EnvironmentRunConfig, env: Any, env_params: Any) -> tuple[EnvironmentLearner, int]:
-    """The learner, and the chunks of the run; what falls over the run's length is told how long that is."""
+    """The learner, and the chunks of the run; schedules over the run get its length."""
     learner = config.make_learner(env, env_params)
     num_chunks = -(-config.total_steps // (learner.steps_per_update * config.chunk_updates))
     annealed = _with_anneal(config, num_chunks * config.chunk_updates)

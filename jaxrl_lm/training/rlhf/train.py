@@ -280,7 +280,7 @@ def _read_pairs(file: Path, prompts: list[Prompt]) -> list[Pair]:
             case {"index": int(index), "completions": [str(first), str(second)]} if 0 <= index < len(prompts):
                 pairs.append(Pair(prompts[index], first, second))
             case _:
-                raise InputError(f"{file}: line {line} is not a pair of completions; delete the file to sample anew")
+                raise InputError(f"{file}: line {line} is not a pair of completions; delete the file to sample again")
     return pairs
 
 
