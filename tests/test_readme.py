@@ -39,6 +39,7 @@ def checkout(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("pictures_drawn_once")
 def test_every_block_runs_and_prints(checkout, monkeypatch):
     from jaxrl_lm.cli.main import run
 

@@ -1,6 +1,6 @@
 """`jaxrl-lm COMMAND`: every option is a field of a frozen dataclass, documented there.
 
-Exit codes: 0 done; 1 a run diverged or failed; 2 an input is not what it must be; 128 + signal when a signal stopped it.
+Exit codes: 0 done; 1 a run diverged or failed; 2 an input is invalid; 128 + signal when a signal stopped it.
 """
 
 import signal

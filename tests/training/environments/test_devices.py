@@ -45,7 +45,7 @@ print(json.dumps(results))
 
 
 def test_eight_devices_give_the_numbers_of_one(tmp_path: Path) -> None:
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
@@ -55,7 +55,7 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     one, eight, replay = json.loads(done.stdout.splitlines()[-1]).values()
-    # 16 slots of 16 environments: spread over these, not over those; the sum tree lies everywhere.
+    # 16 slots of 16 environments: spread over these, not over those; the sum tree is on every device.
     assert replay == [[None, None, "data"], []]
     assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
     assert one.keys() == eight.keys()
