@@ -13,6 +13,7 @@ from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 
 _STAGED = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # of `write_atomically`
+_LARGEST = 1e300  # axes with larger values cannot be drawn
 
 
 @dataclass(frozen=True)
@@ -281,19 +282,16 @@ def whole_number(path: Path, number: int, name: str, value: Any) -> int:
 
 
 def finite_number(path: Path, number: int, name: str, value: Any) -> float:
-    """Return a measured value from a record; null, which stands for a value that was not finite, is NaN.
+    """Return a measured value from a record; null, written for a value that was not finite, is NaN.
 
     Raises:
-        InputError: if it is neither a number nor null.
+        InputError: if it is neither null nor a number within 1e300 of 0: axes with larger ones cannot be drawn.
     """
     if value is None:
         return math.nan
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    except OverflowError:  # hundreds of digits
-        pass
-    raise line_error(path, number, f"{name} is {value!r:.60}, not a number")
+    if isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST:
+        return float(value)
+    raise line_error(path, number, f"{name} is {value!r:.60}, not a number between -1e300 and 1e300")
 
 
 def line_error(path: Path, number: int, problem: str) -> InputError:
@@ -333,7 +331,7 @@ def _mend_last_line(file: BinaryIO) -> None:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if abs(value) <= _LARGEST else None  # so NaN is None too
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -24,6 +24,15 @@ def test_each_step_is_one_flushed_json_line(folder):
     assert read_jsonl(folder.metrics_file)[1] == {"step": 1, "reward/mean": None, "loss/policy": None}
 
 
+def test_values_that_no_axis_can_show_are_written_as_null_and_refused_in_a_file(folder):
+    with MetricsWriter(folder, start_step=1) as writer:
+        writer.write(1, {"a/b": 1e308, "a/c": 1e299})
+    assert read_jsonl(folder.metrics_file) == [{"step": 1, "a/b": None, "a/c": 1e299}]
+    folder.metrics_file.write_text('{"step": 1, "a/b": 1e308}\n')
+    with pytest.raises(InputError, match="line 1: a/b is 1e.308, not a number between -1e300 and 1e300"):
+        read_metrics(folder)
+
+
 def test_resuming_drops_what_was_written_from_the_start_step_on(folder):
     with MetricsWriter(folder, start_step=0) as writer:
         for step in range(5):
