@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxrl_lm.storage.run_folder import (
+    LARGEST,
     RunFolder,
     append_jsonl,
     check_step,
@@ -57,14 +58,16 @@ class MetricsWriter:
 
         Args:
             step: the update, higher than the last one written.
-            metrics: values by name, `group/name`; values that are not finite become null.
+            metrics: values by name, `group/name`; values that are not finite, or beyond 1e300, become null.
 
         Raises:
             ValueError: a metric is named `step`.
         """
         if "step" in metrics:
             raise ValueError("a metric is named 'step', which is reserved for the step itself: rename it")
-        append_jsonl(self._file, [{"step": step, **{name: float(value) for name, value in metrics.items()}}])
+        values = {name: float(value) for name, value in metrics.items()}
+        shown = {name: value if abs(value) <= LARGEST else None for name, value in values.items()}
+        append_jsonl(self._file, [{"step": step, **shown}])
 
 
 def read_metrics(folder: RunFolder) -> dict[str, Curve]:

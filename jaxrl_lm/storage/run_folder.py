@@ -13,7 +13,7 @@ from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
 
 _STAGED = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")  # of `write_atomically`
-_LARGEST = 1e300  # axes with larger values cannot be drawn
+LARGEST = 1e300  # of a measured value: an axis with a larger one cannot be drawn
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def finite_number(path: Path, number: int, name: str, value: Any) -> float:
     """
     if value is None:
         return math.nan
-    if isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST:
+    if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST:
         return float(value)
     raise line_error(path, number, f"{name} is {value!r:.60}, not a number between -1e300 and 1e300")
 
@@ -331,7 +331,7 @@ def _mend_last_line(file: BinaryIO) -> None:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
-        return value if abs(value) <= _LARGEST else None  # so NaN is None too
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

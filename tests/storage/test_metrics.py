@@ -29,7 +29,7 @@ def test_values_that_no_axis_can_show_are_written_as_null_and_refused_in_a_file(
         writer.write(1, {"a/b": 1e308, "a/c": 1e299})
     assert read_jsonl(folder.metrics_file) == [{"step": 1, "a/b": None, "a/c": 1e299}]
     folder.metrics_file.write_text('{"step": 1, "a/b": 1e308}\n')
-    with pytest.raises(InputError, match="line 1: a/b is 1e.308, not a number between -1e300 and 1e300"):
+    with pytest.raises(InputError, match=r"line 1: a/b is 1e.308, not a number between -1e300 and 1e300"):
         read_metrics(folder)
 
 
