@@ -141,7 +141,7 @@ class Checkpoints:
         leaves = _named_leaves(template)
         self._check_leaves(found, description["leaves"], leaves)
         arrays = self._read_arrays(found, description["leaves"], leaves)
-        self._best = _best_of(description)
+        self._best = self._best_left(description)
         impls = {name: saved["key_impl"] for name, saved in description["leaves"].items()}
         restored = [_like(leaf, arrays[name], impls[name]) for name, leaf in leaves.items()]
         return found, jax.tree.unflatten(jax.tree.structure(template), restored), description["meta"]
@@ -153,16 +153,22 @@ class Checkpoints:
         if step == "newest":
             return steps[-1]
         if step == "best":
-            best = _best_of(self._read_description(steps[-1]))
+            best = self._best_left(self._read_description(steps[-1]))
             if best is None:
                 raise InputError(
                     f"{str(self._folder)!r} has no best checkpoint: nothing was evaluated up to its newest one, "
-                    f"of step {steps[-1]}; continue the run to its first evaluation, or use the newest"
+                    f"of step {steps[-1]}, or the best was deleted; continue the run to its next evaluation, or use "
+                    "the newest"
                 )
             step = best.step
         if step not in steps:
             raise InputError(f"step {step}: {str(self._folder)!r} has checkpoints of steps {steps}: choose one of them")
         return step
+
+    def _best_left(self, description: Mapping[str, Any]) -> _Best | None:
+        """The best checkpoint up to one, unless its folder is gone: deleted by the user, as damaged ones are."""
+        best = _best_of(description)
+        return best if best is not None and best.step in self._manager.all_steps() else None
 
     def _read_description(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(description=ocp.args.JsonRestore())

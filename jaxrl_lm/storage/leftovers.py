@@ -16,12 +16,13 @@ _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 _FULL_DISK_WORDS = ("no space left on device", "disk quota exceeded")
 
 
-def is_unstarted(folder: RunFolder, settings: Iterable[str]) -> bool:
+def is_unstarted(folder: RunFolder, settings: Iterable[str], *, newer: Iterable[str] = ()) -> bool:
     """Whether a folder is empty, or contains a run that stopped before its first checkpoint.
 
     Args:
         folder: the folder; a missing one is not "unstarted".
         settings: names of the settings in the run's config.yaml; a file with others belongs to another program.
+        newer: those that a run of an older version may lack, because they have a default.
     """
     if not folder.path.is_dir():
         return False
@@ -31,7 +32,7 @@ def is_unstarted(folder: RunFolder, settings: Iterable[str]) -> bool:
     if "config.yaml" not in names or not names <= _WRITTEN_BEFORE_CHECKPOINTS or folder.newest_checkpoint():
         return False
     try:
-        return folder.read_config().keys() == set(settings)
+        return set(settings) - set(newer) <= folder.read_config().keys() <= set(settings)
     except InputError:
         return False
 

@@ -107,18 +107,29 @@ def write_seed_plots(folder: RunFolder) -> list[Path]:
 
 
 def draw_seeds(panel: Any, curve: SeedCurves, *, color: str, label: str | None = None) -> None:
-    """Draw one metric in a panel, at up to 500 steps; steps at which a seed has no value are omitted."""
-    kept = np.flatnonzero(~np.isnan(curve.values).any(axis=1))
+    """Draw one metric in a panel, at up to 500 steps, each over the seeds that have a value there."""
+    kept = np.flatnonzero(~np.isnan(curve.values).all(axis=1))
     if len(kept) > _MAX_POINTS:
         kept = kept[np.linspace(0, len(kept) - 1, _MAX_POINTS).astype(int)]
     num_steps, values = curve.num_steps[kept], curve.values[kept]
     marker = {"marker": "o", "markersize": 3.5} if len(num_steps) <= _MARKED_UP_TO else {}
     panel.plot(num_steps, values, color=color, linewidth=0.5, alpha=0.25)
     if len(num_steps):
-        low, high = bootstrap_interval(values)
+        means, low, high = _over_known_seeds(values)
         panel.fill_between(num_steps, low, high, color=color, alpha=0.25, linewidth=0)
-        panel.plot(num_steps, interquartile_mean(values), color=color, linewidth=1.8, label=label, **marker)
+        panel.plot(num_steps, means, color=color, linewidth=1.8, label=label, **marker)
     finish_panel(panel, title=panel.get_title(), x_label="environment steps per seed")
+
+
+def _over_known_seeds(values: Float[np.ndarray, "N S"]) -> Float[np.ndarray, "3 N"]:
+    """Interquartile mean and bounds of its interval in each row, over the seeds that have a value there."""
+    is_known = ~np.isnan(values)
+    found = np.empty((3, len(values)))
+    for seeds in np.unique(is_known, axis=0):  # rows of the same seeds together
+        rows = (is_known == seeds).all(axis=1)
+        of_known = values[rows][:, seeds]
+        found[:, rows] = interquartile_mean(of_known), *bootstrap_interval(of_known)
+    return found
 
 
 def _row(folder: RunFolder, number: int, name: str, values: Any, size: int | None) -> list[float]:

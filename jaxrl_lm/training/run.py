@@ -152,7 +152,8 @@ def _prepare(config: RunConfig, folder: RunFolder) -> bool:
     Raises:
         InputError: the folder is in use, there is no run to resume, or it was started with other settings.
     """
-    is_begun, is_unstarted = folder.config_file.exists(), storage.is_unstarted(folder, config.saved())
+    is_begun = folder.config_file.exists()
+    is_unstarted = storage.is_unstarted(folder, config.saved(), newer=config.defaults())
     if config.resume and (is_begun or not is_unstarted):
         _check_settings(config, folder)
     if is_unstarted:

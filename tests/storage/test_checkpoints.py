@@ -147,7 +147,7 @@ def test_a_best_that_does_not_exist_is_an_input_error(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state, {})
         with pytest.raises(
-            InputError, match=r"has no best checkpoint: nothing was evaluated .* of step 1; let the run"
+            InputError, match=r"has no best checkpoint: nothing was evaluated .* of step 1, .*; continue the run"
         ):
             checkpoints.restore(state, "best")
         checkpoints.save(2, state, {}, score=1.0)
@@ -155,9 +155,23 @@ def test_a_best_that_does_not_exist_is_an_input_error(tmp_path):
     shutil.rmtree(tmp_path / "2")
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(InputError, match=r"step 2: .* has checkpoints of steps \[3\]"),
+        pytest.raises(InputError, match=r"has no best checkpoint: .* of step 3, or the best was deleted"),
     ):
         checkpoints.restore(state, "best")
+
+
+def test_after_the_deletion_of_the_best_the_next_evaluation_is_the_best(tmp_path):
+    state = {"x": jnp.zeros(())}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, score in ((10, 0.5), (20, None), (30, 0.7)):
+            checkpoints.save(step, state, {}, score=score)
+    assert steps_in(tmp_path) == [20, 30]
+    shutil.rmtree(tmp_path / "30")
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.restore(state)[0] == 20
+        assert checkpoints.is_best(0.45)
+        checkpoints.save(25, state, {}, score=0.45)
+        assert checkpoints.restore(state, "best")[0] == 25
 
 
 def test_a_step_that_is_not_later_is_refused_and_nothing_is_lost(tmp_path):

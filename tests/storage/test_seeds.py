@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.storage import RunFolder, append_jsonl
+from jaxrl_lm.storage import RunFolder, append_jsonl, seeds
 from jaxrl_lm.storage.seeds import bootstrap_interval, interquartile_mean, read_seeds, write_seed_plots
 
 
@@ -54,3 +55,20 @@ def test_damaged_lines_are_named(tmp_path: Path, line: dict[str, object]):
     append_jsonl(folder.seeds_file, [line])
     with pytest.raises(InputError, match=r"seeds\.jsonl.*line 1|line 1.*seeds\.jsonl"):
         read_seeds(folder)
+
+
+def test_a_curve_goes_on_over_the_seeds_that_are_left(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(seeds, "finish_panel", lambda *args, **names: None)
+    values = np.array([[step, step + 1.0, step + 5.0] for step in range(10)])
+    values[4:, 2] = np.nan
+    values[9] = np.nan
+    panel = Figure().add_subplot()
+    seeds.draw_seeds(panel, seeds.SeedCurves(np.arange(10) * 10, values), color="black")
+    steps, means = panel.lines[-1].get_data()
+    np.testing.assert_array_equal(steps, [0, 10, 20, 30, 40, 50, 60, 70, 80])
+    np.testing.assert_allclose(
+        means, [2, 3, 4, 5, 4.5, 5.5, 6.5, 7.5, 8.5]
+    )  # of few seeds the interquartile mean is the mean
+    bounds = panel.collections[0].get_paths()[0].vertices
+    after = bounds[bounds[:, 0] == 80, 1]
+    np.testing.assert_allclose([after.min(), after.max()], [8, 9])

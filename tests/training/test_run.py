@@ -61,6 +61,23 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(config, r
 
 
 @pytest.mark.parametrize("resume", [True, False])
+def test_a_run_of_an_older_version_that_was_killed_before_its_first_checkpoint_begins_anew(config, resume):
+    saved = config.saved()
+    del saved["energy"]  # as if the option were newer than the run
+    folder = RunFolder.create(Path(config.out), saved)
+    Trainer()(replace(config, resume=resume))
+    assert (folder.path / "count").read_text() == "3"
+
+
+@pytest.mark.parametrize("saved", [{"energy": False}, {"out": "x", "seed": 0, "lr": 1}])
+def test_a_folder_of_another_program_is_left_alone(config, saved):
+    folder = RunFolder.create(Path(config.out), saved)
+    with pytest.raises(InputError, match="exists; choose another folder"):
+        Trainer()(config)
+    assert folder.read_config() == saved
+
+
+@pytest.mark.parametrize("resume", [True, False])
 def test_a_run_that_was_killed_while_its_folder_was_made_begins_anew(config, folder, resume):
     folder.path.mkdir()
     (folder.path / ".config.yaml.17.tmp").write_text("half")

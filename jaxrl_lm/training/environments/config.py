@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.schedules import follows_length
 from jaxrl_lm.envs.binning_config import BinningConfig
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.environments.sweep import Sweep, read_sweep
+from jaxrl_lm.training.environments.sweep import Sweep, at_point, read_sweep
 from jaxrl_lm.training.settings import RunConfig
 from jaxrl_lm.types import EnvironmentLearner
 
@@ -150,11 +150,7 @@ def _follows_length(config: EnvironmentRunConfig) -> bool:
     """Whether settings change over the length of the run, in any point of the sweep."""
     both: tuple[Any, Any] = config, getattr(config, "ppo", None)
     owners = [owner for owner in both if hasattr(owner, "anneal_updates")]
-    return any(
-        follows_length(replace(owner, **{name: value for name, value in point.items() if hasattr(owner, name)}))
-        for owner in owners
-        for point in config.parsed_sweep().points
-    )
+    return any(follows_length(at_point(owner, point)) for owner in owners for point in config.parsed_sweep().points)
 
 
 def read_env_options(env_options: tuple[str, ...]) -> dict[str, Any]:

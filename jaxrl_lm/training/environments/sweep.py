@@ -1,7 +1,7 @@
 """Hyperparameters swept over: a grid of values, every point of which is trained with every seed in one program."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
@@ -93,9 +93,18 @@ def check_sweep(sweep: Sweep, config: Any) -> None:
     """
     owners = [config, *(value for value in vars(config).values() if is_dataclass(value))]
     for owner, (name, values) in itertools.product(owners, sweep.values.items()):
-        if isinstance(getattr(owner, name, None), float):
-            for value in values:
-                replace(owner, **{name: value})
+        for value in values:
+            at_point(owner, {name: value})
+
+
+def at_point(settings: Any, point: Mapping[str, float]) -> Any:
+    """Settings with the values of a point, as far as their names are numbers among these settings.
+
+    Raises:
+        InputError: a value could not be given as a setting of its own.
+    """
+    numbers = {name: value for name, value in point.items() if isinstance(getattr(settings, name, None), float)}
+    return replace(settings, **numbers)
 
 
 def set_hyperparams(learners: PyTree, sweep: Sweep, num_seeds: int) -> PyTree:

@@ -123,6 +123,12 @@ def test_a_run_can_be_made_longer_where_no_schedule_follows_its_length(name: str
     assert kind(out="", **settings).length_setting() == expected
 
 
+@pytest.mark.parametrize("kind", [TrainDQNConfig, TrainPPOConfig])
+@pytest.mark.parametrize("name", ["env_options", "learning_rate_schedule", "num_envs", "nothing"])
+def test_what_cannot_be_swept_does_not_change_whether_a_run_can_be_made_longer(kind: Any, name: str) -> None:
+    assert kind(out="", sweep=(f"{name}=1",)).length_setting() == kind(out="").length_setting()
+
+
 def test_an_option_without_a_value_is_refused():
     with pytest.raises(InputError, match="has no value"):
         read_env_options(("size=",))
