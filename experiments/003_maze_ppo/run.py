@@ -109,7 +109,7 @@ def settings(experiment: Experiment, folder: Path) -> TrainPPOConfig:
 def summarize(config: TrainPPOConfig, experiment: Experiment) -> dict[str, Any]:
     """Every seed on unseen levels, and the interquartile means with their intervals."""
     num_levels = 16 if experiment.debug else experiment.num_test_levels
-    metrics = evaluate_run(config, env_options=(), num_episodes=num_levels, seed=0)
+    metrics = evaluate_run(config, env_options=(), num_episodes=num_levels, seed=0).metrics
     curves = storage.read_metrics(storage.RunFolder(Path(config.out)))
     ratio_error = float(np.max(curves["ratio/first_max_error"].values))
     results: dict[str, Any] = {"settings": {name: value for name, value in asdict(experiment).items() if name != "out"}}
@@ -140,7 +140,7 @@ def draw_policy(config: TrainPPOConfig, folder: Path) -> None:
 
     Without a memory it can look from every cell, and the best moves are drawn too.
     """
-    task, state = restore_run(config)
+    task, state, _ = restore_run(config)
     env = task.held_out_env
     assert isinstance(env, Maze)
     params, learner = jax.tree.map(lambda leaf: leaf[0], (task.held_out, state.learners))

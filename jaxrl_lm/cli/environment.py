@@ -28,7 +28,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
     checks.at_least(config, 1, "episodes")
     checks.seed(config.seed)
     trained = load_settings(config.run)
-    metrics = evaluate_run(
+    found = evaluate_run(
         trained,
         env_options=config.env_options,
         num_episodes=config.episodes,
@@ -37,15 +37,14 @@ def run_evaluate(config: EvaluateConfig) -> None:
     )
     table = Table("", "interquartile mean", "95 % interval")
     for label, rows in trained.sweep_columns():
-        for name, all_values in metrics.items():
+        for name, all_values in found.metrics.items():
             values = np.asarray(all_values[rows], np.float64)
             known = values[np.isfinite(values)]
             if known.size:
                 table.add_row(name + label, f"{storage.interquartile_mean(known):.4g}", _interval(known, len(values)))
-    which = (
-        f"{config.checkpoint} checkpoint" if isinstance(config.checkpoint, str) else f"checkpoint {config.checkpoint}"
-    )
-    print_text(f"{config.run}, {which}: {config.episodes} episodes a seed", soft_wrap=True)
+    which = f"{config.checkpoint} checkpoint" if isinstance(config.checkpoint, str) else "checkpoint"
+    place = f"(chunk {found.num_chunks}, {found.num_steps:,} steps)"
+    print_text(f"{config.run}, {which} {place}: {config.episodes} episodes per seed", soft_wrap=True)
     Console().print(table)
 
 

@@ -19,10 +19,10 @@ class EvaluateConfig:
     Attributes:
         run: folder of the run.
         env_options: KEY=VALUE each, in place of the run's own, such as generator=wilson.
-        episodes: of each seed; for generated mazes so many levels that training never met, different ones a seed.
-        seed: of levels and episodes.
-        checkpoint: newest, best (the highest `eval/return`, mean over seeds, of a run with --eval-every), or a number
-            from the run's folder `checkpoints`.
+        episodes: episodes per seed; in generated mazes, the number of held-out levels of each seed.
+        seed: random seed of levels and episodes.
+        checkpoint: newest, best (the highest `eval/return`, mean over seeds, of a run with --eval-every; after a seed
+            has diverged, the highest since then), or a number from the run's folder `checkpoints`: chunks of updates.
     """
 
     run: str

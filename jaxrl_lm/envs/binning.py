@@ -62,6 +62,11 @@ class BinnedEnvironment(EnvironmentWrapper):
         return self.env, self.config, self._edges, self._moves
 
     @property
+    def bins(self) -> tuple[Any, Any]:
+        """Inner edges of each axis of the observation, and values of each axis of the action; None if not binned."""
+        return self._edges, self._moves
+
+    @property
     def num_actions(self) -> int:
         """How many actions there are, or axes of them."""
         return self.env.num_actions if self._moves is None else self._action_space.n

@@ -1,5 +1,6 @@
 from .checkpoints import (
     Checkpoints as Checkpoints,
+    Score as Score,
     WhichCheckpoint as WhichCheckpoint,
 )
 from .leftovers import (

@@ -25,11 +25,24 @@ WhichCheckpoint = Literal["newest", "best"] | int
 _SECONDS_OF_OTHERS = 0.2
 
 
+class Score(NamedTuple):
+    """Result of an evaluation; it is compared with those of the same comparison, and a later comparison starts again.
+
+    Attributes:
+        value: higher is better.
+        comparison: number of the comparison; higher for scores that are not comparable with those before.
+    """
+
+    value: float
+    comparison: int = 0
+
+
 class _Best(NamedTuple):
     """The checkpoint with the highest score so far."""
 
     step: int
     score: float
+    comparison: int = 0
 
 
 class Checkpoints:
@@ -84,13 +97,14 @@ class Checkpoints:
             if self._best is None or step != self._best.step:
                 self._manager.delete(step)
 
-    def is_best(self, score: float | None) -> bool:
+    def is_best(self, score: Score | None) -> bool:
         """Whether a score is higher than those of all checkpoints before; one that is missing or not finite is not."""
-        if score is None or not math.isfinite(score):
+        if score is None or not math.isfinite(score.value):
             return False
-        return self._best is None or score > self._best.score
+        best = self._best
+        return best is None or (score.comparison, score.value) > (best.comparison, best.score)
 
-    def save(self, step: int, state: PyTree, meta: dict[str, Any], *, score: float | None = None) -> None:
+    def save(self, step: int, state: PyTree, meta: dict[str, Any], *, score: Score | None = None) -> None:
         """Write a checkpoint, then delete older ones except for the newest `keep` and the best.
 
         Args:
@@ -111,7 +125,7 @@ class Checkpoints:
             )
         leaves = _named_leaves(state)
         arrays = {name: _key_free(leaf) for name, leaf in leaves.items()}
-        best = _Best(step, float(score)) if score is not None and self.is_best(score) else self._best
+        best = _Best(step, *score) if score is not None and self.is_best(score) else self._best
         description = _describe(leaves, arrays, json.loads(json.dumps(meta)), best)
         # Orbax refuses empty arrays; the description suffices to restore them.
         stored = {name: array for name, array in arrays.items() if array.size}
@@ -157,13 +171,15 @@ class Checkpoints:
             if best is None:
                 raise InputError(
                     f"{str(self._folder)!r} has no best checkpoint: nothing was evaluated up to its newest one, "
-                    f"of step {steps[-1]}, or the best was deleted; continue the run to its next evaluation, or use "
-                    "the newest"
+                    f"{steps[-1]}, or the best was deleted; continue the run to its next evaluation, or use the newest"
                 )
             step = best.step
         if step not in steps:
-            raise InputError(f"step {step}: {str(self._folder)!r} has checkpoints of steps {steps}: choose one of them")
-        return step
+            raise InputError(
+                f"checkpoint={step!r}: {str(self._folder)!r} has checkpoints {', '.join(map(str, steps))}; "
+                "choose one of these numbers, newest or best"
+            )
+        return steps[steps.index(step)]  # such as 3 for 3.0
 
     def _best_left(self, description: Mapping[str, Any]) -> _Best | None:
         """The best checkpoint up to one, unless its folder is gone: deleted by the user, as damaged ones are."""
@@ -268,7 +284,12 @@ def _describe(
         for name, leaf in leaves.items()
     }
     description = {"leaves": described, "meta": meta, "checksum": _json_checksum(described, meta, best)}
-    return description if best is None else description | {"best": best._asdict()}
+    return description if best is None else description | {"best": _described(best)}
+
+
+def _described(best: _Best) -> dict[str, Any]:
+    """The first comparison is not written, as before there were others, so that checksums stay what they were."""
+    return {name: value for name, value in best._asdict().items() if name != "comparison" or value}
 
 
 def _best_of(description: Mapping[str, Any]) -> _Best | None:
@@ -283,7 +304,7 @@ def _checksum(array: jax.Array | np.ndarray) -> int | None:
 
 
 def _json_checksum(leaves: Any, meta: Any, best: _Best | None) -> int:
-    parts = [leaves, meta] if best is None else [leaves, meta, best]
+    parts = [leaves, meta] if best is None else [leaves, meta, list(_described(best).values())]
     return zlib.crc32(json.dumps(parts, sort_keys=True).encode("ascii"))
 
 

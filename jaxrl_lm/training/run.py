@@ -69,7 +69,7 @@ class Training:
     num_devices: int = 1
     unit: str = "updates"
     units_per_update: int = 1
-    score: Callable[[dict[str, float]], float | None] = lambda metrics: None
+    score: Callable[[dict[str, float]], storage.Score | None] = lambda metrics: None
 
     def point(self, num_done: int) -> str:
         """The point of the run after some updates, such as "update 3", or "step 4,096" in an environment."""
@@ -277,7 +277,11 @@ def _check_resumable(num_done: int, saved: dict[str, int], config: RunConfig, tr
 
 
 def _save(
-    checkpoints: Checkpoints, num_done: int, state: PyTree, fingerprints: dict[str, int], score: float | None = None
+    checkpoints: Checkpoints,
+    num_done: int,
+    state: PyTree,
+    fingerprints: dict[str, int],
+    score: storage.Score | None = None,
 ) -> None:
     if num_done > (checkpoints.latest_step() or 0):
         checkpoints.save(num_done, state, fingerprints, score=score)

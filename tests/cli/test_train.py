@@ -147,13 +147,13 @@ def test_a_run_is_evaluated_on_other_levels_and_reported_again(
     for metric in ("eval/solved", "eval_sampled/solved", "eval_train/solved", "eval/distinct_layouts"):
         assert metric in shown
     assert "nan" not in shown
-    assert "12 episodes a seed" in shown
+    assert "newest checkpoint (chunk 2, 64 steps): 12 episodes per seed" in shown
     assert run(["evaluate", f"--run={out}", "--checkpoint=best"]) == 2
     assert "train with --eval-every" in capfd.readouterr().err
     assert run(["evaluate", f"--run={out}", "--checkpoint=7"]) == 2
-    assert "has checkpoints of steps [0, 2]: choose one of them" in capfd.readouterr().err
+    assert "has checkpoints 0, 2; choose one of these numbers, newest or best" in capfd.readouterr().err
     assert run(["evaluate", f"--run={out}", "--checkpoint=0", "--episodes=4"]) == 0
-    assert "checkpoint 0: 4 episodes a seed" in capfd.readouterr().out
+    assert "checkpoint (chunk 0, 0 steps): 4 episodes per seed" in capfd.readouterr().out
     assert run(["evaluate", f"--run={out}", "--env-options", "size=7"]) == 2
     assert "keep size and observation" in capfd.readouterr().err
     (tmp_path / "other").mkdir()

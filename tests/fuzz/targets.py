@@ -233,7 +233,7 @@ def _parse_options(path: Path) -> object:
 def _checkpoint(folder: storage.RunFolder) -> dict[str, Target]:
     state = {"w": jnp.arange(4.0), "key": jax.random.key(0), "n": jnp.int32(3)}
     with storage.Checkpoints(folder.checkpoints_folder) as checkpoints:
-        checkpoints.save(1, state, {"note": "x"}, score=0.5)
+        checkpoints.save(1, state, {"note": "x"}, score=storage.Score(0.5))
 
     def restore(_: Path) -> object:
         with storage.Checkpoints(folder.checkpoints_folder) as checkpoints:

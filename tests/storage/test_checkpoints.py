@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, whole or not at all, and never a state that is not the one asked for."""
 
+import inspect
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.storage import Checkpoints
+from jaxrl_lm.storage import Checkpoints, Score
 
 
 class OptimizerState(NamedTuple):
@@ -101,7 +102,9 @@ def test_the_newest_are_kept_and_any_of_them_can_be_asked_for(tmp_path):
         assert checkpoints.latest_step() == 20
         assert float(checkpoints.restore(template)[1]["x"][0]) == 20
         assert float(checkpoints.restore(template, step=10)[1]["x"][0]) == 10
-        with pytest.raises(InputError, match=r"step 0: .* has checkpoints of steps \[10, 20\]"):
+        with pytest.raises(
+            InputError, match=r"checkpoint=0: .* has checkpoints 10, 20; choose one of these numbers, newest or best"
+        ):
             checkpoints.restore(template, step=0)
 
 
@@ -111,7 +114,8 @@ def steps_in(folder):
 
 def test_the_best_is_kept_beside_the_newest_and_comes_back(tmp_path):
     template = {"x": jnp.zeros(())}
-    scores = {1: 0.1, 2: 0.5, 3: None, 4: 0.5, 5: float("nan"), 6: 0.2}
+    values = {1: 0.1, 2: 0.5, 3: None, 4: 0.5, 5: float("nan"), 6: 0.2}
+    scores = {step: None if value is None else Score(value) for step, value in values.items()}
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, score in scores.items():
             assert checkpoints.is_best(score) == (step in (1, 2)), step
@@ -125,14 +129,14 @@ def test_the_best_is_kept_beside_the_newest_and_comes_back(tmp_path):
 def test_a_resumed_run_goes_on_with_the_best_that_its_checkpoint_knew(tmp_path):
     state = {"x": jnp.zeros(())}
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, state, {}, score=0.5)
+        checkpoints.save(1, state, {}, score=Score(0.5))
         checkpoints.save(2, state, {})
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         assert checkpoints.restore(state)[0] == 2
-        assert not checkpoints.is_best(0.4)
-        checkpoints.save(3, state, {}, score=0.4)
+        assert not checkpoints.is_best(Score(0.4))
+        checkpoints.save(3, state, {}, score=Score(0.4))
         assert steps_in(tmp_path) == [1, 3]
-        checkpoints.save(4, state, {}, score=0.6)
+        checkpoints.save(4, state, {}, score=Score(0.6))
         assert steps_in(tmp_path) == [4]
         # As if the process had been killed before it deleted the old ones.
         shutil.copytree(tmp_path / "4", tmp_path / "1")
@@ -147,30 +151,56 @@ def test_a_best_that_does_not_exist_is_an_input_error(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state, {})
         with pytest.raises(
-            InputError, match=r"has no best checkpoint: nothing was evaluated .* of step 1, .*; continue the run"
+            InputError, match=r"has no best checkpoint: nothing was evaluated .* 1, .*; continue the run"
         ):
             checkpoints.restore(state, "best")
-        checkpoints.save(2, state, {}, score=1.0)
+        checkpoints.save(2, state, {}, score=Score(1.0))
         checkpoints.save(3, state, {})
     shutil.rmtree(tmp_path / "2")
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(InputError, match=r"has no best checkpoint: .* of step 3, or the best was deleted"),
+        pytest.raises(InputError, match=r"has no best checkpoint: .* 3, or the best was deleted"),
     ):
         checkpoints.restore(state, "best")
+
+
+def test_a_later_comparison_starts_again_and_a_resumed_run_knows_it(tmp_path):
+    state = {"x": jnp.zeros(())}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {}, score=Score(300.0))
+        assert not checkpoints.is_best(Score(100.0))
+        assert checkpoints.is_best(Score(100.0, comparison=1))
+        checkpoints.save(2, state, {}, score=Score(100.0, comparison=1))
+        checkpoints.save(3, state, {})
+    assert steps_in(tmp_path) == [2, 3]
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.restore(state, "best")[0] == 2
+        checkpoints.restore(state)
+        assert not checkpoints.is_best(Score(90.0, comparison=1))
+        assert checkpoints.is_best(Score(110.0, comparison=1))
+        assert checkpoints.is_best(Score(5.0, comparison=2))
+
+
+@pytest.mark.parametrize("which", ["latest", None, -1])
+def test_a_checkpoint_that_is_none_is_refused_with_those_that_are(tmp_path, which):
+    state = {"x": jnp.zeros(())}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        with pytest.raises(InputError, match=rf"checkpoint={which!r}: .* has checkpoints 1; .* newest or best"):
+            inspect.unwrap(Checkpoints._find)(checkpoints, which)  # without the check of types that tests have
 
 
 def test_after_the_deletion_of_the_best_the_next_evaluation_is_the_best(tmp_path):
     state = {"x": jnp.zeros(())}
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step, score in ((10, 0.5), (20, None), (30, 0.7)):
+        for step, score in ((10, Score(0.5)), (20, None), (30, Score(0.7))):
             checkpoints.save(step, state, {}, score=score)
     assert steps_in(tmp_path) == [20, 30]
     shutil.rmtree(tmp_path / "30")
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.restore(state)[0] == 20
-        assert checkpoints.is_best(0.45)
-        checkpoints.save(25, state, {}, score=0.45)
+        assert checkpoints.is_best(Score(0.45))
+        checkpoints.save(25, state, {}, score=Score(0.45))
         assert checkpoints.restore(state, "best")[0] == 25
 
 
@@ -276,7 +306,7 @@ def test_what_a_killed_deletion_left_is_deleted(tmp_path):
 KILLED = """
 import sys, pathlib
 import jax.numpy as jnp
-from jaxrl_lm.storage import Checkpoints
+from jaxrl_lm.storage import Checkpoints, Score
 checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
 for step in range(1, 10_000):
     checkpoints.save(step, {"x": jnp.full((500_000,), float(step))}, {"step": step})

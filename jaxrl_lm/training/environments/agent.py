@@ -74,16 +74,16 @@ def load_agent(
         value: of a sweep, which one: the value where one name was swept, else values by name.
         is_greedy: take the best action; else act as in training: sample from the policy, or epsilon-greedily.
         checkpoint: "newest", "best" (the highest `eval/return`, mean over seeds, of a run with `--eval-every`; of a
-            sweep, that of its best value), or a number from the run's folder `checkpoints`.
+            sweep, that of its best value; after a seed has diverged, the highest since then), or a number from the
+            run's folder `checkpoints`.
 
     Raises:
         InputError: there is no such run, seed, value or checkpoint.
     """
     config = load_settings(run)
     learner_index = _index(config, seed, value)
-    task, state = restore_run(config, checkpoint)
-    if np.asarray(state.is_diverged)[learner_index]:
-        raise InputError(f"seed={seed} has diverged, its parameters are not finite; choose another seed")
+    task, state, _ = restore_run(config, checkpoint)
+    _check_sound(config, np.asarray(state.is_diverged), learner_index)
     act = task.learner.act if is_greedy else task.learner.sample
     learner = jax.tree.map(lambda leaf: leaf[learner_index], state.learners)
     env_params = task.held_out
@@ -130,10 +130,27 @@ def _from_saved(kind: Any, saved: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
+def _check_sound(config: EnvironmentRunConfig, is_diverged: np.ndarray, learner_index: int) -> None:
+    """Refuse a learner whose parameters are not finite."""
+    if not is_diverged[learner_index]:
+        return
+    point, seed = divmod(learner_index, config.num_seeds)
+    if is_diverged.reshape(config.num_points, config.num_seeds)[point].all():
+        label = config.parsed_sweep().labels[point]
+        raise InputError(
+            f"value: all seeds with{label} have diverged, their parameters are not finite; choose another value, or an "
+            "earlier checkpoint"
+        )
+    raise InputError(
+        f"seed={seed} has diverged, its parameters are not finite; choose another seed, or an earlier checkpoint"
+    )
+
+
 def _index(config: EnvironmentRunConfig, seed: int, value: float | Mapping[str, float] | None) -> int:
     """Which of the learners `[V * S]` is asked for."""
-    if not 0 <= seed < config.num_seeds:
-        raise InputError(f"seed={seed}: the run has seeds 0 to {config.num_seeds - 1}")
+    if seed not in range(config.num_seeds):
+        raise InputError(f"seed={seed}: the run has seeds 0 to {config.num_seeds - 1}; choose one of them")
+    seed = int(seed)  # such as 1.0
     sweep = config.parsed_sweep()
     if value is None and len(sweep.points) == 1:
         return seed

@@ -14,6 +14,7 @@ from jaxrl_lm.training.settings import RunConfig
 from jaxrl_lm.types import EnvironmentLearner
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_GENERATED = {"Maze-v0": {"size", "generator", "num_levels"}}  # options that do not go with a layout
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
@@ -108,11 +109,16 @@ class EnvironmentRunConfig(RunConfig):
 
     def parsed_env_options(self) -> dict[str, Any]:
         """Options of the environment by name, with this trainer's defaults for it."""
-        given = read_env_options(self.env_options)
-        defaults = dict(self.default_env_options.get(self.env, {}))
-        if "layout" in given:
-            defaults.pop("size", None)
-        return defaults | given
+        return self.with_env_options(self.default_env_options.get(self.env, {}), read_env_options(self.env_options))
+
+    def with_env_options(self, options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the environment, with those given in their place, and without those that do not go with them.
+
+        A maze is either generated or has a layout.
+        """
+        generated = _GENERATED.get(self.env, set())
+        excluded = generated if given.get("layout") is not None else {"layout"} if generated & given.keys() else set()
+        return {name: value for name, value in options.items() if name not in excluded} | dict(given)
 
     def parsed_sweep(self) -> Sweep:
         """The grid of hyperparameters."""

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrl_lm import storage
+from jaxrl_lm.envs.binning import BinnedEnvironment
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import WhichCheckpoint
 from jaxrl_lm.training.environments import evaluation, metrics
@@ -21,14 +22,29 @@ from jaxrl_lm.training.environments.task import (
 )
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation of a run found.
+
+    Attributes:
+        metrics: one number a learner, `[V * S]`, as `config.sweep_columns()` says; NaN for what has diverged. The
+            groups are those of `evaluation.make_evaluate`.
+        num_chunks: chunks of updates before the checkpoint, which is its number.
+        num_steps: environment steps of each seed before it.
+    """
+
+    metrics: dict[str, np.ndarray]
+    num_chunks: int
+    num_steps: int
+
+
 def restore_run(
     config: EnvironmentRunConfig, checkpoint: WhichCheckpoint = "newest"
-) -> tuple[EnvironmentTask, EnvironmentState]:
-    """A run's task, and its state at a checkpoint.
+) -> tuple[EnvironmentTask, EnvironmentState, int]:
+    """A run's task, its state at a checkpoint, and the checkpoint's number.
 
     Args:
         config: as the run was started; `config.out` is its folder.
-        checkpoint: the newest, the best or that of a step.
+        checkpoint: the newest, the best, or one by its number: the chunks of updates before it.
 
     Raises:
         InputError: there is no run, no such checkpoint, or one of other settings.
@@ -41,8 +57,8 @@ def restore_run(
     # What was trained on many devices is evaluated on one.
     task, state = load_task(replace(config, num_devices=1))
     with storage.Checkpoints(storage.RunFolder(Path(config.out)).checkpoints_folder) as checkpoints:
-        _, state, _ = checkpoints.restore(state, checkpoint)
-    return task, state
+        num_chunks, state, _ = checkpoints.restore(state, checkpoint)
+    return task, state, num_chunks
 
 
 def evaluate_run(
@@ -52,7 +68,7 @@ def evaluate_run(
     num_episodes: int,
     seed: int,
     checkpoint: WhichCheckpoint = "newest",
-) -> dict[str, np.ndarray]:
+) -> Evaluation:
     """Whole episodes of every seed of a run at one of its checkpoints.
 
     Args:
@@ -60,23 +76,20 @@ def evaluate_run(
         env_options: KEY=VALUE each, in place of the run's own; observations must keep their shape.
         num_episodes: episodes of each seed; for generated mazes the number of held-out levels of each seed.
         seed: random seed of levels and episodes; independent of training, whatever its seed.
-        checkpoint: the newest, the best or that of a step.
-
-    Returns:
-        Metrics, one number a learner, `[V * S]`, as `config.sweep_columns()` says; NaN for what has diverged.
-        The groups are those of `evaluation.make_evaluate`.
+        checkpoint: the newest, the best, or one by its number: the chunks of updates before it.
 
     Raises:
         InputError: the run cannot be read, or the environment shows something else than the policy has learned to see.
     """
-    task, state = restore_run(config, checkpoint)
+    task, state, num_chunks = restore_run(config, checkpoint)
     env, env_params = make_env(config, **read_env_options(env_options))
     _check_same_view(task, env, env_params)
     level_key, episode_key = evaluation_keys(seed)
     env, env_params = held_out_levels(config, env, env_params, num_episodes, level_key, trained=task.env)
     evaluate = evaluation.make_evaluate(task, env, env_params, num_episodes=num_episodes)
     found = evaluate(state.learners, state.env_params, episode_key)
-    return metrics.without_diverged(found, np.asarray(state.is_diverged))
+    found = metrics.without_diverged(found, np.asarray(state.is_diverged))
+    return Evaluation(found, num_chunks, num_chunks * task.steps_per_chunk)
 
 
 def evaluation_keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -94,4 +107,10 @@ def _check_same_view(task: EnvironmentTask, env: Any, env_params: Any) -> None:
         raise InputError(
             f"env_options: the environment returns {shown}, but the policy was trained on {learned}; "
             "keep size and observation"
+        )
+    if isinstance(env, BinnedEnvironment) and env.bins != task.env.bins:
+        raise InputError(
+            "env_options: bins follow the bounds of observations and actions, which these options change, so their "
+            "numbers would mean others than in training; leave such options out, or train with --binning.low and "
+            "--binning.high (actions: without --binning.num-actions)"
         )

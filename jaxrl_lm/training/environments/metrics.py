@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_lm.storage import Score
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 
 EVAL_GROUPS = ("eval", "eval_train", "eval_sampled")
@@ -60,10 +61,19 @@ def by_value(config: EnvironmentRunConfig, metrics: dict[str, np.ndarray]) -> di
     return numbers
 
 
-def best_return(config: EnvironmentRunConfig, numbers: dict[str, float]) -> float | None:
-    """`eval/return` among numbers of `by_value`, of a sweep that of its best value; None without an evaluation."""
+def best_return(config: EnvironmentRunConfig, numbers: dict[str, float]) -> Score | None:
+    """Score of a checkpoint; None without an evaluation.
+
+    Its value is `eval/return`, the mean over the seeds that have not diverged; of a sweep that of its best value. Means
+    over different seeds are not comparable, so the comparison starts again when a seed has diverged.
+
+    Args:
+        config: the run's settings.
+        numbers: those of `by_value`, and `seeds/diverged` if some have.
+    """
     returns = [numbers.get(f"eval/return{label}", float("nan")) for label, _ in config.sweep_columns()]
-    return max((value for value in returns if np.isfinite(value)), default=None)
+    known = [value for value in returns if np.isfinite(value)]
+    return Score(max(known), comparison=int(numbers.get("seeds/diverged", 0))) if known else None
 
 
 def _is_void(name: str, values: np.ndarray) -> bool:

@@ -115,7 +115,7 @@ def make_env(config: EnvironmentRunConfig, **options: Any) -> tuple[Any, Any]:
     Raises:
         InputError: an id, an option or the binning does not fit.
     """
-    options = config.parsed_env_options() | options
+    options = config.with_env_options(config.parsed_env_options(), options)
     discount = config.agent.discount
     if options.get("reward") == "shaped" and options.setdefault("discount", discount) != discount:
         raise InputError(

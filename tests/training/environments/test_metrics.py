@@ -1,7 +1,9 @@
 """Numbers of a record: means over seeds, without those that have diverged."""
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_lm.storage import Checkpoints
 from jaxrl_lm.training.environments import metrics
 from jaxrl_lm.training.environments.algorithms import TrainPPOConfig
 
@@ -47,9 +49,21 @@ def test_what_an_evaluation_has_no_number_for_is_not_written():
 
 
 def test_the_score_of_a_checkpoint_is_its_mean_return_and_of_a_sweep_that_of_the_best_value():
-    assert metrics.best_return(config(), {"eval/return": 0.5, "eval_train/return": 0.9}) == 0.5
+    assert metrics.best_return(config(), {"eval/return": 0.5, "eval_train/return": 0.9}) == (0.5, 0)
     assert metrics.best_return(config(), {"episode/return": 0.5}) is None
     swept = config(sweep=("learning_rate=0.1,0.2,0.3",))
     found = {"eval/return": np.array([0.1, 0.3, 0.0, 0.2, 0.9, 0.9])}
     numbers = metrics.by_value(swept, metrics.without_diverged(found, np.array([False] * 4 + [True] * 2)))
-    assert metrics.best_return(swept, numbers) == 0.2
+    assert metrics.best_return(swept, numbers) == (0.2, 0)
+
+
+def test_scores_of_a_run_are_compared_anew_after_a_seed_has_diverged(tmp_path):
+    found = {"eval/return": np.array([500.0, 100.0])}
+    with Checkpoints(tmp_path) as checkpoints:
+        first = metrics.best_return(config(), metrics.by_value(config(), found))
+        assert first == (300.0, 0)
+        checkpoints.save(1, {"x": jnp.zeros(())}, {}, score=first)
+        alone = metrics.without_diverged(found | {"eval/return": np.array([200.0, 90.0])}, np.array([False, True]))
+        later = metrics.best_return(config(), metrics.by_value(config(), alone) | {"seeds/diverged": 1.0})
+        assert later == (200.0, 1)
+        assert checkpoints.is_best(later)

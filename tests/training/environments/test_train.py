@@ -1,5 +1,6 @@
 """Training in environments: run folder, exact resume, seeds, sweeps, fresh levels, held-out evaluation."""
 
+import inspect
 import itertools
 import shutil
 from collections.abc import Callable
@@ -15,11 +16,13 @@ import pytest
 
 from jaxrl_lm import load_agent
 from jaxrl_lm.algorithms.ppo import PPOConfig
+from jaxrl_lm.envs.base import generated_levels
 from jaxrl_lm.envs.binning import BinningConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
 from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics, read_seeds
+from jaxrl_lm.training.environments import agent, evaluate
 from jaxrl_lm.training.environments.algorithms import TrainPPOConfig
 from jaxrl_lm.training.environments.evaluate import evaluate_run, restore_run
 from jaxrl_lm.training.environments.evaluation import agent_discounts
@@ -126,7 +129,7 @@ def test_a_sweep_tells_of_each_value_and_goes_on_where_one_diverges(make_config:
     } == {2}
     assert {"eval/return learning_rate=0.01"} <= set(seeds) & set(curves)
     assert "loss/total learning_rate=0.01" in curves
-    found = evaluate_run(config, env_options=(), num_episodes=5, seed=0)
+    found = evaluate_run(config, env_options=(), num_episodes=5, seed=0).metrics
     assert found["eval/return"].shape == (4,)
     assert [found["eval/return"][rows].shape for _, rows in config.sweep_columns()] == [(2,), (2,)]
 
@@ -167,11 +170,12 @@ def test_no_episode_is_left_in_levels_that_are_replaced(make_config: MakeConfig)
 def test_a_run_on_many_devices_is_evaluated_on_one(straight: RunFolder) -> None:
     config = replace(straight_config_in(straight.path.parent), num_devices=64)
     found = evaluate_run(config, env_options=(), num_episodes=5, seed=0)
-    assert found["eval/solved"].shape == (3,)
+    assert found.metrics["eval/solved"].shape == (3,)
+    assert (found.num_chunks, found.num_steps) == (3, 768)
 
 
 def test_an_agent_of_a_run_acts_as_its_seed_does(straight: RunFolder) -> None:
-    task, state = restore_run(straight_config_in(straight.path.parent))
+    task, state, _ = restore_run(straight_config_in(straight.path.parent))
     agent = load_agent(straight.path, seed=2)
     levels, learner = jax.tree.map(lambda leaf: leaf[2], (task.held_out, state.learners))
     observations, _ = task.held_out_env.level_resets(levels)
@@ -185,13 +189,58 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_return_on_held_out_leve
     config, returns = straight_config_in(straight.path.parent), read_metrics(straight)["eval/return"]
     best = int(returns.steps[np.argmax(returns.values)])
     for checkpoint in ("best", best):
-        _, state = restore_run(config, checkpoint)
+        _, state, number = restore_run(config, checkpoint)
+        assert number == best
         np.testing.assert_array_equal(state.learners.num_updates, [best * config.chunk_updates] * 3)
     agent = load_agent(straight.path, checkpoint="best")
     observation, _ = agent.env.reset(jax.random.key(0), agent.env_params)
     assert int(agent.act(observation, jax.random.key(1))) in range(4)
     with pytest.raises(InputError, match=r"checkpoint='best': .* without --eval-every, .* train with --eval-every 4"):
         restore_run(replace(config, eval_every=0), "best")
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, 3])
+def test_a_seed_that_the_run_does_not_have_is_refused(make_config: MakeConfig, seed: Any) -> None:
+    index = inspect.unwrap(agent._index)  # without the check of types that tests have
+    with pytest.raises(InputError, match=rf"seed={seed}: the run has seeds 0 to 2; choose one of them"):
+        index(make_config(num_seeds=3), seed, None)
+
+
+def test_a_learner_that_has_diverged_is_refused_with_a_remedy_that_helps(make_config: MakeConfig) -> None:
+    config = make_config(num_seeds=2, sweep=("learning_rate=1e-2,1e30",))
+    is_diverged = np.array([False, True, True, True])
+    agent._check_sound(config, is_diverged, 0)
+    with pytest.raises(InputError, match=r"seed=1 has diverged.*; choose another seed"):
+        agent._check_sound(config, is_diverged, 1)
+    with pytest.raises(
+        InputError, match=r"all seeds with learning_rate=1e\+30 have diverged.*choose another value, or"
+    ):
+        agent._check_sound(config, is_diverged, 3)
+
+
+def test_a_layout_takes_the_place_of_generated_mazes_and_the_reverse(straight: RunFolder) -> None:
+    config = straight_config_in(straight.path.parent)
+    rows = ["S.#..", "..#..", ".....", "..#..", "..#.G"]
+    found = evaluate_run(config, env_options=(f"layout={chr(10).join(rows)}",), num_episodes=4, seed=0)
+    np.testing.assert_array_equal(found.metrics["eval/distinct_levels"], [1, 1, 1])
+    with pytest.raises(InputError, match="keep size and observation"):
+        evaluate_run(config, env_options=("layout=medium",), num_episodes=4, seed=0)
+    drawn = replace(config, env_options=("layout=medium", "observation=window"))
+    assert generated_levels(make_env(drawn)[0]) is None
+    assert generated_levels(make_env(drawn, size=5)[0]) is not None
+
+
+def test_bins_of_an_evaluation_must_be_those_of_the_training(tmp_path: Path) -> None:
+    binning = BinningConfig(num_bins=4)
+    settings: dict[str, Any] = {"env": "Pendulum-v1", "env_options": (), "binning": binning}
+    task, _ = load_task(config_in(tmp_path, **settings))
+    check = evaluate._check_same_view
+    check(task, *make_env(task.config, g=9.0))
+    with pytest.raises(InputError, match="env_options: bins follow the bounds"):
+        check(task, *make_env(task.config, max_speed=4.0))
+    bounded = replace(binning, low=(-1.0, -1.0, -8.0), high=(1.0, 1.0, 8.0))
+    task, _ = load_task(config_in(tmp_path, **settings | {"binning": bounded}))
+    check(task, *make_env(task.config, max_speed=4.0))
 
 
 def test_the_shaped_reward_has_the_agents_discount(make_config: MakeConfig) -> None:
