@@ -89,7 +89,7 @@ def one_of(config: Any, prefix: str = "", **choices: Any) -> None:
 
 
 def seed(value: int) -> None:
-    """Refuse what is no seed for JAX and NumPy alike.
+    """Refuse a value that is not a seed for both JAX and NumPy.
 
     Raises:
         InputError: the seed is negative or has more than 32 bits.

@@ -1,4 +1,4 @@
-"""`jaxrl-lm train ALGORITHM`, `evaluate` and `report`: train in an environment, and look at what came of it."""
+"""`jaxrl-lm train ALGORITHM`, `evaluate` and `report`: train in an environment, and show the results."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _SHOWN = ("return", "length", "solved", "oracle_share", "regret", "distinct_leve
 
 
 def run_train(config: EnvironmentRunConfig) -> None:
-    """Train, and print what came of it."""
+    """Train, and print the results."""
     print_result(train_environment(config))
 
 

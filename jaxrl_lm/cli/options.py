@@ -1,7 +1,7 @@
 """Parse the command line and `--config FILE.yaml` into the settings class of a command."""
 
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
@@ -23,15 +23,18 @@ def parse_options(name: str, settings: Any, options: list[str]) -> Any:
     is_help = "--help" in options or "-h" in options
     describe = getattr(settings, "summary", None)
     return tyro.cli(
-        in_order_of_help(settings) if is_help else settings,
+        shown_in_help(settings) if is_help else settings,
         args=options if is_help else expand_config_file(options),
         prog=f"jaxrl-lm {name}",
         description=describe() if describe else None,
     )
 
 
-def in_order_of_help(settings: Any) -> Any:
-    """A settings class in the order of `--help`: required options, options of the command, options of every run."""
+def shown_in_help(settings: Any) -> Any:
+    """A settings class as `--help` shows it: required options, options of the command, options of every run.
+
+    A field of one value, such as the name of the algorithm, is not an option; `--config` reads and checks it.
+    """
     inherited = {field.name for field in fields(ModelRunConfig)} | {field.name for field in fields(RunConfig)}
 
     def place(field: Field[Any]) -> int:
@@ -39,5 +42,11 @@ def in_order_of_help(settings: Any) -> Any:
         return 0 if is_required else 2 if field.name in inherited else 1
 
     ordered = type(settings.__name__, (settings,), {"__doc__": settings.__doc__, "__module__": settings.__module__})
-    ordered.__dataclass_fields__ = {field.name: field for field in sorted(fields(settings), key=place)}  # pyright: ignore[reportAttributeAccessIssue]
+    ordered.__dataclass_fields__ = {
+        field.name: field for field in sorted(fields(settings), key=place) if not _has_one_value(field)
+    }  # pyright: ignore[reportAttributeAccessIssue]
     return ordered
+
+
+def _has_one_value(field: Field[Any]) -> bool:
+    return get_origin(field.type) is Literal and len(get_args(field.type)) == 1

@@ -34,7 +34,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Draw a run's plots and report again, of a run that is running or was stopped.
+    """Draw the plots and the report of a run again; the run may still be training, or have been stopped.
 
     Attributes:
         run: folder of the run.

@@ -68,7 +68,7 @@ def read_generation_config(folder: Path, *, vocab_size: int) -> GenerationDefaul
         vocab_size: rows of the embedding; ids outside are left out.
 
     Raises:
-        InputError: the file is no JSON object, or a field has a value of another type.
+        InputError: the file is not a JSON object, or a field has a value of another type.
     """
     path = folder / GENERATION_FILE
     if not path.is_file():

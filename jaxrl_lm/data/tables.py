@@ -34,7 +34,7 @@ def separated_rows(
         Where the row is, and its cells by name or what is wrong with it.
 
     Raises:
-        InputError: the header lacks the column or has a name twice, or a line is no text of cells.
+        InputError: the header lacks the column or has a name twice, or a line is not text in cells.
     """
     csv.field_size_limit(max(csv.field_size_limit(), guarded.MAX_CSV_CELL_CHARACTERS))
     lines, separator, num_skipped = _with_separator(_whole_lines(file, source), usual)

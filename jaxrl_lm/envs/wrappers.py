@@ -216,7 +216,7 @@ def wrap(env: Any, params: Any, wrappers: tuple[str, ...]) -> Any:
         wrappers: NAME or NAME=VALUE each, of `WRAPPERS`.
 
     Raises:
-        InputError: an unknown name, a value that is no number, or an environment that does not fit.
+        InputError: an unknown name, a value that is not a number, or an environment that does not fit.
     """
     for text in wrappers:
         name, equals, given = text.partition("=")
@@ -268,5 +268,5 @@ def _flat_bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
     elif isinstance(space, spaces.Tuple):
         parts = [_flat_bounds(part) for part in space.spaces]
     else:
-        raise InputError(f"flatten: {space} is no Dict, Tuple, Box or Discrete space")
+        raise InputError(f"flatten: {space} is not a Dict, Tuple, Box or Discrete space")
     return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])

@@ -36,15 +36,13 @@ class MetricsWriter:
 
         Args:
             folder: the run folder.
-            start_step: first step to be written; 0 unless the run resumes.
+            start_step: first step to be written; 1 unless the run resumes.
 
         Raises:
             InputError: an existing file is not readable.
         """
-        truncate_jsonl(folder.metrics_file, start_step)
-        if start_step > 0:
-            truncate_jsonl(folder.samples_file, start_step)
-            truncate_jsonl(folder.seeds_file, start_step)
+        for file in (folder.metrics_file, folder.samples_file, folder.seeds_file):
+            truncate_jsonl(file, start_step)
         self._file = folder.metrics_file
 
     def __enter__(self) -> "MetricsWriter":

@@ -49,12 +49,11 @@ class TensorBoardWriter:
 class WandbWriter:
     """Logs the metrics of every update to Weights & Biases; a context manager."""
 
-    def __init__(self, folder: RunFolder, *, start_step: int, project: str) -> None:
-        """Start the run, or continue it under its id if it resumes.
+    def __init__(self, folder: RunFolder, *, project: str) -> None:
+        """Start the run, or continue it under its id, which is in the run folder.
 
         Args:
             folder: the run folder.
-            start_step: first step to be logged; 0 starts another run.
             project: the project.
 
         Raises:
@@ -62,7 +61,7 @@ class WandbWriter:
         """
         wandb = _import_wandb(project)
         id_file = folder.path / "wandb_run_id"
-        if start_step == 0 or not id_file.exists():
+        if not id_file.exists():
             write_atomically(id_file, secrets.token_hex(8))
         self._run = wandb.init(
             project=project,

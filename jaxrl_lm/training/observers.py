@@ -204,9 +204,7 @@ OBSERVERS: dict[str, ObserverKind] = {
     "metrics": ObserverKind(make=lambda run: storage.MetricsWriter(run.folder, start_step=run.num_done + 1)),
     "tensorboard": ObserverKind(make=lambda run: storage.TensorBoardWriter(run.folder, start_step=run.num_done + 1)),
     "wandb": ObserverKind(
-        make=lambda run: storage.WandbWriter(
-            run.folder, start_step=run.num_done + 1, project=str(run.config.wandb_project)
-        ),
+        make=lambda run: storage.WandbWriter(run.folder, project=str(run.config.wandb_project)),
         is_wanted=lambda config: config.wandb_project is not None,
         check=lambda config: storage.check_wandb(str(config.wandb_project)),
     ),

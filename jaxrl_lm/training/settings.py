@@ -13,8 +13,8 @@ class StageConfig:
     """Settings of every run that are also options of each stage of `rlhf`, such as `--sft.save-every`.
 
     Attributes:
-        save_every: updates between checkpoints, in environments chunks of updates; the last is always saved.
-        keep_checkpoints: number of newest checkpoints to keep; the best of those that were evaluated is kept as well.
+        save_every: updates between checkpoints; the last is always saved.
+        keep_checkpoints: number of newest checkpoints to keep.
         wandb_project: also log to this Weights & Biases project.
         profile_updates: number of updates to profile, after the first one, into the run's folder `profile`, for
             TensorBoard or Perfetto; 0 profiles none.

@@ -156,6 +156,41 @@ def test_help_has_required_options_first_and_those_of_every_run_last(capfd: pyte
     assert order == sorted(order)
 
 
+@pytest.mark.parametrize("name", ["ppo", "sarsa"])
+def test_the_algorithm_of_a_train_command_is_not_an_option_and_other_commands_refuse_its_config(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", name, "--help"]) == 0
+    shown = capfd.readouterr().out
+    assert "--num-envs" in shown
+    assert not re.search("--(algorithm|kind)", shown)
+    file = tmp_path / "config.yaml"
+    settings = parse(["train", name, "--out=o", "--discount=0.5"])
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings.saved()))))
+    assert name in settings.saved().values()
+    assert parse(["train", name, f"--config={file}"]).discount == 0.5
+    assert run(["train", "q-learning", f"--config={file}"]) == 2
+    assert name in capfd.readouterr().err
+
+
+def test_help_speaks_of_chunks_and_of_the_best_checkpoint_only_in_environments(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["train", "sarsa", "--help"]) == 0
+    shown = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    for words in (
+        "chunks of updates between checkpoints",
+        "the best one is kept as well",
+        "chunks of updates to profile",
+        "energy of each chunk of updates",
+    ):
+        assert words in shown
+    assert run(["sft", "--help"]) == 0
+    shown = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert "number of newest checkpoints to keep. (default: 2)" in shown
+    assert "chunk" not in shown
+
+
 def _dataclasses(kind: type) -> list[type]:
     """A configuration's class, and those of the parts that it holds by default, at any depth."""
     factories = [field.default_factory for field in fields(kind)]  # pyright: ignore

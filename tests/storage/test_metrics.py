@@ -17,11 +17,11 @@ def folder(tmp_path):
 
 
 def test_each_step_is_one_flushed_json_line(folder):
-    with MetricsWriter(folder, start_step=0) as writer:
-        writer.write(0, {"reward/mean": 1.5, "loss/policy": jnp.float32(-0.25)})
-        assert folder.metrics_file.read_text() == '{"step": 0, "reward/mean": 1.5, "loss/policy": -0.25}\n'
-        writer.write(1, {"reward/mean": math.nan, "loss/policy": math.inf})
-    assert read_jsonl(folder.metrics_file)[1] == {"step": 1, "reward/mean": None, "loss/policy": None}
+    with MetricsWriter(folder, start_step=1) as writer:
+        writer.write(1, {"reward/mean": 1.5, "loss/policy": jnp.float32(-0.25)})
+        assert folder.metrics_file.read_text() == '{"step": 1, "reward/mean": 1.5, "loss/policy": -0.25}\n'
+        writer.write(2, {"reward/mean": math.nan, "loss/policy": math.inf})
+    assert read_jsonl(folder.metrics_file)[1] == {"step": 2, "reward/mean": None, "loss/policy": None}
 
 
 def test_values_that_no_axis_can_show_are_written_as_null_and_refused_in_a_file(folder):
@@ -34,30 +34,32 @@ def test_values_that_no_axis_can_show_are_written_as_null_and_refused_in_a_file(
 
 
 def test_resuming_drops_what_was_written_from_the_start_step_on(folder):
-    with MetricsWriter(folder, start_step=0) as writer:
-        for step in range(5):
+    with MetricsWriter(folder, start_step=1) as writer:
+        for step in range(1, 5):
             writer.write(step, {"reward/mean": float(step)})
-    append_jsonl(folder.samples_file, [{"step": step} for step in (0, 3, 5)])
+    for file in (folder.samples_file, folder.seeds_file):
+        append_jsonl(file, [{"step": step} for step in (0, 3, 5)])
     with MetricsWriter(folder, start_step=3) as writer:
         assert [record["step"] for record in read_jsonl(folder.samples_file)] == [0]
+        assert [record["step"] for record in read_jsonl(folder.seeds_file)] == [0]
         writer.write(3, {"reward/mean": 30.0})
     curve = read_metrics(folder)["reward/mean"]
-    np.testing.assert_array_equal(curve.steps, [0, 1, 2, 3])
-    np.testing.assert_array_equal(curve.values, [0, 1, 2, 30])
+    np.testing.assert_array_equal(curve.steps, [1, 2, 3])
+    np.testing.assert_array_equal(curve.values, [1, 2, 30])
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_anew(folder):
-    with MetricsWriter(folder, start_step=0) as writer:
-        writer.write(0, {"a/b": 1.0})
+def test_a_run_resumed_from_its_first_checkpoint_keeps_the_samples_from_before_training(folder):
+    with MetricsWriter(folder, start_step=1) as writer:
+        writer.write(1, {"a/b": 1.0})
     append_jsonl(folder.samples_file, [{"step": 0}])
-    with MetricsWriter(folder, start_step=0):
+    with MetricsWriter(folder, start_step=1):
         assert read_jsonl(folder.metrics_file) == []
         assert read_jsonl(folder.samples_file) == [{"step": 0}]
 
 
 def test_a_metric_named_step_is_refused(folder):
-    with MetricsWriter(folder, start_step=0) as writer, pytest.raises(ValueError, match="'step'"):
-        writer.write(0, {"step": 1.0})
+    with MetricsWriter(folder, start_step=1) as writer, pytest.raises(ValueError, match="'step'"):
+        writer.write(1, {"step": 1.0})
     assert not folder.metrics_file.exists()
 
 

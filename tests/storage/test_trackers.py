@@ -30,34 +30,35 @@ def read_events(folder):
 
 
 def test_tensorboard_gets_the_same_finite_values(folder):
-    with TensorBoardWriter(folder, start_step=0) as writer:
-        writer.write(0, {"reward/mean": 1.5})
+    with TensorBoardWriter(folder, start_step=1) as writer:
+        writer.write(1, {"reward/mean": 1.5})
         writer.write(4, {"reward/mean": 2.5, "loss/policy": math.nan})
     scalars = [(e.step, v.tag, v.simple_value) for e in read_events(folder) for v in e.summary.value]
-    assert scalars == [(0, "reward/mean", 1.5), (4, "reward/mean", 2.5)]
+    assert scalars == [(1, "reward/mean", 1.5), (4, "reward/mean", 2.5)]
 
 
 def test_resuming_tells_tensorboard_from_which_step_on_to_drop(folder):
-    for start_step in (0, 3):
+    for start_step in (1, 3):
         with TensorBoardWriter(folder, start_step=start_step) as writer:
             writer.write(start_step, {"reward/mean": 1.0})
     starts = [e.step for e in read_events(folder) if e.session_log.status == SessionLog.START]
     assert starts[-1] == 3
 
 
-def test_wandb_gets_the_values_and_a_resumed_run_keeps_its_id(folder, monkeypatch):
+def test_wandb_gets_the_values_and_a_resumed_run_keeps_its_id(folder, tmp_path, monkeypatch):
     starts, logged = [], []
     run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
     module = types.SimpleNamespace(init=lambda **options: starts.append(options) or run)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    for start_step in (0, 2, 0):
-        with WandbWriter(folder, start_step=start_step, project="p") as writer:
-            writer.write(start_step, {"a/b": 1.0})
-    assert logged == [(0, {"a/b": 1.0}), (2, {"a/b": 1.0}), (0, {"a/b": 1.0})]
+    other = RunFolder.create(tmp_path / "other", {"seed": 4})
+    for each, step in ((folder, 1), (folder, 3), (other, 1)):
+        with WandbWriter(each, project="p") as writer:
+            writer.write(step, {"a/b": 1.0})
+    assert logged == [(1, {"a/b": 1.0}), (3, {"a/b": 1.0}), (1, {"a/b": 1.0})]
     assert [start["project"] for start in starts] == ["p"] * 3
     assert starts[0]["config"] == {"seed": 3}
-    first, resumed, afresh = (start["id"] for start in starts)
-    assert first == resumed != afresh
+    first, resumed, another = (start["id"] for start in starts)
+    assert first == resumed != another
 
 
 def test_a_full_disk_is_raised_by_closing_once_and_leaves_no_thread_behind(folder, monkeypatch):

@@ -47,7 +47,7 @@ def read_sweep(sweep: tuple[str, ...]) -> Sweep:
         sweep: NAME=V1,V2,... each.
 
     Raises:
-        InputError: one has another form, is no finite number, or comes twice.
+        InputError: one has another form, is not a finite number, or is given twice.
     """
     values: dict[str, tuple[float, ...]] = {}
     for text in sweep:
@@ -111,7 +111,7 @@ def set_hyperparams(learners: PyTree, sweep: Sweep, num_seeds: int) -> PyTree:
     """Learners `[V * S]`, point by point, with the values of their points.
 
     Raises:
-        InputError: a name is no traced hyperparameter of the algorithm.
+        InputError: a name is not a traced hyperparameter of the algorithm.
     """
     known = set(_hyperparam_names(learners))
     for name in sweep.values:
