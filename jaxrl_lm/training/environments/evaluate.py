@@ -10,6 +10,7 @@ import numpy as np
 from jaxrl_lm import storage
 from jaxrl_lm.envs.binning import BinnedEnvironment
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.spaces import is_discrete
 from jaxrl_lm.storage import WhichCheckpoint
 from jaxrl_lm.training.environments import evaluation, metrics
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig, read_env_options
@@ -107,6 +108,12 @@ def _check_same_view(task: EnvironmentTask, env: Any, env_params: Any) -> None:
         raise InputError(
             f"env_options: the environment returns {shown}, but the policy was trained on {learned}; "
             "keep size and observation"
+        )
+    learned, taken = task.env.action_space(task.held_out), env.action_space(env_params)
+    if is_discrete(learned) and repr(learned) != repr(taken):
+        raise InputError(
+            f"env_options: the environment takes {taken}, but the policy was trained on {learned}; leave out what "
+            "changes the number of actions"
         )
     if isinstance(env, BinnedEnvironment) and env.bins != task.env.bins:
         raise InputError(

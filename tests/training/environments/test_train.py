@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 from jaxrl_lm import load_agent
 from jaxrl_lm.algorithms.ppo import PPOConfig
@@ -241,6 +242,17 @@ def test_bins_of_an_evaluation_must_be_those_of_the_training(tmp_path: Path) -> 
     bounded = replace(binning, low=(-1.0, -1.0, -8.0), high=(1.0, 1.0, 8.0))
     task, _ = load_task(config_in(tmp_path, **settings | {"binning": bounded}))
     check(task, *make_env(task.config, max_speed=4.0))
+
+
+def test_actions_of_an_evaluation_must_be_those_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, _ = load_task(config_in(tmp_path, env="CartPole-v1", env_options=()))
+    env, env_params = make_env(task.config)
+    evaluate._check_same_view(task, env, env_params)
+    monkeypatch.setattr(env, "action_space", lambda params: spaces.Discrete(3))
+    with pytest.raises(InputError, match=r"takes Discrete\(3.*trained on Discrete\(2"):
+        evaluate._check_same_view(task, env, env_params)
 
 
 def test_the_shaped_reward_has_the_agents_discount(make_config: MakeConfig) -> None:
