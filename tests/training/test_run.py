@@ -98,7 +98,11 @@ def test_what_is_left_of_a_checkpoint_whose_deletion_was_killed_goes_on_resuming
 def test_the_best_checkpoint_is_kept_also_over_a_kill(config, folder, killed_at):
     """Evaluated after updates 2, 3 and 4, of which the second is the best and is saved because it is."""
     config = replace(config, num_updates=6, save_every=5, keep_checkpoints=1)
-    returns = {1: 0.5, 2: 0.7, 3: 0.6}  # by the loss, which is the number of updates before
+    returns = {
+        1: storage.Score(0.5),
+        2: storage.Score(0.7),
+        3: storage.Score(0.6),
+    }  # by the loss, which is the number of updates before
     fields = {"score": lambda metrics: returns.get(metrics["loss/total"])}
     if killed_at is not None:
         with pytest.raises(KeyboardInterrupt):
