@@ -19,7 +19,7 @@ from jaxrl_lm.errors import InputError
 
 _POWERCAP = Path("/sys/class/powercap")
 _LONGEST_READ = 1.0  # seconds; a slower source is not worth slowing training down
-_LEAVE_OUT = "or leave --energy out"
+_LEAVE_OUT = "or leave the option out"
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def find_counters() -> list[Counter]:
     if backend == "cpu":
         return _cpus()
     if backend != "gpu":
-        raise InputError(f"energy=True: there is no energy counter for a {backend}; leave --energy out")
+        raise InputError(f"energy=True: there is no energy counter for a {backend}; leave the option out")
     gpus = _gpus()
     try:
         return [*gpus, *_cpus()]
@@ -195,7 +195,7 @@ def _cpus() -> list[Counter]:
             f"sudo chmod a+r {_POWERCAP}/intel-rapl:*/energy_uj, {_LEAVE_OUT}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"energy=True: a RAPL energy counter cannot be read ({error}); leave --energy out") from None
+        raise InputError(f"energy=True: a RAPL energy counter cannot be read ({error}); leave the option out") from None
 
 
 def _zone_name(zone: Path) -> str:
@@ -219,7 +219,7 @@ def _gpus() -> list[Counter]:
     except nvml.NVMLError as error:
         raise InputError(
             f"energy=True: NVML does not give the energy of this GPU ({error}); it takes an NVIDIA GPU, Volta or "
-            f"newer, that is not divided by MIG; leave --energy out"
+            f"newer, that is not divided by MIG; leave the option out"
         ) from None
 
 

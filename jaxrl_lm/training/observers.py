@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxrl_lm import storage
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.energy import EnergyMeter, find_counters
-from jaxrl_lm.training.settings import RunConfig
+from jaxrl_lm.training.settings import RunConfig, StageConfig
 
 _log = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ class ObserverKind:
     """
 
     make: Callable[[ObservedRun], Observer]
-    is_wanted: Callable[[RunConfig], bool] = lambda config: True
-    check: Callable[[RunConfig], object] = lambda config: None
+    is_wanted: Callable[[StageConfig], bool] = lambda config: True
+    check: Callable[[StageConfig], object] = lambda config: None
 
 
 def tell(message: str) -> None:
@@ -214,15 +215,22 @@ OBSERVERS: dict[str, ObserverKind] = {
 """Observers by name, in the order in which they see an update: those that add metrics come first."""
 
 
-def check_observers(config: RunConfig) -> None:
+def check_observers(config: StageConfig, *, prefix: str = "") -> None:
     """Refuse settings that ask for an observer that cannot work here.
+
+    Args:
+        config: settings of a run, or of a stage of a chain.
+        prefix: of the options' names in errors, such as `ppo.` for a stage.
 
     Raises:
         InputError: wandb is not installed, or there is no energy counter.
     """
     for kind in OBSERVERS.values():
         if kind.is_wanted(config):
-            kind.check(config)
+            try:
+                kind.check(config)
+            except InputError as error:  # its message begins with the option
+                raise InputError(f"{prefix}{error}") from None
 
 
 def make_observers(run: ObservedRun) -> list[Observer]:

@@ -73,7 +73,7 @@ def test_a_counter_that_fails_while_training_is_warned_of_once_and_training_goes
 
 def test_energy_without_a_counter_is_refused_before_the_folder_is_made(config, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
-    with pytest.raises(InputError, match=r"energy=True: .* has no RAPL energy counter .* or leave --energy out"):
+    with pytest.raises(InputError, match=r"energy=True: .* has no RAPL energy counter .* or leave the option out"):
         Trainer()(replace(config, energy=True))
     assert not folder.path.exists()
 

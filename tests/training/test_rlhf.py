@@ -4,6 +4,7 @@ import datetime
 import errno
 import json
 import os
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import REWARDS
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.storage import run_folder
+from jaxrl_lm.training import energy
 from jaxrl_lm.training.errors import DiskFullError, Interrupted
 from jaxrl_lm.training.reward_model.config import NormalisationConfig
 from jaxrl_lm.training.reward_model.labels import read_labels
@@ -255,6 +257,25 @@ def test_a_misspelt_reward_is_refused_before_the_first_stage(config, tmp_path, o
     }
     with pytest.raises(InputError, match=f"{option}.*'vowles' is not a built-in"):
         rlhf.run_rlhf(replace(config, out=str(tmp_path / "chain"), **changes[option]), lambda *_: [])
+    assert not (tmp_path / "chain").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("energy", True, r"energy=True: .* has no RAPL energy counter"),
+        ("wandb_project", "p", r"wandb_project is 'p', but wandb is not installed"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
+def test_an_observer_that_cannot_work_is_refused_before_the_first_stage(
+    config, tmp_path, monkeypatch, stage, option, value, message
+):
+    monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    changed = replace(getattr(config, stage), **{option: value})
+    with pytest.raises(InputError, match=rf"^{stage}\.{message}"):
+        rlhf.run_rlhf(replace(config, out=str(tmp_path / "chain"), **{stage: changed}), nobody_judges())
     assert not (tmp_path / "chain").exists()
 
 

@@ -16,6 +16,7 @@ from jaxrl_lm.rewards.annotator import prefers_first
 from jaxrl_lm.rewards.text_rewards import MODEL_PREFIX
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.errors import Interrupted
+from jaxrl_lm.training.observers import check_observers
 from jaxrl_lm.training.offline.sft import SFTRunConfig
 from jaxrl_lm.training.offline.train import train_offline
 from jaxrl_lm.training.online.config import PPORunConfig
@@ -88,6 +89,8 @@ def _run_stages(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
     prompts = data.read_prompts(config.prompts, column=config.prompt_column, chat=config.chat)
     fingerprints = {"prompts": checksum_value([(each.prompt, each.columns) for each in prompts])}
     fingerprints |= {name: rewards.reward_fingerprint(reward) for name, reward in _load_rewards(config).items()}
+    for stage in ("sft", "reward_model", "ppo"):
+        check_observers(getattr(config, stage), prefix=f"{stage}.")
     _check_first_labels(config, annotate)
     folder = _open(config, fingerprints)
     start = _fine_tune(config, folder)
