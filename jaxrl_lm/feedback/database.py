@@ -1,7 +1,7 @@
 """The label database: opening it, one server at a time, and readable errors."""
 
-import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -100,10 +100,22 @@ def reading(engine: Engine) -> Iterator[Connection]:
     Raises:
         InputError: a text in the database is not UTF-8, or is not JSON where it must be.
     """
+    with damage_in_words(engine), engine.connect().execution_options(**{_READING: True}) as connection:
+        yield connection
+
+
+@contextmanager
+def damage_in_words(engine: Engine) -> Iterator[None]:
+    """Turn the errors of decoding damaged texts into one that says so.
+
+    Raises:
+        InputError: a text in the database is not UTF-8, or is not JSON where it must be.
+    """
     try:
-        with engine.connect().execution_options(**{_READING: True}) as connection:
-            yield connection
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        yield
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # of decoding; JSON may have thousands of digits or brackets
         raise InputError(f"database={_shown(engine.url)!r}: {_damaged(str(error))}") from error
 
 
@@ -129,10 +141,19 @@ def keep_overlap(engine: Engine, mode: str, overlap: int) -> None:
 
 
 def kept_overlap(engine: Engine, mode: str) -> int:
-    """The overlap of a mode as the last server set it; 1 if no server has run."""
+    """The overlap of a mode as the last server set it; 1 if no server has run.
+
+    Raises:
+        InputError: the database holds another value than a whole number.
+    """
+    name = f"{_OVERLAP_NAME} {mode}"
     with reading(engine) as connection:
-        value = connection.scalar(select(settings.c.value).where(settings.c.name == f"{_OVERLAP_NAME} {mode}"))
-    return 1 if value is None else int(value)
+        value = connection.scalar(select(settings.c.value).where(settings.c.name == name))
+    if value is None:
+        return 1
+    if not (isinstance(value, str) and re.fullmatch("[1-9][0-9]{0,8}", value)):
+        raise InputError(f"labels: {name}={value!r:.60} in the settings is invalid; restore a backup of the database")
+    return int(value)
 
 
 def describe_error(error: exc.DBAPIError) -> str:

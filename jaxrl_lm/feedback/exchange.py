@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback.database import reading
+from jaxrl_lm.feedback.database import damage_in_words, reading
 from jaxrl_lm.feedback.items import SKIP, TIE, UP, VERDICTS, Item, Mode
 from jaxrl_lm.feedback.schema import annotators, items, labels
 from jaxrl_lm.feedback.store import annotator_id, checked_name, count_labels, insert_item
+from jaxrl_lm.feedback.stored import check_item, check_label, check_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def export_labels(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) -> E
         names: annotators whose labels to export; empty for all.
 
     Raises:
-        InputError: there is nobody of a name.
+        InputError: there is nobody of a name, or a row of the database is damaged.
     """
     given = _given(engine, mode, names)
     rows = [_row(mode, label) for label in given if label.verdict not in (TIE, SKIP)]
@@ -112,7 +113,7 @@ def export_verdicts(engine: Engine, mode: Mode, *, names: Sequence[str] = ()) ->
         `chat_template_kwargs`, if any.
 
     Raises:
-        InputError: there is nobody of a name.
+        InputError: there is nobody of a name, or a row of the database is damaged.
     """
     return [
         {
@@ -139,10 +140,10 @@ def import_labels(engine: Engine, labelled: Iterable[LabelledItem], *, name: str
         name: the annotator; None for each item's `annotator`.
 
     Raises:
-        InputError: a name is invalid or missing.
+        InputError: a name is invalid or missing, or a row of the database is damaged.
     """
     counts, known = Counter[str](), dict[str, int]()
-    with engine.begin() as connection:
+    with damage_in_words(engine), engine.begin() as connection:
         for each in labelled:
             said_by = each.annotator if name is None else name
             if said_by is None:
@@ -157,7 +158,7 @@ def import_labels(engine: Engine, labelled: Iterable[LabelledItem], *, name: str
 
 def _given(engine: Engine, mode: Mode, names: Sequence[str]) -> Sequence[Any]:
     query = (
-        select(labels, annotators.c.name, items.c.prompt, items.c.completions, items.c.template)
+        select(labels, annotators.c.name, items.c.mode, items.c.prompt, items.c.completions, items.c.template)
         .join(annotators, annotators.c.id == labels.c.annotator_id)
         .join(items, items.c.id == labels.c.item_id)
         .where(items.c.mode == mode)
@@ -166,11 +167,17 @@ def _given(engine: Engine, mode: Mode, names: Sequence[str]) -> Sequence[Any]:
     with reading(engine) as connection:
         if names:
             query = query.where(labels.c.annotator_id.in_(_known(connection, names)))
-        return connection.execute(query).all()
+        found = connection.execute(query).all()
+    for row in found:
+        check_item(row, row.item_id)
+        check_label(row, mode)
+    return found
 
 
 def _known(connection: Connection, names: Sequence[str]) -> list[int]:
     by_name = {row.folded_name: row for row in connection.execute(select(annotators))}
+    for row in by_name.values():
+        check_name(row.name)
     unknown = [name for name in names if name.casefold() not in by_name]
     if unknown:
         known = ", ".join(sorted(row.name for row in by_name.values())) or "none yet"
@@ -198,7 +205,11 @@ def _import_one(connection: Connection, labelled: LabelledItem, annotator: int) 
     if row is None:
         item_id, completions = insert_item(connection, labelled.item, content_hash), labelled.item.completions
     else:
+        check_item(row, row.id)
         item_id, completions = row.id, tuple(row.completions)
+        stored = Item(mode=row.mode, prompt=row.prompt, completions=completions, template=row.template)
+        if stored.content_hash() != content_hash:
+            raise InputError(f"labels: content_hash of item {row.id} is invalid; restore a backup of the database")
     places = _places_in(completions, labelled.item.completions)
     verdict = str(places[int(labelled.verdict)]) if labelled.verdict.isdigit() else labelled.verdict
     given = select(labels.c.verdict).where(labels.c.item_id == item_id, labels.c.annotator_id == annotator)

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, func, select
@@ -13,6 +14,7 @@ from jaxrl_lm.feedback.agreement import choice_alpha, choice_kappa, cohen_kappa,
 from jaxrl_lm.feedback.database import reading
 from jaxrl_lm.feedback.items import DOWN, MODES, NUM_COMPLETIONS, SKIP, TIE, Mode
 from jaxrl_lm.feedback.schema import annotators, items, labels
+from jaxrl_lm.feedback.stored import check_completions, check_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,11 @@ _KNOWN: WeakKeyDictionary[Engine, _KnownItems] = WeakKeyDictionary()
 
 
 def compute_statistics(engine: Engine, mode: Mode) -> LabelStatistics:
-    """Statistics of all labels of a mode."""
+    """Statistics of all labels of a mode.
+
+    Raises:
+        InputError: a row of the database is damaged.
+    """
     num_items, rows = _read_labels(engine, mode)
     verdicts: dict[int, dict[str, str]] = defaultdict(dict)
     by_person: dict[str, list[_Row]] = defaultdict(list)
@@ -149,18 +155,20 @@ def _read_labels(engine: Engine, mode: Mode) -> tuple[int, list[_Row]]:
     with reading(engine) as connection:
         firsts = _first_equals(engine, connection)
         num_items = connection.scalar(select(func.count()).select_from(items).where(is_mode)) or 0
-        rows = [
-            _Row(
-                item=row.item_id,
-                name=row.name,
-                verdict=row.verdict,
-                meaning=_meaning(row.verdict, firsts.get(row.item_id)),
-                seconds=row.seconds,
-                first_shown=None if row.shown_order is None else str(row.shown_order[0]),
-            )
-            for row in connection.execute(query)
-        ]
+        rows = [_row_of(row, mode, firsts) for row in connection.execute(query)]
     return num_items, rows
+
+
+def _row_of(row: Any, mode: Mode, firsts: dict[int, list[int]]) -> _Row:
+    check_label(row, mode)
+    return _Row(
+        item=row.item_id,
+        name=row.name,
+        verdict=row.verdict,
+        meaning=_meaning(row.verdict, firsts.get(row.item_id)),
+        seconds=row.seconds,
+        first_shown=None if row.shown_order is None else str(row.shown_order[0]),
+    )
 
 
 def list_modes(engine: Engine) -> list[Mode]:
@@ -171,7 +179,7 @@ def list_modes(engine: Engine) -> list[Mode]:
     """
     with reading(engine) as connection:
         found = list(connection.scalars(select(items.c.mode).distinct().order_by(items.c.mode)))
-    unknown = sorted(set(found) - set(MODES))
+    unknown = [mode for mode in found if mode not in MODES]
     if unknown:
         raise InputError(f"labels: mode {unknown[0]!r:.60} of an item is none of {', '.join(MODES)}; restore a backup")
     return found
@@ -186,8 +194,9 @@ def _first_equals(engine: Engine, connection: Connection) -> dict[int, list[int]
     if connection.scalar(select(func.count()).where(items.c.id <= known.last)) != known.num_items:
         known = _KnownItems()  # another program has added items between those already read
     firsts, last, num_items = dict(known.firsts), known.last, known.num_items
-    new = select(items.c.id, items.c.completions).where(items.c.id > last).order_by(items.c.id)
+    new = select(items.c.id, items.c.mode, items.c.completions).where(items.c.id > last).order_by(items.c.id)
     for row in connection.execute(new):
+        check_completions(row, row.id)
         places = [row.completions.index(completion) for completion in row.completions]
         if places != list(range(len(places))):
             firsts[row.id] = places

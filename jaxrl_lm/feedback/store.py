@@ -11,9 +11,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, func, insert, or_, select, update
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback.database import reading
-from jaxrl_lm.feedback.items import SKIP, VERDICTS, Item, Mode, Text
+from jaxrl_lm.feedback.database import damage_in_words, reading
+from jaxrl_lm.feedback.items import NUM_COMPLETIONS, SKIP, VERDICTS, Item, Mode, Text
 from jaxrl_lm.feedback.schema import CLOSED, LABELLED, OPEN, annotators, items, labels, leases
+from jaxrl_lm.feedback.stored import check_item, check_name, check_order
 
 MAX_NAME_LENGTH = 40
 _BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"  # invisible, but letters, symbols or marks by category
@@ -109,17 +110,20 @@ class LabelStore:
             InputError: the name is empty, too long, or not of visible characters.
         """
         shown = checked_name(name)
-        with self._lock, self.engine.begin() as connection:
+        with self._lock, damage_in_words(self.engine), self.engine.begin() as connection:
             return Annotator(id=annotator_id(connection, shown), name=_name_of(connection, shown))
 
     def list_names(self) -> list[str]:
         """All annotators' names, sorted."""
         with reading(self.engine) as connection:
-            return sorted(connection.scalars(select(annotators.c.name)), key=str.casefold)
+            names = list(connection.scalars(select(annotators.c.name)))
+        for name in names:
+            check_name(name)
+        return sorted(names, key=str.casefold)
 
     def next_lease(self, annotator: int) -> Lease | None:
         """Lease an item: the one the annotator already holds, otherwise the next free one."""
-        with self._lock, self.engine.begin() as connection:
+        with self._lock, damage_in_words(self.engine), self.engine.begin() as connection:
             held = connection.execute(self._held_by(annotator)).first()
             if held is not None:
                 renewed = update(leases).where(leases.c.id == held.lease_id)
@@ -135,7 +139,7 @@ class LabelStore:
                 # Undone, then left to undo an older label: keep its time and the order shown.
                 before = given_back.seconds_before
                 return self._hand_out(connection, annotator, item, given_back.shown_order, seconds_before=before)
-            order = list(range(len(item.completions)))
+            order = list(range(NUM_COMPLETIONS[self.mode]))
             self._random.shuffle(order)
             return self._hand_out(connection, annotator, item, order)
 
@@ -156,7 +160,7 @@ class LabelStore:
         """
         if verdict not in VERDICTS[self.mode]:
             raise InputError(f"verdict={verdict!r} must be one of {', '.join(VERDICTS[self.mode])}")
-        with self._lock, self.engine.begin() as connection:
+        with self._lock, damage_in_words(self.engine), self.engine.begin() as connection:
             lease = connection.execute(select(leases).where(leases.c.id == lease_id)).first()
             if lease is None or lease.annotator_id != annotator:
                 raise RefusedError("This item is not assigned to you; continue with the next.")
@@ -189,7 +193,7 @@ class LabelStore:
         Raises:
             RefusedError: another annotator has the item, and the label is kept; or the lease has no label of theirs.
         """
-        with self._lock, self.engine.begin() as connection:
+        with self._lock, damage_in_words(self.engine), self.engine.begin() as connection:
             lease = connection.execute(select(leases).where(leases.c.id == lease_id)).first()
             if lease is None or lease.annotator_id != annotator or lease.state == OPEN:
                 raise RefusedError("You have no such label to undo; continue with this item.")
@@ -199,7 +203,7 @@ class LabelStore:
 
     def release(self, annotator: int) -> None:
         """Release the annotator's item to others."""
-        with self._lock, self.engine.begin() as connection:
+        with self._lock, damage_in_words(self.engine), self.engine.begin() as connection:
             _give_back(connection, annotator)
 
     def progress(self, annotator: int) -> Progress:
@@ -291,6 +295,7 @@ class LabelStore:
 
     def _keep(self, connection: Connection, lease: Any, verdict: str) -> None:
         now = self._clock()
+        check_order(lease.shown_order, self.mode, f"lease {lease.id}")
         connection.execute(
             insert(labels).values(
                 lease_id=lease.id,
@@ -384,4 +389,6 @@ def _give_back(connection: Connection, annotator: int) -> None:
 
 
 def _lease(lease_id: str, item: Any, order: list[int]) -> Lease:
+    check_item(item, item.id)
+    check_order(order, item.mode, f"lease {lease_id}")
     return Lease(id=lease_id, prompt=item.prompt, completions=[item.completions[place] for place in order])

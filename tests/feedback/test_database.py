@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jaxrl_lm import feedback
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.feedback import LabelStore
+from jaxrl_lm.feedback import LabelledItem, LabelStore
 from jaxrl_lm.feedback import database as database_module
 from tests.feedback.conftest import numbered_items
 
@@ -79,6 +79,60 @@ def test_rows_that_were_damaged_are_refused(damage: str, message: str, engine: E
         connection.exec_driver_sql(f"UPDATE items SET {damage}")
     with pytest.raises(InputError, match=message):
         [feedback.compute_statistics(engine, mode) for mode in feedback.list_modes(engine)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("items SET prompt = '5'", "prompt=5 of item 1"),
+        ("items SET completions = '5'", "completions=5 of item 1"),
+        ("items SET completions = '[\"a\"]'", r"completions=\['a'\] of item 1"),
+        ("items SET template = '[1]'", r"template=\[1\] of item 1"),
+        ("items SET template = '\"x\"'", "template='x' of item 1"),
+        ("labels SET verdict = 'x'", "verdict='x' of label 1"),
+        ("labels SET verdict = '7'", "verdict='7' of label 1"),
+        ("labels SET verdict = x'00'", "verdict=b'.*' of label 1"),
+        ("labels SET shown_order = '[0, 0]'", r"shown_order=\[0, 0\] of label 1"),
+        ("labels SET shown_order = '[]'", r"shown_order=\[\] of label 1"),
+        ("labels SET seconds = 'soon'", "seconds='soon' of label 1"),
+        ("labels SET created_at = 'now'", "created_at='now' of label 1"),
+        ("annotators SET name = x'00'", "name=b'.*' of an annotator"),
+        ("settings SET value = 'two' WHERE name = 'overlap pairwise'", "overlap pairwise='two' in the settings"),
+        ("items SET completions = '[' || replace(hex(zeroblob(50000)), '0', '[')", "not an intact SQLite database"),
+    ],
+)
+def test_values_that_no_label_program_writes_are_refused(damage: str, message: str, engine: Engine) -> None:
+    (item,) = numbered_items(1, "pairwise")
+    labelled = LabelledItem(item=item, verdict="1", seconds=2.0, shown_order=(1, 0))
+    feedback.import_labels(engine, [labelled], name="ann")
+    feedback.keep_overlap(engine, "pairwise", 2)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {damage}")
+    store = LabelStore(engine, mode="pairwise", overlap=9)
+    said = []
+    for read in (
+        lambda: feedback.export_labels(engine, "pairwise"),
+        lambda: feedback.export_verdicts(engine, "pairwise"),
+        lambda: feedback.compute_statistics(engine, "pairwise"),
+        lambda: feedback.kept_overlap(engine, "pairwise"),
+        lambda: feedback.import_labels(engine, [labelled], name="bob"),
+        lambda: store.next_lease(store.find_annotator("eve").id),
+    ):
+        try:
+            read()
+        except InputError as error:
+            said.append(str(error))
+    assert said
+    assert all(re.search(message, each) for each in said), said
+
+
+def test_an_item_whose_text_was_changed_gets_no_more_labels(engine: Engine) -> None:
+    (item,) = numbered_items(1, "pairwise")
+    feedback.import_labels(engine, [LabelledItem(item=item, verdict="1")], name="ann")
+    with engine.begin() as connection:
+        connection.exec_driver_sql('UPDATE items SET completions = \'["other", "texts"]\'')
+    with pytest.raises(InputError, match="content_hash of item 1 is invalid; restore a backup"):
+        feedback.import_labels(engine, [LabelledItem(item=item, verdict="1")], name="bob")
 
 
 def test_damaged_pages_are_refused_when_the_database_is_opened(tmp_path: Path, engine: Engine) -> None:

@@ -1,8 +1,10 @@
 """Damage to files, drawn by a seeded generator."""
 
+import contextlib
 import gzip
 import json
 import random
+import sqlite3
 import struct
 from collections.abc import Callable
 from copy import deepcopy
@@ -17,6 +19,7 @@ VALUES: tuple[Any, ...] = (
     2**63, 10**400, float("nan"), float("inf"), 100_000_000, [1], [None], [[1, "x"]], {"a": 1}, {"": [None]},
     _DEEP_MARK,
 )  # fmt: skip
+_SQL_VALUES = (None, 0, -1, 7, 1e308, float("inf"), "", "x", "7", "tie", "up", b"\xff", '["a", "b"]', "[1, 0]")
 _SNIPPETS = (
     b"\0" * 64, b"9" * 401, b"9" * 5000, DEEP.encode(), b'{"a":' * 900, b"\n", b"\r", b'"', b"\\", b"\\ud83d", b",",
     b"&a {x: *a}", b"!!int x", b"<<: *a", b"1:30", b"{{", b"x" * 10**6,
@@ -117,11 +120,30 @@ def _safetensors(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[8 + size :]
 
 
+def _sqlite(content: bytes, rng: random.Random) -> bytes:
+    """Another value in a column of a row: SQLite finds no fault with it."""
+    modes, unlogged = content[18:20], b"\1\1"  # a database in memory has no write-ahead log
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.deserialize(content[:18] + unlogged + content[20:])
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        filled = [name for name in tables if connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0]]
+        table = rng.choice(filled)
+        column = rng.choice([row[1] for row in connection.execute(f"PRAGMA table_info({table})")])
+        (row,) = rng.choice(connection.execute(f"SELECT rowid FROM {table}").fetchall())
+        value = rng.choice((*_SQL_VALUES, *(json.dumps(value).replace(f'"{_DEEP_MARK}"', DEEP) for value in VALUES)))
+        with contextlib.suppress(sqlite3.IntegrityError):  # a row's number is a whole number
+            connection.execute(f"UPDATE OR IGNORE {table} SET {column} = ? WHERE rowid = ?", (value, row))
+        connection.commit()
+        changed = connection.serialize()
+    return changed[:18] + modes + changed[20:]
+
+
 _STRUCTURED: dict[str, Callable[[bytes, random.Random], bytes]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".yaml": _yaml,
     ".safetensors": _safetensors,
+    ".sqlite": _sqlite,
 }
 
 

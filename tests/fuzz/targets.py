@@ -107,6 +107,7 @@ def _labels(folder: Path) -> dict[str, Target]:
     judged = read_labelled(str(folder / "verdicts.jsonl"), "pairwise", annotator=None, tokenizer=None)
     engine = feedback.open_database(f"sqlite:///{folder / 'labels.sqlite'}", is_new_allowed=True)
     feedback.import_labels(engine, judged)
+    feedback.keep_overlap(engine, "pairwise", 2)
     engine.dispose()  # the last connection moves the write-ahead log into the file
     return {
         **{
@@ -126,7 +127,12 @@ def _read_labels(path: Path) -> object:
         engine = feedback.open_database(f"sqlite:///{copy}", is_new_allowed=False)
         try:
             return [
-                (feedback.compute_statistics(engine, mode), feedback.export_verdicts(engine, mode))
+                (
+                    feedback.compute_statistics(engine, mode),
+                    feedback.export_verdicts(engine, mode),
+                    feedback.export_labels(engine, mode),
+                    feedback.kept_overlap(engine, mode),
+                )
                 for mode in feedback.list_modes(engine)
             ]
         finally:
