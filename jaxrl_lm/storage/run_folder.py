@@ -155,14 +155,21 @@ class RunFolder:
         return saved.keys() != given.keys() or bool(differing)
 
     @classmethod
-    def open_or_create(cls, path: Path, config: dict[str, Any], *, ignore: frozenset[str] = frozenset()) -> "RunFolder":
+    def open_or_create(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        ignore: frozenset[str] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> "RunFolder":
         """Open the folder with this configuration, or create it if missing.
 
         Raises:
             InputError: as for `open` and `create`.
         """
         is_there = cls(path).config_file.exists()
-        return cls.open(path, config, ignore=ignore) if is_there else cls.create(path, config)
+        return cls.open(path, config, ignore=ignore, defaults=defaults) if is_there else cls.create(path, config)
 
     def read_config(self) -> dict[str, Any]:
         """Read `config.yaml`.

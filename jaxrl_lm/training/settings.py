@@ -38,6 +38,16 @@ def default_value(field: Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
+def default_values(config: Any) -> dict[str, Any]:
+    """Default values of a dataclass by field, nested ones as dictionaries; fields without a default are left out."""
+    values = {each.name: default_value(each) for each in fields(config)}
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in values.items()
+        if value is not MISSING
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(StageConfig):
     """Settings of every run.
@@ -62,12 +72,7 @@ class RunConfig(StageConfig):
 
     def defaults(self) -> dict[str, Any]:
         """Default values, in the form of `saved`; options that are newer than a run had their defaults in it."""
-        values = {each.name: default_value(each) for each in fields(self) if each.name != "resume"}
-        return {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in values.items()
-            if value is not MISSING
-        }
+        return {name: value for name, value in default_values(self).items() if name != "resume"}
 
     def length_setting(self) -> str | None:
         """The setting to raise to make a finished run longer; None if a schedule depends on the run's length."""

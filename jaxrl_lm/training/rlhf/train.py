@@ -28,13 +28,17 @@ from jaxrl_lm.training.rlhf.comparison import PolicyCompletions, compare_policie
 from jaxrl_lm.training.rlhf.config import RLHFConfig
 from jaxrl_lm.training.rlhf.report import write_chain_report
 from jaxrl_lm.training.run import full_disk_in_words, run_config, train_stage
+from jaxrl_lm.training.settings import default_values
 
 _NUM_STRIPS = 8
 
 # What may differ between two starts of a chain; a stage that has begun refuses other settings of its own.
 _CHANGEABLE = frozenset(
-    {"sft", "reward_model", "ppo", "labels.port", "labels.file", "num_compared", "rounds", "stop_after"}
+    {"out", "sft", "reward_model", "ppo", "labels.port", "labels.file", "num_compared", "rounds", "stop_after"}
 )
+
+# Settings of a stage that may name a file of the chain.
+_OWN_PATHS = ("out", "model", "preferences", "reward")
 
 
 class Pair(NamedTuple):
@@ -128,7 +132,8 @@ def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder
     path = Path(config.out)
     if _labels_file(_round_folder(path, config.rounds + 1)).exists():
         raise InputError(f"rounds={config.rounds}: the chain has labels of more rounds; give as many, or another --out")
-    folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_CHANGEABLE)
+    folder = storage.RunFolder.open_or_create(path, asdict(config), ignore=_CHANGEABLE, defaults=default_values(config))
+    _follow_move(path)
     storage.sweep_leftovers(folder)
     file = path / "inputs.json"
     remedy = "delete it if prompts and rewards are those that the chain was started with"
@@ -141,6 +146,29 @@ def _open(config: RLHFConfig, fingerprints: dict[str, int]) -> storage.RunFolder
         )
     storage.write_atomically(file, json.dumps(began_with | fingerprints))
     return folder
+
+
+def _follow_move(chain: Path) -> None:
+    """Correct the paths of the chain's own files in its stages' settings, in case the chain's folder was moved."""
+    for path in (chain / "sft", *chain.glob("round-*/reward-model"), *chain.glob("round-*/ppo")):
+        stage, place = storage.RunFolder(path), path.relative_to(chain).parts
+        if not stage.config_file.exists():
+            continue
+        saved = stage.read_config()
+        out = Path(str(saved.get("out")))
+        if out != path and out.parts[-len(place) :] == place:
+            before = out.parents[len(place) - 1]
+            own = {name: str(saved[name]) for name in _OWN_PATHS if isinstance(saved.get(name), str)}
+            moved = saved | {name: _moved(value, before, chain) for name, value in own.items()}
+            storage.RunFolder.open(path, moved, ignore=frozenset(moved))
+
+
+def _moved(value: str, before: Path, now: Path) -> str:
+    """A path, or the reward of a model's path, in the folder `now` if it was in the folder `before`."""
+    kind = MODEL_PREFIX if value.startswith(MODEL_PREFIX) else ""
+    path = Path(value.removeprefix(kind))
+    is_inside = path.is_relative_to(before) and (now / path.relative_to(before)).exists()
+    return f"{kind}{now / path.relative_to(before)}" if is_inside else value
 
 
 def _round_folder(chain: Path, number: int) -> Path:
