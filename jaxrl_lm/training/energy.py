@@ -91,7 +91,8 @@ class EnergyMeter:
     """Adds the energy since the update before to the metrics of each update, in joules.
 
     `energy/update` includes what happens between two updates, such as checkpoints; the first one includes compilation.
-    `energy/total` is its sum over the run's updates. `energy/cpu` and `energy/gpu` are parts of `energy/update`, where
+    `energy/total` is its sum over the measured updates, so those of a part of the run without `--energy` are
+    not in it. `energy/cpu` and `energy/gpu` are parts of `energy/update`, where
     both are measured. A counter that fails or takes too long is warned of once, and no more energy is measured.
     """
 
@@ -156,18 +157,21 @@ class EnergyMeter:
             self._read()
 
 
-def find_counters() -> list[Counter]:
-    """The energy counters of the devices that JAX uses, and of the machine's CPUs where they can be read.
+def find_counters(num_devices: int = 1) -> list[Counter]:
+    """The energy counters of the devices that training uses, and of the machine's CPUs where they can be read.
+
+    Args:
+        num_devices: how many of JAX's devices training uses; it uses the first ones.
 
     Raises:
-        InputError: the devices that JAX uses have no counter that can be read.
+        InputError: these devices have no counter that can be read, or it is not known which GPUs they are.
     """
     backend = jax.default_backend()
     if backend == "cpu":
         return _cpus()
     if backend != "gpu":
         raise InputError(f"energy=True: there is no energy counter for a {backend}; leave the option out")
-    gpus = _gpus()
+    gpus = _gpus(num_devices)
     try:
         return [*gpus, *_cpus()]
     except InputError:
@@ -205,7 +209,7 @@ def _zone_name(zone: Path) -> str:
         return ""
 
 
-def _gpus() -> list[Counter]:
+def _gpus(num_used: int) -> list[Counter]:
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
@@ -215,7 +219,7 @@ def _gpus() -> list[Counter]:
         ) from None
     try:
         nvml.nvmlInit()
-        return [NvmlGpu(nvml, handle) for handle in _visible_gpus(nvml)]
+        return [NvmlGpu(nvml, handle) for handle in _used_gpus(nvml, num_used)]
     except nvml.NVMLError as error:
         raise InputError(
             f"energy=True: NVML does not give the energy of this GPU ({error}); it takes an NVIDIA GPU, Volta or "
@@ -223,13 +227,24 @@ def _gpus() -> list[Counter]:
         ) from None
 
 
-def _visible_gpus(nvml: Any) -> list[Any]:
-    """Handles of the GPUs that CUDA_VISIBLE_DEVICES lets this process use."""
+def _used_gpus(nvml: Any, num_used: int) -> list[Any]:
+    """Handles of the first GPUs of JAX, whose numbers are places in CUDA_VISIBLE_DEVICES.
+
+    NVML numbers GPUs by their PCI bus; so does CUDA where they are equal or CUDA_DEVICE_ORDER says so.
+    """
+    count = nvml.nvmlDeviceGetCount()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    names = [name.strip() for name in visible.split(",")]
+    names = [str(index) for index in range(count)] if visible is None else visible.split(",")
+    used = [names[device.local_hardware_id].strip() for device in jax.devices()[:num_used]]
+    numbers = [name for name in used if name.isdigit()]
+    if numbers and len(numbers) < count and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        kinds = {str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(index))) for index in range(count)}
+        if len(kinds) > 1:
+            raise InputError(
+                f"energy=True: this machine has different GPUs ({', '.join(sorted(kinds))}), which CUDA and NVML may "
+                f"number differently; set the environment variable CUDA_DEVICE_ORDER=PCI_BUS_ID, {_LEAVE_OUT}"
+            )
     return [
         nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
-        for name in names
+        for name in used
     ]

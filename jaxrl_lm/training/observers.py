@@ -50,6 +50,7 @@ class ObservedRun:
         shown: names of the metrics to show.
         unit: what the progress counts, plural.
         units_per_update: how many of them an update is.
+        num_devices: how many of JAX's devices, the first ones, an update uses.
     """
 
     config: RunConfig
@@ -59,6 +60,7 @@ class ObservedRun:
     shown: tuple[str, ...]
     unit: str
     units_per_update: int
+    num_devices: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,7 @@ class Profiler:
 
 OBSERVERS: dict[str, ObserverKind] = {
     "energy": ObserverKind(
-        make=lambda run: EnergyMeter(find_counters(), total=_energy_so_far(run)),
+        make=lambda run: EnergyMeter(find_counters(run.num_devices), total=_energy_so_far(run)),
         is_wanted=lambda config: config.energy,
         check=lambda config: find_counters(),
     ),

@@ -247,6 +247,7 @@ def _observed(config: RunConfig, folder: RunFolder, training: Training, num_done
         shown=training.shown,
         unit=training.unit,
         units_per_update=training.units_per_update,
+        num_devices=training.num_devices,
     )
 
 

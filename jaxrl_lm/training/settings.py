@@ -18,8 +18,8 @@ class StageConfig:
         wandb_project: also log to this Weights & Biases project.
         profile_updates: number of updates to profile, after the first one, into the run's folder `profile`, for
             TensorBoard or Perfetto; 0 profiles none.
-        energy: measure the energy of each update, in joules, with the counters of NVIDIA GPUs (NVML) and of the CPUs
-            (RAPL, on Linux).
+        energy: measure the energy of each update, in joules, with the counters of the CPUs (RAPL, on Linux) and of the
+            NVIDIA GPUs that training uses (NVML).
     """
 
     save_every: int = 50

@@ -49,7 +49,8 @@ class FakeNvml(types.ModuleType):
         self.nvmlDeviceGetCount = lambda: 2
         self.nvmlDeviceGetHandleByIndex = lambda index: ["GPU-a", "GPU-b"][index]
         self.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
-        self.nvmlDeviceGetName = lambda handle: f"fake {handle}"
+        self.names = {"GPU-a": "fake", "GPU-b": "fake"}
+        self.nvmlDeviceGetName = lambda handle: self.names[handle]
         self.nvmlDeviceGetTotalEnergyConsumption = self._read
 
     def _read(self, handle):
@@ -63,7 +64,9 @@ def nvml(monkeypatch, powercap):
     module = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", module)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(local_hardware_id=place) for place in range(2)])
+    for variable in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(variable, raising=False)
     return module
 
 
@@ -108,22 +111,52 @@ def test_a_counter_that_holds_no_number_is_refused(powercap, value):
 
 
 @pytest.mark.parametrize(
-    ("visible", "names"),
-    [(None, ["fake GPU-a", "fake GPU-b"]), ("1", ["fake GPU-b"]), ("GPU-a", ["fake GPU-a"]), (" 1, 0", None)],
+    ("visible", "num_used", "joules"),
+    [
+        (None, 1, [1.0]),
+        (None, 2, [1.0, 20.0]),
+        ("1", 1, [20.0]),
+        ("1,0", 1, [20.0]),
+        (" 1, 0", 2, [20.0, 1.0]),
+        ("GPU-b,GPU-a", 1, [20.0]),
+    ],
 )
-def test_the_gpus_that_this_process_may_use_are_counted_from_now_on(nvml, monkeypatch, visible, names):
+def test_the_gpus_that_training_uses_are_counted_from_now_on(nvml, monkeypatch, visible, num_used, joules):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    counters = find_counters()
-    assert [counter.name for counter in counters] == (names or ["fake GPU-b", "fake GPU-a"])
-    nvml.millijoules = {"GPU-a": 1_002_500, "GPU-b": 2_002_500}
-    assert [counter.joules() for counter in counters] == [2.5] * len(counters)
+    counters = find_counters(num_used)
+    nvml.millijoules = {"GPU-a": 1_001_000, "GPU-b": 2_020_000}
+    assert [counter.joules() for counter in counters] == joules
+
+
+@pytest.mark.parametrize(
+    ("variables", "num_used", "is_known"),
+    [
+        ({}, 1, False),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, 1, False),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, 1, False),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 1, True),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a"}, 1, True),
+        ({}, 2, True),  # their sum is the same in any order
+    ],
+)
+def test_one_of_different_gpus_is_refused_unless_cuda_numbers_them_as_nvml_does(
+    nvml, monkeypatch, variables, num_used, is_known
+):
+    nvml.names["GPU-b"] = "other"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if is_known:
+        assert len(find_counters(num_used)) == num_used
+        return
+    with pytest.raises(InputError, match=r"energy=True: .* \(fake, other\).* set .*CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        find_counters(num_used)
 
 
 def test_a_gpu_and_its_machines_processor_are_added_and_shown_apart(nvml, powercap):
     zone = write_zone(powercap / "intel-rapl:0", "package-0")
     metrics: dict[str, float] = {}
-    with EnergyMeter(find_counters(), total=100.0) as meter:
+    with EnergyMeter(find_counters(2), total=100.0) as meter:
         nvml.millijoules = {"GPU-a": 1_003_000, "GPU-b": 2_004_000}
         (zone / "energy_uj").write_text("500000")
         meter.write(1, metrics)
@@ -140,7 +173,7 @@ def test_a_gpu_without_its_package_is_refused_with_the_command_that_installs_it(
 
 def test_a_gpu_without_a_counter_is_refused_though_the_processor_has_one(nvml, powercap):
     write_zone(powercap / "intel-rapl:0", "package-0")
-    nvml.millijoules.pop("GPU-b")
+    nvml.millijoules.pop("GPU-a")
     with pytest.raises(InputError, match=r"energy=True: NVML .* \(Not Supported\)"):
         find_counters()
 

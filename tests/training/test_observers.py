@@ -11,7 +11,7 @@ import pytest
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, read_metrics
-from jaxrl_lm.training import energy
+from jaxrl_lm.training import energy, observers
 from jaxrl_lm.training.observers import OBSERVERS
 from tests.training.counting_trainer import Config, Trainer, kill_at
 
@@ -57,6 +57,13 @@ def test_the_energy_of_each_update_and_of_all_is_measured_and_a_resumed_run_adds
     np.testing.assert_allclose(curves["energy/update"].values, [40.5, 40.5, 40.5, 10.25, 10.25], rtol=1e-12)
     np.testing.assert_allclose(curves["energy/total"].values, [40.5, 81.0, 121.5, 131.75, 142.0], rtol=1e-12)
     assert "energy/cpu" not in curves  # it would be energy/update again
+
+
+def test_the_energy_of_as_many_devices_as_training_uses_is_measured(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(observers, "find_counters", lambda num_devices=1: asked.append(num_devices) or [])
+    Trainer(num_devices=2)(replace(config, energy=True))
+    assert asked[-1] == 2
 
 
 def test_a_counter_that_fails_while_training_is_warned_of_once_and_training_goes_on(
