@@ -57,20 +57,26 @@ class WandbWriter:
             project: the project.
 
         Raises:
-            InputError: wandb is not installed.
+            InputError: wandb is not installed, or does not start the run.
         """
         wandb = _import_wandb(project)
         id_file = folder.path / "wandb_run_id"
         if not id_file.exists():
             write_atomically(id_file, secrets.token_hex(8))
-        self._run = wandb.init(
-            project=project,
-            id=id_file.read_text(encoding="utf-8"),
-            name=folder.path.name,
-            dir=str(folder.path),
-            config=folder.read_config(),
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=id_file.read_text(encoding="utf-8"),
+                name=folder.path.name,
+                dir=str(folder.path),
+                config=folder.read_config(),
+                resume="allow",
+            )
+        except Exception as error:  # no key, no network, no such project: each has its own class
+            raise InputError(
+                f"wandb_project={project!r}: wandb does not start a run ({type(error).__name__}: {error}); run "
+                "`wandb login` and check the network, or leave --wandb-project out"
+            ) from error
 
     def __enter__(self) -> "WandbWriter":
         return self

@@ -9,6 +9,7 @@ import types
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, TensorBoardWriter, WandbWriter
 
 
@@ -59,6 +60,16 @@ def test_wandb_gets_the_values_and_a_resumed_run_keeps_its_id(folder, tmp_path, 
     assert starts[0]["config"] == {"seed": 3}
     first, resumed, another = (start["id"] for start in starts)
     assert first == resumed != another
+
+
+def test_a_run_that_wandb_does_not_start_is_refused_with_the_remedy(folder, monkeypatch):
+    def fail(**options):
+        raise RuntimeError("api_key not configured (no-tty)")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=fail))
+    message = r"wandb_project='p': .*\(RuntimeError: api_key not configured .*run `wandb login`.*--wandb-project out"
+    with pytest.raises(InputError, match=message):
+        WandbWriter(folder, start_step=0, project="p")
 
 
 def test_a_full_disk_is_raised_by_closing_once_and_leaves_no_thread_behind(folder, monkeypatch):
