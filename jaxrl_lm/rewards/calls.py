@@ -153,11 +153,13 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 def _raise(name: str, call: RewardCall, error: BaseException, current: int | None) -> None:
     """Report which function raised, at which completion if known, and its arguments.
 
+    A completion that no variable holds is only said to be the last one that was read: the error may be elsewhere.
+
     Args:
         name: of the function.
         call: its arguments.
         error: what it raised.
-        current: index of the completion that it was reading; None if it was not going through them.
+        current: index of the completion that it read last; None if it read none, or all of them.
     """
     if not isinstance(error, Exception) or isinstance(error, InputError):
         raise error
@@ -165,7 +167,8 @@ def _raise(name: str, call: RewardCall, error: BaseException, current: int | Non
     # Since Python 3.12 a comprehension has no frame of its own, and its variables are gone when it fails.
     held = _row_at_fault(error, call)
     row = current if held is None else held
-    where = "" if row is None else f" at completion {row} (counting from 0), {excerpt(call.completions[row])}"
+    where = "; the last completion that it read was" if held is None else " at completion"
+    where = "" if row is None else f"{where} {row} (counting from 0), {excerpt(call.completions[row])}"
     hint = ""
     if call.completions and isinstance(call.completions[0 if row is None else row], list):
         hint = (

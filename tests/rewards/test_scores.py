@@ -26,6 +26,9 @@ ANSWERS = ["one", "three", "fifteen"]
 WHY = {"role": "user", "content": "Why?"}
 CHAT = [Prompt(prompt=[WHY], columns={}) for _ in range(3)]
 
+# Since Python 3.12 a comprehension has no frame whose variables could tell which row it failed at.
+AT_COMPLETION = " at completion" if sys.version_info < (3, 12) else "; the last completion that it read was"
+
 
 def length(prompts, completions, **columns):
     return [len(text) for text in completions]
@@ -206,14 +209,42 @@ def test_an_error_names_the_row_and_says_what_completions_of_conversations_are()
 
     with pytest.raises(InputError) as caught:
         score_completions(lowers, CHAT, ANSWERS)
-    assert "'list' object has no attribute 'lower' at completion 0 (counting from 0)" in str(caught.value)
+    assert f"'list' object has no attribute 'lower'{AT_COMPLETION} 0 (counting from 0)" in str(caught.value)
     assert 'a list of messages, [{"role": "assistant", "content": ...}]' in str(caught.value)
-    with pytest.raises(InputError, match=r"completion 1 \(counting from 0\).*three"):
+    with pytest.raises(InputError, match=rf"{AT_COMPLETION} 1 \(counting from 0\).*three"):
         score_completions(parses, CHAT, ["1", "three", "3"])
     with pytest.raises(InputError) as caught:
         score_completions(lambda completions, **_: [float(text) for text in completions], PLAIN, ["1", "three", "3"])
-    assert "at completion 1 (counting from 0), 'three'; it was called as" in str(caught.value)
+    assert f"{AT_COMPLETION} 1 (counting from 0), 'three'; it was called as" in str(caught.value)
     assert "messages" not in str(caught.value)
+
+
+def reads_pairs(prompts, completions, **columns):
+    pairs = [f"{prompt}{completion}" for prompt, completion in zip(prompts, completions, strict=False)]
+    return [len(pairs) / 0]
+
+
+def reads_to_the_first(completions, **columns):
+    return [1 / 0] if any("fi" in completion for completion in completions) else [0.0]
+
+
+def reads_all(completions, **columns):
+    return [sum(len(completion) for completion in completions) / 0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "where"),
+    [
+        (reads_pairs, "; the last completion that it read was 2 (counting from 0), 'seven77'; it was called"),
+        (reads_to_the_first, "; the last completion that it read was 1 (counting from 0), 'five5'; it was called"),
+        (reads_all, "division by zero; it was called"),
+    ],
+)
+def test_an_error_after_a_completion_was_read_does_not_blame_it(reward, where):
+    with pytest.raises(InputError) as caught:
+        score_completions(reward, PLAIN, ["thr", "five5", "seven77"])
+    assert where in str(caught.value)
+    assert "at completion" not in str(caught.value)
 
 
 def test_an_answer_that_continues_a_message_is_given_as_the_whole_message():
