@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -130,18 +130,20 @@ def warn_left_out(defaults: GenerationDefaults, *, is_learning: bool) -> None:
         )
 
 
-def warn_other_defaults(defaults: GenerationDefaults, given: Collection[str]) -> None:
+def warn_other_defaults(defaults: GenerationDefaults, given: Mapping[str, Any]) -> None:
     """Say, once, where Hugging Face's `generate` fills in what the file lacks, and completions are sampled here.
 
     Without `do_sample` it decodes greedily, and with it, but without `top_k`, it samples from 50 tokens.
 
     Args:
         defaults: what the file says.
-        given: names of the options that are given.
+        given: values of the options that are given.
     """
     content = defaults.content
+    temperature = given.get("temperature", defaults.sampling.get("temperature", 1))
+    if temperature == 0:
+        return
     if content and content.get("do_sample") is None and "temperature" not in given:
-        temperature = defaults.sampling.get("temperature", 1)
         _warn_once(
             f"{defaults.file}: has no do_sample, so Hugging Face decodes greedily; completions are sampled here, at "
             f"temperature {temperature:g}; give temperature 0 to decode greedily"

@@ -84,6 +84,8 @@ ALL_TOKENS = "has no top_k, so Hugging Face samples from the 50 most likely toke
         ({}, {"generation_config": False}, 1.0, None),
         ({"do_sample": False}, {}, 0.0, None),
         ({"do_sample": True}, {}, 1.0, ALL_TOKENS),
+        ({"do_sample": True}, {"temperature": 0.0}, 0.0, None),
+        ({"temperature": 0.0}, {}, 0.0, None),
         ({"do_sample": True}, {"top_k": 0}, 1.0, None),
         ({"do_sample": True, "top_k": 20}, {}, 1.0, None),
     ],
