@@ -24,13 +24,27 @@ from tests.fuzz.targets import Target, make_targets
 _TINY = ("--batch-size=2", "--num-updates=1")
 _ALL = "--evaluation-fraction=0"  # few rows have different prompts
 
+# Beginnings of the names of targets that no command reads as they are.
+_WITHOUT_COMMAND = (
+    "ratings",  # read by the library only
+    "answers.jsonl",  # `label serve` would go on to serve it
+    "config.json alone",  # the same file as config.json
+    "reward_scale.json",  # the model there has no score head, so it is refused before
+    "run checkpoints/",  # of no trainer
+)
+
 
 def commands(targets: dict[str, Target], out: Path) -> dict[str, Callable[[Path], list[str]]]:
-    """For each target what reads its file: arguments of a command, given the file."""
+    """For each target what reads its file: arguments of a command, given the file.
+
+    Raises:
+        AssertionError: a target has no command, and is not known to have none.
+    """
     model = str(targets["config.json"].folder)
     sharded = str(targets["index.json"].folder)
     generate = ["generate", "--max-new-tokens=2"]
     prompts = str(targets["prompts.jsonl"].folder / "prompts.jsonl")
+    chain = targets["chain config.yaml"].folder
     found: dict[str, Callable[[Path], list[str]]] = {}
     for name in targets:
         if name.startswith(("prompts", "poem", "alpaca")):
@@ -61,12 +75,26 @@ def commands(targets: dict[str, Target], out: Path) -> dict[str, Callable[[Path]
             found[name] = lambda path: [*generate, f"--model={path.parent}", f"--prompts={prompts}"]
         elif name == "index.json":
             found[name] = lambda path: [*generate, f"--model={sharded}", f"--prompts={prompts}"]
+        elif name == "value_head.safetensors":
+            found[name] = lambda path: ["ppo", f"--model={sharded}", f"--prompts={prompts}", "--reward=vowels",
+                                        f"--out={out}", "--answers.max-new-tokens=2", *_TINY]  # fmt: skip
+        elif name.startswith("chain "):
+            found[name] = lambda path: _continue_chain(chain, model, prompts)
         elif name.startswith("run ") and "checkpoint" not in name:
             found[name] = lambda path: ["report", f"--run={path.parent}"]
         elif name == "--config":
             found[name] = lambda path: ["ppo", f"--config={path}", f"--model={model}", f"--prompts={prompts}",
                                         "--reward=vowels", f"--out={out}", *_TINY]  # fmt: skip
+        else:
+            assert name.startswith(_WITHOUT_COMMAND), f"{name}: add a command that reads it"
     return found
+
+
+def _continue_chain(chain: Path, model: str, prompts: str) -> list[str]:
+    """The command of the chain up to its labels, which are made again: no model is loaded."""
+    (chain / "round-1" / "labels.jsonl").unlink(missing_ok=True)
+    return ["rlhf", f"--model={model}", f"--prompts={prompts}", f"--out={chain}", "--labels.gold=vowels",
+            "--stop-after=labels"]  # fmt: skip
 
 
 def attempt(target: Target, content: bytes, arguments: Callable[[Path], list[str]], out: Path) -> tuple[str, float]:

@@ -20,6 +20,7 @@ from jaxrl_lm.cli.label import database_errors_in_words
 from jaxrl_lm.cli.label_completions import read_completions
 from jaxrl_lm.cli.label_import import read_labelled
 from jaxrl_lm.cli.main import parse
+from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained, save_pretrained
 from jaxrl_lm.models.pretrained import VALUE_HEAD_FILE, read_config
@@ -54,7 +55,7 @@ def make_targets(root: Path) -> dict[str, Target]:
         **_labels(root / "labels"),
         **_models(root / "models"),
         **_runs(root / "runs"),
-        **_settings(root / "settings"),
+        **_settings(root / "settings", model=root / "models" / "whole", prompts=root / "data" / "prompts.jsonl"),
     }
 
 
@@ -202,7 +203,7 @@ def _runs(root: Path) -> dict[str, Target]:
     }
 
 
-def _settings(root: Path) -> dict[str, Target]:
+def _settings(root: Path, *, model: Path, prompts: Path) -> dict[str, Target]:
     """What holds settings: a file of options, and the folders of an environment's run and of a chain."""
     root.mkdir(parents=True)
     options = root / "options.yaml"
@@ -210,19 +211,22 @@ def _settings(root: Path) -> dict[str, Target]:
     config = TrainPPOConfig(out=str(root / "agent"), env_options=("size=5",), sweep=("ppo.learning_rate=0.1,0.2",))
     storage.RunFolder.create(root / "agent", config.saved())
     labels = LabelingConfig(gold="vowels")
-    chain = RLHFConfig(model="m", prompts="p", out=str(root / "chain"), labels=labels)
-    rlhf._open(chain, {"prompts": 1, "labels.gold": 2})
+    chain = RLHFConfig(model=str(model), prompts=str(prompts), out=str(root / "chain"), labels=labels)
+    asked = data.read_prompts(chain.prompts)
+    inputs = {"prompts": checksum_value([(each.prompt, each.columns) for each in asked]), "labels.gold": 0}
+    rlhf._open(chain, inputs)
+    round_folder = root / "chain" / "round-1"
+    round_folder.mkdir()
     pairs = [{"index": index, "prompt": "p", "completions": ["a", "b"]} for index in range(2)]
-    storage.append_jsonl(root / "chain" / "pairs.jsonl", pairs)
-    prompts = [data.Prompt(prompt="p", columns={})] * 2
+    storage.append_jsonl(round_folder / "pairs.jsonl", pairs)
     return {
         "--config": Target(root, options.name, _parse_options),
         "agent config.yaml": Target(root / "agent", "config.yaml", lambda path: load_settings(path.parent)),
         **{
-            f"chain {name}": Target(root / "chain", name, lambda _: rlhf._open(chain, {"prompts": 1, "labels.gold": 2}))
+            f"chain {name}": Target(root / "chain", name, lambda _: rlhf._open(chain, inputs))
             for name in ("config.yaml", "inputs.json")
         },
-        "chain pairs.jsonl": Target(root / "chain", "pairs.jsonl", lambda path: rlhf._read_pairs(path, prompts)),
+        "chain pairs.jsonl": Target(round_folder, "pairs.jsonl", lambda path: rlhf._read_pairs(path, asked)),
     }
 
 

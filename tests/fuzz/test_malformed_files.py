@@ -11,6 +11,8 @@ import zlib
 import pytest
 
 from jaxrl_lm.errors import InputError
+from tests.fuzz import by_command
+from tests.fuzz.by_command import commands
 from tests.fuzz.mutations import mutate
 from tests.fuzz.targets import make_targets
 
@@ -45,6 +47,17 @@ def test_every_good_file_is_read(targets):
     for name, target in targets.items():
         said = attempt(target, (target.folder / target.file).read_bytes())
         assert said is None, (name, said)
+
+
+def test_every_target_has_a_command_that_reads_it(targets, tmp_path):
+    reading = commands(targets, tmp_path / "out")
+    for name in ("chain config.yaml", "chain inputs.json", "chain pairs.jsonl"):
+        target = targets[name]
+        good = (target.folder / target.file).read_bytes()
+        assert by_command.attempt(target, good, reading[name], tmp_path / "out")[0] == "exit code 0"
+        assert by_command.attempt(target, b"[]", reading[name], tmp_path / "out")[0] == "exit code 2"
+    with pytest.raises(AssertionError, match="new kind: add a command that reads it"):
+        commands({**targets, "new kind": targets["labels.sqlite"]}, tmp_path / "out")
 
 
 # What orbax's threads still do when a restore has failed.
