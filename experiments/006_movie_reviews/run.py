@@ -195,7 +195,7 @@ def plot(experiment: Experiment, results: dict[str, Any], ppo: storage.RunFolder
     judged.set(title="Score of prompt and answer, 95 % intervals", ylabel="standard deviations")
     judged.legend()
     curves = storage.read_metrics(ppo)
-    for panel, name, unit in ((reward, "reward/mean", "reward"), (kl, "kl/answer", "nats an answer")):
+    for panel, name, unit in ((reward, "reward/mean", "reward"), (kl, "kl/answer", "nats a completion")):
         panel.plot(curves[name].steps, curves[name].values)
         panel.set(title=name, xlabel="update", ylabel=unit)
         panel.grid(alpha=0.3)

@@ -91,7 +91,7 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 def plot(runs: list[storage.RunFolder], path: Path) -> None:
     """Proxy, gold and KL of every seed."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    titles = {"reward/mean": "proxy", "watched/gold": "gold", "kl/answer": "KL to the reference, nats an answer"}
+    titles = {"reward/mean": "proxy", "watched/gold": "gold", "kl/answer": "KL to the reference, nats a completion"}
     for panel, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for run in runs:
             curve = storage.read_metrics(run)[name]

@@ -56,7 +56,7 @@ def serve_labels(config: ServeConfig) -> int | None:
         feedback.lock_server(engine) as check_lock,
     ):
         if config.policy is not None:
-            found = feedback.make_items(_answer(config, config.policy), config.mode, pairs=config.pairs)
+            found = feedback.make_items(_complete(config, config.policy), config.mode, pairs=config.pairs)
         if found is not None:
             _say_what_is_new(console, found, feedback.add_items(engine, found.items))
         _check_mode(engine, config.mode)
@@ -154,7 +154,7 @@ def _check_mode(engine: Engine, mode: Mode) -> None:
         )
 
 
-def _answer(config: ServeConfig, policy: str) -> list[feedback.CompletedPrompt]:
+def _complete(config: ServeConfig, policy: str) -> list[feedback.CompletedPrompt]:
     folder = Path(config.out or "") / "answers"
     return complete_prompts(policy, config.prompts or "", config.prompt_column, config.mode, config.answering, folder)
 

@@ -25,7 +25,7 @@ def run_offline(config: OfflineRunConfig) -> None:
 
 
 def run_online(config: OnlineRunConfig) -> None:
-    """Train a language model on its own answers and say where everything is."""
+    """Train a language model on its own completions and say where everything is."""
     print_result(train_online(config), config.SHOWN)
 
 
@@ -48,23 +48,24 @@ def print_result(folder: storage.RunFolder, shown: tuple[str, ...]) -> None:
 
 
 def run_generate(config: GenerateConfig) -> None:
-    """Answer prompts and print them, or write them to a file."""
+    """Complete prompts and print them, or write them to a file."""
     if config.out is not None:
         _check_out_file(Path(config.out))
     prompts = [Prompt(prompt=text, columns={}) for text in config.prompt]
     if config.prompts is not None:
         prompts += data.read_prompts(config.prompts, column=config.prompt_column)
-    answers = answer_prompts(config.model, prompts, config)
-    pairs = list(zip(prompts, answers, strict=True))
+    completions = answer_prompts(config.model, prompts, config)
+    pairs = list(zip(prompts, completions, strict=True))
     if config.out is None:
-        for prompt, answer in pairs:
-            sys.stdout.write(storage.visible_text(f"> {prompt.text()}\n{answer}\n\n"))
+        for prompt, completion in pairs:
+            sys.stdout.write(storage.visible_text(f"> {prompt.text()}\n{completion}\n\n"))
         return
     lines = [
         json.dumps(
-            {"prompt": prompt.prompt, "completion": answer, **data.template_columns(prompt.prompt)}, ensure_ascii=False
+            {"prompt": prompt.prompt, "completion": completion, **data.template_columns(prompt.prompt)},
+            ensure_ascii=False,
         )
-        for prompt, answer in pairs
+        for prompt, completion in pairs
     ]
     storage.write_atomically(Path(config.out), "\n".join(lines) + "\n")
 

@@ -45,15 +45,15 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(AnsweringConfig):
-    """Answer prompts with a language model.
+    """Complete prompts with a language model.
 
     Attributes:
         model: a folder or a Hugging Face hub id.
         prompt: prompts, as text.
         prompts: a file of prompts, in any form that `ppo` reads.
         prompt_column: column of the file that holds the prompt.
-        out: write answers as JSON lines to this file, which must not exist, instead of printing them; printed ones
-            have their control characters spelled out.
+        out: write completions as JSON lines to this file, which must not exist, instead of printing them; printed
+            ones have their control characters spelled out.
     """
 
     model: str

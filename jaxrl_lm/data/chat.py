@@ -249,7 +249,7 @@ def _turn_span(messages: list[Message], index: int, tokenizer: Any, text: str, a
         closed = render(messages[:index], tokenizer, at=at)
         start = shared_length(awaiting, text)
         if start < shared_length(awaiting, closed):
-            raise _untold(at, index)
+            raise _ambiguous_turn(at, index)
     # Templates write a newline after the token that ends a turn, where generation has stopped.
     stripped = end_of_turn(messages[: index + 1], tokenizer, at=at)[1] is not None
     if found and text.endswith(tail) and tail.startswith(turn_end):
@@ -257,12 +257,12 @@ def _turn_span(messages: list[Message], index: int, tokenizer: Any, text: str, a
     elif text.startswith(upto):
         stop = len(upto.rstrip() if stripped else upto)
     else:
-        raise _untold(at, index)
+        raise _ambiguous_turn(at, index)
     return start, stop
 
 
-def _untold(at: str, index: int) -> InputError:
+def _ambiguous_turn(at: str, index: int) -> InputError:
     return InputError(
-        f"{at}: the chat template writes message {index} otherwise once more messages follow, so the assistant's turns "
-        "cannot be distinguished; use a template with {% generation %}, or loss_on=completion"
+        f"{at}: the chat template writes message {index} differently when more messages follow, so the assistant's "
+        "turns cannot be distinguished; use a template with {% generation %}, or loss_on=completion"
     )

@@ -221,7 +221,7 @@ def test_tool_calls_are_the_assistants_and_tool_results_are_not():
 
 def test_a_template_whose_turns_depend_on_what_follows_is_refused_for_the_assistants_turns():
     counting = chat_tokenizer("{{ messages | length }}" + CHATML)
-    with pytest.raises(InputError, match=r"message 1 otherwise once more messages follow.*generation"):
+    with pytest.raises(InputError, match=r"message 1 differently when more messages follow.*generation"):
         encode_text([user(), assistant(), user()], counting, is_assistant_marked=True)
 
 

@@ -27,7 +27,7 @@ _ALL = "--evaluation-fraction=0"  # few rows have different prompts
 # Beginnings of the names of targets that no command reads as they are.
 _WITHOUT_COMMAND = (
     "ratings",  # read by the library only
-    "answers.jsonl",  # `label serve` would go on to serve it
+    "answers.jsonl",  # `label serve` would serve it
     "config.json alone",  # the same file as config.json
     "reward_scale.json",  # the model there has no score head, so it is refused before
     "run checkpoints/",  # of no trainer

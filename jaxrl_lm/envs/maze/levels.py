@@ -146,7 +146,7 @@ def source_from_options(
         layout: a name in `LAYOUTS`, or a drawing, in place of generated levels.
 
     Raises:
-        InputError: one of them is not what it must be, or is given together with a layout, which has its own.
+        InputError: one of them is invalid, or is given together with a layout, which has its own.
     """
     options = {"size": size, "generator": generator, "num_levels": num_levels}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}

@@ -130,8 +130,8 @@ def _form_of(source: str) -> str:
             return "language-modeling"
         has = f"{where} has: {', '.join(map(repr, columns)) or 'nothing'}"
         first = first or (str(row) if isinstance(row, InputError) else has)
-    told = first or "it holds no rows"
-    raise InputError(f"{source}: no row has 'prompt' and 'completion', nor 'text' or 'messages'; {told}")
+    reason = first or "it holds no rows"
+    raise InputError(f"{source}: no row has 'prompt' and 'completion', nor 'text' or 'messages'; {reason}")
 
 
 def _encode(examples: list[Example], tokenizer: Any, loss_on: LossOn) -> list[EncodedText]:

@@ -55,7 +55,7 @@ class OfflineRunConfig(OfflineStageConfig, ExamplesRunConfig):
         """Read the examples of a file or data set.
 
         Raises:
-            InputError: it is not what it must be.
+            InputError: it is invalid.
         """
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ def load_task(config: OfflineRunConfig) -> OfflineTask:
     """Load model, tokenizer and examples.
 
     Raises:
-        InputError: one of them is not what it must be.
+        InputError: one of them is invalid.
     """
     examples, held_out_examples = read_split(config)
     loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
@@ -137,7 +137,7 @@ def read_split(config: OfflineRunConfig) -> tuple[list[Any], list[Any]]:
     """Training and held-out examples; those of one prompt are on one side.
 
     Raises:
-        InputError: a file is not what it must be, or nothing is left to train on.
+        InputError: a file is invalid, or nothing is left to train on.
     """
     examples = config.read(getattr(config, config.EXAMPLES))
     if config.evaluation is not None:

@@ -1,1 +1,1 @@
-"""Learning from answers that the policy draws: PPO, RLOO and GRPO on a language model."""
+"""Learning from completions that the policy draws: PPO, RLOO and GRPO on a language model."""

@@ -158,7 +158,7 @@ def load_task(config: OnlineRunConfig, load_policy: Any) -> OnlineTask:
     """Load the reward functions, the prompts, and by `load_policy()` the model, in this order.
 
     Raises:
-        InputError: one of them is not what it must be.
+        InputError: one of them is invalid.
     """
     reward = rewards.load_rewards(config.reward, config.reward_weights)
     watched = {

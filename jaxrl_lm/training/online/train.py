@@ -1,4 +1,4 @@
-"""PPO, RLOO and GRPO on a language model: answer, score on the host, learn in one jitted program.
+"""PPO, RLOO and GRPO on a language model: complete, score on the host, learn in one jitted program.
 
 A new algorithm is a file in `jaxrl_lm/algorithms/`, its settings in `config.py`, and a line in
 `jaxrl_lm/cli/commands.py`.
@@ -55,7 +55,7 @@ def load(config: OnlineRunConfig) -> Loaded:
     """Load models, tokenizer, prompts and reward functions.
 
     Raises:
-        InputError: one of them is not what it must be.
+        InputError: one of them is invalid.
     """
     value_name = config.value_model_name
     how = {"dtype": config.dtype, "remat": config.remat}
@@ -71,7 +71,7 @@ def load(config: OnlineRunConfig) -> Loaded:
 
 
 def make_update(loaded: Loaded) -> Update:
-    """One update on the host: answers, scores, learning, metrics."""
+    """One update on the host: completions, scores, learning, metrics."""
     task, learner = loaded.task, loaded.learner
     config, num_answers = task.config, learner.answers_per_prompt
     learn = jax.jit(learner.update, donate_argnums=0)

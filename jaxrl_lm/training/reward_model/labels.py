@@ -128,7 +128,7 @@ def read_labels(
         tokenizer: turns token ids into text where the labels hold such; None refuses them.
 
     Raises:
-        InputError: the source or a row is not what it must be, or rows differ in their number of completions.
+        InputError: the source or a row is invalid, or rows differ in their number of completions.
     """
     options = {} if objective == "binary" else {"tokenizer": tokenizer}
     rows = [_from_record(record) for record in _READERS[objective](source, limit=limit, **options)]

@@ -87,7 +87,7 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
         what stays the same, and the parameters to train.
 
     Raises:
-        InputError: one of them is not what it must be.
+        InputError: one of them is invalid.
     """
     training_rows, held_rows = _read(config)
     head_key = jax.random.fold_in(jax.random.key(config.seed), 0)

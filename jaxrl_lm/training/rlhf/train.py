@@ -76,7 +76,7 @@ def run_rlhf(config: RLHFConfig, annotate: Annotate | None) -> ChainResult:
         annotate: says which completions are better; see `simulated_annotator`. None where `config.reward` is ready.
 
     Raises:
-        InputError: an input is not what it must be, or the folder belongs to a chain of other settings.
+        InputError: an input is invalid, or the folder belongs to a chain of other settings.
         Interrupted: Ctrl-C or SIGTERM; the stage's state is saved, and the same command continues the chain.
         TrainingDivergedError: a loss is not finite.
         DiskFullError: a file could not be written for lack of space; the same command continues the chain.
