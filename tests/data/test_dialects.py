@@ -49,7 +49,7 @@ def test_a_system_column_is_the_first_message(tmp_path):
 
 
 def test_preferences_of_sharegpt(tmp_path):
-    """LLaMA-Factory's form: the answers are single messages beside the conversation."""
+    """LLaMA-Factory's form: the answers are single messages next to the conversation."""
     expected = [Preference(prompt=[SKY], chosen=[BLUE], rejected=[GREEN])]
     row = {"conversations": [HUMAN], "chosen": GPT, "rejected": WORSE}
     assert one(read_preferences, tmp_path, row) == expected
@@ -57,7 +57,7 @@ def test_preferences_of_sharegpt(tmp_path):
     assert one(read_preferences, tmp_path, {"prompt": [HUMAN], "chosen": [GPT], "rejected": [WORSE]}) == expected
 
 
-def test_judged_answers_of_sharegpt(tmp_path):
+def test_labelled_completions_of_sharegpt(tmp_path):
     row = {"conversations": [HUMAN, GPT], "label": True}
     expected = [UnpairedPreference(prompt=[SKY], completion=[BLUE], label=True)]
     assert one(read_unpaired_preferences, tmp_path, row) == expected

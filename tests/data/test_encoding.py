@@ -90,7 +90,7 @@ def test_a_template_without_the_end_token_gets_one():
     assert pieces(encode_text(USER, tokenizer), tokenizer)[1] == "<|user|>|g|o|.|\n|<s>"
 
 
-def test_special_tokens_of_both_ends_stand_around_prompt_and_completion_together():
+def test_special_tokens_of_both_ends_are_around_prompt_and_completion_together():
     bert_like = byte_tokenizer(single="<s> $A <|user|>", eos=None)
     for is_ended in (True, False):
         encoded = encode_completion("hi", "ok", bert_like, is_ended=is_ended)
@@ -125,7 +125,7 @@ def test_a_template_that_strips_contents_is_cut_behind_what_it_wrote():
     assert pieces(encoded, tokenizer)[1] == "ok"
 
 
-def test_a_template_that_writes_the_prompt_anew_once_answered_is_refused():
+def test_a_template_that_rewrites_the_prompt_once_completed_is_refused():
     counting = byte_tokenizer(template="{{ messages | length }}" + CHAT)
     with pytest.raises(InputError, match="writes the prompt's messages differently when a completion follows"):
         encode_completion(USER, "ok", counting)

@@ -19,7 +19,7 @@ def encoded(ids: list[int], num_prompt_tokens: int = 0) -> EncodedText:
 
 @given(lengths=LENGTHS, window=st.integers(1, 40), seed=st.integers(0, 99), is_loss_on_all=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_every_sequence_stands_whole_in_one_row_with_its_targets(lengths, window, seed, is_loss_on_all):
+def test_every_sequence_is_whole_in_one_row_with_its_targets(lengths, window, seed, is_loss_on_all):
     rng = np.random.default_rng(seed)
     sequences = [encoded(rng.integers(1, 50, n).tolist(), int(rng.integers(0, n))) for n in lengths]
     plan = plan_rows(np.array(lengths), row_length=12, window=window, seed=seed)
@@ -80,7 +80,7 @@ def test_long_texts_are_split_long_completions_cut_and_what_teaches_nothing_is_d
         encoded([1, 2, 3, 4, 5, 6, 7]),  # a text of two pieces
         encoded([1, 2, 3, 4, 5], 2),  # loses its last token
         encoded([1, 2, 3, 4, 5], 4),  # loses all that was to be learned
-        encoded([9]),  # nothing stands before its one token
+        encoded([9]),  # nothing is before its one token
         encoded([8, 9], 1),
     ]
     fitted, counts = fit_sequences(sequences, row_length=4, is_loss_on_all=False)

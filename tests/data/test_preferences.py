@@ -23,12 +23,12 @@ from tests.data.files import BLUE, GREEN, MORE, SKY, SYSTEM, as_jsonl, one, refu
             ([SYSTEM, SKY, BLUE, MORE], [GREEN], [BLUE]),
         ),
         ({"chosen": [SKY, BLUE], "rejected": [SKY, BLUE, MORE, GREEN]}, ([SKY], [BLUE], [BLUE, MORE, GREEN])),
-        # A prompt given twice: as text beside conversations, or in front of answers that hold it again.
+        # A prompt given twice: as text next to conversations, or in front of answers that hold it again.
         ({"prompt": "sky?", "chosen": [SKY, BLUE], "rejected": [SKY, GREEN]}, ([SKY], [BLUE], [GREEN])),
         ({"prompt": [SKY], "chosen": [SKY, BLUE], "rejected": [GREEN]}, ([SKY], [BLUE], [GREEN])),
         # Plain answers to a conversation stay plain.
         ({"prompt": [SKY], "chosen": "Blue.", "rejected": "Green."}, ([SKY], "Blue.", "Green.")),
-        # Dialogues as HH has them: the border lies behind `Assistant:` though both answers begin with " I ".
+        # Dialogues as HH has them: the border is after `Assistant:` though both answers begin with " I ".
         (
             {
                 "chosen": "\n\nHuman: Hi\n\nAssistant: Hm\n\nHuman: Why?\n\nAssistant: I think",
@@ -131,7 +131,7 @@ def test_openais_best_of_four_becomes_a_choice_or_pairs(tmp_path):
     assert read_preferences(source, limit=1) == pairs[:1]
 
 
-def test_openais_comparisons_of_summaries_lie_one_a_line_in_json_files(tmp_path):
+def test_openais_comparisons_of_summaries_are_one_a_line_in_json_files(tmp_path):
     article = {**SUMMARIES, "info": {"article": "News", "title": None}, "choice": 0}
     source = write(tmp_path, "batch3.json", as_jsonl([SUMMARIES, article]))
     assert read_best_of_k(source) == [

@@ -287,7 +287,7 @@ COLUMNS = (
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=st.dictionaries(st.sampled_from(COLUMNS), json_values), reader=st.sampled_from(list(PLAIN)))
-def test_whatever_stands_in_a_row_it_is_a_record_or_an_input_error(tmp_path, row, reader):
+def test_whatever_a_row_holds_it_is_a_record_or_an_input_error(tmp_path, row, reader):
     source = write(tmp_path, "row.jsonl", json.dumps(row))
     try:
         records, said = reader(source), ""

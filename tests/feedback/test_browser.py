@@ -19,7 +19,7 @@ from jaxrl_lm.feedback import LabelStore
 from tests.feedback.conftest import TOKEN, Clock, exported, said, served, shown
 
 
-def test_keys_judge_undo_and_end(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
+def test_keys_label_undo_and_end(make_store: Callable[..., LabelStore], open_page: Callable[..., Page]) -> None:
     store = make_store(3)
     with served(store) as url:
         page = open_page("ann", url)
@@ -52,15 +52,15 @@ def test_two_people_at_once_share_the_work(
     store = make_store(6)
     with served(store) as url:
         pages = {name: open_page(name, url) for name in ("ann", "bob")}
-        judged = []
+        labelled = []
         for turn in range(3):
             prompts = {name: page.locator("#prompt").inner_text() for name, page in pages.items()}
-            judged += prompts.values()
+            labelled += prompts.values()
             for name, page in pages.items():
                 page.get_by_role("button", name="A is better" if name == "ann" else "B is better").click()
                 ended = "No item available" if name == "ann" else "All done"
                 said(page).to_contain_text(f"Item {turn + 2}." if turn < 2 else ended)
-        assert sorted(judged) == [f"prompt {place}" for place in range(6)]
+        assert sorted(labelled) == [f"prompt {place}" for place in range(6)]
         expect(pages["bob"].get_by_role("heading", name="All done")).to_be_visible()
         pages["bob"].get_by_role("link", name="See the stats").click()
         expect(pages["bob"].locator("#people")).to_contain_text("ann")
@@ -171,7 +171,7 @@ def test_the_page_that_waits_looks_again_after_a_failed_look(
     assert store.progress(ann).num_mine == 1
 
 
-def test_a_tab_that_shows_another_name_saves_nothing_and_starts_anew(
+def test_a_tab_that_shows_another_name_saves_nothing_and_starts_again(
     make_store: Callable[..., LabelStore], open_page: Callable[..., Page]
 ) -> None:
     store = make_store(2)

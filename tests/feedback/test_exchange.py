@@ -84,17 +84,17 @@ def test_any_text_survives_the_database(
 ) -> None:
     url = f"sqlite:///{tmp_path_factory.mktemp('texts') / 'labels.sqlite'}"
     engine = feedback.open_database(url, is_new_allowed=True)
-    judged = {
+    labelled = {
         (prompt, *sorted(completions)): LabelledItem(
             item=Item(mode="best-of-4", prompt=prompt, completions=tuple(completions)), verdict=str(best)
         )
         for prompt, completions, best in rows
     }
-    import_labels(engine, judged.values(), name="ann")
+    import_labels(engine, labelled.values(), name="ann")
     found = export_labels(engine, "best-of-4").rows
     engine.dispose()
     assert [(row["query"], row[f"sample{row['best']}"]) for row in found] == [
-        (each.item.prompt, each.item.completions[int(each.verdict)]) for each in judged.values()
+        (each.item.prompt, each.item.completions[int(each.verdict)]) for each in labelled.values()
     ]
 
 
@@ -161,7 +161,7 @@ def test_a_shown_order_that_is_neither_true_nor_false_is_refused(
     assert "is_chosen_shown_first='perhaps' must be true or false" in capfd.readouterr().err
 
 
-def test_stats_counts_an_item_as_judged_when_it_has_the_servers_overlap(
+def test_stats_counts_an_item_as_labelled_when_it_has_the_servers_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     answers, labels = tmp_path / "answers.jsonl", tmp_path / "labels.jsonl"
@@ -202,8 +202,8 @@ def test_places_follow_the_answers_when_the_database_has_them_in_another_order(e
     fours = [tuple("abcd"), tuple("dbca")]
     feedback.add_items(engine, [Item(mode="best-of-4", prompt="p", completions=fours[0])])
     item = Item(mode="best-of-4", prompt="p", completions=fours[1])
-    judged = LabelledItem(item=item, verdict="0", annotator="ann", seconds=2.5, shown_order=(2, 0, 1, 3))
-    import_labels(engine, [judged])
+    labelled = LabelledItem(item=item, verdict="0", annotator="ann", seconds=2.5, shown_order=(2, 0, 1, 3))
+    import_labels(engine, [labelled])
     (row,) = feedback.export_verdicts(engine, "best-of-4")
     assert [row["completions"][place] for place in row["shown_order"]] == list("cdba")
     assert (row["completions"][int(row["verdict"])], row["seconds"]) == ("d", 2.5)

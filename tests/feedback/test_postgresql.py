@@ -94,13 +94,13 @@ def test_threads_get_each_item_once(engines: list[Engine]) -> None:
     store = LabelStore(engines[0], mode="pairwise")
     handed: list[str] = []
 
-    def judge(name: str) -> None:
+    def label_items(name: str) -> None:
         annotator = store.find_annotator(name).id
         while (lease := store.next_lease(annotator)) is not None:
             handed.append(str(lease.prompt))
             store.label(annotator, lease.id, "0")
 
-    threads = [threading.Thread(target=judge, args=(f"person {place}",)) for place in range(4)]
+    threads = [threading.Thread(target=label_items, args=(f"person {place}",)) for place in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

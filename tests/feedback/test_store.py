@@ -169,29 +169,29 @@ def test_undo_takes_back_only_ones_own(make_store: MakeStore) -> None:
     assert store.progress(ann).num_done == 1
 
 
-@pytest.mark.parametrize("is_judged", [False, True])
-def test_a_skip_of_an_item_that_another_has_cannot_be_undone(make_store: MakeStore, is_judged: bool) -> None:
+@pytest.mark.parametrize("is_labelled", [False, True])
+def test_a_skip_of_an_item_that_another_has_cannot_be_undone(make_store: MakeStore, is_labelled: bool) -> None:
     store = make_store(2)
     ann, bob = people(store, "ann", "bob")
     store.label(ann, handed(store, ann).id, "skip")
     held = handed(store, ann)
     taken = handed(store, bob)
     assert taken.prompt == "prompt 0"
-    if is_judged:
+    if is_labelled:
         store.label(bob, taken.id, "0")
     with pytest.raises(RefusedError, match="You skipped this item, and another annotator has it now"):
         undo_last(store, ann)
     assert handed(store, ann) == held
     assert store.progress(ann).num_mine == 1
-    assert store.label(bob, taken.id, "0") is not is_judged
+    assert store.label(bob, taken.id, "0") is not is_labelled
 
 
 def test_a_label_of_an_item_that_has_enough_without_it_cannot_be_undone(make_store: MakeStore) -> None:
     store = make_store(1)
     ann, _ = people(store, "ann", "bob")
     store.label(ann, handed(store, ann).id, "0")
-    judged = feedback.LabelledItem(item=numbered_items(1, "pairwise")[0], verdict="1")
-    feedback.import_labels(store.engine, [judged], name="bob")
+    labelled = feedback.LabelledItem(item=numbered_items(1, "pairwise")[0], verdict="1")
+    feedback.import_labels(store.engine, [labelled], name="bob")
     with pytest.raises(RefusedError, match="your label is kept"):
         undo_last(store, ann)
     assert store.progress(ann).num_mine == 1
@@ -249,7 +249,7 @@ def test_a_label_ends_the_persons_other_leases_of_the_item(make_store: MakeStore
     assert second_tab.id != first_tab.id
     of_bob = handed(store, bob)
     assert store.label(ann, first_tab.id, "0")
-    assert not store.label(ann, second_tab.id, "1")  # a repeat: the first stands
+    assert not store.label(ann, second_tab.id, "1")  # a repeat: the first is kept
     assert store.label(bob, of_bob.id, "0")
     undo_last(store, ann)
     with pytest.raises(RefusedError, match="out of date"):

@@ -61,8 +61,8 @@ def commands(targets: dict[str, Target], out: Path) -> dict[str, Callable[[Path]
                 *_TINY,
                 _ALL,
             ]
-        elif name.startswith(("judged", "fours")):
-            form = "binary" if name.startswith("judged") else "best_of_k"
+        elif name.startswith(("unpaired", "fours")):
+            form = "binary" if name.startswith("unpaired") else "best_of_k"
             found[name] = lambda path, form=form: ["reward-model", f"--model={model}", f"--preferences={path}",
                                                    f"--objective={form}", f"--out={out}", *_TINY]  # fmt: skip
         elif name == "labels.sqlite":

@@ -74,7 +74,7 @@ def run_forked(command: Callable[[], int], folder: Path, plan: Plan, log: Path) 
         command: returns its exit code.
         folder: where file-system events count.
         plan: what is to happen.
-        log: a file for what the command prints; a second one beside it is for the number of events.
+        log: a file for what the command prints; a second one next to it is for the number of events.
     """
     counter = log.with_suffix(".count")
     counter.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """Kill every trainer at random file-system events, and resume: `python -m tests.fuzz.kills --num 50`.
 
-After each kill the same command without --resume must begin anew, if no checkpoint had been written, or be refused in
+After each kill the same command without --resume must start again, if no checkpoint had been written, or be refused in
 clear words and change nothing. With --resume the run must end with the files of a run that was never stopped: the same
 metrics, samples, checkpoints and weights bit for bit, and nothing half-written. The chain of RLHF has no --resume: the
-same command goes on. Some runs meet a full disk instead: exit code 1, one clear error, and then the same.
+same command continues it. Some runs meet a full disk instead: exit code 1, one clear error, and then the same.
 """
 
 import os
@@ -45,7 +45,7 @@ _PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060000000040001"
     "f61738550000000049454e44ae426082"
 )
-_AGAIN = 0.5  # how often a run that goes on is killed once more
+_AGAIN = 0.5  # how often a run that continues is killed once more
 _SAVING = ((1, 1), (2, 2))  # save_every, keep_checkpoints
 
 
@@ -99,7 +99,7 @@ def make_case(name: str, inputs: Path, work: Path, *, saving: tuple[int, int]) -
 
 
 def attempt(case: Case, rng: random.Random, plan: Plan, counts: Counter[str]) -> None:
-    """Start a run, let the planned fault happen, perhaps kill what goes on with it, and check what can be done next.
+    """Start a run, let the planned fault happen, perhaps kill what continues it, and check what can be done next.
 
     Raises:
         Failed: with what was wrong.
@@ -158,8 +158,8 @@ def _without_resume(case: Case, counts: Counter[str]) -> None:
         _require("--resume" in ended.said, "the refusal does not name --resume", ended)
         _require(_every_file(case.out) == _every_file(kept), "the refused command changed files", ended)
         return
-    counts["began anew"] += 1
-    _check_whole(case, ended, "begun anew")
+    counts["started again"] += 1
+    _check_whole(case, ended, "started again")
     shutil.rmtree(case.out)
     kept.rename(case.out)
 

@@ -36,7 +36,7 @@ def mutate(content: bytes, name: str, rng: random.Random) -> bytes:
         rng: draws the damage.
 
     Returns:
-        What stands in the damaged file; now and then the same.
+        The content of the damaged file; sometimes the same.
     """
     if name.endswith(".gz") and rng.random() < 0.8:
         return gzip.compress(mutate(gzip.decompress(content), name.removesuffix(".gz"), rng), mtime=0)

@@ -72,7 +72,7 @@ def _data_sets(folder: Path) -> dict[str, Target]:
     kinds = (
         ("prompts", plain, lambda path: data.read_prompts(str(path))),
         ("completions", plain, data.read_prompt_completions),
-        ("judged", plain, data.read_unpaired_preferences),
+        ("unpaired", plain, data.read_unpaired_preferences),
         ("pairs", pairs, data.read_preferences),
         ("fours", fours, data.read_best_of_k),
         ("ratings", [{"text": f"Text {n}", "rating": n / 2} for n in range(3)], data.read_ratings),
@@ -105,9 +105,9 @@ def _labels(folder: Path) -> dict[str, Target]:
     rows = {"verdicts.jsonl": verdicts, "fours.jsonl": fours, "answers.jsonl": answers}
     for name, content in rows.items():
         (folder / name).write_bytes(WRITERS["jsonl"](content))
-    judged = read_labelled(str(folder / "verdicts.jsonl"), "pairwise", annotator=None, tokenizer=None)
+    labelled = read_labelled(str(folder / "verdicts.jsonl"), "pairwise", annotator=None, tokenizer=None)
     engine = feedback.open_database(f"sqlite:///{folder / 'labels.sqlite'}", is_new_allowed=True)
-    feedback.import_labels(engine, judged)
+    feedback.import_labels(engine, labelled)
     feedback.keep_overlap(engine, "pairwise", 2)
     engine.dispose()  # the last connection moves the write-ahead log into the file
     return {

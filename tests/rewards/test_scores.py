@@ -43,14 +43,14 @@ async def slow_length(completions, delay=0.2, **columns):
     return [len(text) for text in completions]
 
 
-class Judge:
+class Scorer:
     """An object that can be called."""
 
     def __call__(self, completions, **columns):
         return [2 * len(text) for text in completions]
 
 
-class AsyncJudge:
+class AsyncScorer:
     """One that is awaited."""
 
     async def __call__(self, completions, **columns):
@@ -66,8 +66,8 @@ def combined(*functions, weights=()):
     ("reward", "wanted"),
     [
         (slow_length, [3, 5, 7]),
-        (Judge(), [6, 10, 14]),
-        (Judge().__call__, [6, 10, 14]),
+        (Scorer(), [6, 10, 14]),
+        (Scorer().__call__, [6, 10, 14]),
         (partial(slow_length, delay=0.0), [3, 5, 7]),
         (partial(partial(length)), [3, 5, 7]),
     ],
@@ -80,13 +80,13 @@ def test_whatever_can_be_called_scores(reward, wanted):
     ]
 
 
-def test_none_is_no_judgement_and_means_are_over_what_was_judged():
+def test_none_is_no_score_and_means_are_over_what_was_scored():
     found = score_batch(only_short, PLAIN, ANSWERS, is_partial=True).rewards
     np.testing.assert_array_equal(found, [1.0, np.nan, np.nan])
     assert mean_of_scored(found) == 1.0
     assert np.isnan(mean_of_scored(found[1:]))
     # TRL's nansum: 0.5 * 3 + 10 * 1, 0.5 * 5 + 2 * 15, 0.5 * 7 + 2 * 21
-    reward = combined(length, only_short, AsyncJudge(), weights=(0.5, 10.0, 2.0))
+    reward = combined(length, only_short, AsyncScorer(), weights=(0.5, 10.0, 2.0))
     scores = score_batch(reward, PLAIN, ANSWERS)
     np.testing.assert_allclose(scores.rewards, [11.5, 32.5, 45.5])
     assert scores.metrics == {"reward/f0": 5.0, "reward/f1": 1.0, "reward/f2": 18.0}
@@ -98,14 +98,14 @@ def test_none_is_no_judgement_and_means_are_over_what_was_judged():
     (only_short, "reward function 'only_short' returned None"),
     (combined(only_short, only_short), "all of f0, f1 returned None"),
 ])  # fmt: skip
-def test_a_completion_that_nothing_judges_is_named_where_learning_needs_a_reward(reward, who):
+def test_a_completion_that_nothing_scores_is_named_where_learning_needs_a_reward(reward, who):
     with pytest.raises(InputError) as caught:
         score_completions(reward, PLAIN, ANSWERS)
     assert "completion 1 (counting from 0), 'three', of the prompt 'question 1'" in str(caught.value)
     assert f"{who}, and so for 2 of 3" in str(caught.value)
 
 
-def test_a_function_that_judges_nothing_has_no_metric():
+def test_a_function_that_scores_nothing_has_no_metric():
     def silent(completions, **columns):
         return [None] * len(completions)
 

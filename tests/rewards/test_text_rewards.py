@@ -63,7 +63,7 @@ def test_a_module_of_the_current_directory_is_found(folder):
     np.testing.assert_array_equal(score_completions(reward, [plain()], ["four"]), [8.0])
 
 
-def test_a_file_is_found_by_its_path_and_read_anew(folder):
+def test_a_file_is_found_by_its_path_and_read_again(folder):
     path = folder / "deep" / "my rewards.py"
     path.parent.mkdir()
     path.write_text(SOURCE)

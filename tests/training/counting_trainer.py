@@ -54,7 +54,7 @@ class Trainer:
 
 
 def kill_at(num_done: int) -> Callable[[int], None]:
-    """An exception that no one catches stands for a kill: what is on the disk stays as it is."""
+    """An exception that no one catches acts as a kill: what is on the disk stays as it is."""
 
     def at_update(now: int) -> None:
         if now == num_done:

@@ -19,7 +19,7 @@ def fail_at_second_and_fourth_call(prompts: list[str], completions: list[str], *
     """Vowels, and an exception in the first update, and in the second one when the first has been made up for."""
     CALLS["count"] += 1
     if CALLS["count"] in (2, 4):
-        raise RuntimeError("the judge is out of order")
+        raise RuntimeError("the scorer is out of order")
     return vowels(prompts, completions)
 
 

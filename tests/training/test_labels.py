@@ -1,4 +1,4 @@
-"""Judged answers: the split by prompt, batches, and what is measured on the held-out ones."""
+"""Labelled completions: the split by prompt, batches, and what is measured on the held-out ones."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def write(path, rows):
     prompts=st.lists(st.integers(0, 6), min_size=2, max_size=40), fraction=st.floats(0.05, 0.9), seed=st.integers(0, 5)
 )
 @settings(max_examples=60, deadline=None)
-def test_no_prompt_stands_on_both_sides_and_no_row_is_lost(prompts, fraction, seed):
+def test_no_prompt_is_on_both_sides_and_no_row_is_lost(prompts, fraction, seed):
     rows = [pair(f"p{prompt}", f"c{index}", "r") for index, prompt in enumerate(prompts)]
     if len(set(prompts)) < 2:
         with pytest.raises(InputError, match="--evaluation"):

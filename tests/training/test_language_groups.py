@@ -28,7 +28,7 @@ REWARDS = "tests.training.rewards_for_tests"
 
 
 @pytest.fixture(autouse=True)
-def _count_calls_anew() -> None:
+def _reset_call_count() -> None:
     rewards_for_tests.CALLS["count"] = 0
 
 
@@ -86,7 +86,7 @@ def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
     chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
 
 
-def test_groups_are_compared_and_the_penalty_stands_where_it_belongs(
+def test_groups_are_compared_and_the_penalty_is_where_it_belongs(
     make_group_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_group_config(kl_coefficient=0.5)

@@ -30,7 +30,7 @@ REWARDS = "tests.training.rewards_for_tests"
 
 
 @pytest.fixture(autouse=True)
-def _count_calls_anew() -> None:
+def _reset_call_count() -> None:
     rewards_for_tests.CALLS["count"] = 0
 
 
@@ -222,7 +222,7 @@ def test_failing_reward_saves_the_state_before_it(make_config: MakeConfig, strai
     # The samples are scored by the first call, the first update by the second, and again by the third.
     config = make_config(reward=f"{REWARDS}:fail_at_second_and_fourth_call")
     for num_done in (0, 1):
-        with pytest.raises(InputError, match="judge is out of order"):
+        with pytest.raises(InputError, match="scorer is out of order"):
             train_online(replace(config, resume=num_done > 0))
         saved = RunFolder(tmp_path / "run").checkpoints_folder.glob("[0-9]*")
         assert max(int(path.name) for path in saved) == num_done
@@ -240,7 +240,7 @@ def test_divergence_in_the_first_update_names_the_start(make_config: MakeConfig)
         train_online(make_config(reward=f"{REWARDS}:huge"))
 
 
-def test_separate_value_network_learns_beside_a_headless_policy_and_a_fixed_kl_coefficient_stays(
+def test_separate_value_network_learns_with_a_headless_policy_and_a_fixed_kl_coefficient_stays(
     make_config: MakeConfig, byte_model: Path
 ) -> None:
     config = make_config(value_model=str(byte_model), num_updates=2, kl=KLConfig(coefficient=0.3, target=None))
@@ -318,9 +318,9 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("ab\nabcde\n")
     ppo = PPOConfig(learning_rate=1e-2, num_epochs=2, num_minibatches=2, anneal_updates=0)
-    judge = tmp_path / "judge.py"
-    judge.write_text("def zero(prompts, completions, **columns):\n    return [0.0] * len(completions)\n")
-    config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts), watch=(f"zero={judge}:zero",))
+    watched = tmp_path / "watched.py"
+    watched.write_text("def zero(prompts, completions, **columns):\n    return [0.0] * len(completions)\n")
+    config = make_config(num_updates=2, ppo=ppo, prompts=str(prompts), watch=(f"zero={watched}:zero",))
     train_online(config)
     with pytest.raises(InputError, match="num_updates=1: the run has made 2 already"):
         train_online(replace(config, num_updates=1, resume=True))
@@ -329,11 +329,11 @@ def test_a_run_without_annealing_can_be_made_longer_but_not_shorter_nor_with_oth
     with pytest.raises(InputError, match="prompts changed since the run was started"):
         train_online(longer)
     prompts.write_text("ab\nabcde\n")
-    written = judge.read_text()
-    judge.write_text(written.replace("0.0", "1.0"))
+    written = watched.read_text()
+    watched.write_text(written.replace("0.0", "1.0"))
     with pytest.raises(InputError, match="watched reward zero changed since the run was started"):
         train_online(longer)
-    judge.write_text(written)
+    watched.write_text(written)
     folder = train_online(longer)
     assert [record["step"] for record in numbers(folder)] == [1, 2, 3]
     assert [sample["step"] for sample in read_jsonl(folder.samples_file)] == [0, 0, 3, 3]

@@ -66,7 +66,7 @@ def test_the_energy_of_as_many_devices_as_training_uses_is_measured(config, monk
     assert asked[-1] == 2
 
 
-def test_a_counter_that_fails_while_training_is_warned_of_once_and_training_goes_on(
+def test_a_counter_that_fails_while_training_is_warned_of_once_and_training_continues(
     config, folder, energy_file, caplog
 ):
     with caplog.at_level(logging.WARNING):

@@ -31,7 +31,7 @@ from tests.rewards.reward_folders import write_encoder
 OPTIMIZER = AdamWConfig(learning_rate=1e-2, schedule="linear", warmup_fraction=0.0, weight_decay=0.0)
 
 
-def judged(form, count=60):
+def labelled(form, count=60):
     """LabelledSet in which what holds "good" is better than what holds "bad"."""
     words = np.random.default_rng(0).choice(["a", "b", "c", "d", "e"], (count, 4))
     for index, (first, second, third, fourth) in enumerate(words):
@@ -58,7 +58,7 @@ def encoder(tmp_path_factory):
 def make_config(byte_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("reward_runs")
     for form in ("pairwise", "best_of_k", "binary"):
-        (root / f"{form}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged(form)))
+        (root / f"{form}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled(form)))
 
     def make(name, **changes):
         settings = {
@@ -102,7 +102,7 @@ def test_a_run_leaves_the_whole_run_folder(finished):
     assert curves["evaluation/accuracy"].steps.tolist() == [3, 6]
 
 
-def test_report_and_evaluation_hold_the_baseline_beside_the_model(finished):
+def test_report_and_evaluation_hold_the_baseline_and_the_model(finished):
     config, folder = finished
     record = json.loads((folder.path / "evaluation.json").read_text())
     assert record["bag_of_words"]["accuracy"]["estimate"] == 1.0  # one word tells good from bad

@@ -1,4 +1,4 @@
-"""The whole chain: every stage leaves its folder, what has ended is not run again, and labels are the judge's."""
+"""The whole chain: every stage leaves its folder, what has ended is not run again, and labels are the annotator's."""
 
 import datetime
 import errno
@@ -47,7 +47,7 @@ def test_every_stage_leaves_its_folder_and_all_policies_are_compared(result, con
     assert len(watched.values) == config.ppo.num_updates
     page = (out / "report.html").read_text()
     assert "Completions side by side" in page
-    assert page.count('class="strip"') == 3 * 4, "reward, KL and advantage of each judged answer"
+    assert page.count('class="strip"') == 3 * 4, "reward, KL and advantage of each compared completion"
 
 
 def test_labels_prefer_what_gold_scores_higher_and_add_up_over_rounds(result, config):
@@ -77,7 +77,7 @@ def test_a_chain_that_has_ended_is_not_run_again(result, config):
     before = {path: path.stat().st_mtime_ns for path in stages}
 
     def fails(*_):
-        raise AssertionError("nothing is to be judged again")
+        raise AssertionError("nothing is to be labelled again")
 
     again = rlhf.run_rlhf(config, fails)
     assert before == {path: path.stat().st_mtime_ns for path in stages}
@@ -96,7 +96,7 @@ def test_a_chain_that_was_moved_continues_and_options_that_are_newer_than_it_tak
     file.write_text(yaml.safe_dump(older))
     stages = list(Path(moved.out).rglob("metrics.jsonl"))
     before = {path: path.stat().st_mtime_ns for path in stages}
-    again = rlhf.run_rlhf(moved, nobody_judges())
+    again = rlhf.run_rlhf(moved, no_annotator())
     assert {path: path.stat().st_mtime_ns for path in stages} == before, "no stage is trained again"
     assert again.policies[-1].completions == result.policies[-1].completions
     for stage in ("sft", "round-1/reward-model", "round-1/ppo", "round-2/ppo"):
@@ -107,10 +107,10 @@ def test_a_chain_that_was_moved_continues_and_options_that_are_newer_than_it_tak
 
 def test_another_configuration_is_refused(result, config):
     with pytest.raises(InputError, match="sft_data"):
-        rlhf.run_rlhf(replace(config, sft_data="others.jsonl"), nobody_judges())
+        rlhf.run_rlhf(replace(config, sft_data="others.jsonl"), no_annotator())
     # A stage that has begun knows its settings.
     with pytest.raises(InputError, match="num_updates: 2 in the run, 3 now"):
-        rlhf.run_rlhf(replace(config, sft=replace(config.sft, num_updates=3)), nobody_judges())
+        rlhf.run_rlhf(replace(config, sft=replace(config.sft, num_updates=3)), no_annotator())
 
 
 def test_prompts_that_changed_are_refused(result, config):
@@ -118,7 +118,7 @@ def test_prompts_that_changed_are_refused(result, config):
     file.write_text(before + "ij\n")
     try:
         with pytest.raises(InputError, match="prompts changed since the chain was started"):
-            rlhf.run_rlhf(config, nobody_judges())
+            rlhf.run_rlhf(config, no_annotator())
     finally:
         file.write_text(before)
 
@@ -136,7 +136,7 @@ def test_a_policy_that_says_one_thing_only_has_nothing_to_label(config, tmp_path
     monkeypatch.setattr(rlhf, "answer_prompts", lambda policy, prompts, settings: ["same"] * len(prompts))
     chain = replace(config, out=str(tmp_path / "chain"), sft_data=None, rounds=1)
     with pytest.raises(InputError, match="round 1: all 12 pairs have equal or empty completions"):
-        rlhf.run_rlhf(chain, nobody_judges())
+        rlhf.run_rlhf(chain, no_annotator())
 
 
 def test_tools_reach_the_reward_model_when_a_chain_resumes_between_pairs_and_labels(config, tmp_path, monkeypatch):
@@ -162,8 +162,8 @@ def test_tools_reach_the_reward_model_when_a_chain_resumes_between_pairs_and_lab
     monkeypatch.delattr(rlhf, "answer_prompts")
     labels = rlhf._label(chain, config.model, prompts, annotate, tmp_path, 1)
     data.write_jsonl(tmp_path / "preferences.jsonl", labels)
-    (judged,) = read_labels(str(tmp_path / "preferences.jsonl"), "pairwise")
-    ids = data.encode_completion(judged.prompt, judged.completions[0], tokenizer).ids
+    (labelled,) = read_labels(str(tmp_path / "preferences.jsonl"), "pairwise")
+    ids = data.encode_completion(labelled.prompt, labelled.completions[0], tokenizer).ids
     assert tokenizer.decode(ids).startswith("[{'name': 'clock'}]calmuser: Time?;assistant: a;")
     (tmp_path / "pairs.jsonl").write_text('{"index": 1, "completions": ["a", "b"]}\n')
     (tmp_path / "labels.jsonl").unlink()
@@ -179,7 +179,7 @@ def test_a_files_labels_are_read_for_their_round(tmp_path: Path):
 
 def test_the_seed_of_the_chain_is_that_of_every_stage_without_one_of_its_own(config, tmp_path):
     chain = replace(config, out=str(tmp_path / "chain"), rounds=1, seed=5, ppo=replace(config.ppo, seed=7))
-    rlhf.run_rlhf(chain, judge_by_vowels())
+    rlhf.run_rlhf(chain, label_by_vowels())
     seeds = {
         stage: storage.RunFolder(Path(chain.out) / stage).read_config()["seed"]
         for stage in ("sft", "round-1/reward-model", "round-1/ppo")
@@ -193,9 +193,9 @@ def test_the_report_of_a_chain_is_written_again_from_its_files(result, config):
     assert storage.write_report(folder, title="again").is_file()
 
 
-def test_a_chain_that_is_stopped_says_how_to_go_on(config, tmp_path):
+def test_a_chain_that_is_stopped_says_how_to_continue(config, tmp_path):
     def stopped(*_):
-        raise Interrupted("--resume goes on", 2)
+        raise Interrupted("--resume continues", 2)
 
     chain = replace(config, out=str(tmp_path / "chain"), sft_data=None)
     with pytest.raises(Interrupted, match="run the same command to resume") as caught:
@@ -203,27 +203,27 @@ def test_a_chain_that_is_stopped_says_how_to_go_on(config, tmp_path):
     assert caught.value.signal_number == 2
 
 
-def judge_by_vowels() -> rlhf.Annotate:
+def label_by_vowels() -> rlhf.Annotate:
     return rlhf.simulated_annotator(REWARDS["vowels"], noise=0.0, seed=0)
 
 
-def test_a_chain_stops_after_a_stage_goes_on_and_grows(config, tmp_path, monkeypatch):
+def test_a_chain_stops_after_a_stage_continues_and_grows(config, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(Path(config.model).parent))
     short = replace(config, model="~/model", out=str(tmp_path / "chain"), sft_data=None, rounds=1)
     room = tmp_path / "chain" / "round-1"
     for stage, following in (("labels", "reward-model"), ("reward_model", "ppo")):
-        assert rlhf.run_rlhf(replace(short, stop_after=stage), judge_by_vowels()).policies == []
+        assert rlhf.run_rlhf(replace(short, stop_after=stage), label_by_vowels()).policies == []
         assert not (room / following).exists()
-    assert [policy.name for policy in rlhf.run_rlhf(short, nobody_judges()).policies] == ["base", "PPO round 1"]
+    assert [policy.name for policy in rlhf.run_rlhf(short, no_annotator()).policies] == ["base", "PPO round 1"]
     port = replace(short.labels, port=1)
-    grown = rlhf.run_rlhf(replace(short, labels=port, rounds=2), judge_by_vowels())
+    grown = rlhf.run_rlhf(replace(short, labels=port, rounds=2), label_by_vowels())
     assert [policy.name for policy in grown.policies] == ["base", "PPO round 1", "PPO round 2"]
     with pytest.raises(InputError, match="rounds=1: the chain has labels of more rounds"):
-        rlhf.run_rlhf(short, judge_by_vowels())
+        rlhf.run_rlhf(short, label_by_vowels())
     assert storage.RunFolder(tmp_path / "chain").read_config()["rounds"] == 2, "what is refused changes nothing"
 
 
-def nobody_judges() -> rlhf.Annotate:
+def no_annotator() -> rlhf.Annotate:
     def fails(*_):
         raise AssertionError("the labels are there")
 
@@ -245,22 +245,22 @@ def test_a_chain_that_was_killed_while_its_folder_was_made_begins(config, tmp_pa
     chain = replace(config, out=str(tmp_path / "chain"), stop_after="labels", rounds=1, sft_data=None)
     (tmp_path / "chain").mkdir()
     (tmp_path / "chain" / ".config.yaml.17.tmp").write_text("half")
-    rlhf.run_rlhf(chain, judge_by_vowels())
+    rlhf.run_rlhf(chain, label_by_vowels())
     assert (tmp_path / "chain" / "round-1" / "labels.jsonl").exists()
 
 
 def test_what_a_kill_left_half_written_is_swept_from_a_chain(config, tmp_path):
     chain = replace(config, out=str(tmp_path / "chain"), stop_after="labels", rounds=1, sft_data=None)
-    rlhf.run_rlhf(chain, judge_by_vowels())
+    rlhf.run_rlhf(chain, label_by_vowels())
     leftovers = [tmp_path / "chain" / ".inputs.json.1.tmp", tmp_path / "chain" / "round-1" / ".labels.jsonl.23.tmp"]
     for path in leftovers:
         path.write_text("half")
-    rlhf.run_rlhf(chain, nobody_judges())
+    rlhf.run_rlhf(chain, no_annotator())
     assert not any(path.exists() for path in leftovers)
 
 
 @pytest.mark.parametrize("place", ["a stage", "labels", "the folder"])
-def test_a_full_disk_says_that_the_same_command_goes_on(config, tmp_path, monkeypatch, place):
+def test_a_full_disk_says_that_the_same_command_continues(config, tmp_path, monkeypatch, place):
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -275,10 +275,10 @@ def test_a_full_disk_says_that_the_same_command_goes_on(config, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
         with pytest.raises(DiskFullError, match="make room, then run the same command to continue") as caught:
-            rlhf.run_rlhf(chain, judge_by_vowels())
+            rlhf.run_rlhf(chain, label_by_vowels())
     assert "--resume" not in str(caught.value), "the chain has no such option"
     if place != "a stage":
-        assert not rlhf.run_rlhf(chain, judge_by_vowels()).policies
+        assert not rlhf.run_rlhf(chain, label_by_vowels()).policies
 
 
 KILLS_ONCE = """
@@ -302,9 +302,9 @@ def test_a_chain_that_is_stopped_inside_ppo_ends_as_if_it_had_not_been(config, t
         one = replace(chain, out=str(tmp_path / name))
         if name == "stopped":
             with pytest.raises(Interrupted, match="run the same command to resume"):
-                rlhf.run_rlhf(one, judge_by_vowels())
+                rlhf.run_rlhf(one, label_by_vowels())
             assert not (tmp_path / name / "round-1" / "ppo" / "model").exists()
-        found = rlhf.run_rlhf(one, judge_by_vowels()).policies[-1]
+        found = rlhf.run_rlhf(one, label_by_vowels()).policies[-1]
         curve = storage.read_metrics(storage.RunFolder(tmp_path / name / "round-1" / "ppo"))["loss/total"]
         ends.append((found.completions, found.kl.tolist(), list(curve.steps), list(curve.values)))
     assert ends[0] == ends[1]

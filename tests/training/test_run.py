@@ -51,7 +51,7 @@ def test_a_signal_in_the_last_update_stops_the_run_which_then_has_nothing_left_t
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(config, resume, capsys):
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(config, resume, capsys):
     folder = begin(config)
     Trainer()(replace(config, resume=resume))
     assert (folder.path / "count").read_text() == "3"
@@ -61,7 +61,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(config, r
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_run_of_an_older_version_that_was_killed_before_its_first_checkpoint_begins_anew(config, resume):
+def test_a_run_of_an_older_version_that_was_killed_before_its_first_checkpoint_starts_again(config, resume):
     saved = config.saved()
     del saved["energy"]  # as if the option were newer than the run
     folder = RunFolder.create(Path(config.out), saved)
@@ -78,14 +78,14 @@ def test_a_folder_of_another_program_is_left_alone(config, saved):
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_run_that_was_killed_while_its_folder_was_made_begins_anew(config, folder, resume):
+def test_a_run_that_was_killed_while_its_folder_was_made_starts_again(config, folder, resume):
     folder.path.mkdir()
     (folder.path / ".config.yaml.17.tmp").write_text("half")
     Trainer()(replace(config, resume=resume))
     assert (folder.path / "count").read_text() == "3"
 
 
-def test_what_is_left_of_a_checkpoint_whose_deletion_was_killed_goes_on_resuming(config, folder):
+def test_what_is_left_of_a_checkpoint_whose_deletion_was_killed_is_resumed(config, folder):
     config = replace(config, save_every=1, keep_checkpoints=1)
     with pytest.raises(KeyboardInterrupt):
         Trainer(kill_at(2))(config)
@@ -159,7 +159,7 @@ def test_what_a_kill_left_half_written_is_swept_on_resuming(config, folder):
 @pytest.mark.parametrize(
     ("is_annealed", "remedy"), [(False, "a higher --num-updates with --resume"), (True, "start another run")]
 )
-def test_resuming_a_run_that_has_ended_says_so_and_how_to_go_on(config, folder, capsys, is_annealed, remedy):
+def test_resuming_a_run_that_has_ended_says_so_and_how_to_continue(config, folder, capsys, is_annealed, remedy):
     config = replace(config, is_annealed=is_annealed)
     Trainer()(config)
     capsys.readouterr()
@@ -239,7 +239,7 @@ def test_a_run_from_before_an_option_existed_had_its_default(config, folder):
     assert folder.read_config()["size"] == 1
 
 
-def test_a_disk_that_is_full_before_the_first_checkpoint_lets_the_same_command_start_anew(config, monkeypatch):
+def test_a_disk_that_is_full_before_the_first_checkpoint_lets_the_same_command_start_again(config, monkeypatch):
     def fail(*args: Any) -> None:
         raise full_disk("python")
 
@@ -332,7 +332,7 @@ class TestStages:
         train_stage(resumed, replace(config, save_every=1))
         assert resumed.made == [2]
 
-    def test_one_without_a_whole_checkpoint_begins_anew(self, config):
+    def test_one_without_a_whole_checkpoint_starts_again(self, config):
         begin(config)
         trainer = Trainer()
         train_stage(trainer, config)
