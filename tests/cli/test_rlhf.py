@@ -1,4 +1,4 @@
-"""People as judges of a chain: what they say on the page becomes the labels, Ctrl-C stops it; what is printed."""
+"""People as annotators of a chain: their choices on the page become the labels, Ctrl-C stops it; what is printed."""
 
 import sqlite3
 import sys
@@ -24,7 +24,7 @@ PAIRS = [
 
 
 def prefer_longer(store: LabelStore, most: int) -> None:
-    """Ann judges so many pairs: the longer answer is better."""
+    """Ann labels so many pairs: the longer answer is better."""
     ann = store.find_annotator("ann").id
     for _ in range(most):
         lease = store.next_lease(ann)
@@ -45,12 +45,12 @@ def test_peoples_choices_become_preferences_and_ctrl_c_stops_the_chain(
         assert options["is_ended_when_done"]
         prefer_longer(store, 9)
 
-    judge = page_annotator(port=0)
+    annotate = page_annotator(port=0)
     monkeypatch.setattr(feedback, "serve", interrupted)
     with pytest.raises(Interrupted, match="labels are saved, run the same command"):
-        judge(PAIRS, tmp_path, 1)
+        annotate(PAIRS, tmp_path, 1)
     monkeypatch.setattr(feedback, "serve", finished)
-    labels = judge(PAIRS, tmp_path, 1)
+    labels = annotate(PAIRS, tmp_path, 1)
     expected = [Preference(prompt=pair.prompt.prompt, chosen=pair.second, rejected=pair.first) for pair in PAIRS]
     assert sorted(labels, key=lambda label: str(label.prompt)) == expected
 

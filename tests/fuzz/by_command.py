@@ -21,6 +21,8 @@ from jaxrl_lm.cli.main import run
 from tests.fuzz.mutations import mutate
 from tests.fuzz.targets import Target, make_targets
 
+Arguments = Callable[[Path], list[str]]
+
 _TINY = ("--batch-size=2", "--num-updates=1")
 _ALL = "--evaluation-fraction=0"  # few rows have different prompts
 
@@ -34,70 +36,59 @@ _WITHOUT_COMMAND = (
 )
 
 
-def commands(targets: dict[str, Target], out: Path) -> dict[str, Callable[[Path], list[str]]]:
+def commands(targets: dict[str, Target], out: Path) -> dict[str, Arguments]:
     """For each target what reads its file: arguments of a command, given the file.
 
     Raises:
         AssertionError: a target has no command, and is not known to have none.
     """
-    model = str(targets["config.json"].folder)
-    sharded = str(targets["index.json"].folder)
-    generate = ["generate", "--max-new-tokens=2"]
-    prompts = str(targets["prompts.jsonl"].folder / "prompts.jsonl")
-    chain = targets["chain config.yaml"].folder
-    found: dict[str, Callable[[Path], list[str]]] = {}
-    for name in targets:
-        if name.startswith(("prompts", "poem", "alpaca")):
-            found[name] = lambda path: [*generate, f"--model={model}", f"--prompts={path}"]
-        elif name.startswith(("completions", "talks", "chats")):
-            found[name] = lambda path: ["sft", f"--model={model}", f"--data={path}", f"--out={out}", *_TINY,
-                                        "--row-length=32", _ALL]  # fmt: skip
-        elif name.startswith("pairs"):
-            found[name] = lambda path: [
-                "dpo",
-                f"--model={model}",
-                f"--preferences={path}",
-                f"--out={out}",
-                *_TINY,
-                _ALL,
-            ]
-        elif name.startswith(("unpaired", "fours")):
-            form = "binary" if name.startswith("unpaired") else "best_of_k"
-            found[name] = lambda path, form=form: ["reward-model", f"--model={model}", f"--preferences={path}",
-                                                   f"--objective={form}", f"--out={out}", *_TINY]  # fmt: skip
-        elif name == "labels.sqlite":
-            found[name] = lambda path: ["label", "stats", f"--labels={path.parent}"]
-        elif name == "agent config.yaml":
-            found[name] = lambda path: ["evaluate", f"--run={path.parent}", "--episodes=4"]
-        elif name.startswith("labels "):
-            found[name] = lambda path: ["label", "import", f"--labels={out}", "--mode=best-of-4", f"--source={path}"]
-        elif name in ("config.json", "flax_model.msgpack") or name.startswith(("tokenizer", "generation")):
-            found[name] = lambda path: [*generate, f"--model={path.parent}", f"--prompts={prompts}"]
-        elif name == "index.json":
-            found[name] = lambda path: [*generate, f"--model={sharded}", f"--prompts={prompts}"]
-        elif name == "value_head.safetensors":
-            found[name] = lambda path: ["ppo", f"--model={sharded}", f"--prompts={prompts}", "--reward=vowels",
-                                        f"--out={out}", "--answers.max-new-tokens=2", *_TINY]  # fmt: skip
-        elif name.startswith("chain "):
-            found[name] = lambda path: _continue_chain(chain, model, prompts)
-        elif name.startswith("run ") and "checkpoint" not in name:
-            found[name] = lambda path: ["report", f"--run={path.parent}"]
-        elif name == "--config":
-            found[name] = lambda path: ["ppo", f"--config={path}", f"--model={model}", f"--prompts={prompts}",
-                                        "--reward=vowels", f"--out={out}", *_TINY]  # fmt: skip
-        else:
-            assert name.startswith(_WITHOUT_COMMAND), f"{name}: add a command that reads it"
+    named = {name: target for name, target in targets.items() if not name.startswith(_WITHOUT_COMMAND)}
+    table, found = _table(targets, out), dict[str, Arguments]()
+    for name in named:
+        matching = [arguments for beginning, arguments in table.items() if name.startswith(beginning)]
+        assert len(matching) == 1, f"{name}: {len(matching)} commands; add a command that reads it"
+        (found[name],) = matching
     return found
+
+
+def _table(targets: dict[str, Target], out: Path) -> dict[str | tuple[str, ...], Arguments]:
+    """Arguments of a command by the beginning of targets' names."""
+    model, sharded = (f"--model={targets[name].folder}" for name in ("config.json", "index.json"))
+    prompts = f"--prompts={targets['prompts.jsonl'].folder / 'prompts.jsonl'}"
+    chain = targets["chain config.yaml"].folder
+    generate, trained = ["generate", "--max-new-tokens=2"], [f"--out={out}", *_TINY]
+    ppo = ["ppo", prompts, "--reward=vowels", *trained]
+
+    def reward_model(path: Path, form: str) -> list[str]:
+        return ["reward-model", model, f"--preferences={path}", f"--objective={form}", *trained]
+
+    return {
+        ("prompts", "poem", "alpaca"): lambda path: [*generate, model, f"--prompts={path}"],
+        ("completions", "talks", "chats"): lambda path: [
+            *("sft", model, f"--data={path}", *trained, "--row-length=32", _ALL)
+        ],
+        "pairs": lambda path: ["dpo", model, f"--preferences={path}", *trained, _ALL],
+        "unpaired": lambda path: reward_model(path, "binary"),
+        "fours": lambda path: reward_model(path, "best_of_k"),
+        "labels.sqlite": lambda path: ["label", "stats", f"--labels={path.parent}"],
+        "labels ": lambda path: ["label", "import", f"--labels={out}", "--mode=best-of-4", f"--source={path}"],
+        ("config.json", "flax_model", "tokenizer", "generation"): lambda path: [*generate, model, prompts],
+        "index.json": lambda path: [*generate, sharded, prompts],
+        "value_head": lambda path: [*ppo, sharded, "--answers.max-new-tokens=2"],
+        "agent ": lambda path: ["evaluate", f"--run={path.parent}", "--episodes=4"],
+        "run ": lambda path: ["report", f"--run={path.parent}"],
+        "chain ": lambda path: _continue_chain(chain, model, prompts),
+        "--config": lambda path: [*ppo, model, f"--config={path}"],
+    }
 
 
 def _continue_chain(chain: Path, model: str, prompts: str) -> list[str]:
     """The command of the chain up to its labels, which are made again: no model is loaded."""
     (chain / "round-1" / "labels.jsonl").unlink(missing_ok=True)
-    return ["rlhf", f"--model={model}", f"--prompts={prompts}", f"--out={chain}", "--labels.gold=vowels",
-            "--stop-after=labels"]  # fmt: skip
+    return ["rlhf", model, prompts, f"--out={chain}", "--labels.gold=vowels", "--stop-after=labels"]
 
 
-def attempt(target: Target, content: bytes, arguments: Callable[[Path], list[str]], out: Path) -> tuple[str, float]:
+def attempt(target: Target, content: bytes, arguments: Arguments, out: Path) -> tuple[str, float]:
     """How a command ended that reads this content, and in how many seconds."""
     path = target.folder / target.file
     good = path.read_bytes()

@@ -56,7 +56,7 @@ def test_every_target_has_a_command_that_reads_it(targets, tmp_path):
         good = (target.folder / target.file).read_bytes()
         assert by_command.attempt(target, good, reading[name], tmp_path / "out")[0] == "exit code 0"
         assert by_command.attempt(target, b"[]", reading[name], tmp_path / "out")[0] == "exit code 2"
-    with pytest.raises(AssertionError, match="new kind: add a command that reads it"):
+    with pytest.raises(AssertionError, match="new kind: 0 commands; add a command that reads it"):
         commands({**targets, "new kind": targets["labels.sqlite"]}, tmp_path / "out")
 
 
