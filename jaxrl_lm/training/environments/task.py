@@ -71,7 +71,7 @@ def load_task(config: EnvironmentRunConfig) -> tuple[EnvironmentTask, Environmen
     """Environment, algorithm and first state.
 
     Raises:
-        InputError: one of them is not what it must be.
+        InputError: one of them is invalid.
     """
     env, env_params = make_env(config)
     levels = generated_levels(env)

@@ -37,7 +37,7 @@ def train_environment(config: EnvironmentRunConfig) -> storage.RunFolder:
         config: the run's settings and the algorithm's in one.
 
     Raises:
-        InputError: an option is not what it must be; raised before the run folder is made.
+        InputError: an option is invalid; raised before the run folder is made.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
         TrainingDivergedError: no learner has a finite loss any more.
     """
