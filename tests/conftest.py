@@ -1,5 +1,6 @@
 """Fixtures that several directories share, and JAX's cache of compiled programs."""
 
+import gc
 import importlib.util
 import io
 import os
@@ -37,6 +38,18 @@ for name in (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.path.name != "test_readme.py" and "experiments" not in item.path.parts)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_number_of_programs():
+    """Every compiled program maps memory, and a process that reaches Linux's limit of 65,530 maps dies of it."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 _PICTURES: dict[tuple, bytes] = {}

@@ -160,3 +160,12 @@ def test_a_run_is_evaluated_on_other_levels_and_reported_again(
     (tmp_path / "other" / "config.yaml").write_text("model: x\n")
     assert run(["evaluate", f"--run={tmp_path / 'other'}"]) == 2
     assert "was not made by jaxrl-lm train" in capfd.readouterr().err
+
+
+def test_a_help_text_leaves_the_algorithms_as_they_are(capsys):
+    """A run was once read with the class that had been derived to print a help text, and lacked its algorithm."""
+    from jaxrl_lm.training.environments.algorithms import TrainPPOConfig, find_settings
+
+    assert run(["train", "ppo", "--help"]) == 0
+    assert "--total-steps" in capsys.readouterr().out
+    assert find_settings("ppo") is TrainPPOConfig

@@ -69,7 +69,7 @@ def test_a_run_that_wandb_does_not_start_is_refused_with_the_remedy(folder, monk
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=fail))
     message = r"wandb_project='p': .*\(RuntimeError: api_key not configured .*run `wandb login`.*--wandb-project out"
     with pytest.raises(InputError, match=message):
-        WandbWriter(folder, start_step=0, project="p")
+        WandbWriter(folder, project="p")
 
 
 def test_a_full_disk_is_raised_by_closing_once_and_leaves_no_thread_behind(folder, monkeypatch):

@@ -163,4 +163,5 @@ def find_settings(name: str) -> type[EnvironmentRunConfig] | None:
     kinds: list[type[EnvironmentRunConfig]] = [EnvironmentRunConfig]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    return next((kind for kind in kinds if not kind.__subclasses__() and kind.algorithm_name() == name), None)
+    # Bases come first: a class that was derived for a help text has the same name.
+    return next((kind for kind in kinds if kind.algorithm_name() == name), None)
