@@ -19,6 +19,9 @@ import pytest
 hypothesis.settings.register_profile("jaxrl_lm", deadline=None)
 hypothesis.settings.load_profile("jaxrl_lm")
 
+# Tracing makes so many objects that collecting garbage took a tenth of the time of the tests of learners.
+gc.set_threshold(20_000, 20, 50)
+
 # While jaxtyping's hook loads a module of the package, what that imports for the first time is compiled from source.
 for name in (
     "flax.linen",
