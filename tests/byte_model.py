@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
-from jaxrl_lm.models import CausalLM, save_pretrained
+from jaxrl_lm.models import CausalLM, init_params, save_pretrained
 from jaxrl_lm.models.families import family_of
 
 END_OF_TEXT = "<|endoftext|>"
@@ -47,7 +46,7 @@ def write_byte_model(
         pad_token_id=end_of_text,
     ).to_dict()
     model = CausalLM(family_of("gpt2").config_from_hf(config))
-    params = model.init(jax.random.key(seed), jnp.ones((1, 1), jnp.int32))["params"]
+    params = init_params(model, jax.random.key(seed))
     save_pretrained(folder, model, params, format="flax")
     tokenizer.save_pretrained(folder)
 

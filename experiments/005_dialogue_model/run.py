@@ -13,7 +13,6 @@ from typing import Any
 
 import corpus
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
@@ -23,7 +22,7 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 from jaxrl_lm import data, storage
 from jaxrl_lm.algorithms import AdamWConfig
 from jaxrl_lm.data import LanguageModeling, PromptCompletion
-from jaxrl_lm.models import CausalLM, from_pretrained, save_pretrained
+from jaxrl_lm.models import CausalLM, from_pretrained, init_params, save_pretrained
 from jaxrl_lm.models.families import family_of
 from jaxrl_lm.rewards.manners import good_manners
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
@@ -82,7 +81,7 @@ def write_start(folder: Path, texts: list[str], experiment: Experiment) -> None:
         pad_token_id=end,  # pyright: ignore[reportArgumentType]
     )
     model = CausalLM(family_of("gpt2").config_from_hf(config.to_dict()))
-    params = model.init(jax.random.key(experiment.seed), jnp.ones((1, 1), jnp.int32))["params"]
+    params = init_params(model, jax.random.key(experiment.seed))
     save_pretrained(folder, model, params, format="flax")
     fast.save_pretrained(folder)
 

@@ -7,8 +7,17 @@ from .encoder import (
     EncoderOutput as EncoderOutput,
 )
 from .families import FAMILIES as FAMILIES
+from .params import (
+    init_params as init_params,
+    logical_axes as logical_axes,
+    param_shapes as param_shapes,
+)
 from .pretrained import (
     RewardModel as RewardModel,
     from_pretrained as from_pretrained,
     save_pretrained as save_pretrained,
+)
+from .stack import (
+    stack_layers as stack_layers,
+    unstack_layers as unstack_layers,
 )

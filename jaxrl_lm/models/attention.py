@@ -4,7 +4,7 @@ Dimensions: B batch, T query positions, S key positions (cache slots), K key/val
 head, N = K * G query heads, Q = G * T queries that share keys, H head size, D model size.
 """
 
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrl_lm.core.records import record
+from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.types import PyTree
 
+CACHE_AXES = ("batch", "kv_heads", None, None)
 MASKED_LOGIT = -1e30  # finite, so that a query without visible keys (padding) gives a mean, not NaN
 
 
@@ -22,8 +24,8 @@ class KVCache:
     """Keys and values of the tokens seen so far, in a fixed number of slots.
 
     Attributes:
-        keys: one array `[B, K, S, H]` per layer.
-        values: one array `[B, K, S, H]` per layer.
+        keys: one array `[B, K, S, H]` per layer; of a scanned stack one array `[L, B, K, S, H]`.
+        values: as `keys`.
         mask: which slots contain a token other than padding, bool `[B, S]`.
         length: slots in use, the same for every row (rows are left-padded), int32 scalar.
     """
@@ -34,16 +36,21 @@ class KVCache:
     length: PyTree
 
 
-def init_cache(*, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: Any) -> KVCache:
+def init_cache(
+    *, num_layers: int, batch: int, size: int, num_kv_heads: int, head_size: int, dtype: Any, is_scanned: bool = False
+) -> KVCache:
     """An empty cache with `size` slots per row."""
+    shape = (batch, num_kv_heads, size, head_size)
 
-    def zeros() -> tuple[jax.Array, ...]:
-        return tuple(jnp.zeros((batch, num_kv_heads, size, head_size), dtype) for _ in range(num_layers))
+    def zeros() -> PyTree:
+        if is_scanned:
+            return constrain(jnp.zeros((num_layers, *shape), dtype), "layers", *CACHE_AXES)
+        return tuple(constrain(jnp.zeros(shape, dtype), *CACHE_AXES) for _ in range(num_layers))
 
     return KVCache(
         keys=zeros(),
         values=zeros(),
-        mask=jnp.zeros((batch, size), bool),
+        mask=constrain(jnp.zeros((batch, size), bool), "batch", None),
         length=jnp.zeros((), jnp.int32),
     )
 
@@ -89,30 +96,46 @@ def visible_keys(
 
 
 def update_layer(
-    cache: KVCache | None, layer: int, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
-) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
-    """Keys and values that a layer's queries attend to: the new ones, after those in the cache if there is one."""
+    cache: KVCache | None,
+    layer: int | jax.Array,
+    keys: Float[Array, "B T K H"],
+    values: Float[Array, "B T K H"],
+) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], KVCache | None]:
+    """Keys and values that a layer's queries attend to: the new ones, after those in the cache if there is one.
+
+    Args:
+        cache: keys and values of earlier tokens.
+        layer: number of the layer; traced in a scanned stack.
+        keys: of the new tokens.
+        values: of the new tokens.
+
+    Returns:
+        Keys, values, and the cache with the new ones in it; `advance` counts them after the last layer.
+    """
     keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
     if cache is None:
-        return keys, values
-    update = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.length, axis=2)
-    return (
-        update(cache.keys[layer], keys.astype(cache.keys[layer].dtype)),
-        update(cache.values[layer], values.astype(cache.values[layer].dtype)),
-    )
+        return keys, values, None
+    all_keys, keys = _store(cache.keys, layer, keys, cache.length)
+    all_values, values = _store(cache.values, layer, values, cache.length)
+    return keys, values, replace(cache, keys=all_keys, values=all_values)
 
 
-def advance(
-    cache: KVCache | None,
-    attention_mask: Int[Array, "B T"],
-    layers: list[tuple[jax.Array, jax.Array]],
-) -> KVCache | None:
-    """The cache after a forward pass over `[B, T]` tokens, with each layer's keys and values in `layers`."""
+def _store(stored: PyTree, layer: int | jax.Array, new: jax.Array, length: jax.Array) -> tuple[PyTree, jax.Array]:
+    """All layers' slots with the new entries of one layer, and the slots of this layer."""
+    if not isinstance(stored, tuple):
+        stored = jax.lax.dynamic_update_slice(stored, new[None].astype(stored.dtype), (layer, 0, 0, length, 0))
+        return stored, stored[layer]
+    assert isinstance(layer, int), "layers with caches of their own are numbered"
+    slots = jax.lax.dynamic_update_slice_in_dim(stored[layer], new.astype(stored[layer].dtype), length, axis=2)
+    return (*stored[:layer], slots, *stored[layer + 1 :]), slots
+
+
+def advance(cache: KVCache | None, attention_mask: Int[Array, "B T"]) -> KVCache | None:
+    """The cache after a forward pass over `[B, T]` tokens, whose keys and values every layer has stored."""
     if cache is None:
         return None
-    keys, values = zip(*layers, strict=True)
     mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, attention_mask.astype(bool), cache.length, axis=1)
-    return KVCache(keys=keys, values=values, mask=mask, length=cache.length + attention_mask.shape[1])
+    return replace(cache, mask=mask, length=cache.length + attention_mask.shape[1])
 
 
 def attend(
@@ -120,7 +143,7 @@ def attend(
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     visible: Bool[Array, "B T S"],
-    scale: float,
+    scale: float | jax.Array,
 ) -> Float[Array, "B T N*H"]:
     """softmax(scale * Q K^T) V with grouped key/value heads; the softmax is in float32."""
     batch, num_queries, num_heads, head_size = queries.shape

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
-from jaxrl_lm.models.linear import Linear
+from jaxrl_lm.models.linear import Linear, embedding
+from jaxrl_lm.models.stack import RESIDUAL_AXES, Remat, rematerialized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,22 +74,21 @@ class _Part(nn.Module):
     dtype: Any
     param_dtype: Any
 
-    def linear(self, features: int, name: str) -> Linear:
+    def linear(self, features: int, axes: tuple[str, str], name: str) -> Linear:
         std = self.config.init_std
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return Linear(features, use_bias=True, init_std=std, name=name, **kinds)
+        return Linear(features, axes, use_bias=True, init_std=std, name=name, **kinds)
 
     def norm(self) -> nn.LayerNorm:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return nn.LayerNorm(epsilon=self.config.norm_epsilon, name="LayerNorm", **kinds)
 
-    def embed(self, rows: int, name: str) -> nn.Embed:
-        init = nn.initializers.normal(self.config.init_std)
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return nn.Embed(rows, self.config.model_size, embedding_init=init, name=name, **kinds)
+    def embed(self, num_rows: int, name: str, rows: str = "positions") -> nn.Embed:
+        cfg, kinds = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return embedding(num_rows, cfg.model_size, cfg.init_std, rows=rows, name=name, **kinds)
 
-    def part(self, kind: Any, name: str) -> Any:
-        return kind(self.config, self.dtype, self.param_dtype, name=name)
+    def part(self, kind: Any, name: str, **options: Any) -> Any:
+        return kind(self.config, self.dtype, self.param_dtype, name=name, **options)
 
 
 class Embeddings(_Part):
@@ -96,7 +97,7 @@ class Embeddings(_Part):
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array, token_types: jax.Array) -> jax.Array:
         cfg = self.config
-        x = self.embed(cfg.vocab_size, "word_embeddings")(ids)
+        x = self.embed(cfg.vocab_size, "word_embeddings", "vocab")(ids)
         x += self.embed(cfg.max_positions, "position_embeddings")(positions)
         x += self.embed(cfg.num_token_types, "token_type_embeddings")(token_types)
         return self.norm()(x)
@@ -109,17 +110,25 @@ class SelfAttention(_Part):
     def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
         cfg = self.config
         heads = (*x.shape[:2], cfg.num_heads, cfg.head_size)
-        queries, keys, values = (self.linear(cfg.model_size, name)(x) for name in ("query", "key", "value"))
+        axes = ("heads", "embed")
+        queries, keys, values = (self.linear(cfg.model_size, axes, name)(x) for name in ("query", "key", "value"))
         keys, values = (jnp.swapaxes(each.reshape(heads), 1, 2) for each in (keys, values))
         return attention.attend(queries.reshape(heads), keys, values, visible, cfg.head_size**-0.5)
 
 
 class Output(_Part):
-    """A projection added to the residual stream, then LayerNorm."""
+    """A projection added to the residual stream, then LayerNorm.
+
+    Attributes:
+        inputs: logical axis of what is projected.
+    """
+
+    inputs: str = "mlp"
 
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
-        return self.norm()(self.linear(self.config.model_size, "dense")(x) + residual)
+        projected = self.linear(self.config.model_size, ("embed", self.inputs), "dense")(x)
+        return constrain(self.norm()(projected + residual), *RESIDUAL_AXES)
 
 
 class Attention(_Part):
@@ -128,7 +137,7 @@ class Attention(_Part):
     @nn.compact
     def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
         mixed = self.part(SelfAttention, "self")(x, visible)
-        return self.part(Output, "output")(mixed, x)
+        return self.part(Output, "output", inputs="heads")(mixed, x)
 
 
 class Intermediate(_Part):
@@ -136,7 +145,7 @@ class Intermediate(_Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ACTIVATIONS[self.config.activation](self.linear(self.config.mlp_size, "dense")(x))
+        return ACTIVATIONS[self.config.activation](self.linear(self.config.mlp_size, ("mlp", "embed"), "dense")(x))
 
 
 class Block(_Part):
@@ -151,11 +160,11 @@ class Block(_Part):
 class Stack(_Part):
     """The blocks."""
 
-    is_remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
-        block = nn.remat(Block) if self.is_remat else Block
+        block = rematerialized(Block, self.remat)
         for layer in range(self.config.num_layers):
             x = self.part(block, f"layer_{layer}")(x, visible)
         return x
@@ -166,7 +175,7 @@ class Pooler(_Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tanh(self.linear(self.config.model_size, "dense")(x[:, 0]))
+        return jnp.tanh(self.linear(self.config.model_size, ("pooled", "embed"), "dense")(x[:, 0]))
 
 
 class Bert(nn.Module):
@@ -175,7 +184,7 @@ class Bert(nn.Module):
     config: BertConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    is_remat: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -185,5 +194,5 @@ class Bert(nn.Module):
         x = Embeddings(*parts, name="embeddings")(input_ids, position_ids, token_type_ids)
         shape = (*attention_mask.shape, attention_mask.shape[1])
         visible = jnp.broadcast_to((attention_mask > 0)[:, None, :], shape)
-        x = Stack(*parts, self.is_remat, name="encoder")(x, visible)
+        x = Stack(*parts, self.remat, name="encoder")(x, visible)
         return x, Pooler(*parts, name="pooler")(x)

@@ -14,7 +14,8 @@ from jaxrl_lm.models import attention, inputs
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family, family_of
-from jaxrl_lm.models.linear import product
+from jaxrl_lm.models.linear import embedding, product, score_head
+from jaxrl_lm.models.stack import Remat
 from jaxrl_lm.types import PyTree
 
 
@@ -46,14 +47,18 @@ class CausalLM(nn.Module):
         head: "value" adds a scalar per token; "reward" replaces the logits by a scalar per row.
         dtype: dtype of the activations; norms, softmax, logits, values and scores are always float32.
         param_dtype: dtype of the parameters.
-        is_remat: recompute each block's activations in the backward pass (less memory, a third more compute).
+        remat: activations that the backward pass recomputes: "none", all but the products of weights ("dots"), or all
+            of a block ("full": the least memory, a third more compute).
+        is_scanned: run all blocks as one that is scanned over parameters `[L, ...]` (`stack_layers`): compiling takes
+            as long as for one layer.
     """
 
     config: ModelConfig
     head: Head | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    is_remat: bool = False
+    remat: Remat = "none"
+    is_scanned: bool = False
 
     @property
     def family(self) -> Family:
@@ -62,20 +67,15 @@ class CausalLM(nn.Module):
 
     def setup(self) -> None:
         cfg = self.config
-        self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.is_remat)
+        self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.remat, self.is_scanned)
         if not cfg.is_tied and self.head != "reward":
-            self.lm_head = nn.Embed(
-                cfg.vocab_size,
-                cfg.model_size,
-                embedding_init=nn.initializers.normal(cfg.init_std),
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-            )
+            kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+            self.lm_head = embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
         if self.head == "value":
-            self.value_head = nn.Dense(1, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
+            self.value_head = score_head(nn.initializers.zeros)
         elif self.head == "reward":
             init = nn.initializers.normal((cfg.model_size + 1) ** -0.5)
-            self.score = nn.Dense(1, use_bias=False, kernel_init=init, dtype=jnp.float32)
+            self.score = score_head(init, use_bias=False)
 
     def __call__(
         self,

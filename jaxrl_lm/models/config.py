@@ -89,8 +89,8 @@ class ModelConfig:
         """The Hugging Face configuration as a dictionary."""
         return json.loads(self.hf_json)
 
-    def init_cache(self, batch: int, size: int, dtype: Any = jnp.float32) -> KVCache:
-        """An empty key/value cache for `batch` rows of at most `size` tokens."""
+    def init_cache(self, batch: int, size: int, dtype: Any = jnp.float32, *, is_scanned: bool = False) -> KVCache:
+        """An empty key/value cache for `batch` rows of at most `size` tokens, of an unrolled or a scanned stack."""
         return init_cache(
             num_layers=self.num_layers,
             batch=batch,
@@ -98,6 +98,7 @@ class ModelConfig:
             num_kv_heads=self.num_kv_heads,
             head_size=self.head_size,
             dtype=dtype,
+            is_scanned=is_scanned,
         )
 
 

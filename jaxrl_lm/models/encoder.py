@@ -12,6 +12,8 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family, family_of
+from jaxrl_lm.models.linear import score_head
+from jaxrl_lm.models.stack import Remat
 from jaxrl_lm.types import PyTree
 
 
@@ -36,14 +38,14 @@ class Encoder(nn.Module):
         head: always "reward", for compatibility with `CausalLM`.
         dtype: dtype of the activations; norms, softmax and scores are always float32.
         param_dtype: dtype of the parameters.
-        is_remat: recompute each block's activations in the backward pass (less memory, a third more compute).
+        remat: activations that the backward pass recomputes, as of `CausalLM`.
     """
 
     config: ModelConfig
     head: Head = "reward"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    is_remat: bool = False
+    remat: Remat = "none"
 
     @property
     def family(self) -> Family:
@@ -52,9 +54,9 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         cfg = self.config
-        self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.is_remat)
+        self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.remat)
         init = nn.initializers.normal((cfg.model_size + 1) ** -0.5)
-        self.classifier = nn.Dense(1, kernel_init=init, dtype=jnp.float32)
+        self.classifier = score_head(init)
 
     def __call__(
         self,

@@ -20,8 +20,9 @@ class Family:
 
     Attributes:
         config_from_hf: reads the Hugging Face configuration.
-        backbone: the stack of blocks, `(config, dtype, param_dtype, is_remat)`.
+        backbone: the stack of blocks, `(config, dtype, param_dtype, remat, is_scanned)`; an encoder's is not scanned.
         embedding: name of the token embedding in the backbone.
+        layers: name of the blocks in the backbone, without their number.
         prefix: prefix of the weights' names in the checkpoint of a full language model.
         is_torch_output_first: whether torch stores weights (out, in), like its Linear and our modules; Conv1D does not.
         is_flax_output_first: whether Hugging Face's Flax class stored kernels (out, in).
@@ -34,6 +35,7 @@ class Family:
     config_from_hf: Callable[[dict[str, Any]], ModelConfig]
     backbone: Callable[..., nn.Module]
     embedding: str
+    layers: str
     prefix: str
     is_torch_output_first: bool
     is_flax_output_first: bool
@@ -48,6 +50,7 @@ def _llama(class_prefix: str) -> Family:
         config_from_hf=llama.config_from_hf,
         backbone=llama.Llama,
         embedding="embed_tokens",
+        layers="layers",
         prefix="model",
         is_torch_output_first=True,
         is_flax_output_first=False,
@@ -61,6 +64,7 @@ FAMILIES: dict[str, Family] = {
         config_from_hf=gpt2.config_from_hf,
         backbone=gpt2.GPT2,
         embedding="wte",
+        layers="h",
         prefix="transformer",
         is_torch_output_first=False,
         is_flax_output_first=True,
@@ -76,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         config_from_hf=bert.config_from_hf,
         backbone=bert.Bert,
         embedding="word_embeddings",
+        layers="layer",
         prefix="bert",
         is_torch_output_first=True,
         is_flax_output_first=False,

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
-from jaxrl_lm.models.linear import Linear
+from jaxrl_lm.models.linear import Linear, embedding
+from jaxrl_lm.models.stack import RESIDUAL_AXES, Carry, LayerContexts, Remat, make_layers, run_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class GPT2Config(ModelConfig):
     is_scaled: bool
     is_scaled_by_layer: bool
 
-    def attention_scale(self, layer: int) -> float:
+    def attention_scale(self, layer: int | jax.Array) -> float | jax.Array:
         """Scale of the attention logits in block `layer`."""
         scale = self.head_size**-0.5 if self.is_scaled else 1.0
         return scale / (layer + 1) if self.is_scaled_by_layer else scale
@@ -70,21 +72,20 @@ class Attention(nn.Module):
     """Multi-head self-attention."""
 
     config: GPT2Config
-    layer: int
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, visible: jax.Array, cache: KVCache | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self, x: jax.Array, visible: jax.Array, cache: KVCache | None, layer: int | jax.Array
+    ) -> tuple[jax.Array, KVCache | None]:
         cfg = self.config
-        qkv = _linear(self, 3 * cfg.model_size, "c_attn")(x)
+        qkv = _linear(self, 3 * cfg.model_size, ("qkv", "embed"), "c_attn")(x)
         heads = (*x.shape[:2], cfg.num_heads, cfg.head_size)
         queries, keys, values = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-        layer_cache = attention.update_layer(cache, self.layer, keys, values)
-        mixed = attention.attend(queries, *layer_cache, visible, cfg.attention_scale(self.layer))
-        return _linear(self, cfg.model_size, "c_proj")(mixed), layer_cache
+        keys, values, cache = attention.update_layer(cache, layer, keys, values)
+        mixed = attention.attend(queries, keys, values, visible, cfg.attention_scale(layer))
+        return _linear(self, cfg.model_size, ("embed", "heads"), "c_proj")(mixed), cache
 
 
 class MLP(nn.Module):
@@ -96,28 +97,28 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = ACTIVATIONS[self.config.activation](_linear(self, self.config.mlp_size, "c_fc")(x))
-        return _linear(self, self.config.model_size, "c_proj")(hidden)
+        cfg = self.config
+        hidden = ACTIVATIONS[cfg.activation](_linear(self, cfg.mlp_size, ("mlp", "embed"), "c_fc")(x))
+        return _linear(self, cfg.model_size, ("embed", "mlp"), "c_proj")(hidden)
 
 
 class Block(nn.Module):
     """Attention and feed-forward network, each after a LayerNorm and with a residual."""
 
     config: GPT2Config
-    layer: int
     dtype: Any
     param_dtype: Any
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, visible: jax.Array, cache: KVCache | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(self, carry: Carry, contexts: LayerContexts, layer: int | jax.Array) -> tuple[Carry, None]:
+        x, cache = carry
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        attn, layer_cache = Attention(self.config, self.layer, **kinds, name="attn")(
-            _norm(self, "ln_1")(x), visible, cache
+        attn, cache = Attention(self.config, **kinds, name="attn")(
+            _norm(self, "ln_1")(x), contexts.of(layer), cache, layer
         )
         x = x + attn
-        return x + MLP(self.config, **kinds, name="mlp")(_norm(self, "ln_2")(x)), layer_cache
+        x = x + MLP(self.config, **kinds, name="mlp")(_norm(self, "ln_2")(x))
+        return (constrain(x, *RESIDUAL_AXES), cache), None
 
 
 class GPT2(nn.Module):
@@ -126,16 +127,15 @@ class GPT2(nn.Module):
     config: GPT2Config
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    is_remat: bool = False
+    remat: Remat = "none"
+    is_scanned: bool = False
 
     def setup(self) -> None:
         cfg = self.config
-        init = nn.initializers.normal(cfg.init_std)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.wte = nn.Embed(cfg.vocab_size, cfg.model_size, embedding_init=init, **kinds)
-        self.wpe = nn.Embed(cfg.max_positions, cfg.model_size, embedding_init=init, **kinds)
-        block = nn.remat(Block) if self.is_remat else Block
-        self.h = [block(cfg, layer, **kinds) for layer in range(cfg.num_layers)]
+        self.wte = embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
+        self.wpe = embedding(cfg.max_positions, cfg.model_size, cfg.init_std, rows="positions", **kinds)
+        self.h = make_layers(Block, cfg, remat=self.remat, is_scanned=self.is_scanned, **kinds)
         self.ln_f = nn.LayerNorm(epsilon=cfg.norm_epsilon, **kinds)
 
     def __call__(
@@ -143,16 +143,21 @@ class GPT2(nn.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         x = self.wte(input_ids) + self.wpe(position_ids)
         visible = attention.visible_keys(attention_mask, cache)
-        layers = []
-        for block in self.h:
-            x, layer_cache = block(x, visible, cache)
-            layers.append(layer_cache)
-        return self.ln_f(x), attention.advance(cache, attention_mask, layers)
+        contexts = LayerContexts(contexts=(visible,), kinds=(0,) * self.config.num_layers)
+        x, cache = run_layers(self.h, x, contexts, cache)
+        return self.ln_f(x), attention.advance(cache, attention_mask)
 
 
-def _linear(module: Attention | MLP, features: int, name: str) -> Linear:
-    std = module.config.init_std
-    return Linear(features, use_bias=True, init_std=std, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+def _linear(module: Attention | MLP, features: int, axes: tuple[str, str], name: str) -> Linear:
+    return Linear(
+        features,
+        axes,
+        use_bias=True,
+        init_std=module.config.init_std,
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        name=name,
+    )
 
 
 def _norm(module: Block, name: str) -> nn.LayerNorm:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 # Up to this many rows a CPU's product is bound by reading the weight (measured at 1 to 64 rows).
@@ -19,6 +20,7 @@ class Linear(nn.Module):
 
     Attributes:
         features: F, outputs.
+        axes: logical names of the weight's axes F and D, which `distributed.RULES` maps to axes of the mesh.
         use_bias: whether to add b.
         init_std: standard deviation of the initial weight; b starts at 0.
         dtype: dtype of the product.
@@ -26,6 +28,7 @@ class Linear(nn.Module):
     """
 
     features: int
+    axes: tuple[str, str]
     use_bias: bool
     init_std: float
     dtype: Any
@@ -34,12 +37,34 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.features, x.shape[-1])
-        weight = self.param("weight", nn.initializers.normal(self.init_std), shape, self.param_dtype)
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), self.axes)
+        weight = self.param("weight", init, shape, self.param_dtype)
         output = product(x.astype(self.dtype), weight.astype(self.dtype))
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
+            bias = self.param("bias", zeros, (self.features,), self.param_dtype)
             output += bias.astype(self.dtype)
         return output
+
+
+def embedding(num_rows: int, features: int, init_std: float, *, rows: str = "vocab", **options: Any) -> nn.Embed:
+    """A table of embeddings `[V, D]` with logical axes.
+
+    Args:
+        num_rows: V.
+        features: D.
+        init_std: standard deviation of the initial entries.
+        rows: logical name of the axis V.
+        options: of `nn.Embed`.
+    """
+    init = nn.with_logical_partitioning(nn.initializers.normal(init_std), (rows, "embed"))
+    return nn.Embed(num_rows, features, embedding_init=init, **options)
+
+
+def score_head(init: Any, *, use_bias: bool = True) -> nn.Dense:
+    """A float32 layer with one output, for values and scores."""
+    kernel_init = nn.with_logical_partitioning(init, ("embed", None))
+    return nn.Dense(1, use_bias=use_bias, kernel_init=kernel_init, dtype=jnp.float32)
 
 
 def product(x: jax.Array, weight: jax.Array, *, out_dtype: Any = None) -> jax.Array:

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, rotary
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
-from jaxrl_lm.models.linear import Linear
+from jaxrl_lm.models.linear import Linear, embedding
 from jaxrl_lm.models.rotary import RotaryConfig
+from jaxrl_lm.models.stack import RESIDUAL_AXES, Carry, LayerContexts, Remat, make_layers, run_layers
 
 _log = logging.getLogger(__name__)
 
@@ -141,32 +143,37 @@ class RMSNorm(nn.Module):
         return (normed * scale.astype(jnp.float32)).astype(self.dtype)
 
 
+Context = tuple[tuple[jax.Array, jax.Array], jax.Array]
+"""Cosines and sines of the positions, and the visible keys."""
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
     config: LlamaConfig
-    layer: int
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, table: tuple[jax.Array, jax.Array], visible: jax.Array, cache: KVCache | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self, x: jax.Array, context: Context, cache: KVCache | None, layer: int | jax.Array
+    ) -> tuple[jax.Array, KVCache | None]:
         cfg = self.config
+        table, visible = context
 
-        def project(name: str, num_heads: int) -> jax.Array:
-            flat = _linear(self, num_heads * cfg.head_size, cfg.has_qkv_bias, f"{name}_proj")(x)
+        def project(name: str, num_heads: int, axis: str) -> jax.Array:
+            flat = _linear(self, num_heads * cfg.head_size, (axis, "embed"), cfg.has_qkv_bias, f"{name}_proj")(x)
             heads = flat.reshape(*x.shape[:2], num_heads, cfg.head_size)
             if cfg.has_qk_norm and name != "v":
                 heads = _norm(self, f"{name}_norm")(heads)
             return heads
 
-        queries = rotary.rotate(project("q", cfg.num_heads), table)
-        keys = rotary.rotate(project("k", cfg.num_kv_heads), table)
-        layer_cache = attention.update_layer(cache, self.layer, keys, project("v", cfg.num_kv_heads))
-        mixed = attention.attend(queries, *layer_cache, visible, cfg.head_size**-0.5)
-        return _linear(self, cfg.model_size, cfg.has_output_bias, "o_proj")(mixed), layer_cache
+        queries = rotary.rotate(project("q", cfg.num_heads, "heads"), table)
+        keys = rotary.rotate(project("k", cfg.num_kv_heads, "kv_heads"), table)
+        values = project("v", cfg.num_kv_heads, "kv_heads")
+        keys, values, cache = attention.update_layer(cache, layer, keys, values)
+        mixed = attention.attend(queries, keys, values, visible, cfg.head_size**-0.5)
+        return _linear(self, cfg.model_size, ("embed", "heads"), cfg.has_output_bias, "o_proj")(mixed), cache
 
 
 class MLP(nn.Module):
@@ -179,31 +186,29 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.config
-        gate = _linear(self, cfg.mlp_size, cfg.has_mlp_bias, "gate_proj")(x)
-        up = _linear(self, cfg.mlp_size, cfg.has_mlp_bias, "up_proj")(x)
+        gate = _linear(self, cfg.mlp_size, ("mlp", "embed"), cfg.has_mlp_bias, "gate_proj")(x)
+        up = _linear(self, cfg.mlp_size, ("mlp", "embed"), cfg.has_mlp_bias, "up_proj")(x)
         hidden = ACTIVATIONS[cfg.activation](gate) * up
-        return _linear(self, cfg.model_size, cfg.has_mlp_bias, "down_proj")(hidden)
+        return _linear(self, cfg.model_size, ("embed", "mlp"), cfg.has_mlp_bias, "down_proj")(hidden)
 
 
 class Block(nn.Module):
     """Attention and feed-forward network, each after an RMSNorm and with a residual."""
 
     config: LlamaConfig
-    layer: int
     dtype: Any
     param_dtype: Any
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, table: tuple[jax.Array, jax.Array], visible: jax.Array, cache: KVCache | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(self, carry: Carry, contexts: LayerContexts, layer: int | jax.Array) -> tuple[Carry, None]:
+        x, cache = carry
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        attn, layer_cache = Attention(self.config, self.layer, **kinds, name="self_attn")(
-            _norm(self, "input_layernorm")(x), table, visible, cache
+        attn, cache = Attention(self.config, **kinds, name="self_attn")(
+            _norm(self, "input_layernorm")(x), contexts.of(layer), cache, layer
         )
         x = x + attn
-        mlp = MLP(self.config, **kinds, name="mlp")(_norm(self, "post_attention_layernorm")(x))
-        return x + mlp, layer_cache
+        x = x + MLP(self.config, **kinds, name="mlp")(_norm(self, "post_attention_layernorm")(x))
+        return (constrain(x, *RESIDUAL_AXES), cache), None
 
 
 class Llama(nn.Module):
@@ -212,15 +217,14 @@ class Llama(nn.Module):
     config: LlamaConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    is_remat: bool = False
+    remat: Remat = "none"
+    is_scanned: bool = False
 
     def setup(self) -> None:
         cfg = self.config
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        init = nn.initializers.normal(cfg.init_std)
-        self.embed_tokens = nn.Embed(cfg.vocab_size, cfg.model_size, embedding_init=init, **kinds)
-        block = nn.remat(Block) if self.is_remat else Block
-        self.layers = [block(cfg, layer, **kinds) for layer in range(cfg.num_layers)]
+        self.embed_tokens = embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
+        self.layers = make_layers(Block, cfg, remat=self.remat, is_scanned=self.is_scanned, **kinds)
         self.norm = RMSNorm(cfg.norm_epsilon, **kinds)
 
     def __call__(
@@ -229,17 +233,25 @@ class Llama(nn.Module):
         x = self.embed_tokens(input_ids)
         cfg = self.config
         table = rotary.rotary_table(cfg.rotary, position_ids, cfg.head_size, cfg.max_positions)
-        visible = {window: attention.visible_keys(attention_mask, cache, window) for window in set(self.config.windows)}
-        layers = []
-        for block, window in zip(self.layers, self.config.windows, strict=True):
-            x, layer_cache = block(x, table, visible[window], cache)
-            layers.append(layer_cache)
-        return self.norm(x), attention.advance(cache, attention_mask, layers)
+        windows = tuple(dict.fromkeys(cfg.windows))
+        contexts = LayerContexts(
+            contexts=tuple((table, attention.visible_keys(attention_mask, cache, window)) for window in windows),
+            kinds=tuple(map(windows.index, cfg.windows)),
+        )
+        x, cache = run_layers(self.layers, x, contexts, cache)
+        return self.norm(x), attention.advance(cache, attention_mask)
 
 
-def _linear(module: Attention | MLP, features: int, use_bias: bool, name: str) -> Linear:
-    std = module.config.init_std
-    return Linear(features, use_bias, std, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+def _linear(module: Attention | MLP, features: int, axes: tuple[str, str], use_bias: bool, name: str) -> Linear:
+    return Linear(
+        features,
+        axes,
+        use_bias=use_bias,
+        init_std=module.config.init_std,
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        name=name,
+    )
 
 
 def _norm(module: Attention | Block, name: str) -> RMSNorm:

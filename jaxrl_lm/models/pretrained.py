@@ -18,6 +18,8 @@ from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.models.config import Head, ModelConfig, check_sizes
 from jaxrl_lm.models.encoder import Encoder
 from jaxrl_lm.models.families import family_of
+from jaxrl_lm.models.params import param_shapes
+from jaxrl_lm.models.stack import Remat
 from jaxrl_lm.models.weights import Format, Tensors
 from jaxrl_lm.types import PyTree
 
@@ -36,7 +38,7 @@ def from_pretrained(
     *,
     dtype: Any = ...,
     param_dtype: Any = ...,
-    is_remat: bool = ...,
+    remat: Remat = ...,
 ) -> tuple[CausalLM, PyTree]: ...
 
 
@@ -47,7 +49,7 @@ def from_pretrained(
     *,
     dtype: Any = ...,
     param_dtype: Any = ...,
-    is_remat: bool = ...,
+    remat: Remat = ...,
     key: jax.Array | None = ...,
 ) -> tuple[RewardModel, PyTree]: ...
 
@@ -58,7 +60,7 @@ def from_pretrained(
     *,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-    is_remat: bool = False,
+    remat: Remat = "none",
     key: jax.Array | None = None,
 ) -> tuple[RewardModel, PyTree]:
     """Load a language model or reward model from a folder or the Hugging Face hub.
@@ -69,7 +71,7 @@ def from_pretrained(
             zeros) or "reward". An encoder (BERT) requires "reward".
             dtype: dtype of the activations.
         param_dtype: dtype of the parameters, whatever the dtype of the file.
-        is_remat: recompute activations in the backward pass.
+        remat: activations that the backward pass recomputes, as of `CausalLM`.
         key: initialises a missing reward head, N(0, 1/sqrt(D + 1)) with bias 0. With None a folder without one is
             refused, because the scores of a random head mean nothing.
 
@@ -95,10 +97,9 @@ def from_pretrained(
             "tensors; weights and config.json belong to different models"
         )
     build: Any = CausalLM if family.is_causal else Encoder
-    model: RewardModel = build(config, head=head, dtype=dtype, param_dtype=param_dtype, is_remat=is_remat)
+    model: RewardModel = build(config, head=head, dtype=dtype, param_dtype=param_dtype, remat=remat)
     with guarded.foreign_errors(f"{folder / 'config.json'}: cannot build a model from it", "correct its sizes"):
-        tree = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
-    shapes: placement.Shapes = flatten_dict(tree)
+        shapes: placement.Shapes = flatten_dict(param_shapes(model))
     found = placement.place(tensors, kind, family, shapes, head, folder)
     if head == "value":
         found |= _value_head(folder, shapes, found)

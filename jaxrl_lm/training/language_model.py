@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrl_lm import data, models
 from jaxrl_lm.models.pretrained import resolve_folder
-from jaxrl_lm.training.settings import Dtype
+from jaxrl_lm.training.settings import Dtype, Remat
 from jaxrl_lm.types import PyTree
 
 
@@ -40,7 +40,7 @@ def load_model(
     head: Literal["value", "reward"] | None = None,
     *,
     dtype: Dtype = "float32",
-    remat: bool = False,
+    remat: Remat = "none",
     key: jax.Array | None = None,
     tokenizer: Any = None,
 ) -> LoadedModel:
@@ -50,7 +50,7 @@ def load_model(
         name: a folder or a Hugging Face hub id.
         head: head to add to the language model.
         dtype: dtype of activations.
-        remat: recompute activations in the backward pass.
+        remat: activations that the backward pass recomputes, as of `CausalLM`.
         key: random key for the weights of a new head.
         tokenizer: tokenizer of the model whose tokens this one reads; None loads its own.
 
@@ -58,7 +58,7 @@ def load_model(
         InputError: the folder has no model, or no tokenizer that fits it.
     """
     folder = resolve_folder(name)
-    how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "is_remat": remat, "key": key}
+    how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "remat": remat, "key": key}
     model, params = models.from_pretrained(folder, head, **how)  # pyright: ignore[reportArgumentType]
     if tokenizer is None:
         tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size, is_padding_read=head == "reward")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from jaxrl_lm import checks
 
 Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]  # as models.stack.Remat, without its imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +90,12 @@ class ModelStageConfig(StageConfig):
 
     Attributes:
         dtype: dtype of activations; parameters, optimizer and losses are float32.
-        remat: recompute activations in the backward pass: less memory for about a third more compute.
+        remat: activations that the backward pass recomputes: none of them, all but the products of weights (dots), or
+            all (full: the least memory, about a third more compute).
     """
 
     dtype: Dtype = "float32"
-    remat: bool = False
+    remat: Remat = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,15 +52,15 @@ def test_config_file_has_the_same_names_and_the_command_line_wins(tmp_path: Path
         "prompts": "p",
         "reward": "vowels",
         "out": "from-file",
-        "remat": True,
+        "remat": "full",
         "answers": {"stop": [".", "!"], "max_new_tokens": 7},
         "kl": {"target": None},
         "ppo": {"num_minibatches": 4},
     }
     file.write_text(yaml.safe_dump(content))
-    config = parse(["ppo", "--config", str(file), "--out", "from-line", "--no-remat"])
+    config = parse(["ppo", "--config", str(file), "--out", "from-line", "--remat", "none"])
     assert config.out == "from-line"
-    assert config.remat is False
+    assert config.remat == "none"
     assert config.answers.stop == (".", "!")
     assert config.answers.max_new_tokens == 7
     assert config.kl.target is None

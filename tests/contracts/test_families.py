@@ -4,12 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.tree_util import tree_leaves_with_path
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from jaxrl_lm.distributed import RULES
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import CausalLM, from_pretrained, save_pretrained
+from jaxrl_lm.models import (
+    CausalLM,
+    from_pretrained,
+    logical_axes,
+    param_shapes,
+    save_pretrained,
+    stack_layers,
+    unstack_layers,
+)
 from tests.models import tiny
 from tests.models.tiny import forward
 
@@ -140,6 +150,35 @@ def test_sequences_packed_in_one_row_are_as_in_rows_of_their_own(variant):
     assert np.max(difference[segment_ids == 1]) > 0.01
 
 
+def test_a_scanned_stack_gives_what_its_blocks_give(variant):
+    _, _, model, params = variant
+    ids, mask = tiny.padded_batch()
+    scanned = model.clone(is_scanned=True)
+    stacked = stack_layers(params, model.family.layers)
+    assert jax.tree.structure(stacked) == jax.tree.structure(param_shapes(scanned))
+    assert_same_where_real(forward(scanned, stacked, ids, mask).logits, forward(model, params, ids, mask).logits, mask)
+    assert_same_bits(unstack_layers(stacked, model.family.layers), params)
+    cache = model.config.init_cache(len(ids), tiny.WIDTH, is_scanned=True)
+    first = forward(scanned, stacked, ids[:, :5], mask[:, :5], cache)
+    rest = forward(scanned, stacked, ids[:, 5:], mask[:, 5:], first.cache)
+    logits = jnp.concatenate([first.logits, rest.logits], axis=1)
+    assert_same_where_real(logits, forward(model, params, ids, mask).logits, mask)
+
+
+def test_every_matrix_has_logical_axes(family):
+    _, _, model, _ = family
+    for head in (None, "value", "reward"):
+        module = model.clone(head=head)
+        for scanned in (module, module.clone(is_scanned=True)):
+            axes, shapes = flatten_dict(logical_axes(scanned)), flatten_dict(param_shapes(scanned))
+            assert axes.keys() == shapes.keys()
+            for path, names in axes.items():
+                assert len(names) == len(shapes[path].shape), path
+                assert set(names) <= {*RULES, None}, path
+                if path[-1] in ("weight", "embedding"):
+                    assert None not in names, path
+
+
 def test_segment_ids_stand_alone(family):
     _, _, model, params = family
     ids, mask = tiny.padded_batch()
@@ -151,15 +190,15 @@ def test_rematerialised_gradients_are_the_same(family):
     _, _, model, params = family
     ids, mask = tiny.padded_batch()
 
-    def gradients(is_remat):
-        module = CausalLM(model.config, is_remat=is_remat)
+    def gradients(remat):
+        module = CausalLM(model.config, remat=remat)
 
         def loss(p):
             return jnp.sum(jnp.square(forward(module, p, ids, mask).logits) * mask[..., None]) / 1e3
 
         return jax.jit(jax.grad(loss))(params)
 
-    plain, rematerialised = gradients(False), gradients(True)
+    plain, rematerialised = gradients("none"), gradients("full")
     for (path, leaf), other in zip(tree_leaves_with_path(plain), jax.tree.leaves(rematerialised), strict=True):
         assert np.all(np.isfinite(leaf)), path
         np.testing.assert_allclose(other, leaf, rtol=1e-4, atol=1e-5 * np.max(np.abs(leaf)), err_msg=str(path))

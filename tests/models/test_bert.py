@@ -226,5 +226,5 @@ def test_rematerialised_gradients_are_the_same(ours, batch):
 
         return jax.jit(jax.grad(loss))(params)
 
-    plain, rematerialised = gradient(model), gradient(model.clone(is_remat=True))
+    plain, rematerialised = gradient(model), gradient(model.clone(remat="full"))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), plain, rematerialised)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxrl_lm.models.linear import FEW_ROWS, Linear, product
 
@@ -38,8 +39,8 @@ def test_gradients_and_batches_are_those_of_the_plain_product(rows: int):
 
 
 def test_layer_adds_its_bias_and_keeps_its_weight_as_torch_does():
-    layer = Linear(3, use_bias=True, init_std=0.1, dtype=jnp.float32, param_dtype=jnp.float32)
-    params = layer.init(jax.random.key(0), jnp.ones((1, 2)))["params"]
+    layer = Linear(3, ("mlp", "embed"), use_bias=True, init_std=0.1, dtype=jnp.float32, param_dtype=jnp.float32)
+    params = nn.meta.unbox(layer.init(jax.random.key(0), jnp.ones((1, 2))))["params"]
     assert jnp.shape(params["weight"]) == (3, 2)  # pyright: ignore[reportArgumentType]
     params = {**params, "bias": jnp.array([1.0, 2.0, 3.0])}
     output = jnp.asarray(layer.apply({"params": params}, jnp.zeros((2, 2))))

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from jaxrl_lm.models import FAMILIES, CausalLM
+from jaxrl_lm.models import FAMILIES, CausalLM, init_params
 
 VOCAB_SIZE = 101
 PAD_TOKEN = 100  # never drawn by `padded_batch`
@@ -106,7 +105,7 @@ def random_model(model_type: str, *, head: Any = None, seed: int = 0, **options:
     """Our own model with weights of its own initialisation, scaled up so that its answers differ."""
     config = hf_config(model_type, initializer_range=0.3, **options).to_dict()
     model = CausalLM(FAMILIES[model_type].config_from_hf(config), head=head)
-    params = jax.jit(model.init)(jax.random.key(seed), jnp.ones((1, 1), jnp.int32))["params"]
+    params = init_params(model, jax.random.key(seed))
     return model, params
 
 

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from jaxrl_lm.models import Encoder, from_pretrained, reward_heads, save_pretrained
+from jaxrl_lm.models import Encoder, from_pretrained, init_params, reward_heads, save_pretrained
 from jaxrl_lm.models.families import family_of
 from tests.byte_model import write_byte_model
 
@@ -70,7 +70,7 @@ def write_encoder(folder: Path) -> None:
         initializer_range=0.5,
     ).to_dict()
     model = Encoder(family_of("bert").config_from_hf(config))
-    params = jax.jit(model.init)(jax.random.key(2), jax.numpy.ones((1, 1), int))["params"]
+    params = init_params(model, jax.random.key(2))
     save_pretrained(folder, model, params)
     tokenizer.save_pretrained(folder)
 

@@ -286,14 +286,14 @@ def test_sum_of_rewards_is_score_less_penalty(
 
 
 def test_bfloat16_activations_and_remat_train(make_config: MakeConfig, first_updates: FirstUpdates) -> None:
-    losses = {("float32", False): first_updates.metrics[0]["policy/entropy"]}
-    for dtype, remat in (("float32", True), ("bfloat16", False)):
+    losses = {("float32", "none"): first_updates.metrics[0]["policy/entropy"]}
+    for dtype, remat in (("float32", "full"), ("bfloat16", "none")):
         loaded = load(make_config(dtype=dtype, remat=remat))
         state, metrics = make_update(loaded)(loaded.init_state(), 0)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.ppo.params))
         losses[dtype, remat] = metrics["policy/entropy"]
-    assert losses["float32", True] == pytest.approx(losses["float32", False], rel=1e-5)
-    assert losses["bfloat16", False] == pytest.approx(losses["float32", False], rel=1e-2)
+    assert losses["float32", "full"] == pytest.approx(losses["float32", "none"], rel=1e-5)
+    assert losses["bfloat16", "none"] == pytest.approx(losses["float32", "none"], rel=1e-2)
 
 
 def test_reward_rises(make_config: MakeConfig) -> None:

@@ -58,7 +58,7 @@ def load(config: OnlineRunConfig) -> Loaded:
         InputError: one of them is invalid.
     """
     value_name = config.value_model_name
-    how = {"dtype": config.dtype, "remat": config.remat}
+    how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat}
     task = load_task(config, partial(load_model, config.model, config.policy_head, **how))
     if value_name is None:
         learner = config.make_learner(task.policy.model)

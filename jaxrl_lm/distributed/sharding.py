@@ -1,0 +1,162 @@
+"""One table from logical axes to axes of the mesh, and the placement of arrays that follows from it.
+
+Modules name the axes of their parameters ("embed", "heads", ...) and constrain activations by the same names. What is
+split over which devices is decided here alone. Without a mesh everything is on one device and nothing is constrained.
+
+Reference: Xu et al., 2021, GSPMD: General and Scalable Parallelization for ML Computation Graphs; Rajbhandari et al.,
+2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (the fsdp axis is its third stage).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.types import PyTree
+
+AXES = ("data", "fsdp", "tensor")
+"""Axes of every mesh."""
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "experts": (),
+    "embed": ("fsdp",),
+    "qkv": (),  # queries, keys and values in one product, as in GPT-2: no multiple of heads
+    "positions": (),
+    "pooled": (),
+    "layers": (),
+    "rank": (),
+}
+"""Axes of the mesh that a logical axis is split over."""
+
+
+def spec_of(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The partition of an array with these logical axes; None is not split."""
+    return PartitionSpec(*(RULES[axis] or None if axis is not None else None for axis in axes))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Split an activation over the mesh in use by its logical axes; axes that the mesh does not divide are not split.
+
+    Args:
+        x: an array, one logical axis per dimension.
+        axes: their names in `RULES`, or None.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, _fitting(x.shape, spec_of(axes), mesh))
+
+
+def _fitting(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The partition without the dimensions that the mesh does not divide."""
+    return PartitionSpec(
+        *(part if size % _num_parts(part, mesh) == 0 else None for size, part in zip(shape, spec, strict=True))
+    )
+
+
+def _num_parts(part: Any, mesh: Mesh | AbstractMesh) -> int:
+    names = () if part is None else (part,) if isinstance(part, str) else part
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def shardings_of(axes: PyTree, mesh: Mesh) -> PyTree:
+    """Shardings of parameters from their logical axes, tuples that are the leaves of a tree."""
+    return jax.tree.map(
+        lambda names: NamedSharding(mesh, spec_of(names)), axes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+
+
+def state_shardings(state: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
+    """Shardings of a learner's state: each copy of the parameters, such as Adam's moments, is split as they are.
+
+    Args:
+        state: a learner's state, arrays or shapes.
+        params: the parameters' shapes, as `init` of the learner receives them.
+        shardings: the parameters' shardings.
+        mesh: what everything else is copied over.
+    """
+    wanted = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(_with_paths(params), jax.tree.leaves(shardings), strict=True)
+    }
+    longest = max(map(len, wanted), default=0)
+
+    def find(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = _names(path)
+        for length in range(min(longest, len(names)), 0, -1):
+            shape, sharding = wanted.get(names[-length:], (None, None))
+            if sharding is not None and shape == leaf.shape:
+                return sharding
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(find, state)
+
+
+def _with_paths(tree: PyTree) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield _names(path), leaf
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def check_divides(sizes: Mapping[str, tuple[int, str]], mesh: Mesh) -> None:
+    """Refuse a mesh that does not divide what its axes split.
+
+    Args:
+        sizes: for what is split, by its name for users: its size, and the logical axis.
+        mesh: the mesh.
+
+    Raises:
+        InputError: names the axis, and the largest smaller size that would do.
+    """
+    for name, (size, logical) in sizes.items():
+        axes = [axis for axis in RULES[logical] if mesh.shape[axis] > 1]
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            smaller = [str(each) for each in range(1, min(size, mesh.size) + 1) if size % each == 0]
+            shown = " * ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes)
+            raise InputError(f"{shown} does not divide {name}={size}; choose {' or '.join(smaller)}")
+
+
+def batch_sharding(mesh: Mesh, num_leading: int = 0) -> NamedSharding:
+    """The sharding of a batch `[B, ...]`, or of `[A, B, ...]` with leading axes that are not split."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * num_leading, *spec_of(("batch",))))
+
+
+def num_batch_parts(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return _num_parts(RULES["batch"], mesh)
+
+
+def place_batch(batch: PyTree, mesh: Mesh | None, *, num_leading: int = 0) -> PyTree:
+    """Put a batch, which every process has as a whole, on the mesh; each process copies only the rows of its devices.
+
+    Args:
+        batch: leaves `[..., B, ...]`, NumPy or JAX arrays on the host.
+        mesh: None leaves the batch as it is.
+        num_leading: axes before B.
+    """
+    if mesh is None or mesh.size == 1:
+        return batch
+
+    def put(leaf: Any) -> jax.Array:
+        sharding = batch_sharding(mesh, num_leading)
+        if leaf.shape[num_leading] % num_batch_parts(mesh):
+            sharding = NamedSharding(mesh, PartitionSpec())
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,44 @@
+"""A model's parameters: initial ones, shapes, and logical axes."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxrl_lm.types import PyTree
+
+
+def init_params(model: nn.Module, key: jax.Array) -> PyTree:
+    """Initial parameters of a language model or an encoder."""
+    return _init(model, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(model: nn.Module, key: jax.Array) -> PyTree:
+    return nn.meta.unbox(_boxed(model, key))
+
+
+def param_shapes(model: nn.Module) -> PyTree:
+    """Shapes and dtypes of the parameters, `jax.ShapeDtypeStruct` as leaves."""
+    return nn.meta.unbox(jax.eval_shape(partial(_boxed, model), jax.random.key(0)))
+
+
+def logical_axes(model: nn.Module) -> PyTree:
+    """Logical axes of the parameters: for each leaf a tuple of names in `distributed.RULES`, or None, by dimension."""
+    boxed = jax.eval_shape(partial(_boxed, model), jax.random.key(0))
+    flat = flatten_dict(boxed)
+    return unflatten_dict({path: _axes_of(leaf) for path, leaf in flat.items()})
+
+
+def _axes_of(leaf: Any) -> tuple[str | None, ...]:
+    if isinstance(leaf, nn.LogicallyPartitioned):
+        return leaf.names
+    return (None,) * len(leaf.shape)
+
+
+def _boxed(model: nn.Module, key: jax.Array) -> PyTree:
+    """Parameters in boxes that hold their logical axes."""
+    return model.init(key, jnp.ones((1, 1), jnp.int32))["params"]
