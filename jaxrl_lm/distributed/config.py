@@ -10,7 +10,7 @@ class MeshConfig:
     """How devices are arranged: `data * fsdp * tensor` of them.
 
     A batch is split over data and fsdp. Parameters and optimizer state are copied along data, and split along fsdp and
-    tensor. Along fsdp, every device gathers the parameters of one layer at a time; along tensor, it computes its part of
+    tensor. Along fsdp, every device gathers the parameters of one layer at a time; along tensor, it computes a part of
     each layer. One axis may be 0: it uses the devices that the others leave.
 
     Attributes:

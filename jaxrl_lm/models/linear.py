@@ -37,11 +37,11 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.features, x.shape[-1])
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), self.axes)
+        init: Any = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), self.axes)
         weight = self.param("weight", init, shape, self.param_dtype)
         output = product(x.astype(self.dtype), weight.astype(self.dtype))
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
+            zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
             bias = self.param("bias", zeros, (self.features,), self.param_dtype)
             output += bias.astype(self.dtype)
         return output
