@@ -2,7 +2,7 @@
 
 The logits of N positions and V tokens are N x V: for a batch of long completions they need more memory than the model.
 Here they exist for one chunk of positions at a time, also in the backward pass, which recomputes them from the saved
-log-sum-exp.
+log-sum-exp. A chunk has columns of all rows, so that rows that are split over devices stay where they are.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ CHUNK_SIZE = 256  # positions; a chunk of 256 over a vocabulary of 50,000 takes 
 
 
 def token_log_probs(
-    hidden_states: Float[Array, "*B D"],
+    hidden_states: Float[Array, "*B T D"],
     unembedding: Float[Array, "V D"],
-    tokens: Int[Array, "*B"],
+    tokens: Int[Array, "*B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
     chunk_size: int = CHUNK_SIZE,
-) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
     """log pi(token) and the entropy of pi = softmax(hidden_states @ unembedding^T / temperature).
 
     Args:
@@ -31,7 +31,7 @@ def token_log_probs(
         unembedding: one row per token of the vocabulary.
         tokens: the chosen tokens, in [0, V).
         temperature: divides the logits; positive, without gradient.
-        chunk_size: positions per chunk.
+        chunk_size: positions per chunk, at least one of each row.
 
     Returns:
         log-probabilities and entropies, float32, nats.
@@ -40,16 +40,20 @@ def token_log_probs(
         ValueError: a token is outside the vocabulary. Values are checked only outside `jit`.
     """
     _check_tokens(tokens, unembedding.shape[0])
-    shape = tokens.shape
-    num_positions = int(np.prod(shape))
-    chunk_size = max(1, min(chunk_size, num_positions))
-    padding = -num_positions % chunk_size
-    flat = hidden_states.reshape(num_positions, hidden_states.shape[-1])
-    chunks = jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk_size, flat.shape[-1])
-    token_chunks = jnp.pad(tokens.reshape(-1), (0, padding)).reshape(-1, chunk_size)
+    num_rows, length = int(np.prod(tokens.shape[:-1])), tokens.shape[-1]
+    width = max(1, min(chunk_size // max(num_rows, 1), length))
+
+    def split(x: Any) -> Any:
+        """`[*B, T, ...]` as chunks `[C, B, S, ...]`, padded at the end."""
+        rows = x.reshape(num_rows, length, *x.shape[tokens.ndim :])
+        padded = jnp.pad(rows, ((0, 0), (0, -length % width), *((0, 0) for _ in rows.shape[2:])))
+        return jnp.moveaxis(padded.reshape(num_rows, -1, width, *rows.shape[2:]), 1, 0)
+
     inverse_temperature = 1.0 / jnp.asarray(temperature, jnp.float32)
-    outputs = _chunked(chunks, unembedding, token_chunks, inverse_temperature)
-    log_probs, entropies = (x.reshape(-1)[:num_positions].reshape(shape) for x in outputs)
+    outputs = _chunked(split(hidden_states), unembedding, split(tokens), inverse_temperature)
+    log_probs, entropies = (
+        jnp.moveaxis(x, 0, 1).reshape(num_rows, -1)[:, :length].reshape(tokens.shape) for x in outputs
+    )
     return log_probs, entropies
 
 
@@ -68,13 +72,13 @@ def _check_tokens(tokens: Any, vocab_size: int) -> None:
 
 @jax.custom_vjp
 def _chunked(chunks: Any, unembedding: Any, tokens: Any, inverse_temperature: Any) -> tuple[Any, Any]:
-    """Log-probs and entropies `[C, S]` of `chunks` `[C, S, D]`."""
+    """Log-probs and entropies `[C, B, S]` of `chunks` `[C, B, S, D]`."""
     return _forward(chunks, unembedding, tokens, inverse_temperature)[0]
 
 
 def _logits(hidden: Any, unembedding: Any, inverse_temperature: Any) -> Any:
     kernel = unembedding.astype(hidden.dtype)
-    product = jnp.einsum("SD,VD->SV", hidden, kernel, preferred_element_type=jnp.float32)
+    product = jnp.einsum("BSD,VD->BSV", hidden, kernel, preferred_element_type=jnp.float32)
     return product * inverse_temperature
 
 
@@ -85,9 +89,9 @@ def _forward(chunks: Any, unembedding: Any, tokens: Any, inverse_temperature: An
         peak = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - peak)
         total = jnp.sum(weights, axis=-1)
-        log_total = jnp.log(total) + peak[:, 0]
+        log_total = jnp.log(total) + peak[..., 0]
         mean_logit = jnp.sum(weights * logits, axis=-1) / total
-        chosen_logit = jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
+        chosen_logit = jnp.take_along_axis(logits, chosen[..., None], axis=-1)[..., 0]
         return chosen_logit - log_total, log_total - mean_logit, log_total
 
     log_probs, entropies, log_totals = jax.lax.map(one_chunk, (chunks, tokens))
@@ -101,14 +105,16 @@ def _backward(residuals: Any, cotangents: tuple[Any, Any]) -> tuple[Any, Any, An
     def one_chunk(unembedding_grad: Any, chunk: tuple[Any, ...]) -> tuple[Any, Any]:
         hidden, chosen, entropy, log_total, log_prob_grad, entropy_grad = chunk
         logits = _logits(hidden, unembedding, inverse_temperature)
-        log_pi = logits - log_total[:, None]
+        log_pi = logits - log_total[..., None]
         # d log pi(a) / d logits = onehot(a) - pi;  d H / d logits = -pi (log pi + H)
-        slope = log_prob_grad[:, None] + entropy_grad[:, None] * (log_pi + entropy[:, None])
-        is_chosen = jnp.arange(logits.shape[-1])[None] == chosen[:, None]
-        logits_grad = jnp.where(is_chosen, log_prob_grad[:, None], 0.0) - jnp.exp(log_pi) * slope
+        slope = log_prob_grad[..., None] + entropy_grad[..., None] * (log_pi + entropy[..., None])
+        is_chosen = jnp.arange(logits.shape[-1]) == chosen[..., None]
+        logits_grad = jnp.where(is_chosen, log_prob_grad[..., None], 0.0) - jnp.exp(log_pi) * slope
         logits_grad = (logits_grad * inverse_temperature).astype(hidden.dtype)
-        hidden_grad = jnp.einsum("SV,VD->SD", logits_grad, unembedding.astype(hidden.dtype))
-        unembedding_grad += jnp.einsum("SV,SD->VD", logits_grad, hidden, preferred_element_type=unembedding_grad.dtype)
+        hidden_grad = jnp.einsum("BSV,VD->BSD", logits_grad, unembedding.astype(hidden.dtype))
+        unembedding_grad += jnp.einsum(
+            "BSV,BSD->VD", logits_grad, hidden, preferred_element_type=unembedding_grad.dtype
+        )
         return unembedding_grad, hidden_grad
 
     # Accumulate over chunks in float32, whatever the parameters' dtype.

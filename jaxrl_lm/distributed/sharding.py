@@ -56,6 +56,18 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _fitting(x.shape, spec_of(axes), mesh))
 
 
+def gather(weight: jax.Array, *axes: str | None) -> jax.Array:
+    """A parameter as a product reads it: with the parts that the fsdp axis splits it into put together.
+
+    Cast it to the dtype of the product first: that is what travels between devices.
+
+    Args:
+        weight: a parameter, one logical axis per dimension.
+        axes: their names.
+    """
+    return constrain(weight, *(None if axis is None or "fsdp" in RULES[axis] else axis for axis in axes))
+
+
 def _fitting(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The partition without the dimensions that the mesh does not divide."""
     return PartitionSpec(
@@ -139,21 +151,39 @@ def num_batch_parts(mesh: Mesh) -> int:
     return _num_parts(RULES["batch"], mesh)
 
 
-def place_batch(batch: PyTree, mesh: Mesh | None, *, num_leading: int = 0) -> PyTree:
-    """Put a batch, which every process has as a whole, on the mesh; each process copies only the rows of its devices.
+def current_mesh() -> Mesh | None:
+    """The mesh in use (`use_mesh`); None where one device does all. Not for traced code."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
+
+
+def place_params(params: PyTree, axes: PyTree) -> PyTree:
+    """Split parameters over the mesh in use.
+
+    Args:
+        params: arrays on the host or on one device.
+        axes: their logical axes, `models.logical_axes`.
+    """
+    mesh = current_mesh()
+    return params if mesh is None else jax.device_put(params, shardings_of(axes, mesh))
+
+
+def place_batch(batch: PyTree, *, num_leading: int = 0) -> PyTree:
+    """Split a batch, which every process has as a whole, over the mesh in use.
+
+    Each process copies only the rows of its devices. A batch that the mesh does not divide is on every device.
 
     Args:
         batch: leaves `[..., B, ...]`, NumPy or JAX arrays on the host.
-        mesh: None leaves the batch as it is.
         num_leading: axes before B.
     """
-    if mesh is None or mesh.size == 1:
+    mesh = current_mesh()
+    if mesh is None:
         return batch
 
     def put(leaf: Any) -> jax.Array:
-        sharding = batch_sharding(mesh, num_leading)
-        if leaf.shape[num_leading] % num_batch_parts(mesh):
-            sharding = NamedSharding(mesh, PartitionSpec())
+        is_split = leaf.ndim > num_leading and leaf.shape[num_leading] % num_batch_parts(mesh) == 0
+        sharding = batch_sharding(mesh, num_leading) if is_split else NamedSharding(mesh, PartitionSpec())
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.device_put(leaf, sharding)
         host = np.asarray(leaf)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 
 from jaxrl_lm.core.records import record
+from jaxrl_lm.distributed.sharding import gather
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, inputs
 from jaxrl_lm.models.attention import KVCache
@@ -141,10 +142,9 @@ class CausalLM(nn.Module):
         return CausalLMOutput(hidden_states=hidden_states, values=values, scores=scores, cache=cache)
 
     def unembedding(self, params: PyTree) -> jax.Array:
-        """The unembedding matrix `[V, D]` in the parameters."""
-        if self.config.is_tied:
-            return params["backbone"][self.family.embedding]["embedding"]
-        return params["lm_head"]["embedding"]
+        """The unembedding matrix `[V, D]` in the parameters, in the dtype of the activations."""
+        part = params["backbone"][self.family.embedding] if self.config.is_tied else params["lm_head"]
+        return gather(part["embedding"].astype(self.dtype), "vocab", "embed")
 
     def _embedding(self) -> jax.Array:
         return getattr(self.backbone, self.family.embedding).embedding

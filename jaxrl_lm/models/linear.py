@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_lm.distributed.sharding import gather
+
 # Up to this many rows a CPU's product is bound by reading the weight (measured at 1 to 64 rows).
 FEW_ROWS = 64
 
@@ -39,7 +41,7 @@ class Linear(nn.Module):
         shape = (self.features, x.shape[-1])
         init: Any = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), self.axes)
         weight = self.param("weight", init, shape, self.param_dtype)
-        output = product(x.astype(self.dtype), weight.astype(self.dtype))
+        output = product(x.astype(self.dtype), gather(weight.astype(self.dtype), *self.axes))
         if self.use_bias:
             zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
             bias = self.param("bias", zeros, (self.features,), self.param_dtype)
@@ -47,7 +49,21 @@ class Linear(nn.Module):
         return output
 
 
-def embedding(num_rows: int, features: int, init_std: float, *, rows: str = "vocab", **options: Any) -> nn.Embed:
+class Embedding(nn.Embed):
+    """A table of embeddings `[V, D]`.
+
+    Attributes:
+        rows: logical name of the axis V.
+    """
+
+    rows: str = "vocab"
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        table = gather(self.embedding.astype(self.dtype), self.rows, "embed")
+        return jnp.take(table, inputs, axis=0)
+
+
+def embedding(num_rows: int, features: int, init_std: float, *, rows: str = "vocab", **options: Any) -> Embedding:
     """A table of embeddings `[V, D]` with logical axes.
 
     Args:
@@ -58,7 +74,7 @@ def embedding(num_rows: int, features: int, init_std: float, *, rows: str = "voc
         options: of `nn.Embed`.
     """
     init = nn.with_logical_partitioning(nn.initializers.normal(init_std), (rows, "embed"))
-    return nn.Embed(num_rows, features, embedding_init=init, **options)
+    return Embedding(num_rows, features, embedding_init=init, rows=rows, **options)
 
 
 def score_head(init: Any, *, use_bias: bool = True) -> nn.Dense:

@@ -5,16 +5,19 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float32
 
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.data.records import content_text
 from jaxrl_lm.data.rows import excerpt
+from jaxrl_lm.distributed import hosts
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards.builtin import RewardFunction
 from jaxrl_lm.rewards.calls import COMPLETION_IDS, OFFERED, RewardCall, call_rewards, name_of
 from jaxrl_lm.rewards.combined import CombinedReward
+from jaxrl_lm.rewards.learned import LearnedReward
 
 RESERVED = frozenset({"mean", "std", "std_in_group", "score", "with_penalty"})
 """Reserved names of the trainer's metrics `reward/NAME`."""
@@ -67,6 +70,9 @@ def score_batch(
 ) -> Scores:
     """Compute the reward of each completion of a batch, and collect what the functions log.
 
+    Of several processes, each scores a part of the batch, unless a reward model is split over them: then all call all
+    functions with all completions. Metrics are means over the processes.
+
     Args:
         reward: called once per batch, by keyword, as in TRL.
         prompts: B prompts; a column that is missing in some rows is None there.
@@ -82,11 +88,40 @@ def score_batch(
             that needs a reward has none.
     """
     assert len(prompts) == len(completions), f"{len(prompts)} prompts, {len(completions)} completions"
+    state = trainer_state or TrainerState()
+    if jax.process_count() == 1 or _is_split_over_processes(reward):
+        return hosts.together(lambda: _score(reward, prompts, completions, completion_ids, state, is_partial))
+    own = hosts.rows_of_process(len(prompts))
+    ids = None if completion_ids is None else completion_ids[own]
+    found = hosts.together(lambda: _score(reward, prompts[own], completions[own], ids, state, is_partial))
+    parts = hosts.all_values([found.rewards.tolist(), found.metrics, found.columns])
+    return Scores(
+        rewards=np.array([value for part in parts for value in part[0]], np.float32),
+        metrics=hosts.mean_over_processes(found.metrics),
+        columns={name: [value for part in parts for value in part[2][name]] for name in found.columns},
+    )
+
+
+def _is_split_over_processes(reward: RewardFunction) -> bool:
+    """Whether a reward contains a learned one, whose model may be split over the devices of all processes."""
+    functions = reward.functions.values() if isinstance(reward, CombinedReward) else [reward]
+    return any(isinstance(function, LearnedReward) for function in functions)
+
+
+def _score(
+    reward: RewardFunction,
+    prompts: list[Prompt],
+    completions: list[str],
+    completion_ids: list[list[int]] | None,
+    trainer_state: TrainerState,
+    is_partial: bool,
+) -> Scores:
+    """`score_batch` in one process."""
     functions = reward.functions if isinstance(reward, CombinedReward) else {}
     log = _Log(num_rows=len(prompts), taken=frozenset(f"reward/{name}" for name in functions))
     offered = {
         **({} if completion_ids is None else {COMPLETION_IDS: completion_ids}),
-        "trainer_state": trainer_state or TrainerState(),
+        "trainer_state": trainer_state,
         "log_metric": log.metric,
         "log_extra": log.extra,
     }

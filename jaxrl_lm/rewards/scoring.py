@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from jaxrl_lm import data
+from jaxrl_lm import data, distributed
 from jaxrl_lm.data.chat import join_completion
 from jaxrl_lm.data.encoding import encode_completion, encode_conversation, encode_prompt
 from jaxrl_lm.data.fields import is_blank
@@ -192,8 +192,8 @@ def score_rows(
         filled = [rows[i] for i in np.resize(chosen, batch_size)]
         batch = reader.stack(filled, width)
         inputs.check_token_ids(batch["input_ids"], batch["attention_mask"], model.config)
-        found = _score_batch(model, params, batch)
-        scores[chosen] = np.asarray(found)[: len(chosen)]
+        found = distributed.on_host(_score_batch(model, params, distributed.place_batch(batch)))
+        scores[chosen] = found[: len(chosen)]
     return scores
 
 

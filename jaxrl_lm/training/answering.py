@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_lm import checks, data, rollouts
+from jaxrl_lm import checks, data, distributed, rollouts
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
@@ -141,9 +141,8 @@ class Answerer:
         )
         # A row's key comes from its index among all prompts, so that completions do not depend on the batch size.
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(self.config.seed)))(jnp.asarray(rows))
-        return rollouts.decode(
-            self.tokenizer, rollouts.generate(self.model, self.params, input_ids, mask, keys, self.sampling)
-        )
+        generation = rollouts.generate(self.model, self.params, input_ids, mask, keys, self.sampling)
+        return rollouts.decode(self.tokenizer, distributed.on_host(generation))
 
 
 def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:

@@ -5,6 +5,7 @@ module does the rest: the run folder, checkpoints, signals, observers, and check
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import math
@@ -20,9 +21,10 @@ from typing import Any, TypeVar
 
 import jax
 
-from jaxrl_lm import storage
+from jaxrl_lm import distributed, storage
+from jaxrl_lm.distributed import hosts
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.storage import Checkpoints, RunFolder
+from jaxrl_lm.storage import Checkpoints, RunFolder, flatten_config
 from jaxrl_lm.training.errors import DiskFullError, Interrupted, TrainingDivergedError
 from jaxrl_lm.training.observers import ObservedRun, check_observers, make_observers, tell
 from jaxrl_lm.training.settings import RunConfig, StageConfig
@@ -92,11 +94,13 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
         TrainingDivergedError: a loss is not finite.
         DiskFullError: the disk is full.
     """
+    hosts.start(config.hosts)
     check_observers(config)
-    folder = RunFolder(Path(config.out))
-    with full_disk_in_words(folder, _from_newest_checkpoint):
-        is_resumed = _prepare(config, folder)
-        if is_resumed and _has_ended(config, folder):
+    _check_same_run(config)
+    folder = RunFolder(hosts.output_folder(Path(config.out)))
+    with full_disk_in_words(folder, _from_newest_checkpoint), distributed.use_mesh(config.make_mesh()):
+        is_resumed, has_ended = hosts.on_main(lambda: _prepare(config, folder))
+        if has_ended:
             tell(_how_to_continue(config))
             return folder
         training = load()
@@ -109,6 +113,13 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
         training.finish(folder, state)
         storage.write_atomically(folder.ended_file, "")
     return folder
+
+
+def _check_same_run(config: RunConfig) -> None:
+    """Refuse processes that were started with other settings or versions."""
+    versions = {package: importlib.metadata.version(package) for package in ("jaxrl-lm", "jax", "jaxlib")}
+    settings = flatten_config(config.saved())
+    hosts.check_same({**versions, "the number of settings": len(settings), **settings})
 
 
 def train_stage(make: Callable[[Any], RunFolder], config: RunConfig) -> RunFolder:
@@ -146,8 +157,10 @@ def write_samples_after(folder: RunFolder, after: Samples) -> None:
     storage.write_atomically(folder.samples_file, "".join(json.dumps(sample) + "\n" for sample in samples))
 
 
-def _prepare(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether the run resumes; one that was killed before its first checkpoint starts from scratch.
+def _prepare(config: RunConfig, folder: RunFolder) -> tuple[bool, bool]:
+    """Whether the run resumes, and whether there is nothing left to do.
+
+    A run that was killed before its first checkpoint starts from scratch.
 
     Raises:
         InputError: the folder is in use, there is no run to resume, or it was started with other settings.
@@ -160,12 +173,12 @@ def _prepare(config: RunConfig, folder: RunFolder) -> bool:
         if is_begun:
             tell(f"{config.out} was stopped before its first checkpoint: starting from scratch")
         storage.empty_folder(folder)
-        return False
+        return False, False
     if config.resume:
         storage.sweep_leftovers(folder)
     elif folder.path.exists():
         raise InputError(f"out={config.out!r} exists; choose another folder, or --resume to resume that run")
-    return config.resume
+    return config.resume, config.resume and _has_ended(config, folder)
 
 
 def _may_differ(config: RunConfig) -> frozenset[str]:
@@ -205,7 +218,9 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
     """Make the remaining updates; returns the final state."""
     num_done, state, num_updates = 0, training.state, training.num_updates
     with ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(folder.checkpoints_folder, keep=config.keep_checkpoints))
+        # All processes write their parts of a checkpoint into the folder of process 0.
+        checkpoints_folder = RunFolder(Path(config.out)).checkpoints_folder
+        checkpoints = stack.enter_context(Checkpoints(checkpoints_folder, keep=config.keep_checkpoints))
         if is_resumed:
             num_done, state = _resume(config, folder, training, checkpoints)
         else:
@@ -227,13 +242,14 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
                 observer.write(num_done, metrics)
             score = training.score(metrics)
             is_due = num_done == num_updates or num_done % config.save_every == 0 or checkpoints.is_best(score)
-            if is_due or signals.received:
+            received = max(filter(None, hosts.all_values(signals.received)), default=None)
+            if is_due or received:
                 _save(checkpoints, num_done, state, training.fingerprints, score)
-            if signals.received:
+            if received:
                 raise Interrupted(
                     f"stopped after {training.point(num_done)} of {num_updates * training.units_per_update:,}, "
                     "which is saved; the same command with --resume continues the run",
-                    signals.received,
+                    received,
                 )
     return state
 
@@ -256,6 +272,9 @@ def _resume(config: RunConfig, folder: RunFolder, training: Training, checkpoint
     num_done, state, saved = checkpoints.restore(training.state)
     _check_resumable(num_done, saved, config, training)
     checkpoints.delete_old()
+    if not distributed.is_main():
+        RunFolder.create(folder.path, config.saved())
+        return num_done, state
     # Settings are written last, so that a longer run that is refused above does not change those of the run.
     folder.ended_file.unlink(missing_ok=True)
     RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config), defaults=config.defaults())

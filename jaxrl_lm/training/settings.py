@@ -1,12 +1,16 @@
 """Settings of every run, in a module without heavy imports, for `--help`."""
 
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from jaxrl_lm import checks
+from jaxrl_lm.distributed.config import HostsConfig, MeshConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]  # as models.stack.Remat, without its imports
+
+
+_NOT_SAVED = ("hosts", "resume")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,13 @@ class RunConfig(StageConfig):
     Attributes:
         out: folder of the run; must not exist, unless resuming.
         seed: random seed.
+        hosts: several processes that train together.
         resume: resume the run in `out`.
     """
 
     out: str
     seed: int = 0
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -68,12 +74,16 @@ class RunConfig(StageConfig):
         checks.seed(self.seed)
 
     def saved(self) -> dict[str, Any]:
-        """The content of config.yaml: everything but `resume`, which is not a setting of the run."""
-        return {name: value for name, value in asdict(self).items() if name != "resume"}
+        """The content of config.yaml: everything but `resume` and `hosts`, which are not settings of the run."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_SAVED}
 
     def defaults(self) -> dict[str, Any]:
         """Default values, in the form of `saved`; options that are newer than a run had their defaults in it."""
-        return {name: value for name, value in default_values(self).items() if name != "resume"}
+        return {name: value for name, value in default_values(self).items() if name not in _NOT_SAVED}
+
+    def make_mesh(self) -> Any:
+        """The mesh that the run uses, a `jax.sharding.Mesh`; None where the run arranges its devices itself."""
+        return None
 
     def length_setting(self) -> str | None:
         """The setting to raise to make a finished run longer; None if a schedule depends on the run's length."""
@@ -92,10 +102,15 @@ class ModelStageConfig(StageConfig):
         dtype: dtype of activations; parameters, optimizer and losses are float32.
         remat: activations that the backward pass recomputes: none of them, all but the products of weights (dots), or
             all (full: the least memory, about a third more compute).
+        scan_layers: compile one program for all layers, which takes as long as for one; None does so except on a CPU,
+            where separate ones run a tenth faster.
+        mesh: arrangement of the devices.
     """
 
     dtype: Dtype = "float32"
     remat: Remat = "none"
+    scan_layers: bool | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +122,11 @@ class ModelRunConfig(ModelStageConfig, RunConfig):
     """
 
     model: str
+
+    def make_mesh(self) -> Any:
+        from jaxrl_lm.distributed.mesh import make_mesh  # here, because it imports JAX
+
+        return make_mesh(self.mesh)
+
+    def free_settings(self) -> frozenset[str]:
+        return super().free_settings() | {"mesh"}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_lm import storage
+from jaxrl_lm.distributed import hosts
 from jaxrl_lm.envs.base import levels_of
 from jaxrl_lm.envs.custom import file_of
 from jaxrl_lm.training.environments import evaluation, metrics
@@ -48,7 +49,7 @@ def _load(config: EnvironmentRunConfig) -> Training:
     task, state = load_task(config)
     return Training(
         state=state,
-        update=make_chunk(task, storage.RunFolder(Path(config.out))),
+        update=make_chunk(task, storage.RunFolder(hosts.output_folder(Path(config.out)))),
         num_updates=task.num_chunks,
         finish=lambda folder, _: _write_report(config, folder),
         shown=(*(name + label for label, _ in config.sweep_columns() for name in metrics.SHOWN),),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxrl_lm import checks, data
+from jaxrl_lm import checks, data, distributed
 from jaxrl_lm.algorithms.sequences import ReferencedRows, sequence_log_probs
 from jaxrl_lm.algorithms.supervised import AdamWConfig
 from jaxrl_lm.data import EncodedText, PackedRows, Text
@@ -78,7 +78,7 @@ class PreferenceRunConfig(OfflineRunConfig):
         rows = one_row_each(sequences)
         log_probs = jax.jit(lambda params, batch: sequence_log_probs(loaded.model, params, batch))
         found = [
-            np.asarray(log_probs(loaded.params, take_rows(rows, chosen)))
+            distributed.on_host(log_probs(loaded.params, distributed.place_batch(take_rows(rows, chosen))))
             for chosen in in_batches(len(sequences), self.batch_size)
         ]
         return ReferencedRows(rows, np.concatenate(found)[: len(sequences)])

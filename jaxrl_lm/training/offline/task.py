@@ -13,7 +13,7 @@ from jaxrl_lm import data
 from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.data import EncodedText, PackedRows
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.training.language_model import LoadedModel, load_model
+from jaxrl_lm.training.language_model import LoadedModel, check_batch, load_model
 from jaxrl_lm.training.offline.config import ExamplesRunConfig, OfflineStageConfig
 from jaxrl_lm.types import PyTree, SupervisedLearner
 
@@ -109,7 +109,8 @@ def load_task(config: OfflineRunConfig) -> OfflineTask:
         InputError: one of them is invalid.
     """
     examples, held_out_examples = read_split(config)
-    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
+    check_batch({"batch_size": config.batch_size})
+    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat, scan_layers=config.scan_layers)
     training = config.make_rows(examples, loaded, config.EXAMPLES)
     held_out = config.make_rows(held_out_examples, loaded, "evaluation") if held_out_examples else None
     evaluation_batches, sequences = [], training.sequences

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
-from jaxrl_lm import data, rollouts, storage
+from jaxrl_lm import data, distributed, rollouts, storage
 from jaxrl_lm.algorithms.supervised import LossSums, SupervisedState
 from jaxrl_lm.core.checksums import checksum_arrays
 from jaxrl_lm.storage import RunFolder
@@ -30,7 +29,7 @@ def training_of(task: OfflineTask) -> Training:
     """What a run of this task does."""
     params = task.loaded.params
     return Training(
-        state=task.learner.init(params),
+        state=distributed.init_state(task.learner.init, params),
         update=make_update(task),
         num_updates=task.num_updates,
         shown=task.config.SHOWN[:3],
@@ -42,13 +41,13 @@ def training_of(task: OfflineTask) -> Training:
 
 def make_update(task: OfflineTask) -> Update:
     """One update on the host: batch, learning, evaluation where it is due, metrics."""
-    learn = jax.jit(task.learner.update, donate_argnums=0)
+    learn = distributed.jit_update(task.learner.update)
     loss = jax.jit(task.learner.loss)
 
     def update(state: PyTree, num_done: int) -> tuple[PyTree, dict[str, float]]:
         started = time.perf_counter()
         batch = task.take_batch(num_done)
-        state, metrics = learn(state, batch)
+        state, metrics = learn(state, distributed.place_batch(batch, num_leading=1))
         numbers = task.config.summarize({name: float(value) for name, value in jax.device_get(metrics).items()})
         seconds = time.perf_counter() - started
         numbers |= {"time/update": seconds, "time/tokens_per_second": count_tokens(batch) / seconds}
@@ -63,7 +62,7 @@ def evaluation_metrics(task: OfflineTask, loss: Callable[..., LossSums], state: 
     """`evaluation/...`: the metrics of a batch, as means over all held-out examples."""
     weight, totals = 0.0, dict[str, float]()
     for batch in task.evaluation_batches:
-        sums = jax.device_get(loss(state.params, batch, state.hyperparams.loss))
+        sums = jax.device_get(loss(state.params, distributed.place_batch(batch), state.hyperparams.loss))
         weight += float(sums.weight)
         for name, total in {"loss/total": sums.loss, **sums.metrics}.items():
             totals[name] = totals.get(name, 0.0) + float(total)
@@ -91,7 +90,7 @@ def samples(task: OfflineTask, params: PyTree, *, phase: str, step: int) -> Samp
     )
     input_ids, mask = data.left_pad(list(ids), pad_id=pad_token, width=max(map(len, ids)))
     key = jax.random.key(task.config.seed)
-    generation = rollouts.generate(task.loaded.model, params, jnp.asarray(input_ids), jnp.asarray(mask), key, sampling)
+    generation = distributed.on_host(rollouts.generate(task.loaded.model, params, input_ids, mask, key, sampling))
     return [
         {"step": step, "phase": phase, "index": index, "prompt": text, "completion": completion}
         for index, (text, completion) in enumerate(zip(texts, rollouts.decode(tokenizer, generation), strict=True))

@@ -62,6 +62,14 @@ class OnlineStageConfig(ModelStageConfig):
             found[name] = reward
         return found
 
+    def split_batches(self) -> dict[str, int]:
+        """Numbers of completions that are split over devices, by option."""
+        minibatches = getattr(self, self.UPDATE).num_minibatches
+        sizes = {"batch_size": self.batch_size}
+        if minibatches > 1:
+            sizes[f"batch_size / {self.UPDATE}.num_minibatches"] = self.batch_size // minibatches
+        return sizes
+
     def length_setting(self) -> str | None:
         return None if follows_length(getattr(self, self.UPDATE)) else "num_updates"
 

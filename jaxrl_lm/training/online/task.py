@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_lm import data, rewards, rollouts
+from jaxrl_lm import data, distributed, rewards, rollouts
 from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
@@ -121,7 +121,7 @@ class OnlineTask:
         The random key is the same before and after training, so that differences come from the weights.
         """
         count = min(self.config.num_samples, len(self.prompts))
-        generation = self.answer(params, np.arange(count), jax.random.key(self.config.seed))
+        generation = distributed.on_host(self.answer(params, np.arange(count), jax.random.key(self.config.seed)))
         answers = rollouts.decode(self.policy.tokenizer, generation)
         scores = self._score_by(self.reward, np.arange(count), generation, step)
         columns = scores.columns | self._watch(np.arange(count), generation, step).columns
@@ -129,7 +129,7 @@ class OnlineTask:
             rollouts.answer_log_probs(self.policy.model, each, generation, self.sampling.temperature)
             for each in (params, rollouts.with_heads(self.reference_params, params))
         )
-        divergence = np.asarray(jnp.sum(log_probs - reference_log_probs, axis=-1))
+        divergence = distributed.on_host(jnp.sum(log_probs - reference_log_probs, axis=-1))
         return [
             {name: values[index] for name, values in columns.items()}
             | {

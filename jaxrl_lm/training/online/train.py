@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_lm import data, storage
+from jaxrl_lm import data, distributed, storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.storage import RunFolder
-from jaxrl_lm.training.language_model import LoadedModel, load_model
+from jaxrl_lm.training.language_model import LoadedModel, check_batch, load_model
 from jaxrl_lm.training.online.config import OnlineRunConfig
 from jaxrl_lm.training.online.task import OnlineTask, load_task
 from jaxrl_lm.training.run import Training, Update, train, write_samples_after
@@ -43,7 +43,7 @@ class Loaded:
 
     def init_state(self) -> PyTree:
         """The state before the first update; parameters are copied, for they may be the reference's as well."""
-        return self.learner.init(jax.tree.map(jnp.copy, self.params), jax.random.key(self.task.config.seed))
+        return distributed.init_state(self.learner.init, self.params, jax.random.key(self.task.config.seed))
 
 
 def train_online(config: OnlineRunConfig) -> RunFolder:
@@ -58,7 +58,8 @@ def load(config: OnlineRunConfig) -> Loaded:
         InputError: one of them is invalid.
     """
     value_name = config.value_model_name
-    how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat}
+    check_batch(config.split_batches())
+    how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat, "scan_layers": config.scan_layers}
     task = load_task(config, partial(load_model, config.model, config.policy_head, **how))
     if value_name is None:
         learner = config.make_learner(task.policy.model)
@@ -74,7 +75,7 @@ def make_update(loaded: Loaded) -> Update:
     """One update on the host: completions, scores, learning, metrics."""
     task, learner = loaded.task, loaded.learner
     config, num_answers = task.config, learner.answers_per_prompt
-    learn = jax.jit(learner.update, donate_argnums=0)
+    learn = distributed.jit_update(learner.update)
     base_key, reference_params = jax.random.key(config.seed), task.reference_params
 
     def update(state: PyTree, num_done: int) -> tuple[PyTree, dict[str, float]]:
@@ -83,14 +84,15 @@ def make_update(loaded: Loaded) -> Update:
         num_prompts = config.batch_size // num_answers
         chosen = np.repeat(data.prompt_order(len(task.prompts), num_prompts, num_done, config.seed), num_answers)
         generation = task.answer(learner.policy_params(state), chosen, answer_key)
-        jax.block_until_ready(generation)
+        completed = distributed.on_host(generation)
         generated = time.perf_counter()
-        scores, reward_metrics = task.score(chosen, generation, num_done=num_done)
+        scores, reward_metrics = task.score(chosen, completed, num_done=num_done)
         scored = time.perf_counter()
-        state, metrics = learn(state, reference_params, generation, jnp.asarray(scores), learn_key)
+        scores = distributed.place_batch(jnp.asarray(scores))
+        state, metrics = learn(state, reference_params, generation, scores, learn_key)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         learned = time.perf_counter()
-        num_tokens = float(np.sum(generation.response_mask))
+        num_tokens = numbers["answer/length"] * config.batch_size
         return state, reward_metrics | numbers | {
             "time/generate": generated - started,
             "time/reward": scored - generated,

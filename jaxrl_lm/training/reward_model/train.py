@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_lm import data, models, storage
+from jaxrl_lm import data, distributed, storage
 from jaxrl_lm.algorithms import SupervisedState
 from jaxrl_lm.core.checksums import checksum_arrays, checksum_value
 from jaxrl_lm.data import Prompt, Text
@@ -20,7 +20,7 @@ from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
 from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, make_reader, score_rows
 from jaxrl_lm.training.answering import Answerer, AnsweringConfig, load_answerer
-from jaxrl_lm.training.language_model import load_model
+from jaxrl_lm.training.language_model import check_batch, load_model, save_model
 from jaxrl_lm.training.offline.task import is_evaluation_due, rows_of_update
 from jaxrl_lm.training.reward_model import labels, report
 from jaxrl_lm.training.reward_model.agreement import Agreement, measure_agreement
@@ -69,7 +69,7 @@ def train_reward_model(config: RewardModelRunConfig) -> storage.RunFolder:
     def load() -> Training:
         task, params = load_task(config)
         return Training(
-            state=task.learner().init(params),
+            state=distributed.init_state(task.learner().init, params),
             update=make_update(task),
             num_updates=task.num_updates,
             shown=config.SHOWN,
@@ -92,7 +92,9 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
     training_rows, held_rows = _read(config)
     head_key = jax.random.fold_in(jax.random.key(config.seed), 0)
     is_new = config.new_head or not has_score_head(resolve_folder(config.model))
-    loaded = load_model(config.model, "reward", dtype=config.dtype, remat=config.remat, key=head_key)
+    check_batch({"batch_size": config.batch_size})
+    how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat, "scan_layers": config.scan_layers}
+    loaded = load_model(config.model, "reward", **how, key=head_key)
     params, tokenizer = loaded.params, loaded.tokenizer
     model = reward_heads.with_padding(loaded.model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)
@@ -116,13 +118,13 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
 
 def make_update(task: RewardTask) -> Update:
     """One update on the host: batch, learning step, and evaluation when it is due."""
-    learn = jax.jit(task.learner().update, donate_argnums=0)
+    learn = distributed.jit_update(task.learner().update)
 
     def update(state: SupervisedState, num_done: int) -> tuple[SupervisedState, dict[str, float]]:
         started = time.perf_counter()
         chosen = rows_of_update(task.config, len(task.training.rows), num_done)
         batch = labels.make_batch(task.training, task.reader, chosen)
-        state, metrics = learn(state, batch)
+        state, metrics = learn(state, distributed.place_batch(batch, num_leading=1))
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers["score/std"] = max(0.0, numbers.pop("score/mean_square") - numbers["score/mean"] ** 2) ** 0.5
         numbers["time/update"] = time.perf_counter() - started
@@ -275,7 +277,7 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
         "gain": scale.gain,
         "bias": scale.bias,
     }
-    models.save_pretrained(folder.model_folder, task.model, params)
+    save_model(folder.model_folder, task.model, params)
     task.reader.tokenizer.save_pretrained(folder.model_folder)
     reward_heads.write_scale(folder.model_folder, scale)
     words = report.baseline_agreement(config.objective, baseline, task.held)
