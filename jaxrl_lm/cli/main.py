@@ -31,6 +31,7 @@ def run(args: list[str]) -> int:
         else:
             name, options = commands.find_command(args)
             settings = _parse(name, options)
+            _join_hosts(settings)
             COMMANDS[name].load_run()(settings)
     except InputError as error:
         return _fail(error, 2)
@@ -44,6 +45,15 @@ def run(args: list[str]) -> int:
     except SystemExit as done:  # the parser has printed help, or what is wrong with an option
         return done.code if isinstance(done.code, int) else 2
     return 0
+
+
+def _join_hosts(settings: Any) -> None:
+    """Connect the processes of a run before anything that uses a device is imported, such as gymnax."""
+    config = getattr(settings, "hosts", None)
+    if config is not None and config.coordinator is not None:
+        from jaxrl_lm.distributed import hosts  # here, because it imports JAX
+
+        hosts.start(config)
 
 
 def parse(args: list[str]) -> Any:

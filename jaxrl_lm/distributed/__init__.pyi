@@ -1,4 +1,7 @@
-from .config import MeshConfig as MeshConfig
+from .config import (
+    HostsConfig as HostsConfig,
+    MeshConfig as MeshConfig,
+)
 from .hosts import (
     is_main as is_main,
     on_host as on_host,

@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 def start(config: HostsConfig) -> None:
     """Connect this process with the others, before it uses a device; where JAX is connected already, do nothing.
 
+    The command line calls this before it imports what uses devices, a trainer for those who call it from Python.
+
     Raises:
         InputError: a process is missing, or nothing tells where the others are.
     """
@@ -45,7 +47,7 @@ def start(config: HostsConfig) -> None:
     num_processes, process_id = config.num_processes, config.process_id
     assert num_processes is not None
     assert process_id is not None
-    call_roll(config.coordinator, num_processes, process_id, config.timeout)
+    call_roll(config.coordinator, num_processes, process_id, float(config.timeout))
     jax.distributed.initialize(config.coordinator, num_processes, process_id, initialization_timeout=config.timeout)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -122,7 +123,13 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def check_divides(sizes: Mapping[str, tuple[int, str]], mesh: Mesh) -> None:
+def any_of(choices: list[str]) -> str:
+    """Choices as words: "1", "1 or 2", "1, 2 or 4"."""
+    *first, last = choices
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def check_divides(sizes: Mapping[str, tuple[int, str]], mesh: Mesh | AbstractMesh) -> None:
     """Refuse a mesh that does not divide what its axes split.
 
     Args:
@@ -136,9 +143,9 @@ def check_divides(sizes: Mapping[str, tuple[int, str]], mesh: Mesh) -> None:
         axes = [axis for axis in RULES[logical] if mesh.shape[axis] > 1]
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
-            smaller = [str(each) for each in range(1, min(size, mesh.size) + 1) if size % each == 0]
+            smaller = [str(each) for each in range(1, parts) if size % each == 0]
             shown = " * ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes)
-            raise InputError(f"{shown} does not divide {name}={size}; choose {' or '.join(smaller)}")
+            raise InputError(f"{shown} does not divide {name}={size}; choose {any_of(smaller)} for it")
 
 
 def batch_sharding(mesh: Mesh, num_leading: int = 0) -> NamedSharding:
@@ -165,7 +172,7 @@ def place_params(params: PyTree, axes: PyTree) -> PyTree:
         axes: their logical axes, `models.logical_axes`.
     """
     mesh = current_mesh()
-    return params if mesh is None else jax.device_put(params, shardings_of(axes, mesh))
+    return params if mesh is None else jax.tree.map(put_on, params, shardings_of(axes, mesh))
 
 
 def place_batch(batch: PyTree, *, num_leading: int = 0) -> PyTree:
@@ -184,9 +191,28 @@ def place_batch(batch: PyTree, *, num_leading: int = 0) -> PyTree:
     def put(leaf: Any) -> jax.Array:
         is_split = leaf.ndim > num_leading and leaf.shape[num_leading] % num_batch_parts(mesh) == 0
         sharding = batch_sharding(mesh, num_leading) if is_split else NamedSharding(mesh, PartitionSpec())
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.device_put(leaf, sharding)
-        host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return put_on(leaf, sharding)
 
     return jax.tree.map(put, batch)
+
+
+def like(leaf: Any, other: jax.Array) -> jax.Array:
+    """An array of the host where another one is; on the default device if that one is on no mesh."""
+    sharding = other.sharding
+    return put_on(leaf, sharding) if isinstance(sharding, NamedSharding) else jnp.asarray(leaf)
+
+
+def put_on(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process has as a whole on devices; each process copies only what its devices hold.
+
+    Args:
+        leaf: a NumPy array, or a JAX array, also of random keys.
+        sharding: over any devices, also of other processes.
+    """
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = put_on(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec)))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -15,7 +15,7 @@ from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
-from jaxrl_lm.models.linear import Linear, embedding
+from jaxrl_lm.models.linear import Embedding, Linear
 from jaxrl_lm.models.stack import RESIDUAL_AXES, Remat, rematerialized
 
 
@@ -83,9 +83,9 @@ class _Part(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return nn.LayerNorm(epsilon=self.config.norm_epsilon, name="LayerNorm", **kinds)
 
-    def embed(self, num_rows: int, name: str, rows: str = "positions") -> nn.Embed:
+    def embed(self, num_rows: int, name: str, rows: str = "positions") -> Embedding:
         cfg, kinds = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return embedding(num_rows, cfg.model_size, cfg.init_std, rows=rows, name=name, **kinds)
+        return Embedding(num_rows, cfg.model_size, cfg.init_std, rows=rows, name=name, **kinds)
 
     def part(self, kind: Any, name: str, **options: Any) -> Any:
         return kind(self.config, self.dtype, self.param_dtype, name=name, **options)

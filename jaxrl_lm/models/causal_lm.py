@@ -15,7 +15,7 @@ from jaxrl_lm.models import attention, inputs
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family, family_of
-from jaxrl_lm.models.linear import embedding, product, score_head
+from jaxrl_lm.models.linear import Embedding, product, score_head
 from jaxrl_lm.models.stack import Remat
 from jaxrl_lm.types import PyTree
 
@@ -71,7 +71,7 @@ class CausalLM(nn.Module):
         self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.remat, self.is_scanned)
         if not cfg.is_tied and self.head != "reward":
             kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            self.lm_head = embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
+            self.lm_head = Embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
         if self.head == "value":
             self.value_head = score_head(nn.initializers.zeros)
         elif self.head == "reward":

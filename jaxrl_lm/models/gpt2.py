@@ -16,7 +16,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
-from jaxrl_lm.models.linear import Linear, embedding
+from jaxrl_lm.models.linear import Embedding, Linear
 from jaxrl_lm.models.stack import RESIDUAL_AXES, Carry, LayerContexts, Remat, make_layers, run_layers
 
 
@@ -133,8 +133,8 @@ class GPT2(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.wte = embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
-        self.wpe = embedding(cfg.max_positions, cfg.model_size, cfg.init_std, rows="positions", **kinds)
+        self.wte = Embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
+        self.wpe = Embedding(cfg.max_positions, cfg.model_size, cfg.init_std, rows="positions", **kinds)
         self.h = make_layers(Block, cfg, remat=self.remat, is_scanned=self.is_scanned, **kinds)
         self.ln_f = nn.LayerNorm(epsilon=cfg.norm_epsilon, **kinds)
 

@@ -49,32 +49,32 @@ class Linear(nn.Module):
         return output
 
 
-class Embedding(nn.Embed):
-    """A table of embeddings `[V, D]`.
+class Embedding(nn.Module):
+    """A table of embeddings `[V, D]`, which the unembedding may read as well.
 
     Attributes:
-        rows: logical name of the axis V.
-    """
-
-    rows: str = "vocab"
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        table = gather(self.embedding.astype(self.dtype), self.rows, "embed")
-        return jnp.take(table, inputs, axis=0)
-
-
-def embedding(num_rows: int, features: int, init_std: float, *, rows: str = "vocab", **options: Any) -> Embedding:
-    """A table of embeddings `[V, D]` with logical axes.
-
-    Args:
         num_rows: V.
         features: D.
         init_std: standard deviation of the initial entries.
+        dtype: dtype of what is looked up.
+        param_dtype: dtype of the table.
         rows: logical name of the axis V.
-        options: of `nn.Embed`.
     """
-    init = nn.with_logical_partitioning(nn.initializers.normal(init_std), (rows, "embed"))
-    return Embedding(num_rows, features, embedding_init=init, rows=rows, **options)
+
+    num_rows: int
+    features: int
+    init_std: float
+    dtype: Any
+    param_dtype: Any
+    rows: str = "vocab"
+
+    def setup(self) -> None:
+        init: Any = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), (self.rows, "embed"))
+        self.embedding = self.param("embedding", init, (self.num_rows, self.features), self.param_dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        table: Any = self.embedding
+        return jnp.take(gather(table.astype(self.dtype), self.rows, "embed"), ids, axis=0)
 
 
 def score_head(init: Any, *, use_bias: bool = True) -> nn.Dense:

@@ -20,7 +20,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, rotary
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
-from jaxrl_lm.models.linear import Linear, embedding
+from jaxrl_lm.models.linear import Embedding, Linear
 from jaxrl_lm.models.rotary import RotaryConfig
 from jaxrl_lm.models.stack import RESIDUAL_AXES, Carry, LayerContexts, Remat, make_layers, run_layers
 
@@ -223,7 +223,7 @@ class Llama(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.embed_tokens = embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
+        self.embed_tokens = Embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
         self.layers = make_layers(Block, cfg, remat=self.remat, is_scanned=self.is_scanned, **kinds)
         self.norm = RMSNorm(cfg.norm_epsilon, **kinds)
 

@@ -225,7 +225,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
             num_done, state = _resume(config, folder, training, checkpoints)
         else:
             checkpoints.save(0, state, training.fingerprints)
-        observers = make_observers(_observed(config, folder, training, num_done))
+        observers = make_observers(_observed(config, folder, training, num_done)) if distributed.is_main() else []
         for observer in observers:
             stack.enter_context(observer)
         signals = stack.enter_context(_StopSignals())

@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxrl_lm.distributed.config import MeshConfig
+from jaxrl_lm.distributed.mesh import make_mesh
+from jaxrl_lm.distributed.sharding import put_on
 from jaxrl_lm.envs.memory import as_gigabytes, available_bytes
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
@@ -43,12 +46,14 @@ def place(state: PyTree, batch_axes: Callable[[PyTree], PyTree], config: Environ
     num_devices = count_devices(config)
     if num_devices == 1:
         return state
-    mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:num_devices])
+    if num_devices < jax.device_count() and jax.process_count() > 1:
+        raise InputError(f"num_devices={num_devices}: several processes train on all devices; give 0")
+    mesh = make_mesh(MeshConfig(data=num_devices, fsdp=1), jax.devices()[:num_devices])
 
     def put(leaf: jax.Array, axis: int) -> jax.Array:
         # One axis more: learners are stacked.
         spec = PartitionSpec() if axis == NO_BATCH_AXIS else PartitionSpec(*(None,) * (axis + 1), "data")
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+        return put_on(leaf, NamedSharding(mesh, spec))
 
     learners = jax.tree.map(put, state.learners, batch_axes(state.learners))
     copied = jax.tree.map(lambda leaf: put(leaf, NO_BATCH_AXIS), replace(state, learners=None))

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrl_lm import storage
 from jaxrl_lm.distributed import hosts
+from jaxrl_lm.distributed.sharding import like
 from jaxrl_lm.envs.base import levels_of
 from jaxrl_lm.envs.custom import file_of
 from jaxrl_lm.training.environments import evaluation, metrics
@@ -107,7 +108,8 @@ def make_chunk(task: EnvironmentTask, folder: storage.RunFolder) -> Chunk:
         }
         if is_diverged.any():
             numbers["seeds/diverged"] = float(is_diverged.sum())
-        return replace(state, learners=learners, env_params=env_params, is_diverged=jnp.asarray(is_diverged)), numbers
+        is_diverged = like(is_diverged, state.is_diverged)
+        return replace(state, learners=learners, env_params=env_params, is_diverged=is_diverged), numbers
 
     return chunk
 
