@@ -117,6 +117,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         "demo": Command(
             "RLHF on a small model, in two minutes", "jaxrl_lm.cli.demo:DemoConfig", "jaxrl_lm.cli.demo:run_demo"
         ),
+        "plan": Command(
+            "tell whether a run fits on a TPU slice, without a TPU",
+            "jaxrl_lm.training.planning.config:PlanConfig",
+            "jaxrl_lm.cli.plan:run_plan",
+        ),
         "doctor": Command(
             "show devices and versions", "jaxrl_lm.cli.doctor:DoctorConfig", "jaxrl_lm.cli.doctor:run_doctor"
         ),

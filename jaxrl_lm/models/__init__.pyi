@@ -15,6 +15,7 @@ from .params import (
 from .pretrained import (
     RewardModel as RewardModel,
     from_pretrained as from_pretrained,
+    model_from_config as model_from_config,
     save_pretrained as save_pretrained,
 )
 from .stack import (

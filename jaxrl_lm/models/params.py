@@ -23,13 +23,12 @@ def _init(model: nn.Module, key: jax.Array) -> PyTree:
 
 def param_shapes(model: nn.Module) -> PyTree:
     """Shapes and dtypes of the parameters, `jax.ShapeDtypeStruct` as leaves."""
-    return nn.meta.unbox(jax.eval_shape(partial(_boxed, model), jax.random.key(0)))
+    return nn.meta.unbox(_boxed_shapes(model))
 
 
 def logical_axes(model: nn.Module) -> PyTree:
     """Logical axes of the parameters: for each leaf a tuple of names in `distributed.RULES`, or None, by dimension."""
-    boxed = jax.eval_shape(partial(_boxed, model), jax.random.key(0))
-    flat = flatten_dict(boxed)
+    flat = flatten_dict(_boxed_shapes(model))
     return unflatten_dict({path: _axes_of(leaf) for path, leaf in flat.items()})
 
 
@@ -37,6 +36,11 @@ def _axes_of(leaf: Any) -> tuple[str | None, ...]:
     if isinstance(leaf, nn.LogicallyPartitioned):
         return leaf.names
     return (None,) * len(leaf.shape)
+
+
+def _boxed_shapes(model: nn.Module) -> PyTree:
+    # The key is made inside: there may be no device to make it on.
+    return jax.eval_shape(lambda: _boxed(model, jax.random.key(0)))
 
 
 def _boxed(model: nn.Module, key: jax.Array) -> PyTree:

@@ -113,6 +113,20 @@ def from_pretrained(
     return model, unflatten_dict(params)
 
 
+def model_from_config(
+    folder: Path, head: Head | None = None, *, dtype: Any = jnp.float32, remat: Remat = "none", is_scanned: bool = False
+) -> RewardModel:
+    """The module that a folder's config.json describes, which needs no weights; arguments as of `from_pretrained`.
+
+    Raises:
+        InputError: the configuration is missing, damaged or not supported.
+    """
+    config = _model_config(folder, raw := read_config(folder), head)
+    if family_of(raw["model_type"]).is_causal:
+        return CausalLM(config, head=head, dtype=dtype, remat=remat, is_scanned=is_scanned)
+    return Encoder(config, dtype=dtype, remat=remat)
+
+
 def save_pretrained(
     folder: str | Path,
     model: RewardModel,

@@ -88,11 +88,11 @@ def generate(
     prompts = distributed.place_batch((jnp.asarray(input_ids), jnp.asarray(attention_mask)))
     # Separate layers decode faster on a CPU, and a scanned stack compiles in the time of one layer.
     is_unrolled = jax.default_backend() == "cpu"
-    return _generate(model, params, *prompts, key, config, is_unrolled)
+    return generation_program(model, params, *prompts, key, config, is_unrolled)
 
 
 @partial(jax.jit, static_argnames=("model", "config", "is_unrolled"))
-def _generate(
+def generation_program(
     model: CausalLM,
     params: PyTree,
     input_ids: jax.Array,
@@ -101,6 +101,7 @@ def _generate(
     config: SamplingConfig,
     is_unrolled: bool,
 ) -> Generation:
+    """`generate` after its checks; `is_unrolled` runs a scanned model's layers separately."""
     if is_unrolled and model.is_scanned:
         model, params = model.clone(is_scanned=False), unstack_layers(params, model.family.layers)
     batch, prompt_length = input_ids.shape
