@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrl_lm.core import masked
-from jaxrl_lm.core.token_log_probs import token_log_probs
+from jaxrl_lm.core.token_log_probs import CHUNK_SIZE, token_log_probs
 from jaxrl_lm.data import PackedRows
+from jaxrl_lm.distributed.sharding import batch_parts
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.models.causal_lm import encode
 from jaxrl_lm.types import PyTree
@@ -49,7 +50,9 @@ def target_log_probs(
         `[B, T - 1]` each: log-probabilities and entropies of the policy, in nats, and which tokens are targets.
     """
     hidden_states = encode(model, params, rows.ids, segment_ids=rows.segment_ids).hidden_states
-    log_probs, entropies = token_log_probs(hidden_states[:, :-1], model.unembedding(params), rows.ids[:, 1:])
+    log_probs, entropies = token_log_probs(
+        hidden_states[:, :-1], model.unembedding(params), rows.ids[:, 1:], chunk_size=CHUNK_SIZE * batch_parts()
+    )
     return log_probs, entropies, rows.is_target[:, 1:]
 
 

@@ -56,10 +56,11 @@ def _work(plan: Plan) -> Table:
     table = Table("work", *plan.programs)
     programs = plan.programs.values()
     table.add_row("TFLOP, all devices", *(f"{each.flops / 1e12:,.1f}" for each in programs))
-    table.add_row("at peak rate", *(f"{each.compute_seconds:.3g} s" for each in programs))
+    table.add_row("products at peak rate", *(f"{each.compute_seconds:.3g} s" for each in programs))
+    table.add_row("reading weights, state, cache", *(f"{each.memory_seconds:.3g} s" for each in programs))
     for kind in sorted({kind for each in programs for kind in each.collective_bytes}):
         table.add_row(f"{kind}, per device", *(_gigabytes(each.collective_bytes.get(kind, 0)) for each in programs))
-    table.add_row("at full bandwidth", *(f"{each.network_seconds:.3g} s" for each in programs))
+    table.add_row("collectives at full bandwidth", *(f"{each.network_seconds:.3g} s" for each in programs))
     table.add_row("compiled in", *(f"{each.compile_seconds:.1f} s" for each in programs))
     return table
 

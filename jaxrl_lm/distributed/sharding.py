@@ -9,6 +9,8 @@ Reference: Xu et al., 2021, GSPMD: General and Scalable Parallelization for ML C
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -24,6 +26,8 @@ AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "cache_batch": ("data", "fsdp"),
+    "cache_heads": ("tensor",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -38,10 +42,34 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 """Axes of the mesh that a logical axis is split over."""
 
+DECODING_RULES = RULES | {
+    "batch": ("data",),
+    "vocab": ("fsdp", "tensor"),
+    "heads": ("fsdp", "tensor"),
+    "kv_heads": ("fsdp", "tensor"),
+    "mlp": ("fsdp", "tensor"),
+    "embed": (),
+}
+"""The table while tokens are decoded: a step reads every parameter once for a few rows, so devices exchange activations
+instead of gathering parameters. Attention and sampling are split by rows, as in training (`cache_batch`)."""
+
+_current_rules = ContextVar("rules", default=RULES)
+
+
+@contextmanager
+def use_rules(rules: dict[str, tuple[str, ...]]) -> Iterator[None]:
+    """What is traced inside is split by this table."""
+    token = _current_rules.set(rules)
+    try:
+        yield
+    finally:
+        _current_rules.reset(token)
+
 
 def spec_of(axes: tuple[str | None, ...]) -> PartitionSpec:
     """The partition of an array with these logical axes; None is not split."""
-    return PartitionSpec(*(RULES[axis] or None if axis is not None else None for axis in axes))
+    rules = _current_rules.get()
+    return PartitionSpec(*(rules[axis] or None if axis is not None else None for axis in axes))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -54,22 +82,32 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _fitting(x.shape, spec_of(axes), mesh))
+    return jax.lax.with_sharding_constraint(x, fitting(x.shape, spec_of(axes), mesh))
 
 
 def gather(weight: jax.Array, *axes: str | None) -> jax.Array:
     """A parameter as a product reads it: with the parts that the fsdp axis splits it into put together.
 
+    While tokens are decoded, parameters stay split.
     Cast it to the dtype of the product first: that is what travels between devices.
 
     Args:
         weight: a parameter, one logical axis per dimension.
         axes: their names.
     """
-    return constrain(weight, *(None if axis is None or "fsdp" in RULES[axis] else axis for axis in axes))
+    rules = _current_rules.get()
+    if rules is DECODING_RULES:
+        return constrain(weight, *axes)
+    return constrain(weight, *(None if axis is None or "fsdp" in rules[axis] else axis for axis in axes))
 
 
-def _fitting(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def batch_parts() -> int:
+    """How many parts a batch is split into, for traced code; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else num_batch_parts(mesh)
+
+
+def fitting(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The partition without the dimensions that the mesh does not divide."""
     return PartitionSpec(
         *(part if size % _num_parts(part, mesh) == 0 else None for size, part in zip(shape, spec, strict=True))
@@ -153,7 +191,7 @@ def batch_sharding(mesh: Mesh, num_leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * num_leading, *spec_of(("batch",))))
 
 
-def num_batch_parts(mesh: Mesh) -> int:
+def num_batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """How many parts a batch is split into."""
     return _num_parts(RULES["batch"], mesh)
 

@@ -15,7 +15,7 @@ from jaxrl_lm.core.records import record
 from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.types import PyTree
 
-CACHE_AXES = ("batch", "kv_heads", None, None)
+CACHE_AXES = ("cache_batch", "cache_heads", None, None)
 MASKED_LOGIT = -1e30  # finite, so that a query without visible keys (padding) gives a mean, not NaN
 
 
@@ -50,7 +50,7 @@ def init_cache(
     return KVCache(
         keys=zeros(),
         values=zeros(),
-        mask=constrain(jnp.zeros((batch, size), bool), "batch", None),
+        mask=constrain(jnp.zeros((batch, size), bool), "cache_batch", None),
         length=jnp.zeros((), jnp.int32),
     )
 
@@ -112,7 +112,7 @@ def update_layer(
     Returns:
         Keys, values, and the cache with the new ones in it; `advance` counts them after the last layer.
     """
-    keys, values = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+    keys, values = (constrain(jnp.swapaxes(x, 1, 2), *CACHE_AXES) for x in (keys, values))
     if cache is None:
         return keys, values, None
     all_keys, keys = _store(cache.keys, layer, keys, cache.length)
@@ -147,6 +147,7 @@ def attend(
 ) -> Float[Array, "B T N*H"]:
     """softmax(scale * Q K^T) V with grouped key/value heads; the softmax is in float32."""
     batch, num_queries, num_heads, head_size = queries.shape
+    queries = constrain(queries, "cache_batch", None, "cache_heads", None)
     num_kv_heads, num_slots = keys.shape[1:3]
     # Queries of all heads that share keys are grouped, so that each product is one matrix product per group.
     grouped = jnp.swapaxes(queries, 1, 2).reshape(batch, num_kv_heads, -1, head_size)
@@ -156,4 +157,4 @@ def attend(
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
     mixed = jnp.einsum("BKQS,BKSH->BKQH", weights.reshape(batch, num_kv_heads, -1, num_slots), values)
     by_query = jnp.swapaxes(mixed.reshape(batch, num_heads, num_queries, head_size), 1, 2)
-    return by_query.reshape(batch, num_queries, num_heads * head_size)
+    return constrain(by_query.reshape(batch, num_queries, num_heads * head_size), "batch", None, "heads")

@@ -10,10 +10,12 @@ from jax.typing import ArrayLike
 
 from jaxrl_lm import distributed
 from jaxrl_lm.core.records import record
+from jaxrl_lm.distributed.sharding import DECODING_RULES, constrain, use_rules
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.causal_lm import CausalLM, encode, unembed
+from jaxrl_lm.models.params import logical_axes
 from jaxrl_lm.models.stack import unstack_layers
 from jaxrl_lm.rollouts.sampling import SamplingConfig, sample
 from jaxrl_lm.types import PyTree
@@ -104,6 +106,31 @@ def generation_program(
     """`generate` after its checks; `is_unrolled` runs a scanned model's layers separately."""
     if is_unrolled and model.is_scanned:
         model, params = model.clone(is_scanned=False), unstack_layers(params, model.family.layers)
+    with use_rules(DECODING_RULES):
+        return _decode(model, for_decoding(model, params), input_ids, attention_mask, key, config)
+
+
+def for_decoding(model: CausalLM, params: PyTree) -> PyTree:
+    """Parameters as decoding reads them: in the dtype of the activations, which halves what a step reads, and split by
+    the rules of decoding."""
+
+    def prepare(leaf: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        is_matrix = leaf.ndim >= 2 and any(axes)
+        return constrain(leaf.astype(model.dtype) if is_matrix else leaf, *axes)
+
+    axes = logical_axes(model)
+    kept = {name: part for name, part in params.items() if name in axes and name not in ("value_head", "score")}
+    return {**params, **jax.tree.map(prepare, kept, {name: axes[name] for name in kept})}
+
+
+def _decode(
+    model: CausalLM,
+    params: PyTree,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    key: jax.Array,
+    config: SamplingConfig,
+) -> Generation:
     batch, prompt_length = input_ids.shape
     row_keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
     unembedding = model.unembedding(params)
@@ -111,7 +138,8 @@ def generation_program(
     def run(ids: jax.Array, mask: jax.Array, cache: KVCache | None) -> tuple[jax.Array, jax.Array, Any]:
         output = encode(model, params, ids, mask, cache)
         values = jnp.zeros(batch, jnp.float32) if output.values is None else output.values[:, -1]
-        return unembed(output.hidden_states[:, -1], unembedding), values, output.cache
+        logits = constrain(unembed(output.hidden_states[:, -1], unembedding), "batch", "vocab")
+        return constrain(logits, "cache_batch", None), values, output.cache
 
     def decode(state: _State) -> _State:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxrl_lm.core import masked
 from jaxrl_lm.core.records import record
-from jaxrl_lm.core.token_log_probs import token_log_probs
+from jaxrl_lm.core.token_log_probs import CHUNK_SIZE, token_log_probs
+from jaxrl_lm.distributed.sharding import batch_parts
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.causal_lm import CausalLM, encode
@@ -69,6 +70,7 @@ def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: Cau
             model.unembedding(policy_params),
             jnp.where(is_token, actions, 0),
             temperature=temperature,
+            chunk_size=CHUNK_SIZE * batch_parts(),
         )
         values = output.values
         if value_model is not None:

@@ -45,6 +45,7 @@ class ProgramPlan:
         flops: floating-point operations of its matrix products, over all devices.
         collective_bytes: bytes that a device receives, by kind of collective.
         compute_seconds: FLOPs at the chips' peak.
+        memory_seconds: reading what every step reads at the memory's bandwidth; activations are not counted.
         network_seconds: collectives at the interconnect's bandwidth.
         compile_seconds: time to compile.
     """
@@ -54,6 +55,7 @@ class ProgramPlan:
     flops: float
     collective_bytes: dict[str, float]
     compute_seconds: float
+    memory_seconds: float
     network_seconds: float
     compile_seconds: float
 
@@ -281,6 +283,10 @@ def _compile(
         flops=flops,
         collective_bytes=received,
         compute_seconds=flops / (chip.tflops * 1e12 * slice_.num_chips),
+        memory_seconds=program.while_trips
+        * device_bytes(program.read)
+        * chip.devices_per_chip
+        / (chip.memory_gbs * 1e9),
         network_seconds=sum(received.values()) * chip.devices_per_chip / (chip.network_gbs * 1e9),
         compile_seconds=time.perf_counter() - started,
     )

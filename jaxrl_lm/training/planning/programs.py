@@ -3,8 +3,6 @@
 They are the trainers' own. Nothing is allocated: parameters are shapes that know how they are split.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,15 @@ from jaxrl_lm import models
 from jaxrl_lm.algorithms import PreferenceBatch, ReferencedRows
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.distributed import use_mesh
-from jaxrl_lm.distributed.sharding import batch_sharding, num_batch_parts, shardings_of, state_shardings
+from jaxrl_lm.distributed.sharding import (
+    batch_sharding,
+    fitting,
+    num_batch_parts,
+    shardings_of,
+    spec_of,
+    state_shardings,
+)
+from jaxrl_lm.models.attention import CACHE_AXES
 from jaxrl_lm.rewards.scoring import apply_model
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation, generation_program
@@ -34,12 +40,14 @@ class Program(NamedTuple):
         args: its arguments.
         while_trips: trips of its while loops.
         uses: names of the parts of memory among its arguments.
+        read: shapes that every trip reads from memory; all of them at least.
     """
 
     function: Any
     args: tuple[Any, ...]
     while_trips: int
     uses: frozenset[str]
+    read: PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +76,6 @@ def plan_run(config: PlanConfig, folder: Path, mesh: Mesh) -> PlannedRun:
     shapes = _Shapes(config, folder, mesh)
     with use_mesh(mesh):
         return shapes.online() if config.algorithm in ONLINE else shapes.supervised()
-
-
-@contextmanager
-def on(mesh: Mesh) -> Iterator[None]:
-    """Trace and compile for this mesh."""
-    with use_mesh(mesh):
-        yield
 
 
 class _Shapes:
@@ -116,7 +117,7 @@ class _Shapes:
         state = self.split(state, state_shardings(state, params, shardings, self.mesh))
         out = (jax.tree.map(lambda leaf: leaf.sharding, state), self.everywhere)
         return state, Program(
-            jax.jit(learner.update, donate_argnums=0, out_shardings=out), (state, *args), 1, frozenset()
+            jax.jit(learner.update, donate_argnums=0, out_shardings=out), (state, *args), 1, frozenset(), state
         )
 
     def online(self) -> PlannedRun:
@@ -139,6 +140,7 @@ class _Shapes:
                 (model, policy, *prompts, self.key, sampling, False),
                 config.new_tokens - 1,
                 frozenset({"weights"}),
+                self.read_by_decoding(model, policy),
             ),
             "update": update._replace(uses=frozenset(parts)),
         }
@@ -151,9 +153,25 @@ class _Shapes:
                 (reward, parts["reward model"], inputs),
                 1,
                 frozenset({"reward model"}),
+                parts["reward model"],
             )
         parts = {name: part for name, part in parts.items() if part is not None}
         return PlannedRun(programs=programs, parts=parts, mesh=self.mesh)
+
+    def read_by_decoding(self, model: Any, params: PyTree) -> PyTree:
+        """What a decoding step reads: the parameters in the dtype of activations, and all slots of the cache."""
+        config = self.config
+        size = config.prompt_tokens + config.new_tokens
+        cache = jax.eval_shape(lambda: model.config.init_cache(config.batch_size, size, model.dtype, is_scanned=True))
+
+        def split(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            spec = fitting(leaf.shape, spec_of(("layers", *CACHE_AXES)), self.mesh)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec))
+
+        weights = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype, sharding=leaf.sharding), params
+        )
+        return weights, split(cache.keys), split(cache.values)
 
     def supervised(self) -> PlannedRun:
         """SFT, DPO or a reward model: the update alone."""

@@ -44,22 +44,24 @@ class Generation:
 
 GENERATIONS: dict[str, Generation] = {
     "v4": Generation(
-        memory_gib=32,
-        tflops=275,
-        memory_gbs=1228,
-        network_gbs=300,
+        memory_gib=32.0,
+        tflops=275.0,
+        memory_gbs=1228.0,
+        network_gbs=300.0,
         num_dimensions=3,
         cores_per_name=2,
         options=(("chip_config_name", "megacore"),),
     ),
-    "v5e": Generation(memory_gib=16, tflops=197, memory_gbs=819, network_gbs=200, num_dimensions=2),
-    "v5p": Generation(memory_gib=95, tflops=459, memory_gbs=2765, network_gbs=600, num_dimensions=3, cores_per_name=2),
-    "v6e": Generation(memory_gib=32, tflops=918, memory_gbs=1638, network_gbs=400, num_dimensions=2),
+    "v5e": Generation(memory_gib=16.0, tflops=197.0, memory_gbs=819.0, network_gbs=200.0, num_dimensions=2),
+    "v5p": Generation(
+        memory_gib=95.0, tflops=459.0, memory_gbs=2765.0, network_gbs=600.0, num_dimensions=3, cores_per_name=2
+    ),
+    "v6e": Generation(memory_gib=32.0, tflops=918.0, memory_gbs=1638.0, network_gbs=400.0, num_dimensions=2),
     "tpu7x": Generation(
-        memory_gib=192,
-        tflops=2307,
-        memory_gbs=7380,
-        network_gbs=600,
+        memory_gib=192.0,
+        tflops=2307.0,
+        memory_gbs=7380.0,
+        network_gbs=600.0,
         num_dimensions=3,
         cores_per_name=2,
         devices_per_chip=2,
