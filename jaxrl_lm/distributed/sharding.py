@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_lm.errors import InputError
@@ -216,14 +217,14 @@ def place_params(params: PyTree, axes: PyTree) -> PyTree:
 def place_batch(batch: PyTree, *, num_leading: int = 0) -> PyTree:
     """Split a batch, which every process has as a whole, over the mesh in use.
 
-    Each process copies only the rows of its devices. A batch that the mesh does not divide is on every device.
+    Each process copies only the rows of its devices. A batch that the mesh does not divide is on every device, and one
+    that is being traced is left to the program.
 
     Args:
         batch: leaves `[..., B, ...]`, NumPy or JAX arrays on the host.
         num_leading: axes before B.
     """
-    mesh = current_mesh()
-    if mesh is None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch)) or (mesh := current_mesh()) is None:
         return batch
 
     def put(leaf: Any) -> jax.Array:
