@@ -8,7 +8,7 @@ Reference: Xu et al., 2021, GSPMD: General and Scalable Parallelization for ML C
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -67,6 +67,25 @@ def gather(weight: jax.Array, *axes: str | None) -> jax.Array:
         axes: their names.
     """
     return constrain(weight, *(None if axis is None or "fsdp" in RULES[axis] else axis for axis in axes))
+
+
+def by_batch_part(function: Callable[..., jax.Array], num_split: int, *args: jax.Array) -> jax.Array:
+    """`function(*args)`, computed for each part of the batch where that part is.
+
+    Otherwise, what mixes rows, such as sorting them, would be computed for the whole batch on every device.
+
+    Args:
+        function: gives `[B, ...]`, in which each row depends on the same row of the arguments that are split.
+        num_split: how many of the first arguments are `[B, ...]`; the others are whole along the batch's axes.
+        args: the arguments.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or len(args[0]) % _num_parts(RULES["batch"], mesh):
+        return function(*args)
+    rows = PartitionSpec(RULES["batch"])
+    specs = (rows,) * num_split + (PartitionSpec(),) * (len(args) - num_split)
+    split = jax.shard_map(function, in_specs=specs, out_specs=rows, axis_names=set(RULES["batch"]))
+    return split(*args)
 
 
 def _fitting(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -96,6 +96,22 @@ class ModelConfig:
         """Rotary embeddings of the layers; none if positions are learned."""
         return ()
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have parameters of the same names and shapes, so that they can be scanned."""
+        return True
+
+    @property
+    def split_sizes(self) -> dict[str, tuple[int, str]]:
+        """What a mesh must divide: by its name in config.json, a size and its logical axis."""
+        return {
+            "hidden_size": (self.model_size, "embed"),
+            "num_attention_heads": (self.num_heads, "heads"),
+            "num_key_value_heads": (self.num_kv_heads, "kv_heads"),
+            "intermediate_size": (self.mlp_size, "mlp"),
+            "vocab_size": (self.vocab_size, "vocab"),
+        }
+
     def hf_config(self) -> dict[str, Any]:
         """The Hugging Face configuration as a dictionary."""
         return json.loads(self.hf_json)

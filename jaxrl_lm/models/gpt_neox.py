@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxrl_lm.distributed.sharding import constrain
-from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, rotary
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
@@ -53,8 +52,6 @@ def config_from_hf(config: dict[str, Any]) -> GPTNeoXConfig:
         InputError: a value is not supported.
     """
     num_heads, model_size = config["num_attention_heads"], config["hidden_size"]
-    if model_size % num_heads:
-        raise InputError(f"config.json: hidden_size={model_size} must be a multiple of num_attention_heads={num_heads}")
     rotation = rotary.rotary_from_hf(config, is_partial=True)
     return GPTNeoXConfig(
         vocab_size=config["vocab_size"],

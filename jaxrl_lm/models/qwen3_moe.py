@@ -7,15 +7,18 @@ Reference: Qwen Team, 2025, Qwen3 Technical Report; Shazeer et al., 2017, Outrag
 Sparsely-Gated Mixture-of-Experts Layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, Int
 
 from jaxrl_lm import checks
-from jaxrl_lm.distributed.sharding import constrain
+from jaxrl_lm.distributed.sharding import by_batch_part, constrain, gather
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import llama
 from jaxrl_lm.models.config import ACTIVATIONS
@@ -57,6 +60,16 @@ class Qwen3MoEConfig(LlamaConfig):
                 f"config.json: num_experts_per_tok={self.num_chosen} must be at most num_experts={self.num_experts}"
             )
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have experts, or none."""
+        return len(self.dense_layers) in (0, self.num_layers)
+
+    @property
+    def split_sizes(self) -> dict[str, tuple[int, str]]:
+        """As of every model, and the experts' width."""
+        return super().split_sizes | {"moe_intermediate_size": (self.expert_size, "mlp")}
+
 
 def config_from_hf(config: dict[str, Any]) -> Qwen3MoEConfig:
     """Read a `model_type: qwen3_moe` configuration.
@@ -87,53 +100,46 @@ def config_from_hf(config: dict[str, Any]) -> Qwen3MoEConfig:
     )
 
 
-class Experts(nn.Module):
-    """One projection of all experts, `[M, D]` to `[M, F]`, for rows that are sorted by expert.
+class ExpertWeights(nn.Module):
+    """A projection of all experts, `[E, F, D]`.
 
-    The rows of an expert are as many as tokens chose it, which is not known when the program is compiled. So a device
-    that had some of the experts would need room for the rows of all. Therefore each expert is split over the devices of
-    the tensor axis by its mlp axis, as a feed-forward network is, and the axis of experts is not split.
+    How many tokens choose an expert is not known when the program is compiled. A device that had some of the experts
+    would need room for as many rows as all of them have. So the axis of experts is not split: each expert's mlp axis is
+    split over the tensor axis of the mesh, as that of a feed-forward network is.
     """
 
-    num_experts: int
-    features: int
+    config: Qwen3MoEConfig
     axes: tuple[str, str]
-    init_std: float
     dtype: Any
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, rows: jax.Array, sizes: jax.Array) -> jax.Array:
-        shape = (self.num_experts, self.features, rows.shape[-1])
-        init: Any = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), ("experts", *self.axes))
-        weight = self.param("weight", init, shape, self.param_dtype).astype(self.dtype)
-        return jax.lax.ragged_dot_general(rows.astype(self.dtype), weight, sizes, _ROWS_BY_EXPERT)
+    def __call__(self) -> jax.Array:
+        cfg, axes = self.config, ("experts", *self.axes)
+        sizes = {"mlp": cfg.expert_size, "embed": cfg.model_size}
+        init: Any = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), axes)
+        shape = (cfg.num_experts, *(sizes[axis] for axis in self.axes))
+        return gather(self.param("weight", init, shape, self.param_dtype).astype(self.dtype), *axes)
 
 
-class MLPOfExperts(nn.Module):
-    """down(act(gate(x)) * up(x)) of each expert."""
+class Experts(nn.Module):
+    """The weights of all experts' feed-forward networks, gate, up and down."""
 
     config: Qwen3MoEConfig
     dtype: Any
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, rows: jax.Array, sizes: jax.Array) -> jax.Array:
-        cfg = self.config
-
-        def project(features: int, axes: tuple[str, str], name: str) -> Experts:
-            kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            return Experts(cfg.num_experts, features, axes, cfg.init_std, **kinds, name=name)
-
-        gate = project(cfg.expert_size, ("mlp", "embed"), "gate_proj")(rows, sizes)
-        up = project(cfg.expert_size, ("mlp", "embed"), "up_proj")(rows, sizes)
-        return project(cfg.model_size, ("embed", "mlp"), "down_proj")(ACTIVATIONS[cfg.activation](gate) * up, sizes)
+    def __call__(self) -> tuple[jax.Array, ...]:
+        axes = {"gate_proj": ("mlp", "embed"), "up_proj": ("mlp", "embed"), "down_proj": ("embed", "mlp")}
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return tuple(ExpertWeights(self.config, pair, **kinds, name=name)() for name, pair in axes.items())
 
 
 class MixtureOfExperts(nn.Module):
-    """sum over a token's k experts of p_e MLP_e(x); the probabilities p are a float32 softmax over all experts.
+    """sum over a token's k experts e of p_e down_e(act(gate_e(x)) * up_e(x)).
 
-    XLA computes only the experts that a row was sent to on accelerators; on a CPU it computes all, and masks.
+    p is the softmax over all experts, in float32.
     """
 
     config: Qwen3MoEConfig
@@ -143,7 +149,6 @@ class MixtureOfExperts(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.config
-        tokens = x.reshape(-1, cfg.model_size)
         router = Linear(
             cfg.num_experts,
             ("experts", "embed"),
@@ -153,16 +158,50 @@ class MixtureOfExperts(nn.Module):
             param_dtype=self.param_dtype,
             name="gate",
         )
-        weights, chosen = jax.lax.top_k(jax.nn.softmax(router(tokens), axis=-1), cfg.num_chosen)
+        weights, chosen = jax.lax.top_k(jax.nn.softmax(router(x), axis=-1), cfg.num_chosen)
         if cfg.is_normalized:
             weights /= jnp.sum(weights, axis=-1, keepdims=True)
-        order = jnp.argsort(chosen.reshape(-1))  # of pairs of token and expert
-        sizes = jnp.bincount(chosen.reshape(-1), length=cfg.num_experts)
-        experts = MLPOfExperts(cfg, self.dtype, self.param_dtype, name="experts")
-        outputs = experts(tokens[order // cfg.num_chosen], sizes)
-        by_token = outputs[jnp.argsort(order)].reshape(-1, cfg.num_chosen, cfg.model_size)
-        mixed = jnp.einsum("MkD,Mk->MD", by_token, weights, preferred_element_type=jnp.float32)
-        return mixed.astype(self.dtype).reshape(x.shape)
+        experts = Experts(cfg, self.dtype, self.param_dtype, name="experts")()
+        mix = partial(mix_experts, ACTIVATIONS[cfg.activation])
+        return by_batch_part(mix, 3, x.astype(self.dtype), weights, chosen, *experts)
+
+
+def mix_experts(
+    activation: Callable[[jax.Array], jax.Array],
+    x: Float[Array, "B T D"],
+    weights: Float[Array, "B T k"],
+    chosen: Int[Array, "B T k"],
+    gate: Float[Array, "E F D"],
+    up: Float[Array, "E F D"],
+    down: Float[Array, "E D F"],
+) -> Float[Array, "B T D"]:
+    """sum_k weights_k down_e(activation(gate_e(x)) * up_e(x)) with e = chosen_k; no token is dropped.
+
+    Tokens are sorted by expert, so that each product is one product per expert. XLA computes these on accelerators; on
+    a CPU it multiplies all rows by all experts and masks, which suits tests, not large models.
+
+    Args:
+        activation: of the gates.
+        x: tokens.
+        weights: of each token's experts.
+        chosen: the experts.
+        gate: weights of each expert.
+        up: weights of each expert.
+        down: weights of each expert.
+    """
+    num_experts, num_chosen = len(gate), chosen.shape[-1]
+    tokens, experts = x.reshape(-1, x.shape[-1]), chosen.reshape(-1)
+    order = jnp.argsort(experts)
+    sizes = jnp.bincount(experts, length=num_experts)
+
+    def multiply(rows: jax.Array, weight: jax.Array) -> jax.Array:
+        return jax.lax.ragged_dot_general(rows, weight, sizes, _ROWS_BY_EXPERT)
+
+    rows = tokens[order // num_chosen]
+    outputs = multiply(activation(multiply(rows, gate)) * multiply(rows, up), down)
+    by_token = outputs[jnp.argsort(order)].reshape(*chosen.shape, -1)
+    mixed = jnp.einsum("BTkD,BTk->BTD", by_token, weights, preferred_element_type=jnp.float32)
+    return mixed.astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -193,11 +232,10 @@ class Qwen3MoE(llama.Llama):
     block: ClassVar[Any] = Block
 
     def setup(self) -> None:
-        cfg: Any = self.config
-        if self.is_scanned and 0 < len(cfg.dense_layers) < cfg.num_layers:
+        if self.is_scanned and not self.config.is_uniform:
+            layers = ", ".join(map(str, self.config.dense_layers))  # pyright: ignore[reportAttributeAccessIssue]
             raise InputError(
-                f"is_scanned=true: layers {', '.join(map(str, cfg.dense_layers))} of this model have no experts "
-                "(config.json: mlp_only_layers, decoder_sparse_step), and only layers that are alike can be scanned; "
-                "set it to false"
+                f"scan_layers=true: layers {layers} of this model have no experts (config.json: mlp_only_layers, "
+                "decoder_sparse_step), and only layers that are alike can be scanned; set it to false"
             )
         super().setup()

@@ -169,7 +169,7 @@ def test_a_scanned_stack_gives_what_its_blocks_give(variant, request):
     ids, mask = tiny.padded_batch()
     scanned = model.clone(is_scanned=True)
     if request.node.callspec.params["variant"] in tiny.UNLIKE_LAYERS:
-        with pytest.raises(InputError, match="is_scanned=true: layers 0 of this model"):
+        with pytest.raises(InputError, match="scan_layers=true: layers 0 of this model"):
             param_shapes(scanned)
         return
     stacked = stack_layers(params, model.family.layers)
