@@ -28,7 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
-    "experts": (),
+    "experts": (),  # their mlp axis is split instead, see `models.qwen3_moe.ExpertWeights`
     "embed": ("fsdp",),
     "qkv": (),  # queries, keys and values in one product, as in GPT-2: no multiple of heads
     "positions": (),

@@ -177,8 +177,8 @@ def mix_experts(
 ) -> Float[Array, "B T D"]:
     """sum_k weights_k down_e(activation(gate_e(x)) * up_e(x)) with e = chosen_k; no token is dropped.
 
-    Tokens are sorted by expert, so that each product is one product per expert. XLA computes these on accelerators; on
-    a CPU it multiplies all rows by all experts and masks, which suits tests, not large models.
+    Tokens are sorted by expert, so that each product is one ragged product. On accelerators that is one instruction of
+    XLA; on a CPU, JAX multiplies every row by every expert and masks, which suits tests, not large models.
 
     Args:
         activation: of the gates.
