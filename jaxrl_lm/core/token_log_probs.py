@@ -5,6 +5,7 @@ Here they exist for one chunk of positions at a time, also in the backward pass,
 log-sum-exp. A chunk has columns of all rows, so that rows that are split over devices stay where they are.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,22 +14,24 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxrl_lm.core.unembedding import Unembedding
+
 CHUNK_SIZE = 256  # positions; a chunk of 256 over a vocabulary of 50,000 takes 50 MB
 
 
 def token_log_probs(
     hidden_states: Float[Array, "*B T D"],
-    unembedding: Float[Array, "V D"],
+    unembedding: Unembedding,
     tokens: Int[Array, "*B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-    """log pi(token) and the entropy of pi = softmax(hidden_states @ unembedding^T / temperature).
+    """log pi(token) and the entropy of pi = softmax(logits / temperature).
 
     Args:
         hidden_states: hidden state of the position before each token.
-        unembedding: one row per token of the vocabulary.
+        unembedding: from hidden states to logits.
         tokens: the chosen tokens, in [0, V).
         temperature: divides the logits; positive, without gradient.
         chunk_size: positions per chunk, at least one of each row.
@@ -39,7 +42,7 @@ def token_log_probs(
     Raises:
         ValueError: a token is outside the vocabulary. Values are checked only outside `jit`.
     """
-    _check_tokens(tokens, unembedding.shape[0])
+    _check_tokens(tokens, unembedding.matrix.shape[0])
     num_rows, length = int(np.prod(tokens.shape[:-1])), tokens.shape[-1]
     width = max(1, min(chunk_size // max(num_rows, 1), length))
 
@@ -76,16 +79,15 @@ def _chunked(chunks: Any, unembedding: Any, tokens: Any, inverse_temperature: An
     return _forward(chunks, unembedding, tokens, inverse_temperature)[0]
 
 
-def _logits(hidden: Any, unembedding: Any, inverse_temperature: Any) -> Any:
-    kernel = unembedding.astype(hidden.dtype)
-    product = jnp.einsum("BSD,VD->BSV", hidden, kernel, preferred_element_type=jnp.float32)
-    return product * inverse_temperature
+def _logits(hidden: Any, unembedding: Unembedding) -> Any:
+    kernel = unembedding.matrix.astype(hidden.dtype)
+    return unembedding.finish(jnp.einsum("BSD,VD->BSV", hidden, kernel, preferred_element_type=jnp.float32))
 
 
 def _forward(chunks: Any, unembedding: Any, tokens: Any, inverse_temperature: Any) -> tuple[Any, Any]:
     def one_chunk(chunk: tuple[Any, Any]) -> tuple[Any, Any, Any]:
         hidden, chosen = chunk
-        logits = _logits(hidden, unembedding, inverse_temperature)
+        logits = _logits(hidden, unembedding) * inverse_temperature
         peak = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - peak)
         total = jnp.sum(weights, axis=-1)
@@ -102,29 +104,29 @@ def _forward(chunks: Any, unembedding: Any, tokens: Any, inverse_temperature: An
 def _backward(residuals: Any, cotangents: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
     chunks, unembedding, tokens, inverse_temperature, entropies, log_totals = residuals
 
-    def one_chunk(unembedding_grad: Any, chunk: tuple[Any, ...]) -> tuple[Any, Any]:
+    def one_chunk(grads: Unembedding, chunk: tuple[Any, ...]) -> tuple[Any, Any]:
         hidden, chosen, entropy, log_total, log_prob_grad, entropy_grad = chunk
-        logits = _logits(hidden, unembedding, inverse_temperature)
-        log_pi = logits - log_total[..., None]
+        logits = _logits(hidden, unembedding)
+        log_pi = logits * inverse_temperature - log_total[..., None]
         # d log pi(a) / d logits = onehot(a) - pi;  d H / d logits = -pi (log pi + H)
         slope = log_prob_grad[..., None] + entropy_grad[..., None] * (log_pi + entropy[..., None])
         is_chosen = jnp.arange(logits.shape[-1]) == chosen[..., None]
         logits_grad = jnp.where(is_chosen, log_prob_grad[..., None], 0.0) - jnp.exp(log_pi) * slope
-        logits_grad = (logits_grad * inverse_temperature).astype(hidden.dtype)
-        hidden_grad = jnp.einsum("BSV,VD->BSD", logits_grad, unembedding.astype(hidden.dtype))
-        unembedding_grad += jnp.einsum(
-            "BSV,BSD->VD", logits_grad, hidden, preferred_element_type=unembedding_grad.dtype
-        )
-        return unembedding_grad, hidden_grad
+        product_grad = logits_grad * inverse_temperature * unembedding.slope(logits)
+        narrow = product_grad.astype(hidden.dtype)
+        hidden_grad = jnp.einsum("BSV,VD->BSD", narrow, unembedding.matrix.astype(hidden.dtype))
+        matrix_grad = grads.matrix + jnp.einsum("BSV,BSD->VD", narrow, hidden, preferred_element_type=jnp.float32)
+        bias_grad = None if grads.bias is None else grads.bias + jnp.sum(product_grad, axis=(0, 1))
+        return replace(grads, matrix=matrix_grad, bias=bias_grad), hidden_grad
 
     # Accumulate over chunks in float32, whatever the parameters' dtype.
-    start = jnp.zeros(unembedding.shape, jnp.float32)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), unembedding)
     steps = (chunks, tokens, entropies, log_totals, *cotangents)
-    unembedding_grad, chunk_grads = jax.lax.scan(one_chunk, start, steps)
+    grads, chunk_grads = jax.lax.scan(one_chunk, start, steps)
     no_token_grad = np.zeros(tokens.shape, jax.dtypes.float0)
     return (
         chunk_grads,
-        unembedding_grad.astype(unembedding.dtype),
+        jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, unembedding),
         no_token_grad,
         jnp.zeros_like(inverse_temperature),
     )

@@ -8,7 +8,7 @@ Reference: Xu et al., 2021, GSPMD: General and Scalable Parallelization for ML C
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -33,7 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
-    "experts": (),
+    "experts": (),  # their mlp axis is split instead, see `models.qwen3_moe.ExpertWeights`
     "embed": ("fsdp",),
     "qkv": (),  # queries, keys and values in one product, as in GPT-2: no multiple of heads
     "positions": (),
@@ -106,6 +106,25 @@ def batch_parts() -> int:
     """How many parts a batch is split into, for traced code; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else num_batch_parts(mesh)
+
+
+def by_batch_part(function: Callable[..., jax.Array], num_split: int, *args: jax.Array) -> jax.Array:
+    """`function(*args)`, computed for each part of the batch where that part is.
+
+    Otherwise, what mixes rows, such as sorting them, would be computed for the whole batch on every device.
+
+    Args:
+        function: gives `[B, ...]`, in which each row depends on the same row of the arguments that are split.
+        num_split: how many of the first arguments are `[B, ...]`; the others are whole along the batch's axes.
+        args: the arguments.
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), _current_rules.get()["batch"]
+    if mesh.empty or mesh.size == 1 or len(args[0]) % _num_parts(axes, mesh):
+        return function(*args)
+    rows = PartitionSpec(axes)
+    specs = (rows,) * num_split + (PartitionSpec(),) * (len(args) - num_split)
+    split = jax.shard_map(function, in_specs=specs, out_specs=rows, axis_names=set(axes))
+    return split(*args)
 
 
 def fitting(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -144,14 +144,26 @@ def attend(
     values: Float[Array, "B K S H"],
     visible: Bool[Array, "B T S"],
     scale: float | jax.Array,
+    softcap: float | None = None,
 ) -> Float[Array, "B T N*H"]:
-    """softmax(scale * Q K^T) V with grouped key/value heads; the softmax is in float32."""
+    """softmax(cap(scale * Q K^T)) V with grouped key/value heads; cap(z) = c tanh(z / c), softmax in float32.
+
+    Args:
+        queries: of T tokens.
+        keys: of S slots.
+        values: of S slots.
+        visible: which slots each query attends to.
+        scale: of the logits.
+        softcap: c; None for no bound.
+    """
     batch, num_queries, num_heads, head_size = queries.shape
     queries = constrain(queries, "cache_batch", None, "cache_heads", None)
     num_kv_heads, num_slots = keys.shape[1:3]
     # Queries of all heads that share keys are grouped, so that each product is one matrix product per group.
     grouped = jnp.swapaxes(queries, 1, 2).reshape(batch, num_kv_heads, -1, head_size)
     logits = jnp.einsum("BKQH,BKSH->BKQS", grouped, keys, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     logits = logits.reshape(batch, num_kv_heads, -1, num_queries, num_slots)
     logits = jnp.where(visible[:, None, None], logits, MASKED_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)

@@ -9,13 +9,14 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 
 from jaxrl_lm.core.records import record
+from jaxrl_lm.core.unembedding import Unembedding
 from jaxrl_lm.distributed.sharding import gather
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, inputs
 from jaxrl_lm.models.attention import KVCache
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family, family_of
-from jaxrl_lm.models.linear import Embedding, product, score_head
+from jaxrl_lm.models.linear import product, score_head
 from jaxrl_lm.models.stack import Remat
 from jaxrl_lm.types import PyTree
 
@@ -69,9 +70,8 @@ class CausalLM(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         self.backbone = self.family.backbone(cfg, self.dtype, self.param_dtype, self.remat, self.is_scanned)
-        if not cfg.is_tied and self.head != "reward":
-            kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            self.lm_head = Embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
+        if self.head != "reward" and not (cfg.is_tied and not cfg.has_unembedding_bias):
+            self.lm_head = LMHead(cfg, self.param_dtype)
         if self.head == "value":
             self.value_head = score_head(nn.initializers.zeros)
         elif self.head == "reward":
@@ -107,8 +107,11 @@ class CausalLM(nn.Module):
         output = self.encode(input_ids, attention_mask, position_ids, cache, segment_ids)
         if self.head == "reward":
             return output
-        embedding = self.lm_head.embedding if not self.config.is_tied else self._embedding()
-        return replace(output, logits=unembed(output.hidden_states, embedding))
+        cfg = self.config
+        matrix = self._embedding() if cfg.is_tied else self.lm_head.embedding
+        bias = self.lm_head.bias if cfg.has_unembedding_bias else None
+        unembedding = Unembedding(matrix=matrix, bias=bias, softcap=cfg.logit_softcap)
+        return replace(output, logits=unembed(output.hidden_states, unembedding))
 
     def encode(
         self,
@@ -141,13 +144,31 @@ class CausalLM(nn.Module):
             scores = _last(values, mask) if self.head == "reward" else None
         return CausalLMOutput(hidden_states=hidden_states, values=values, scores=scores, cache=cache)
 
-    def unembedding(self, params: PyTree) -> jax.Array:
-        """The unembedding matrix `[V, D]` in the parameters, in the dtype of the activations."""
-        part = params["backbone"][self.family.embedding] if self.config.is_tied else params["lm_head"]
-        return gather(part["embedding"].astype(self.dtype), "vocab", "embed")
+    def unembedding(self, params: PyTree) -> Unembedding:
+        """The unembedding in the parameters, its matrix in the dtype of the activations."""
+        head = params.get("lm_head", {})
+        part = params["backbone"][self.family.embedding] if self.config.is_tied else head
+        matrix = gather(part["embedding"].astype(self.dtype), "vocab", "embed")
+        return Unembedding(matrix=matrix, bias=head.get("bias"), softcap=self.config.logit_softcap)
 
     def _embedding(self) -> jax.Array:
         return getattr(self.backbone, self.family.embedding).embedding
+
+
+class LMHead(nn.Module):
+    """Parameters of the unembedding: a matrix `[V, D]` if it is not the embedding, and a bias `[V]` if there is one."""
+
+    config: ModelConfig
+    param_dtype: Any
+
+    def setup(self) -> None:
+        cfg = self.config
+        if not cfg.is_tied:
+            normal: Any = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
+            self.embedding = self.param("embedding", normal, (cfg.vocab_size, cfg.model_size), self.param_dtype)
+        if cfg.has_unembedding_bias:
+            zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            self.bias = self.param("bias", zeros, (cfg.vocab_size,), self.param_dtype)
 
 
 def _last(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -169,6 +190,7 @@ def encode(
     return cast(CausalLMOutput, output)
 
 
-def unembed(hidden_states: jax.Array, unembedding: jax.Array) -> jax.Array:
-    """Float32 logits `[..., V]` from hidden states `[..., D]` and an unembedding `[V, D]`."""
-    return product(hidden_states, unembedding.astype(hidden_states.dtype), out_dtype=jnp.float32)
+def unembed(hidden_states: jax.Array, unembedding: Unembedding) -> jax.Array:
+    """Float32 logits `[..., V]` from hidden states `[..., D]`."""
+    matrix = unembedding.matrix.astype(hidden_states.dtype)
+    return unembedding.finish(product(hidden_states, matrix, out_dtype=jnp.float32))

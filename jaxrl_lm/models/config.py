@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.attention import KVCache, init_cache
+from jaxrl_lm.models.rotary import RotaryConfig
 
 Head = Literal["value", "reward"]
 
@@ -55,6 +56,8 @@ class ModelConfig:
         is_tied: whether the unembedding is the embedding.
         init_std: standard deviation of newly initialised weights.
         hf_json: the Hugging Face configuration as JSON, used by `save_pretrained` to write config.json.
+        has_unembedding_bias: whether a bias is added to the logits.
+        logit_softcap: bound of the logits, as of `Unembedding`; None for none.
     """
 
     vocab_size: int
@@ -70,6 +73,8 @@ class ModelConfig:
     is_tied: bool
     init_std: float
     hf_json: str
+    has_unembedding_bias: bool = False
+    logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -79,11 +84,33 @@ class ModelConfig:
             )
         sizes = ("vocab_size", "model_size", "num_layers", "num_heads", "num_kv_heads", "head_size", "mlp_size")
         checks.at_least(self, 1, *sizes, "max_positions", prefix="config.json: ")
+        checks.above(self, 0, "logit_softcap", prefix="config.json: ")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"config.json: num_attention_heads={self.num_heads} must be a multiple of "
                 f"num_key_value_heads={self.num_kv_heads}; correct one of them"
             )
+
+    @property
+    def rotaries(self) -> tuple[RotaryConfig, ...]:
+        """Rotary embeddings of the layers; none if positions are learned."""
+        return ()
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have parameters of the same names and shapes, so that they can be scanned."""
+        return True
+
+    @property
+    def split_sizes(self) -> dict[str, tuple[int, str]]:
+        """What a mesh must divide: by its name in config.json, a size and its logical axis."""
+        return {
+            "hidden_size": (self.model_size, "embed"),
+            "num_attention_heads": (self.num_heads, "heads"),
+            "num_key_value_heads": (self.num_kv_heads, "kv_heads"),
+            "intermediate_size": (self.mlp_size, "mlp"),
+            "vocab_size": (self.vocab_size, "vocab"),
+        }
 
     def hf_config(self) -> dict[str, Any]:
         """The Hugging Face configuration as a dictionary."""

@@ -10,8 +10,9 @@ from typing import Any
 from flax import linen as nn
 
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import bert, gpt2, llama
+from jaxrl_lm.models import bert, gemma, gpt2, gpt_neox, llama, packing, phi, qwen3_moe
 from jaxrl_lm.models.config import ModelConfig
+from jaxrl_lm.models.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Family:
         class_prefix: prefix of Hugging Face's class names, such as `LlamaForCausalLM`.
         score_head: name of a reward model's head, in our parameters and in a checkpoint.
         is_causal: whether it is a decoder, which can generate text.
+        packing: form of the tensors in a safetensors file.
+        scorer_prefix: `class_prefix` of a reward model, where it is another.
     """
 
     config_from_hf: Callable[[dict[str, Any]], ModelConfig]
@@ -43,12 +46,20 @@ class Family:
     class_prefix: str
     score_head: str = "score"
     is_causal: bool = True
+    packing: Packing = packing.AS_IS
+    scorer_prefix: str | None = None
 
 
-def _llama(class_prefix: str) -> Family:
+def _llama(
+    class_prefix: str,
+    config_from_hf: Callable[[dict[str, Any]], ModelConfig] = llama.config_from_hf,
+    backbone: Callable[..., nn.Module] = llama.Llama,
+    **options: Any,
+) -> Family:
+    """A family whose checkpoints have the names of Llama's."""
     return Family(
-        config_from_hf=llama.config_from_hf,
-        backbone=llama.Llama,
+        config_from_hf=config_from_hf,
+        backbone=backbone,
         embedding="embed_tokens",
         layers="layers",
         prefix="model",
@@ -56,6 +67,7 @@ def _llama(class_prefix: str) -> Family:
         is_flax_output_first=False,
         flax_norm_scale="weight",
         class_prefix=class_prefix,
+        **options,
     )
 
 
@@ -76,6 +88,23 @@ FAMILIES: dict[str, Family] = {
     "ministral": _llama("Ministral"),
     "qwen2": _llama("Qwen2"),
     "qwen3": _llama("Qwen3"),
+    "qwen3_moe": _llama("Qwen3Moe", qwen3_moe.config_from_hf, qwen3_moe.Qwen3MoE, packing=packing.EXPERTS),
+    "gemma2": _llama("Gemma2", gemma.config_from_hf, gemma.Gemma),
+    "gemma3_text": _llama("Gemma3", gemma.config_from_hf, gemma.Gemma, scorer_prefix="Gemma3Text"),
+    "phi": _llama("Phi", phi.config_from_hf, phi.Phi),
+    "phi3": _llama("Phi3", packing=packing.FUSED),
+    "gpt_neox": Family(
+        config_from_hf=gpt_neox.config_from_hf,
+        backbone=gpt_neox.GPTNeoX,
+        embedding="embed_in",
+        layers="layers",
+        prefix="gpt_neox",
+        is_torch_output_first=True,
+        is_flax_output_first=False,
+        flax_norm_scale="scale",
+        class_prefix="GPTNeoX",
+        packing=packing.EMBED_OUT,
+    ),
     "bert": Family(
         config_from_hf=bert.config_from_hf,
         backbone=bert.Bert,

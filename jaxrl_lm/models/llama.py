@@ -1,7 +1,8 @@
 """The Llama family: rotary positions, RMSNorm, gated feed-forward, grouped key/value heads.
 
 One stack implements Llama and SmolLM2, Mistral (sliding window), Ministral (in some layers only), Qwen2 (biases on
-queries, keys and values) and Qwen3 (norms on queries and keys); the configuration selects the parts.
+queries, keys and values), Qwen3 (norms on queries and keys) and Phi-3 (rotation of part of a head); the configuration
+selects the parts. Gemma and Qwen3-MoE have blocks of their own.
 
 Reference: Touvron et al., 2023, Llama 2: Open Foundation and Fine-Tuned Chat Models.
 """
@@ -9,12 +10,13 @@ Reference: Touvron et al., 2023, Llama 2: Open Foundation and Fine-Tuned Chat Mo
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_lm import checks
 from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, rotary
@@ -28,43 +30,58 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What may differ from layer to layer.
+
+    Attributes:
+        rotary: rotary position embedding.
+        window: how many positions (including itself) a query attends to; None for all.
+    """
+
+    rotary: RotaryConfig
+    window: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
     """The Llama family's own settings.
 
     Attributes:
-        rotary: rotary position embedding.
-        windows: for each layer, how many positions (including itself) a query attends to; None for all.
+        kinds: of each layer.
         has_qkv_bias: biases on the query, key and value projections.
         has_output_bias: a bias on the attention's output projection.
         has_mlp_bias: biases in the feed-forward layer.
         has_qk_norm: RMSNorm on each query and key head before rotation.
+        attention_scale: of the attention logits; None for 1/sqrt(H).
+        attention_softcap: bound of the attention logits; None for none.
+        embedding_scale: factor on the embeddings.
+        norm_offset: added to the weights of norms.
     """
 
-    rotary: RotaryConfig
-    windows: tuple[int | None, ...]
+    kinds: tuple[LayerKind, ...]
     has_qkv_bias: bool
     has_output_bias: bool
     has_mlp_bias: bool
     has_qk_norm: bool
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    embedding_scale: float = 1.0
+    norm_offset: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_size % 2 or (self.rotary.kind == "dynamic" and self.head_size == 2):
-            raise InputError(
-                f"config.json: head_dim={self.head_size} must be even for rotary positions (dynamic: above 2)"
-            )
-        if self.rotary.kind == "longrope":
-            for name in ("short_factors", "long_factors"):
-                number = len(getattr(self.rotary, name))
-                if number != self.head_size // 2:
-                    raise InputError(
-                        f"config.json: rope_parameters: {name.removesuffix('s')} has {number} numbers, but "
-                        f"head_dim={self.head_size} needs {self.head_size // 2}"
-                    )
+        checks.above(self, 0, "attention_softcap", prefix="config.json: ")
+        for rotation in self.rotaries:
+            rotation.check_head_size(self.head_size)
+
+    @property
+    def rotaries(self) -> tuple[RotaryConfig, ...]:
+        """Rotary embeddings of the layers."""
+        return tuple(dict.fromkeys(kind.rotary for kind in self.kinds))
 
 
 def config_from_hf(config: dict[str, Any]) -> LlamaConfig:
-    """Read a configuration with `model_type` llama, mistral, ministral, qwen2 or qwen3.
+    """Read a configuration with `model_type` llama, mistral, ministral, qwen2, qwen3, qwen3_moe or phi3.
 
     Raises:
         InputError: a value is not supported.
@@ -72,8 +89,8 @@ def config_from_hf(config: dict[str, Any]) -> LlamaConfig:
     kind = config["model_type"]
     num_heads, num_kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     head_size = config.get("head_dim")
-    attention_bias = bool(config.get("attention_bias", False)) and kind in ("llama", "qwen3")
-    rotation = rotary.rotary_from_hf(config)
+    attention_bias = bool(config.get("attention_bias", False)) and kind in ("llama", "qwen3", "qwen3_moe")
+    rotation = rotary.rotary_from_hf(config, is_partial=kind == "phi3")
     return LlamaConfig(
         vocab_size=config["vocab_size"],
         model_size=config["hidden_size"],
@@ -82,26 +99,28 @@ def config_from_hf(config: dict[str, Any]) -> LlamaConfig:
         num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
         head_size=config["hidden_size"] // num_heads if head_size is None else head_size,
         mlp_size=config["intermediate_size"],
-        max_positions=max(config["max_position_embeddings"], int(rotation.factor * rotation.original_positions)),
+        max_positions=rotation.longest(config["max_position_embeddings"]),
         activation=config.get("hidden_act", "silu"),
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         is_tied=config.get("tie_word_embeddings", False),
         init_std=config.get("initializer_range", 0.02),
-        rotary=rotation,
-        windows=_windows(config),
+        kinds=tuple(LayerKind(rotary=rotation, window=window) for window in windows(config)),
         has_qkv_bias=attention_bias or kind == "qwen2",
         has_output_bias=attention_bias,
         has_mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
-        has_qk_norm=kind == "qwen3",
+        has_qk_norm=kind in ("qwen3", "qwen3_moe"),
         hf_json=json.dumps(config, sort_keys=True),
     )
 
 
-def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
+def windows(config: dict[str, Any]) -> tuple[int | None, ...]:
     """Attention window of each layer, as in transformers.
 
-    Llama has none. Mistral has one for all layers. Ministral and Qwen read `layer_types`, which transformers derives
-    from `use_sliding_window` and `max_window_layers` if it is missing.
+    Llama has none. Mistral, Qwen3-MoE and Phi-3 have one for all layers. Others read `layer_types`, which transformers
+    fills in; for Qwen it follows from `use_sliding_window` and `max_window_layers`.
+
+    Raises:
+        InputError: a type of layer or the window is not supported.
     """
     num_layers, window, kind = config["num_hidden_layers"], config.get("sliding_window"), config["model_type"]
     layer_types = config.get("layer_types") or ["full_attention"] * num_layers
@@ -112,7 +131,7 @@ def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
                 "as in transformers"
             )
         return (None,) * num_layers
-    if kind == "mistral":
+    if kind in ("mistral", "qwen3_moe", "phi3"):
         layer_types = ["full_attention" if window is None else "sliding_attention"] * num_layers
     unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
     if unknown:
@@ -129,18 +148,20 @@ def _windows(config: dict[str, Any]) -> tuple[int | None, ...]:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * scale, in float32."""
+    """x / sqrt(mean(x^2) + epsilon) * (offset + scale), in float32."""
 
     epsilon: float
     dtype: Any
     param_dtype: Any
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        start = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", start, (x.shape[-1],), self.param_dtype).astype(jnp.float32) + self.offset
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-        return (normed * scale.astype(jnp.float32)).astype(self.dtype)
+        return (normed * scale).astype(self.dtype)
 
 
 Context = tuple[tuple[jax.Array, jax.Array], jax.Array]
@@ -165,14 +186,15 @@ class Attention(nn.Module):
             flat = _linear(self, num_heads * cfg.head_size, (axis, "embed"), cfg.has_qkv_bias, f"{name}_proj")(x)
             heads = flat.reshape(*x.shape[:2], num_heads, cfg.head_size)
             if cfg.has_qk_norm and name != "v":
-                heads = _norm(self, f"{name}_norm")(heads)
+                heads = norm(self, f"{name}_norm")(heads)
             return heads
 
         queries = rotary.rotate(project("q", cfg.num_heads, "heads"), table)
         keys = rotary.rotate(project("k", cfg.num_kv_heads, "kv_heads"), table)
         values = project("v", cfg.num_kv_heads, "kv_heads")
         keys, values, cache = attention.update_layer(cache, layer, keys, values)
-        mixed = attention.attend(queries, keys, values, visible, cfg.head_size**-0.5)
+        scale = cfg.head_size**-0.5 if cfg.attention_scale is None else cfg.attention_scale
+        mixed = attention.attend(queries, keys, values, visible, scale, cfg.attention_softcap)
         return _linear(self, cfg.model_size, ("embed", "heads"), cfg.has_output_bias, "o_proj")(mixed), cache
 
 
@@ -204,16 +226,17 @@ class Block(nn.Module):
         x, cache = carry
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attn, cache = Attention(self.config, **kinds, name="self_attn")(
-            _norm(self, "input_layernorm")(x), contexts.of(layer), cache, layer
+            norm(self, "input_layernorm")(x), contexts.of(layer), cache, layer
         )
         x = x + attn
-        x = x + MLP(self.config, **kinds, name="mlp")(_norm(self, "post_attention_layernorm")(x))
+        x = x + MLP(self.config, **kinds, name="mlp")(norm(self, "post_attention_layernorm")(x))
         return (constrain(x, *RESIDUAL_AXES), cache), None
 
 
 class Llama(nn.Module):
     """The stack of blocks, from token ids to hidden states `[B, T, D]`."""
 
+    block: ClassVar[Any] = Block
     config: LlamaConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -224,19 +247,26 @@ class Llama(nn.Module):
         cfg = self.config
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embed_tokens = Embedding(cfg.vocab_size, cfg.model_size, cfg.init_std, **kinds)
-        self.layers = make_layers(Block, cfg, remat=self.remat, is_scanned=self.is_scanned, **kinds)
-        self.norm = RMSNorm(cfg.norm_epsilon, **kinds)
+        self.layers = make_layers(self.block, cfg, remat=self.remat, is_scanned=self.is_scanned, **kinds)
+        self.norm = norm(self)
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array, position_ids: jax.Array, cache: KVCache | None
     ) -> tuple[jax.Array, KVCache | None]:
-        x = self.embed_tokens(input_ids)
         cfg = self.config
-        table = rotary.rotary_table(cfg.rotary, position_ids, cfg.head_size, cfg.max_positions)
-        windows = tuple(dict.fromkeys(cfg.windows))
+        x = self.embed_tokens(input_ids)
+        if cfg.embedding_scale != 1.0:
+            x *= jnp.asarray(cfg.embedding_scale, x.dtype)  # rounded as in Hugging Face's classes
+        tables = {
+            rotation: rotary.rotary_table(rotation, position_ids, cfg.head_size, cfg.max_positions)
+            for rotation in cfg.rotaries
+        }
+        kinds = tuple(dict.fromkeys(cfg.kinds))
         contexts = LayerContexts(
-            contexts=tuple((table, attention.visible_keys(attention_mask, cache, window)) for window in windows),
-            kinds=tuple(map(windows.index, cfg.windows)),
+            contexts=tuple(
+                (tables[kind.rotary], attention.visible_keys(attention_mask, cache, kind.window)) for kind in kinds
+            ),
+            kinds=tuple(map(kinds.index, cfg.kinds)),
         )
         x, cache = run_layers(self.layers, x, contexts, cache)
         return self.norm(x), attention.advance(cache, attention_mask)
@@ -254,5 +284,7 @@ def _linear(module: Attention | MLP, features: int, axes: tuple[str, str], use_b
     )
 
 
-def _norm(module: Attention | Block, name: str) -> RMSNorm:
-    return RMSNorm(module.config.norm_epsilon, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+def norm(module: Any, name: str | None = None) -> RMSNorm:
+    """A norm inside a module that has a configuration and dtypes."""
+    cfg = module.config
+    return RMSNorm(cfg.norm_epsilon, module.dtype, module.param_dtype, offset=cfg.norm_offset, name=name)

@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 Shapes = dict[tuple[str, ...], Any]
 
 # Buffers that older classes stored with the weights; transformers ignores them too.
-_BUFFERS = re.compile(r"(^|\.)(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq|position_ids)$")
+_BUFFERS = re.compile(
+    r"(^|\.)(attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq|position_ids)$"
+)
 _HEADS = ("lm_head", "score", "v_head", "classifier", "cls")
 _LANGUAGE_HEADS = ("lm_head", "cls")  # a reward model is expected to start from a language model
 # TRL's `AutoModelForCausalLMWithValueHead` stores its head with the weights.

@@ -90,6 +90,8 @@ def from_pretrained(
     tensors, kind = weights.read_weights(folder)
     tensors = {placement.modern(name): tensor for name, tensor in tensors.items()}
     tensors = quantization.dequantise(tensors, quantized, folder)
+    if kind == "safetensors":
+        tensors = family.packing.unpack(tensors, config)
     config, tensors = placement.resolve_tie(config, tensors, kind, family)
     if config.num_layers > len(tensors):  # check before tracing, which takes minutes for thousands of layers
         raise InputError(
@@ -159,6 +161,8 @@ def save_pretrained(
         if path[0] != "value_head":
             name, _, turn = layout.locate(path)
             tensors[name] = turn(leaf)
+    if format == "safetensors":
+        tensors = model.family.packing.pack(tensors, model.config)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
         staged = Path(staging) / folder.name
         staged.mkdir()
@@ -275,8 +279,11 @@ def _fresh_head(
 
 def _write_config(folder: Path, model: RewardModel, dtype: np.dtype) -> None:
     config = model.config.hf_config()
-    kind = "ForSequenceClassification" if model.head == "reward" else "ForCausalLM"
-    config |= {"architectures": [model.family.class_prefix + kind], "dtype": dtype.name}
+    family = model.family
+    architecture = f"{family.class_prefix}ForCausalLM"
+    if model.head == "reward":
+        architecture = f"{family.scorer_prefix or family.class_prefix}ForSequenceClassification"
+    config |= {"architectures": [architecture], "dtype": dtype.name}
     if model.head == "reward":
         config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

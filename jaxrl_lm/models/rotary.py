@@ -42,6 +42,7 @@ class RotaryConfig:
         is_truncated: yarn: whether the two limits are rounded to whole dimensions.
         short_factors: longrope: divisors up to `original_positions`, one per pair of dimensions.
         long_factors: longrope: divisors beyond `original_positions`.
+        fraction: of each head's dimensions, the first ones, that are rotated.
 
     Reference: Peng et al., 2023, YaRN: Efficient Context Window Extension of Large Language Models (yarn, dynamic);
     Ding et al., 2024, LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens (longrope).
@@ -59,10 +60,15 @@ class RotaryConfig:
     is_truncated: bool = True
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
         checks.above(self, 0, "factor", "original_positions", prefix="config.json: rope_parameters: ")
         checks.above(self, 1, "theta", prefix="config.json: rope_parameters: rope_")
+        if not 0 < self.fraction <= 1:
+            raise InputError(
+                f"config.json: rope_parameters: partial_rotary_factor={self.fraction} must be above 0 and at most 1"
+            )
         if self.kind == "llama3" and not self.high_frequency_factor > self.low_frequency_factor:
             raise InputError(
                 f"config.json: rope_parameters: high_freq_factor={self.high_frequency_factor} must be above "
@@ -74,9 +80,42 @@ class RotaryConfig:
         """Whether the frequencies depend on the sequence length."""
         return self.kind in ("dynamic", "longrope")
 
+    def longest(self, positions: int) -> int:
+        """The context in tokens, of a model with `max_position_embeddings: positions`."""
+        return max(positions, int(self.factor * self.original_positions))
 
-def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
+    def num_rotated(self, head_size: int) -> int:
+        """How many dimensions of a head are rotated."""
+        return int(self.fraction * head_size)
+
+    def check_head_size(self, head_size: int) -> None:
+        """Refuse heads that cannot be rotated in pairs of dimensions.
+
+        Raises:
+            InputError: names the size.
+        """
+        size = self.num_rotated(head_size)
+        if size % 2 or size < 2 or (self.kind == "dynamic" and size == 2):
+            part = "" if size == head_size else f" * partial_rotary_factor={self.fraction}"
+            raise InputError(
+                f"config.json: head_dim={head_size}{part} must be even for rotary positions (dynamic: above 2)"
+            )
+        if self.kind == "longrope":
+            for name in ("short_factors", "long_factors"):
+                number = len(getattr(self, name))
+                if number != size // 2:
+                    raise InputError(
+                        f"config.json: rope_parameters: {name.removesuffix('s')} has {number} numbers, but "
+                        f"head_dim={head_size} needs {size // 2}"
+                    )
+
+
+def rotary_from_hf(config: dict[str, Any], *, is_partial: bool = False) -> RotaryConfig:
     """Read `rope_parameters` of a configuration completed by transformers.
+
+    Args:
+        config: the configuration.
+        is_partial: whether transformers' class of the model reads `partial_rotary_factor`.
 
     Raises:
         InputError: the rotary embedding is not supported.
@@ -93,7 +132,7 @@ def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
             f"config.json: rope_parameters has separate values for {', '.join(nested)}; only one set for all layers "
             "is supported"
         )
-    if kind != "default" and (rope.get("partial_rotary_factor") or 1.0) != 1.0:
+    if not is_partial and kind != "default" and (rope.get("partial_rotary_factor") or 1.0) != 1.0:
         raise InputError(
             f"config.json: partial_rotary_factor={rope['partial_rotary_factor']} is not supported with "
             f"rope_type={kind!r}; transformers' class fails on it too"
@@ -116,6 +155,7 @@ def rotary_from_hf(config: dict[str, Any]) -> RotaryConfig:
         is_truncated=bool(rope.get("truncate", True)),
         short_factors=tuple(map(float, rope.get("short_factor") or ())),
         long_factors=tuple(map(float, rope.get("long_factor") or ())),
+        fraction=float(rope.get("partial_rotary_factor", 1.0)) if is_partial else 1.0,
     )
 
 
@@ -138,14 +178,15 @@ def _attention_factor(kind: str, rope: dict[str, Any], factor: float, original: 
 def frequencies(
     config: RotaryConfig, head_size: int, length: Int[Array, ""] | int = 0
 ) -> Float[np.ndarray, " half"] | Float[Array, " half"]:
-    """Radians per position of each pair of dimensions, float32 `[H/2]`.
+    """Radians per position of each rotated pair of dimensions, float32 `[H/2]` if all are.
 
     Args:
         config: kind and settings.
         head_size: H.
         length: sequence length in tokens; used if `config.depends_on_length`.
     """
-    exponents = np.arange(0, head_size, 2, dtype=np.float64) / head_size
+    size = config.num_rotated(head_size)
+    exponents = np.arange(0, size, 2, dtype=np.float64) / size
     freqs = config.theta**-exponents
     if config.kind == "linear":
         freqs = freqs / config.factor
@@ -154,7 +195,7 @@ def frequencies(
         span = config.high_frequency_factor - config.low_frequency_factor
         freqs = _divide_partly(freqs, config.factor, (turns - config.low_frequency_factor) / span)
     elif config.kind == "yarn":
-        freqs = _divide_partly(freqs, config.factor, 1 - _yarn_ramp(config, head_size))
+        freqs = _divide_partly(freqs, config.factor, 1 - _yarn_ramp(config, size))
     elif config.kind == "longrope":
         is_long = jnp.asarray(length) > config.original_positions
         return jnp.where(
@@ -162,7 +203,7 @@ def frequencies(
         )
     elif config.kind == "dynamic":
         excess = jnp.maximum(jnp.asarray(length, jnp.float32) / config.original_positions - 1, 0)
-        theta_growth = (1 + config.factor * excess) ** (head_size / (head_size - 2))
+        theta_growth = (1 + config.factor * excess) ** (size / (size - 2))
         return jnp.float32(freqs) * theta_growth ** -jnp.float32(exponents)
     return freqs.astype(np.float32)
 
@@ -211,8 +252,11 @@ def rotary_table(
 def rotate(
     x: Float[Array, "B T N H"], table: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
 ) -> Float[Array, "B T N H"]:
-    """Rotate the pair (i, i + H/2) of each head by its angle, in float32."""
+    """Rotate the pair (i, i + R/2) of each head by its angle, in float32; R, twice the table's width, is at most H."""
     cos, sin = table
+    size = 2 * cos.shape[-1]
+    if size < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :size], table), x[..., size:]], axis=-1)
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -163,15 +163,21 @@ class TensorLayout:
         room, *rest = path
         leaf = rest[-1]
         if room == "lm_head" and not self._is_torch:
-            return "lm_head/kernel", "lm_head/kernel", np.transpose
+            name = f"lm_head/{'bias' if leaf == 'bias' else 'kernel'}"
+            return name, name, np.transpose
         parts = [piece for part in rest[:-1] for piece in _layer_number(part)]
         bare = self._separator.join([*parts, self._leaves.get(leaf, leaf)])
         if room != "backbone":  # heads: lm_head, score
             name = f"{room}{self._separator}{bare}"
             is_turned = leaf == "kernel" and self._is_torch
             return name, name, np.transpose if is_turned else np.asarray
-        turn = np.asarray if self._is_output_first or leaf != "weight" else np.transpose
+        turn = np.asarray if self._is_output_first or leaf != "weight" else _transpose
         return f"{self._prefix}{self._separator}{bare}", bare, turn
+
+
+def _transpose(weight: np.ndarray) -> np.ndarray:
+    """A matrix, or each of a stack of matrices, with its axes swapped."""
+    return np.swapaxes(weight, -1, -2)
 
 
 def _layer_number(part: str) -> list[str]:

@@ -84,8 +84,8 @@ def save_model(folder: Path, model: Any, params: PyTree) -> None:
 
 
 def is_scanned(model: Any, scan_layers: bool | None) -> bool:
-    """Whether a setting asks for stacked layers, which encoders do not have."""
-    asked = jax.default_backend() != "cpu" if scan_layers is None else scan_layers
+    """Whether a setting asks for stacked layers, which encoders do not have; None only asks where layers are alike."""
+    asked = jax.default_backend() != "cpu" and model.config.is_uniform if scan_layers is None else scan_layers
     return asked and model.family.is_causal
 
 
@@ -95,17 +95,11 @@ def check_fits(model: Any) -> None:
     Raises:
         InputError: names the axis, the size, and what would divide it.
     """
-    mesh, config = distributed.current_mesh(), model.config
+    mesh = distributed.current_mesh()
     if mesh is None:
         return
-    sizes = {
-        "hidden_size": (config.model_size, "embed"),
-        "num_attention_heads": (config.num_heads, "heads"),
-        "num_key_value_heads": (config.num_kv_heads, "kv_heads"),
-        "intermediate_size": (config.mlp_size, "mlp"),
-        "vocab_size": (config.vocab_size, "vocab"),
-    }
-    distributed.check_divides({f"{name} of the model's config.json": size for name, size in sizes.items()}, mesh)
+    sizes = {f"{name} of the model's config.json": size for name, size in model.config.split_sizes.items()}
+    distributed.check_divides(sizes, mesh)
 
 
 def check_batch(sizes: dict[str, int]) -> None:

@@ -37,7 +37,11 @@ _SIZES = {
 BASES = {
     "gpt2": {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16},
     "bert": {**{name: _SIZES[name] for name in _SIZES if "head_dim" not in name}, "id2label": {"0": "a"}},
-    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3"), _SIZES),
+    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma2", "gemma3_text"), _SIZES),
+    "phi3": {**_SIZES, "pad_token_id": 0},  # the default is outside this vocabulary
+    "qwen3_moe": {**_SIZES, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+    "phi": {name: _SIZES[name] for name in _SIZES if name != "head_dim"},
+    "gpt_neox": {name: _SIZES[name] for name in _SIZES if name not in ("head_dim", "num_key_value_heads")},
 }
 
 FORM_ONLY = {"return_dict"}  # whether Hugging Face's classes return a tuple: as a default it breaks them
@@ -95,6 +99,29 @@ _HONOURED_QWEN = [
     {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     {"use_sliding_window": True, **_WITHOUT_WINDOW},
 ]
+_WINDOWS_IN_TURN = {"sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"]}
+_HONOURED_GEMMA = {
+    name: value for name, value in _HONOURED_LLAMA[0].items() if name not in ("rope_theta", "hidden_act")
+}
+_HONOURED_GEMMA |= {
+    "hidden_activation": "relu",
+    "tie_word_embeddings": False,
+    "attention_bias": True,
+    "query_pre_attn_scalar": 3,
+    "final_logit_softcapping": 1.0,
+}
+_INERT_GEMMA = _INERT | {"id2label": {"0": "a"}, "attention_dropout": 0.5}
+_NEOX = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 20,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "hidden_act": "relu",
+    "layer_norm_eps": 0.5,
+    "tie_word_embeddings": True,
+}
+_DROPOUT_PHI = dict.fromkeys(("resid_pdrop", "embd_pdrop"), 0.5)
 INERT = {
     "gpt2": _INERT
     | {
@@ -112,6 +139,13 @@ INERT = {
     "ministral": _INERT_LLAMA,
     "qwen2": _INERT_LLAMA,
     "qwen3": {name: value for name, value in _INERT_LLAMA.items() if name != "attention_bias"},
+    "qwen3_moe": {name: value for name, value in _INERT_LLAMA.items() if name != "attention_bias"}
+    | {"router_aux_loss_coef": 0.5},
+    "gemma2": _INERT_GEMMA,
+    "gemma3_text": _INERT_GEMMA | {"attn_logit_softcapping": 1.0},
+    "phi": _INERT_GEMMA | _DROPOUT_PHI,
+    "phi3": _INERT_GEMMA | _DROPOUT_PHI,
+    "gpt_neox": _INERT_GEMMA | {**dict.fromkeys(("hidden_dropout", "classifier_dropout"), 0.5), "is_decoder": True},
     "bert": _INERT
     | {
         **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.5),
@@ -139,6 +173,75 @@ HONOURED = {
     "ministral": [*_HONOURED_LLAMA, {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}],
     "qwen2": _HONOURED_QWEN,
     "qwen3": [*_HONOURED_QWEN, {"attention_bias": True}],
+    "qwen3_moe": [
+        {name: value for name, value in _HONOURED_LLAMA[0].items() if name != "intermediate_size"}
+        | {"moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": True},
+        _HONOURED_LLAMA[1] | {"attention_bias": True},
+        {"use_sliding_window": True, "sliding_window": 3},
+        {"mlp_only_layers": [0], "intermediate_size": 20},
+        {"decoder_sparse_step": 2},
+        {"num_experts": 0},
+    ],
+    "gemma2": [
+        _HONOURED_GEMMA | {"attn_logit_softcapping": 0.5, "rope_theta": 100.0},
+        _HONOURED_LLAMA[1],
+        _WINDOWS_IN_TURN,
+    ],
+    "gemma3_text": [
+        _HONOURED_GEMMA
+        | {
+            "rope_theta": 100.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            "sliding_window_pattern": 1,
+        },
+        {"rope_local_base_freq": 2.0, "sliding_window_pattern": 2, "sliding_window": 3},
+        _WINDOWS_IN_TURN
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0},
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 10.0, "factor": 2.0},
+            },
+            "max_position_embeddings": 8,
+        },
+    ],
+    "phi": [
+        _NEOX | {"num_key_value_heads": 1, "qk_layernorm": True, "rope_theta": 100.0, "partial_rotary_factor": 0.75},
+        {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 100.0,
+                "factor": 2.0,
+                "partial_rotary_factor": 0.5,
+            },
+            "max_position_embeddings": 8,
+        },
+    ],
+    "phi3": [
+        {name: value for name, value in _HONOURED_LLAMA[0].items() if name != "rope_scaling"},
+        {"sliding_window": 3, "partial_rotary_factor": 0.5},
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "short_factor": [1.0, 1.5, 2.0, 2.5],
+                "long_factor": [1.0, 3.0, 5.0, 8.0],
+            },
+            "original_max_position_embeddings": 8,
+            "max_position_embeddings": 32,
+        },
+    ],
+    "gpt_neox": [
+        _NEOX | {"rotary_pct": 0.5, "rotary_emb_base": 100.0, "use_parallel_residual": False, "attention_bias": False},
+        {
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 100.0,
+                "factor": 2.0,
+                "partial_rotary_factor": 0.5,
+            },
+            "max_position_embeddings": 8,
+        },
+    ],
     "bert": [
         {
             "vocab_size": 60,
@@ -160,6 +263,11 @@ _REFUSED = {
 }
 REFUSED = {
     **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3"), _REFUSED),
+    **dict.fromkeys(("phi", "phi3", "gpt_neox"), _REFUSED),
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text"), _REFUSED | {"use_bidirectional_attention": (True, "use_bidirectional_attention")}
+    ),
+    "qwen3_moe": _REFUSED | {"output_router_logits": (True, "output_router_logits")},
     "gpt2": _REFUSED | {"add_cross_attention": (True, "add_cross_attention")},
     "bert": _REFUSED
     | {

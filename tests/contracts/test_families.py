@@ -9,6 +9,7 @@ from jax.tree_util import tree_leaves_with_path
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from jaxrl_lm.core.token_log_probs import token_log_probs
 from jaxrl_lm.distributed import RULES
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import (
@@ -20,6 +21,7 @@ from jaxrl_lm.models import (
     stack_layers,
     unstack_layers,
 )
+from jaxrl_lm.models.causal_lm import unembed
 from tests.models import tiny
 from tests.models.tiny import forward
 
@@ -69,6 +71,18 @@ def test_logits_equal_those_of_hugging_face_with_padding_on_either_side(variant)
     expected = tiny.torch_logits(torch_model, ids, mask)
     assert np.std(expected[mask == 1]) > 0.1  # a model that says nothing would agree with anything
     assert_same_where_real(forward(model, params, ids, mask).logits, expected, mask)
+
+
+def test_log_probs_from_hidden_states_are_those_of_the_logits(variant):
+    _, _, model, params = variant
+    ids, mask = tiny.padded_batch()
+    output = forward(model, params, ids, mask)
+    tokens = np.where(mask == 1, ids, 0)
+    expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(output.logits)), tokens[..., None], axis=-1)[..., 0]
+    log_probs, _ = jax.jit(token_log_probs)(output.hidden_states, model.unembedding(params), tokens)
+    np.testing.assert_allclose(log_probs, expected, rtol=0, atol=1e-5)
+    decoded = unembed(output.hidden_states[:, -1], model.unembedding(params))  # as generation does
+    np.testing.assert_allclose(decoded, output.logits[:, -1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -150,10 +164,14 @@ def test_sequences_packed_in_one_row_are_as_in_rows_of_their_own(variant):
     assert np.max(difference[segment_ids == 1]) > 0.01
 
 
-def test_a_scanned_stack_gives_what_its_blocks_give(variant):
+def test_a_scanned_stack_gives_what_its_blocks_give(variant, request):
     _, _, model, params = variant
     ids, mask = tiny.padded_batch()
     scanned = model.clone(is_scanned=True)
+    if request.node.callspec.params["variant"] in tiny.UNLIKE_LAYERS:
+        with pytest.raises(InputError, match="scan_layers=true: layers 0 of this model"):
+            param_shapes(scanned)
+        return
     stacked = stack_layers(params, model.family.layers)
     assert jax.tree.structure(stacked) == jax.tree.structure(param_shapes(scanned))
     assert_same_where_real(forward(scanned, stacked, ids, mask).logits, forward(model, params, ids, mask).logits, mask)

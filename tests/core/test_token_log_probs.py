@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_lm.core.token_log_probs import token_log_probs
+from jaxrl_lm.core import token_log_probs as chunked_log_probs
+from jaxrl_lm.core.unembedding import Unembedding
 
 B, T, D, V = 3, 7, 16, 37
 
@@ -19,9 +20,16 @@ def problem(seed=0, shape=(B, T), dtype=jnp.float32):
     return hidden, unembedding, jnp.asarray(rng.integers(0, V, shape), jnp.int32)
 
 
-def naive(hidden, unembedding, tokens, temperature=1.0):
+def token_log_probs(hidden, matrix, tokens, *, bias=None, softcap=None, **options):
+    unembedding = Unembedding(matrix=matrix, bias=bias, softcap=softcap)
+    return chunked_log_probs.token_log_probs(hidden, unembedding, tokens, **options)
+
+
+def naive(hidden, unembedding, tokens, temperature=1.0, bias=0.0, softcap=None):
     """The definition: all logits at once."""
-    logits = jnp.einsum("...D,VD->...V", hidden, unembedding.astype(hidden.dtype)).astype(jnp.float32)
+    logits = jnp.einsum("...D,VD->...V", hidden, unembedding.astype(hidden.dtype)).astype(jnp.float32) + bias
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     log_pi = jax.nn.log_softmax(logits / temperature, axis=-1)
     chosen = jnp.take_along_axis(log_pi, tokens[..., None], axis=-1)[..., 0]
     return chosen, -jnp.sum(jnp.exp(log_pi) * log_pi, axis=-1)
@@ -90,6 +98,42 @@ def test_gradients_equal_those_of_the_full_logits(chunk_size, temperature):
     full = loss(lambda h, w: naive(h, w, tokens, temperature))
     for ours, theirs in zip(chunked, full, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.max(np.abs(theirs)))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_bias_and_softcap_in_values_and_gradients(has_bias, softcap):
+    hidden, unembedding, tokens = problem()
+    rng = np.random.default_rng(2)
+    bias = jnp.asarray(rng.normal(size=V), jnp.float32) if has_bias else None
+    weights = [jnp.asarray(rng.normal(size=(B, T)), jnp.float32) for _ in range(2)]
+
+    def outputs(function, hidden, matrix, bias, **options):
+        given = options | ({} if bias is None else {"bias": bias})
+        return function(hidden, matrix, tokens, softcap=softcap, temperature=0.7, **given)
+
+    def grads(function, **options):
+        def loss(arguments):
+            return sum(jnp.sum(w * x) for w, x in zip(weights, outputs(function, *arguments, **options), strict=True))
+
+        return jax.jit(jax.grad(loss))((hidden, unembedding, bias))
+
+    found, expected = (outputs(f, hidden, unembedding, bias) for f in (token_log_probs, naive))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    plain = naive(hidden, unembedding, tokens, 0.7)[0]
+    assert (np.max(np.abs(plain - expected[0])) > 0.1) == (has_bias or softcap is not None)
+    chunked, full = grads(token_log_probs, chunk_size=4), grads(naive)
+    for ours, theirs in zip(jax.tree.leaves(chunked), jax.tree.leaves(full), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.max(np.abs(theirs)))
+
+
+def test_softcap_worked_by_hand():
+    # tanh(ln 3) = (9 - 1) / (9 + 1) = 4 / 5, so 2 tanh(2 ln 3 / 2) = 8 / 5; the other logit is 0.
+    log_probs, _ = token_log_probs(
+        jnp.array([[1.0]]), jnp.array([[0.0], [0.0]]), jnp.array([1]), bias=jnp.array([0.0, 2 * np.log(3)]), softcap=2.0
+    )
+    np.testing.assert_allclose(log_probs, [1.6 - np.log(1 + np.exp(1.6))], rtol=1e-6)
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["log_probs", "entropies"])

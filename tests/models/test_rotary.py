@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
-from jaxrl_lm.models.rotary import RotaryConfig, frequencies, rotary_from_hf, rotary_table
+from jaxrl_lm.models.rotary import RotaryConfig, frequencies, rotary_from_hf, rotary_table, rotate
 from tests.models import tiny
 
 POSITIONS = 8  # the original context; texts are as long as tiny.WIDTH
@@ -41,7 +41,9 @@ CASES = {
     "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
     "dynamic": DYNAMIC,
     "dynamic_factor": DYNAMIC | {"factor": 1.5, "rope_theta": 500.0},
+    "dynamic_partial": DYNAMIC | {"partial_rotary_factor": 0.5},
     "yarn": YARN,
+    "yarn_partial": YARN | {"partial_rotary_factor": 0.5},
     "yarn_large": YARN | {"original_max_position_embeddings": 4096, "rope_theta": 1e6},
     "yarn_no_factor": YARN | {"factor": None, "original_max_position_embeddings": 4},
     "yarn_betas": YARN | {"beta_fast": 2.0, "beta_slow": 0.25},
@@ -68,7 +70,7 @@ def llama_config(rope, **options):
 def test_frequencies_equal_those_of_transformers(case, length):
     theirs = llama_config(CASES[case])
     expected, attention_factor = ROPE_INIT_FUNCTIONS[CASES[case]["rope_type"]](theirs, None, torch.tensor(length))
-    ours = rotary_from_hf(theirs.to_dict())
+    ours = rotary_from_hf(theirs.to_dict(), is_partial="partial_rotary_factor" in CASES[case])
     np.testing.assert_allclose(frequencies(ours, 8, length), expected.numpy(), rtol=1e-6)
     assert ours.attention_factor == pytest.approx(attention_factor, rel=1e-12)
 
@@ -100,6 +102,13 @@ def test_dynamic_by_hand():
     np.testing.assert_allclose(frequencies(config, 4, 10), [1.0, 1 / 10], rtol=1e-6)
 
 
+def test_part_of_a_head_is_rotated_and_the_rest_is_as_it_was():
+    x = jnp.arange(1.0, 7.0)[None, None, None]
+    table = rotary_table(RotaryConfig(theta=100.0, fraction=1 / 3), jnp.array([[3]]), 6, 5)
+    cos, sin = math.cos(3), math.sin(3)
+    np.testing.assert_allclose(rotate(x, table)[0, 0, 0], [cos - 2 * sin, 2 * cos + sin, 3, 4, 5, 6], rtol=1e-6)
+
+
 def test_attention_factor_multiplies_cosine_and_sine():
     plain, scaled = (RotaryConfig(theta=100.0, kind="yarn", attention_factor=factor) for factor in (1.0, 1.5))
     tables = [rotary_table(config, jnp.arange(5)[None], 8, 5) for config in (plain, scaled)]
@@ -109,9 +118,9 @@ def test_attention_factor_multiplies_cosine_and_sine():
 
 def test_every_kind_and_key_of_transformers_is_known():
     covered = {name for rope in CASES.values() for name in rope}
-    # partial_rotary_factor: the classes of our families ignore it or fail. mrope_section: pictures and films.
+    # mrope_section: pictures and films.
     # Older versions of transformers know fewer keys.
-    assert set(RopeParameters.__annotations__) - covered <= {"partial_rotary_factor", "mrope_section"}
+    assert set(RopeParameters.__annotations__) - covered <= {"mrope_section"}
     assert set(ROPE_INIT_FUNCTIONS) - {rope["rope_type"] for rope in CASES.values()} <= {"proportional"}  # refused
 
 

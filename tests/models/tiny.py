@@ -44,6 +44,43 @@ _YARN = {
     "beta_slow": 0.5,
 }
 
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [1.0, 3.0, 5.0],
+}
+_LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
+
+# Of families that are plain only with them.
+_PLAIN: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 8},
+    "ministral": {"head_dim": 8},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    # Caps of about the size of the logits, and windows below WIDTH.
+    "gemma2": {
+        "head_dim": 12,
+        "query_pre_attn_scalar": 10,
+        "sliding_window": 3,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": {
+        "head_dim": 12,
+        "query_pre_attn_scalar": 10,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": _LINEAR,
+        },
+        "num_key_value_heads": 2,
+    },
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25}},
+    "phi3": {"original_max_position_embeddings": 64, "rope_parameters": _LONGROPE, "num_key_value_heads": 2},
+}
+
 DECODERS = [model_type for model_type, family in FAMILIES.items() if family.is_causal]
 
 # Name of a variant -> model_type and what differs from the family's plain form.
@@ -61,31 +98,45 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_rope_llama3": ("llama", {"rope_parameters": _LLAMA3}),
     "llama_rope_linear": (
         "llama",
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
+        {"rope_parameters": _LINEAR},
     ),
     "mistral_window": ("mistral", {"sliding_window": 4, "num_key_value_heads": 1}),
     "qwen2_late_window": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1, "num_key_value_heads": 2},
     ),
+    "qwen3_moe_some_dense": (
+        "qwen3_moe",
+        {"mlp_only_layers": [0], "norm_topk_prob": True, "num_experts_per_tok": 3, "num_key_value_heads": 2},
+    ),
+    "gpt_neox_in_turn_tied": (
+        "gpt_neox",
+        {"use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True},
+    ),
+    "phi_norms_tied": ("phi", {"qk_layernorm": True, "tie_word_embeddings": True, "num_key_value_heads": 2}),
     "qwen3_wide_heads_yarn": (
         "qwen3",
         {"head_dim": 12, "num_key_value_heads": 2, "attention_bias": True, "rope_parameters": _YARN},
     ),
 }
 
+# Layers of these differ in their parameters, so that they cannot be scanned.
+UNLIKE_LAYERS = {"qwen3_moe_some_dense"}
+
 
 def hf_config(model_type: str, **options: Any) -> transformers.PreTrainedConfig:
     """A small configuration of a family."""
     sizes = _GPT2 if model_type == "gpt2" else _LLAMA
-    if model_type in ("qwen3", "ministral"):
-        options = {"head_dim": 8, **options}
+    options = {**_PLAIN.get(model_type, {}), **options}
     fixed = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD_TOKEN, "bos_token_id": 1, "eos_token_id": 2}
     return AutoConfig.for_model(model_type, **{**sizes, **fixed, **options})
 
 
 def torch_model(name: str, *, is_classifier: bool = False) -> Any:
-    """A variant in float32, with norms away from 1 and biases away from 0, so that a lost one shows."""
+    """A variant in float32, with norms away from 1 and biases away from 0, so that a lost one shows.
+
+    Gemma's norms multiply by 1 + weight.
+    """
     model_type, options = VARIANTS[name]
     config = hf_config(model_type, **options)
     if is_classifier:
@@ -97,7 +148,8 @@ def torch_model(name: str, *, is_classifier: bool = False) -> Any:
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             is_norm = parameter.ndim == 1 and parameter_name.endswith("weight")
-            parameter.copy_(1 + 0.3 * noise if is_norm else 0.2 * noise)
+            norm = 0.3 * noise if "gemma" in model_type else 1 + 0.3 * noise
+            parameter.copy_(norm if is_norm else 0.2 * noise)
     return model
 
 

@@ -33,10 +33,8 @@ def drawn(model, params, temperature):
     return generation
 
 
-@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama"])
-@pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_log_probs_of_drawing_equal_those_of_evaluating_and_of_the_definition(request, name, temperature):
-    model, params = request.getfixturevalue(name)
+def check_log_probs(model, params, temperature):
+    """Drawing and evaluating agree with the softmax of the logits."""
     generation = drawn(model, params, temperature)
     evaluate = jax.jit(make_evaluate(model, temperature=temperature))
     evaluation = evaluate(params, observe(generation), generation.actions)
@@ -50,6 +48,21 @@ def test_log_probs_of_drawing_equal_those_of_evaluating_and_of_the_definition(re
         np.testing.assert_allclose(evaluation.log_probs[row, step], expected, rtol=0, atol=1e-4)
         np.testing.assert_allclose(evaluation.entropies[row, step], entropy, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(evaluation.values, 0)  # there is no value head
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama"])
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_log_probs_of_drawing_equal_those_of_evaluating_and_of_the_definition(request, name, temperature):
+    check_log_probs(*request.getfixturevalue(name), temperature)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "phi", "qwen3_moe"])
+def test_log_probs_with_a_softcap_a_bias_and_experts(model_type):
+    model, params = tiny.random_model(model_type)
+    if model_type == "phi":
+        bias = jax.random.normal(jax.random.key(3), (tiny.VOCAB_SIZE,))
+        params = {**params, "lm_head": {**params["lm_head"], "bias": bias}}
+    check_log_probs(model, params, 0.7)
 
 
 def test_a_pad_token_outside_the_vocabulary_makes_no_nan(tiny_gpt2):

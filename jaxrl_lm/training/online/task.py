@@ -188,15 +188,16 @@ def longest_learnable_prompt(model: CausalLM, max_new_tokens: int) -> int:
         InputError: there is no room for any prompt.
     """
     longest = rollouts.longest_prompt(model, max_new_tokens)
-    rotary = getattr(model.config, "rotary", None)
-    if rotary is None or not rotary.depends_on_length:
+    originals = [rotary.original_positions for rotary in model.config.rotaries if rotary.depends_on_length]
+    if not originals:
         return longest
-    if max_new_tokens >= rotary.original_positions:
+    original = min(originals)
+    if max_new_tokens >= original:
         raise InputError(
             f"max_new_tokens={max_new_tokens}: this model's rotary frequencies change beyond "
-            f"{rotary.original_positions} tokens, where it cannot be trained by reinforcement learning; choose fewer"
+            f"{original} tokens, where it cannot be trained by reinforcement learning; choose fewer"
         )
-    return min(longest, rotary.original_positions - max_new_tokens)
+    return min(longest, original - max_new_tokens)
 
 
 def load_named_reward(option: str, spec: str) -> rewards.RewardFunction:

@@ -27,6 +27,8 @@ def _count(jaxpr: Any, while_trips: int) -> float:
             total += _product(equation)
         elif name == "scan":
             total += params["length"] * count_flops(params["jaxpr"], while_trips=while_trips)
+        elif name == "shard_map":
+            total += _parts(equation) * count_flops(params["jaxpr"], while_trips=while_trips)
         elif name == "while":
             total += while_trips * count_flops(params["body_jaxpr"], while_trips=while_trips)
         elif name in ("cond", "platform_index"):
@@ -34,6 +36,12 @@ def _count(jaxpr: Any, while_trips: int) -> float:
         else:
             total += sum(count_flops(each, while_trips=while_trips) for each in _inner(params))
     return total
+
+
+def _parts(equation: Any) -> float:
+    """Into how many parts `shard_map` splits its arguments, of which its program has one."""
+    pairs = zip(equation.invars, equation.params["jaxpr"].invars, strict=True)
+    return max(math.prod(whole.aval.shape) / math.prod(part.aval.shape) for whole, part in pairs)
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
@@ -46,8 +54,14 @@ def _inner(params: dict[str, Any]) -> list[Any]:
 
 
 def _product(equation: Any) -> float:
+    """Twice the size of the left factor times that of the right one's axes which the left one lacks.
+
+    A ragged product counts each row with the weights of its own group, as accelerators compute it.
+    """
     left, right = (each.aval.shape for each in equation.invars[:2])
-    if equation.primitive.name != "dot_general":
-        return 2.0 * math.prod(left) * right[-1]
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    numbers, groups = equation.params.get("ragged_dot_dimension_numbers"), ()
+    if numbers is not None:
+        groups, numbers = numbers.rhs_group_dimensions, numbers.dot_dimension_numbers
+    (_, contracted), (_, batch) = numbers or equation.params["dimension_numbers"]
+    shared = (*contracted, *batch, *groups)
+    return 2.0 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
