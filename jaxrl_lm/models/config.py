@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.attention import KVCache, init_cache
+from jaxrl_lm.models.lora_config import LoraConfig
 
 Head = Literal["value", "reward"]
 
@@ -55,6 +56,7 @@ class ModelConfig:
         is_tied: whether the unembedding is the embedding.
         init_std: standard deviation of newly initialised weights.
         hf_json: the Hugging Face configuration as JSON, used by `save_pretrained` to write config.json.
+        lora: adapters of the projections (`lora.add_adapters`); None for none.
     """
 
     vocab_size: int
@@ -70,6 +72,7 @@ class ModelConfig:
     is_tied: bool
     init_std: float
     hf_json: str
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)

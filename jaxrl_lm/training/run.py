@@ -22,6 +22,7 @@ import jax
 
 from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.partition import join, split, trained
 from jaxrl_lm.storage import Checkpoints, RunFolder
 from jaxrl_lm.training.errors import DiskFullError, Interrupted, TrainingDivergedError
 from jaxrl_lm.training.observers import ObservedRun, check_observers, make_observers, tell
@@ -44,7 +45,8 @@ class Training:
     """A trainer's part of a run, with everything it needs loaded.
 
     Attributes:
-        state: initial state; when resuming, the template for restoring the checkpoint.
+        state: initial state; when resuming, the template for restoring the checkpoint. Checkpoints lack the frozen
+            leaves of a model with adapters, which are those of the initial state.
         update: the update function.
         num_updates: updates of the whole run.
         finish: `finish(folder, state)` writes the results of the run: samples, model, report.
@@ -209,7 +211,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
         if is_resumed:
             num_done, state = _resume(config, folder, training, checkpoints)
         else:
-            checkpoints.save(0, state, training.fingerprints)
+            checkpoints.save(0, trained(state), training.fingerprints)
         observers = make_observers(_observed(config, folder, training, num_done))
         for observer in observers:
             stack.enter_context(observer)
@@ -253,13 +255,14 @@ def _observed(config: RunConfig, folder: RunFolder, training: Training, num_done
 
 def _resume(config: RunConfig, folder: RunFolder, training: Training, checkpoints: Checkpoints) -> tuple[int, PyTree]:
     """The number of updates done and the state of the newest checkpoint; the folder is made ready for more."""
-    num_done, state, saved = checkpoints.restore(training.state)
+    template, frozen = split(training.state)
+    num_done, state, saved = checkpoints.restore(template)
     _check_resumable(num_done, saved, config, training)
     checkpoints.delete_old()
     # Settings are written last, so that a longer run that is refused above does not change those of the run.
     folder.ended_file.unlink(missing_ok=True)
     RunFolder.open(folder.path, config.saved(), ignore=_may_differ(config), defaults=config.defaults())
-    return num_done, state
+    return num_done, join(state, frozen)
 
 
 def _check_resumable(num_done: int, saved: dict[str, int], config: RunConfig, training: Training) -> None:
@@ -285,7 +288,7 @@ def _save(
     score: storage.Score | None = None,
 ) -> None:
     if num_done > (checkpoints.latest_step() or 0):
-        checkpoints.save(num_done, state, fingerprints, score=score)
+        checkpoints.save(num_done, trained(state), fingerprints, score=score)
 
 
 def _check_finite(metrics: dict[str, float], point: str, folder: RunFolder, checkpoints: Checkpoints) -> None:

@@ -1,9 +1,10 @@
 """Settings of every run, in a module without heavy imports, for `--help`."""
 
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from jaxrl_lm import checks
+from jaxrl_lm.models.lora_config import LoraConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]  # as models.stack.Remat, without its imports
@@ -92,10 +93,12 @@ class ModelStageConfig(StageConfig):
         dtype: dtype of activations; parameters, optimizer and losses are float32.
         remat: activations that the backward pass recomputes: none of them, all but the products of weights (dots), or
             all (full: the least memory, about a third more compute).
+        lora: low-rank adapters: with a rank above 0 only these and the heads are trained.
     """
 
     dtype: Dtype = "float32"
     remat: Remat = "none"
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def load_task(config: OfflineRunConfig) -> OfflineTask:
         InputError: one of them is invalid.
     """
     examples, held_out_examples = read_split(config)
-    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat)
+    loaded = load_model(config.model, dtype=config.dtype, remat=config.remat).with_adapters(config.lora, config.seed)
     training = config.make_rows(examples, loaded, config.EXAMPLES)
     held_out = config.make_rows(held_out_examples, loaded, "evaluation") if held_out_examples else None
     evaluation_batches, sequences = [], training.sequences
