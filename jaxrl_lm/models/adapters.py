@@ -81,7 +81,7 @@ def read_adapter(folder: Path) -> Adapter:
         rank, alpha = found["r"], found["lora_alpha"]
         if not (type(rank) is int and rank > 0 and type(alpha) in (int, float) and alpha > 0):
             raise ValueError(f"r={rank!r:.60} and lora_alpha={alpha!r:.60} must be positive numbers")
-        lora = LoraConfig(rank=rank, alpha=alpha, rslora=bool(found.get("use_rslora")))
+        lora = LoraConfig(rank=rank, alpha=float(alpha), rslora=bool(found.get("use_rslora")))
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise InputError(f"{file}: not found; save the adapter with PEFT's save_pretrained, as safetensors")
@@ -93,7 +93,8 @@ def read_adapter(folder: Path) -> Adapter:
         rank=lora.rank,
         scale=lora.scale,
         is_classifier=found.get("task_type") == "SEQ_CLS",
-        tensors={name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()},
+        # PEFT may save the base's embeddings as well, inside the layer that it put around them.
+        tensors={name.removeprefix(_PREFIX).replace(".base_layer.", "."): leaf for name, leaf in tensors.items()},
     )
 
 
@@ -205,7 +206,7 @@ def save_adapter(folder: Path, model: CausalLM | Encoder, params: PyTree, base: 
         "task_type": "SEQ_CLS" if model.head == "reward" else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": lora.rank,
-        "lora_alpha": lora.alpha,
+        "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         "use_rslora": lora.rslora,
         "target_modules": targets,
         "modules_to_save": sorted(whole) or None,

@@ -41,13 +41,10 @@ def add_adapters(model: Model, params: PyTree, lora: LoraConfig, key: jax.Array)
     check_targets(model, lora)
     adapted = with_lora(model, lora)
     found, shapes = _leaves(params), _leaves(param_shapes(adapted))
-    missing = {path: shape for path, shape in shapes.items() if path not in found}
-    for number, (path, shape) in enumerate(missing.items()):
-        if path[-1] == "lora_a":
-            uniform = jax.random.uniform(jax.random.fold_in(key, number), shape.shape, minval=-1.0)
-            found[path] = uniform / shape.shape[-1] ** 0.5
-        elif path[-1] == "lora_b":
-            found[path] = jnp.zeros(shape.shape)
+    for number, path in enumerate(path[:-1] for path in shapes if path[-1] == "lora_a"):
+        shape_a, shape_b = (shapes[(*path, name)].shape for name in ADAPTER)
+        uniform = jax.random.uniform(jax.random.fold_in(key, number), shape_a, minval=-1.0)
+        found |= {(*path, "lora_a"): uniform / shape_a[-1] ** 0.5, (*path, "lora_b"): jnp.zeros(shape_b)}
     for path in [path for path in found if path not in shapes]:  # weights, of which the adapted model has few bits
         leaves = low_bits.quantise(lora.quantize, found.pop(path))
         found |= {(*path[:-1], name): leaf for name, leaf in leaves.items()}
