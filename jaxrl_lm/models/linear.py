@@ -74,12 +74,7 @@ class Linear(nn.Module):
         specs = low_bits.leaf_specs(lora.quantize, (self.features, x.shape[-1]), self.axes)
         zeros = nn.initializers.zeros
         leaves = {name: self._leaf(name, zeros, spec.shape, spec.axes, spec.dtype) for name, spec in specs.items()}
-
-        @jax.checkpoint  # the backward pass dequantises again, or all layers' weights would be kept for it
-        def multiply(x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
-            return product(x, low_bits.dequantise(leaves, x.shape[-1], self.dtype))
-
-        return multiply(x, leaves)
+        return quantised_product(x, leaves)
 
 
 def embedding(num_rows: int, features: int, init_std: float, *, rows: str = "vocab", **options: Any) -> nn.Embed:
@@ -112,6 +107,35 @@ def product(x: jax.Array, weight: jax.Array, *, out_dtype: Any = None) -> jax.Ar
     else:
         flat = multiply(rows, weight)
     return flat.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def quantised_product(x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
+    """`x` `[..., D]` times a quantised weight (`low_bits`), `[..., F]`; the weight has no gradient.
+
+    Both passes dequantise the weight, and not before its other factor is there: or the dequantised weights of all
+    layers would be in memory at once. XLA's compilers for GPUs and TPUs remove the barriers after scheduling, that for
+    CPUs before: there, the backward pass of an unrolled stack finds the forward pass's weights kept. That of a scanned
+    stack does not.
+    """
+    return _quantised_product(x.shape[-1], x, leaves)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _quantised_product(size: int, x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
+    x, leaves = jax.lax.optimization_barrier((x, leaves))
+    return product(x, low_bits.dequantise(leaves, size, x.dtype))
+
+
+def _quantised_forward(size: int, x: jax.Array, leaves: Any) -> tuple[jax.Array, Any]:
+    return _quantised_product(size, x, leaves), leaves
+
+
+def _quantised_backward(size: int, leaves: Any, slope: jax.Array) -> tuple[jax.Array, None]:
+    slope, leaves = jax.lax.optimization_barrier((slope, leaves))
+    return jnp.einsum("...F,FD->...D", slope, low_bits.dequantise(leaves, size, slope.dtype)), None
+
+
+_quantised_product.defvjp(_quantised_forward, _quantised_backward)
 
 
 def _rows_first(rows: jax.Array, weight: jax.Array, out_dtype: Any) -> jax.Array:

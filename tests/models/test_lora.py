@@ -15,11 +15,12 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import FAMILIES, CausalLM, Encoder, init_params, logical_axes, param_shapes, stack_layers
 from jaxrl_lm.models.lora import adapted_projections, add_adapters, merge_adapters
 from jaxrl_lm.models.lora_config import LoraConfig
-from jaxrl_lm.models.partition import ADAPTER, without_adapters
+from jaxrl_lm.models.partition import ADAPTER, join, split, without_adapters
 from tests.models import tiny
 
 IDS, MASK = tiny.padded_batch()
 LORA = LoraConfig(rank=3, alpha=6.0)
+KEY = jax.random.key(0)
 
 
 @cache
@@ -188,6 +189,22 @@ def test_the_stored_tree_of_a_quantised_base_has_a_quarter_or_an_eighth_of_the_b
     assert count(quantised, "weight") == 0
     assert count(quantised, names[kind]) == count(params, "weight") / {"int8": 4, "nf4": 8}[kind]
     assert count(quantised, "weight_scale") <= count(params, "weight") / 64
+
+
+def test_the_backward_pass_of_a_scanned_quantised_stack_keeps_no_dequantised_weights():
+    model, params = tiny.random_model("llama", hidden_size=128, intermediate_size=256, num_hidden_layers=4)
+    extra = []
+    for kind in ("none", "nf4"):
+        lora = LoraConfig(rank=1, quantize=kind)
+        adapted_model, tree = add_adapters(model.clone(is_scanned=True), stack_layers(params, "layers"), lora, KEY)
+        part, frozen = split(tree)
+
+        def loss(part, frozen, model=adapted_model):
+            return jnp.sum(tiny.forward(model, join(part, frozen), IDS, MASK).logits)
+
+        extra.append(jax.jit(jax.grad(loss)).lower(part, frozen).compile().memory_analysis().temp_size_in_bytes)
+    num_bytes = sum(leaf.nbytes for path, leaf in flatten_dict(params).items() if path[-1] == "weight")
+    assert extra[1] - extra[0] < 0.3 * num_bytes  # of one layer of four
 
 
 @pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
