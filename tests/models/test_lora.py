@@ -192,19 +192,21 @@ def test_the_stored_tree_of_a_quantised_base_has_a_quarter_or_an_eighth_of_the_b
 
 
 def test_the_backward_pass_of_a_scanned_quantised_stack_keeps_no_dequantised_weights():
-    model, params = tiny.random_model("llama", hidden_size=128, intermediate_size=256, num_hidden_layers=4)
-    extra = []
+    model, params = tiny.random_model("llama", hidden_size=128, intermediate_size=256, num_hidden_layers=8)
+    ids, mask = (np.tile(each, (2, 1)) for each in (IDS, MASK))  # more than FEW_ROWS
+    found = {}
     for kind in ("none", "nf4"):
         lora = LoraConfig(rank=1, quantize=kind)
         adapted_model, tree = add_adapters(model.clone(is_scanned=True), stack_layers(params, "layers"), lora, KEY)
         part, frozen = split(tree)
 
         def loss(part, frozen, model=adapted_model):
-            return jnp.sum(tiny.forward(model, join(part, frozen), IDS, MASK).logits)
+            return jnp.sum(jnp.square(tiny.forward(model, join(part, frozen), ids, mask).logits))
 
-        extra.append(jax.jit(jax.grad(loss)).lower(part, frozen).compile().memory_analysis().temp_size_in_bytes)
+        program = jax.jit(jax.grad(loss)).lower(part, frozen).compile()
+        found[kind] = program.memory_analysis().temp_size_in_bytes
     num_bytes = sum(leaf.nbytes for path, leaf in flatten_dict(params).items() if path[-1] == "weight")
-    assert extra[1] - extra[0] < 0.3 * num_bytes  # of one layer of four
+    assert found["nf4"] - found["none"] < 0.25 * num_bytes  # of two layers of eight
 
 
 @pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
