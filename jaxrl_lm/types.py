@@ -93,8 +93,8 @@ class AnswerLearner(NamedTuple):
     Attributes:
         init: `init(params, key) -> state`.
         update: `update(state, reference_params, generation, scores, key) -> (state, metrics)`: one update from B
-            completions (a `rollouts.Generation`) and their scores `[B]`; the reference's parameters have no heads.
-            Completions of the same prompt are adjacent.
+            completions (a `rollouts.Generation`) and their scores `[B]`; the reference's parameters have no heads,
+            and are None where it is the policy without its adapters. Completions of the same prompt are adjacent.
         policy_params: `policy_params(state) -> params`: parameters of the policy, for sampling.
         answers_per_prompt: completions per prompt in a batch.
     """

@@ -24,9 +24,10 @@ from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.models.partition import trained
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation
-from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, rollout_error
+from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, reference_of, rollout_error
 from jaxrl_lm.types import AnswerLearner, Evaluate, Metrics, PyTree
 
 TokenWeight = Literal["sum", "mean"]
@@ -135,7 +136,7 @@ class GroupPolicyState:
 
     Attributes:
         params: parameters of the policy.
-        optimizer: Adam's moments.
+        optimizer: Adam's moments of the trained parameters.
         num_updates: updates done, int32 scalar.
         hyperparams: traced settings.
     """
@@ -184,13 +185,14 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
 
     def init(params: PyTree, key: jax.Array) -> GroupPolicyState:
         del key
-        return _init_state(settings, params, optimizer.init(params), kl_in_loss)
+        return _init_state(settings, params, optimizer.init(trained(params)), kl_in_loss)
 
     def update(
         state: GroupPolicyState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
     ) -> tuple[GroupPolicyState, Metrics]:
         inputs = observe(generation), generation.actions
-        log_probs, reference = (evaluate(each, *inputs).log_probs for each in (state.params, reference_params))
+        both = (state.params, reference_of(reference_params, state.params))
+        log_probs, reference = (evaluate(each, *inputs).log_probs for each in both)
         batch, metrics = _compare(config, kind, generation, scores, log_probs, reference)
         rate = annealed(state.hyperparams.learning_rate, state.num_updates, settings.anneal_updates)
 

@@ -23,7 +23,7 @@ from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation
-from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, rollout_error, token_trajectory, with_heads
+from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, reference_of, rollout_error, token_trajectory
 from jaxrl_lm.types import ActionEvaluation, AnswerLearner, Metrics, PyTree, Trajectory
 
 
@@ -132,7 +132,7 @@ def make_language_ppo(
         if config.rescore:
             evaluation = evaluate(params, observe(generation), generation.actions)
             metrics = rollout_error(evaluation.log_probs, generation)
-        reference_params = with_heads(reference_params, policy_of(params))
+        reference_params = reference_of(reference_params, policy_of(params))
         reference = evaluate_reference(reference_params, observe(generation), generation.actions)
         trajectory, found = _penalized(config, generation, scores, evaluation, reference.log_probs, coefficient)
         ppo_state, ppo_metrics = algorithm.update(state.ppo, trajectory, key)

@@ -8,6 +8,7 @@ import optax
 
 from jaxrl_lm.core.masked import masked_mean
 from jaxrl_lm.core.shuffling import random_order
+from jaxrl_lm.models.partition import join, split
 from jaxrl_lm.types import Metrics, PyTree
 
 MinibatchLoss = Callable[[PyTree, PyTree], tuple[jax.Array, Metrics]]
@@ -33,7 +34,7 @@ def run_epochs(
 
     Args:
         loss: loss of parameters and a minibatch.
-        carry: parameters and optimizer state.
+        carry: parameters, and the optimizer's state for those that are trained (`models.partition`).
         batch: leaves `[N, ...]`; `num_minibatches` divides N.
         key: PRNG key of the shuffling.
         optimizer: computes the step's direction.
@@ -46,10 +47,11 @@ def run_epochs(
     Returns:
         Parameters and optimizer state, and the metrics of all steps, `[num_epochs, num_minibatches]`.
     """
+    trained, frozen = split(carry[0])
 
     def step(carry: tuple[PyTree, PyTree, jax.Array], minibatch: PyTree) -> tuple[tuple[PyTree, ...], Metrics]:
         params, opt_state, is_stopped = carry
-        grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
+        grads, metrics = jax.grad(lambda part: loss(join(part, frozen), minibatch), has_aux=True)(params)
         direction, new_opt_state = optimizer.update(grads, opt_state, params)
         new_params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
         metrics |= {"loss/grad_norm": optax.tree.norm(grads)}
@@ -63,9 +65,9 @@ def run_epochs(
     def epoch(carry: tuple[PyTree, ...], epoch_key: jax.Array) -> tuple[tuple[PyTree, ...], Metrics]:
         return jax.lax.scan(step, carry, _shuffle(batch, epoch_key, num_minibatches))
 
-    start = (*carry, jnp.zeros((), bool))
-    (params, opt_state, _), stacked = jax.lax.scan(epoch, start, jax.random.split(key, num_epochs))
-    return (params, opt_state), stacked
+    start = (trained, carry[1], jnp.zeros((), bool))
+    (trained, opt_state, _), stacked = jax.lax.scan(epoch, start, jax.random.split(key, num_epochs))
+    return (join(trained, frozen), opt_state), stacked
 
 
 def mean_metrics(stacked: Metrics) -> Metrics:

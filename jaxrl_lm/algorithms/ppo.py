@@ -27,6 +27,7 @@ from jaxrl_lm.core import masked, policy_losses, returns, value_losses
 from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.partition import trained
 from jaxrl_lm.types import Algorithm, Evaluate, Metrics, PyTree, Trajectory
 
 MinibatchUnit = Literal["sequences", "steps"]
@@ -122,7 +123,7 @@ class PPOState:
 
     Attributes:
         params: parameters of the policy and its value function.
-        optimizer: Adam's moments.
+        optimizer: Adam's moments of the trained parameters.
         num_updates: updates done, int32 scalar.
         hyperparams: traced settings.
     """
@@ -167,7 +168,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
         names = PPOHyperparams.__dataclass_fields__
         return PPOState(
             params=params,
-            optimizer=optimizer.init(params),
+            optimizer=optimizer.init(trained(params)),
             num_updates=jnp.zeros((), jnp.int32),
             hyperparams=PPOHyperparams(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}),
         )

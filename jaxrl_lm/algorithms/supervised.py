@@ -21,6 +21,7 @@ import optax
 from jaxrl_lm import checks
 from jaxrl_lm.core.counters import next_count
 from jaxrl_lm.core.records import record
+from jaxrl_lm.models.partition import join, split, trained
 from jaxrl_lm.types import Metrics, PyTree, SupervisedLearner
 
 ScheduleKind = Literal["cosine", "linear", "constant"]
@@ -85,7 +86,7 @@ class SupervisedState:
 
     Attributes:
         params: parameters of the model.
-        optimizer: Adam's moments.
+        optimizer: Adam's moments of the trained parameters (`models.partition`).
         num_updates: updates done, int32 scalar.
         hyperparams: traced settings.
     """
@@ -137,7 +138,7 @@ def make_supervised(
         traced = {name: jnp.asarray(getattr(config, name), jnp.float32) for name in names}
         return SupervisedState(
             params=params,
-            optimizer=optimizer.init(params),
+            optimizer=optimizer.init(trained(params)),
             num_updates=jnp.zeros((), jnp.int32),
             hyperparams=SupervisedHyperparams(
                 **traced, loss=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), loss_hyperparams)
@@ -148,7 +149,8 @@ def make_supervised(
         traced = state.hyperparams
         grads, metrics = mean_gradient(loss, state.params, batch, traced.loss)
         grads, grad_norm = _clip(grads, traced.max_grad_norm)
-        direction, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        params, frozen = split(state.params)
+        direction, opt_state = optimizer.update(grads, state.optimizer, params)
         rate = traced.learning_rate * schedule(state.num_updates)
 
         def step(param: jax.Array, towards: jax.Array) -> jax.Array:
@@ -157,7 +159,7 @@ def make_supervised(
 
         new = replace(
             state,
-            params=jax.tree.map(step, state.params, direction),
+            params=join(jax.tree.map(step, params, direction), frozen),
             optimizer=opt_state,
             num_updates=next_count(state.num_updates),
         )
@@ -193,11 +195,12 @@ def mean_gradient(
         loss_hyperparams: hyperparameters of the loss function.
 
     Returns:
-        The gradient in float32, and the means of the metrics with `loss/total`.
+        The gradient of the trained parameters in float32, and the means of the metrics with `loss/total`.
     """
+    params, frozen = split(params)
 
     def summed(params: PyTree, part: PyTree) -> tuple[jax.Array, LossSums]:
-        sums = loss(params, part, loss_hyperparams)
+        sums = loss(join(params, frozen), part, loss_hyperparams)
         return sums.loss, sums
 
     def accumulate(carry: PyTree, part: PyTree) -> tuple[PyTree, None]:
@@ -205,7 +208,7 @@ def mean_gradient(
         return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), carry, (grads, sums)), None
 
     first = jax.tree.map(lambda x: x[0], batch)
-    zeros = (params, jax.eval_shape(loss, params, first, loss_hyperparams))
+    zeros = (params, jax.eval_shape(lambda *given: summed(*given)[1], params, first))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), zeros)
     (grads, sums), _ = jax.lax.scan(accumulate, zeros, batch)
     weight = jnp.where(sums.weight > 0, sums.weight, 1.0)

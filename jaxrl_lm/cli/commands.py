@@ -92,6 +92,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "generate": Command(
             "complete prompts", "jaxrl_lm.cli.settings:GenerateConfig", "jaxrl_lm.cli.language:run_generate"
         ),
+        "merge": Command(
+            "merge an adapter into its base", "jaxrl_lm.cli.settings:MergeConfig", "jaxrl_lm.cli.merge:run_merge"
+        ),
     },
     "Human feedback": {
         "label serve": Command(

@@ -1,4 +1,4 @@
-"""Options of the commands that make no run: evaluate, report and generate."""
+"""Options of the commands that make no run: evaluate, report, generate and merge."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -66,3 +66,18 @@ class GenerateConfig(AnsweringConfig):
         if not self.prompt and self.prompts is None:
             raise InputError("prompt: none given; give --prompt TEXT or --prompts FILE")
         super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Merge an adapter in PEFT's format (LoRA) into its base, and save the whole model in float32.
+
+    Attributes:
+        adapter: folder or hub id of the adapter, such as the folder `adapter` of a run.
+        out: folder of the merged model; must not exist.
+        base: folder or hub id of the base; None for the one that the adapter names.
+    """
+
+    adapter: str
+    out: str
+    base: str | None = None

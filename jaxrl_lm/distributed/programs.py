@@ -11,21 +11,26 @@ from jaxrl_lm.distributed.sharding import current_mesh, state_shardings
 from jaxrl_lm.types import PyTree
 
 
-def init_state(init: Callable[..., PyTree], params: PyTree, *args: Any) -> PyTree:
-    """A learner's first state; the parameters are copied, and their copies in the state are split as they are.
+def init_state(init: Callable[..., PyTree], params: PyTree, *args: Any, is_copied: bool = False) -> PyTree:
+    """A learner's first state; its copies of the parameters, such as Adam's moments, are split as they are.
 
     Args:
         init: `init(params, *args) -> state`.
         params: on the mesh in use.
         args: further arguments.
+        is_copied: copy the parameters, which the update else donates with the state.
     """
+
+    def first(params: PyTree, *args: Any) -> PyTree:
+        return init(jax.tree.map(jnp.copy, params) if is_copied else params, *args)
+
     mesh = current_mesh()
     if mesh is None:
-        return init(jax.tree.map(jnp.copy, params), *args)
+        return first(params, *args)
     shardings = state_shardings(
         jax.eval_shape(init, params, *args), params, jax.tree.map(lambda leaf: leaf.sharding, params), mesh
     )
-    return jax.jit(init, out_shardings=shardings)(params, *args)
+    return jax.jit(first, out_shardings=shardings)(params, *args)
 
 
 def jit_update(update: Callable[..., Any]) -> Callable[..., Any]:

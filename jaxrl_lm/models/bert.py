@@ -74,10 +74,10 @@ class _Part(nn.Module):
     dtype: Any
     param_dtype: Any
 
-    def linear(self, features: int, axes: tuple[str, str], name: str) -> Linear:
-        std = self.config.init_std
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return Linear(features, axes, use_bias=True, init_std=std, name=name, **kinds)
+    def linear(self, features: int, axes: tuple[str, str], name: str, *, is_head: bool = False) -> Linear:
+        cfg, kinds = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        lora = None if is_head else cfg.lora
+        return Linear(features, axes, use_bias=True, init_std=cfg.init_std, lora=lora, name=name, **kinds)
 
     def norm(self) -> nn.LayerNorm:
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -175,7 +175,7 @@ class Pooler(_Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tanh(self.linear(self.config.model_size, ("pooled", "embed"), "dense")(x[:, 0]))
+        return jnp.tanh(self.linear(self.config.model_size, ("pooled", "embed"), "dense", is_head=True)(x[:, 0]))
 
 
 class Bert(nn.Module):

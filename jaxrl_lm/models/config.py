@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.attention import KVCache, init_cache
+from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.models.rotary import RotaryConfig
 
 Head = Literal["value", "reward"]
@@ -58,6 +59,7 @@ class ModelConfig:
         hf_json: the Hugging Face configuration as JSON, used by `save_pretrained` to write config.json.
         has_unembedding_bias: whether a bias is added to the logits.
         logit_softcap: bound of the logits, as of `Unembedding`; None for none.
+        lora: adapters of the projections (`lora.add_adapters`); None for none.
     """
 
     vocab_size: int
@@ -75,6 +77,7 @@ class ModelConfig:
     hf_json: str
     has_unembedding_bias: bool = False
     logit_softcap: float | None = None
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)

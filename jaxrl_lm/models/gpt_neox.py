@@ -163,6 +163,7 @@ def _linear(module: Attention | MLP, features: int, axes: tuple[str, str], name:
         init_std=module.config.init_std,
         dtype=module.dtype,
         param_dtype=module.param_dtype,
+        lora=module.config.lora,
         name=name,
     )
 

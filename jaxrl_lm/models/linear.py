@@ -12,13 +12,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxrl_lm.distributed.sharding import gather
+from jaxrl_lm.models import low_bits
+from jaxrl_lm.models.lora_config import LoraConfig
 
 # Up to this many rows a CPU's product is bound by reading the weight (measured at 1 to 64 rows).
 FEW_ROWS = 64
 
 
 class Linear(nn.Module):
-    """x W^T + b.
+    """x W^T + b, and with an adapter + x A^T B^T * alpha / rank.
+
+    Parameters without `lora_a` and `lora_b` are those of the base: the same module computes the product alone. A
+    quantised weight (`low_bits`) is initialised to 0, for it is only made from one that was loaded.
 
     Attributes:
         features: F, outputs.
@@ -26,7 +31,8 @@ class Linear(nn.Module):
         use_bias: whether to add b.
         init_std: standard deviation of the initial weight; b starts at 0.
         dtype: dtype of the product.
-        param_dtype: dtype of weight and bias.
+        param_dtype: dtype of weight and bias; adapters are float32.
+        lora: adapters of the model, for its targets; None for none.
     """
 
     features: int
@@ -35,18 +41,42 @@ class Linear(nn.Module):
     init_std: float
     dtype: Any
     param_dtype: Any
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.features, x.shape[-1])
-        init: Any = nn.with_logical_partitioning(nn.initializers.normal(self.init_std), self.axes)
-        weight = self.param("weight", init, shape, self.param_dtype)
-        output = product(x.astype(self.dtype), gather(weight.astype(self.dtype), *self.axes))
+        x = x.astype(self.dtype)
+        if self.lora is None or self.lora.quantize == "none":
+            init = nn.initializers.normal(self.init_std)
+            weight = self._leaf("weight", init, (self.features, x.shape[-1]), self.axes)
+            output = product(x, gather(weight.astype(self.dtype), *self.axes))
+        else:
+            output = self._quantised_product(x, self.lora)
+        if self.lora is not None and self._has_adapter(self.lora):
+            output += self._adapter(x, self.lora)
         if self.use_bias:
-            zeros: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[:1])
-            bias = self.param("bias", zeros, (self.features,), self.param_dtype)
-            output += bias.astype(self.dtype)
+            output += self._leaf("bias", nn.initializers.zeros, (self.features,), self.axes[:1]).astype(self.dtype)
         return output
+
+    def _leaf(self, name: str, init: Any, shape: tuple[int, ...], axes: Any, dtype: Any = None) -> jax.Array:
+        partitioned: Any = nn.with_logical_partitioning(init, axes)
+        return self.param(name, partitioned, shape, dtype or self.param_dtype)
+
+    def _has_adapter(self, lora: LoraConfig) -> bool:
+        return bool(lora.matched_by(self.path)) if self.is_initializing() else self.has_variable("params", "lora_a")
+
+    def _adapter(self, x: jax.Array, lora: LoraConfig) -> jax.Array:
+        # As in PEFT: Kaiming's uniform distribution with a = sqrt(5), which is U(-1/sqrt(D), 1/sqrt(D)).
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
+        a = self._leaf("lora_a", init, (lora.rank, x.shape[-1]), ("rank", self.axes[1]), jnp.float32)
+        b = self._leaf("lora_b", nn.initializers.zeros, (self.features, lora.rank), (self.axes[0], "rank"), jnp.float32)
+        return product(product(x, a.astype(self.dtype)), b.astype(self.dtype)) * jnp.asarray(lora.scale, self.dtype)
+
+    def _quantised_product(self, x: jax.Array, lora: LoraConfig) -> jax.Array:
+        specs = low_bits.leaf_specs(lora.quantize, (self.features, x.shape[-1]), self.axes)
+        zeros = nn.initializers.zeros
+        leaves = {name: self._leaf(name, zeros, spec.shape, spec.axes, spec.dtype) for name, spec in specs.items()}
+        return quantised_product(x, leaves)
 
 
 class Embedding(nn.Module):
@@ -93,6 +123,35 @@ def product(x: jax.Array, weight: jax.Array, *, out_dtype: Any = None) -> jax.Ar
     else:
         flat = multiply(rows, weight)
     return flat.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def quantised_product(x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
+    """`x` `[..., D]` times a quantised weight (`low_bits`), `[..., F]`; the weight has no gradient.
+
+    Both passes dequantise the weight, and not before its other factor is there: or the dequantised weights of all
+    layers would be in memory at once. XLA's compilers for GPUs and TPUs remove the barriers after scheduling, that for
+    CPUs before: there, the backward pass of an unrolled stack finds the forward pass's weights kept. That of a scanned
+    stack does not.
+    """
+    return _quantised_product(x.shape[-1], x, leaves)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _quantised_product(size: int, x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
+    x, leaves = jax.lax.optimization_barrier((x, leaves))
+    return product(x, low_bits.dequantise(leaves, size, x.dtype))
+
+
+def _quantised_forward(size: int, x: jax.Array, leaves: Any) -> tuple[jax.Array, Any]:
+    return _quantised_product(size, x, leaves), leaves
+
+
+def _quantised_backward(size: int, leaves: Any, slope: jax.Array) -> tuple[jax.Array, None]:
+    slope, leaves = jax.lax.optimization_barrier((slope, leaves))
+    return jnp.einsum("...F,FD->...D", slope, low_bits.dequantise(leaves, size, slope.dtype)), None
+
+
+_quantised_product.defvjp(_quantised_forward, _quantised_backward)
 
 
 def _rows_first(rows: jax.Array, weight: jax.Array, out_dtype: Any) -> jax.Array:

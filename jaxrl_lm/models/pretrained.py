@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,11 +14,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxrl_lm import guarded
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import placement, quantization, weights
+from jaxrl_lm.models import adapters, placement, quantization, weights
 from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.models.config import Head, ModelConfig, check_sizes
 from jaxrl_lm.models.encoder import Encoder
 from jaxrl_lm.models.families import family_of
+from jaxrl_lm.models.lora import merge_adapters
 from jaxrl_lm.models.params import param_shapes
 from jaxrl_lm.models.stack import Remat
 from jaxrl_lm.models.weights import Format, Tensors
@@ -39,6 +41,7 @@ def from_pretrained(
     dtype: Any = ...,
     param_dtype: Any = ...,
     remat: Remat = ...,
+    base: str | Path | None = ...,
 ) -> tuple[CausalLM, PyTree]: ...
 
 
@@ -50,6 +53,7 @@ def from_pretrained(
     dtype: Any = ...,
     param_dtype: Any = ...,
     remat: Remat = ...,
+    base: str | Path | None = ...,
     key: jax.Array | None = ...,
 ) -> tuple[RewardModel, PyTree]: ...
 
@@ -62,11 +66,13 @@ def from_pretrained(
     param_dtype: Any = jnp.float32,
     remat: Remat = "none",
     key: jax.Array | None = None,
+    base: str | Path | None = None,
 ) -> tuple[RewardModel, PyTree]:
     """Load a language model or reward model from a folder or the Hugging Face hub.
 
     Args:
-        folder_or_hub_id: a folder with config.json and weights, or an id such as `HuggingFaceTB/SmolLM2-135M`.
+        folder_or_hub_id: a folder with config.json and weights, or an id such as `HuggingFaceTB/SmolLM2-135M`. It may
+            also have an adapter in PEFT's format, which is merged into its base.
         head: "value" (loaded if saved by `save_pretrained` or TRL's `AutoModelForCausalLMWithValueHead`, otherwise
             zeros) or "reward". An encoder (BERT) requires "reward".
             dtype: dtype of the activations.
@@ -74,6 +80,7 @@ def from_pretrained(
         remat: activations that the backward pass recomputes, as of `CausalLM`.
         key: initialises a missing reward head, N(0, 1/sqrt(D + 1)) with bias 0. With None a folder without one is
             refused, because the scores of a random head mean nothing.
+        base: base of an adapter; None for the one that the adapter names.
 
     Returns:
         the model and its parameters.
@@ -82,7 +89,7 @@ def from_pretrained(
         InputError: config or weights are missing, damaged, unsupported, or do not match; or the folder has no score
             head and no key is given.
     """
-    folder = resolve_folder(folder_or_hub_id)
+    folder, adapter = _resolve_adapter(resolve_folder(folder_or_hub_id), base)
     raw = read_config(folder)
     family = family_of(raw["model_type"])
     quantized = raw.pop("quantization_config", None)  # models are saved unquantised
@@ -103,6 +110,8 @@ def from_pretrained(
     with guarded.foreign_errors(f"{folder / 'config.json'}: cannot build a model from it", "correct its sizes"):
         shapes: placement.Shapes = flatten_dict(param_shapes(model))
     found = placement.place(tensors, kind, family, shapes, head, folder)
+    if adapter is not None:
+        found = adapters.merge_tensors(found, shapes, adapter, family)
     if head == "value":
         found |= _value_head(folder, shapes, found)
     missing = {path: shape for path, shape in shapes.items() if path not in found}
@@ -142,8 +151,8 @@ def save_pretrained(
     Files are written to a temporary folder first, so that a new folder appears complete. In an existing folder, weights
     are replaced and other files, such as the tokenizer's, are kept. A value head is saved as value_head.safetensors,
     with `value_head/kernel` `[D, 1]` and `value_head/bias` `[1]`. A reward head is saved with the weights, as in
-    `AutoModelForSequenceClassification`: `score.weight` (BERT: `classifier.weight` and `.bias`). Float8 weights are
-    saved dequantised.
+    `AutoModelForSequenceClassification`: `score.weight` (BERT: `classifier.weight` and `.bias`). Adapters are merged,
+    and quantised weights, such as float8, are saved dequantised.
 
     Args:
         folder: created if missing.
@@ -154,6 +163,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    model, params = merge_adapters(model, params)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
     layout = placement.layout_of(model.family, format)
     tensors: Tensors = {}
@@ -199,12 +209,41 @@ def resolve_folder(folder_or_hub_id: str | Path) -> Path:
         ) from error
 
 
+def tokenizer_folder(folder: Path, base: str | Path | None = None) -> Path:
+    """The folder with a model's tokenizer: of an adapter without one of its own, its base's.
+
+    Raises:
+        InputError: the adapter or its base cannot be read.
+    """
+    return folder if (folder / "tokenizer_config.json").is_file() else _resolve_adapter(folder, base)[0]
+
+
+def _resolve_adapter(folder: Path, base: str | Path | None) -> tuple[Path, adapters.Adapter | None]:
+    """The folder of the whole model, and the adapter to merge into it."""
+    if not adapters.is_adapter(folder):
+        return folder, None
+    adapter = adapters.read_adapter(folder)
+    name = base or adapter.base
+    if not name:
+        raise InputError(
+            f"{folder / adapters.CONFIG_FILE}: base_model_name_or_path is missing; merge the adapter with "
+            "jaxrl-lm merge --base FOLDER"
+        )
+    try:
+        return resolve_folder(name), replace(adapter, base=str(name))
+    except InputError as error:
+        raise InputError(f"base of the adapter {str(folder)!r}: {error}") from error
+
+
 def has_score_head(folder: Path) -> bool:
     """Whether the folder's weights contain a reward model's head.
 
     Raises:
         InputError: config or weights are missing, damaged or unsupported.
     """
+    folder, adapter = _resolve_adapter(folder, None)
+    if adapter is not None and adapter.is_classifier:
+        return True
     family = family_of(read_config(folder)["model_type"])
     tensors, kind = weights.read_weights(folder)
     return placement.layout_of(family, kind).locate((family.score_head, "kernel"))[0] in tensors

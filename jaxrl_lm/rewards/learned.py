@@ -10,7 +10,7 @@ from jaxrl_lm import data, models
 from jaxrl_lm.data.records import Text
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import RewardModel
-from jaxrl_lm.models.pretrained import resolve_folder
+from jaxrl_lm.models.pretrained import resolve_folder, tokenizer_folder
 from jaxrl_lm.models.reward_heads import RewardScale, read_scale
 from jaxrl_lm.rewards.scoring import TextReader, make_reader, score_rows
 from jaxrl_lm.types import PyTree
@@ -74,7 +74,7 @@ def load_reward(
         raise InputError(f"batch_size={batch_size} must be at least 1")
     folder = resolve_folder(folder_or_hub_id)
     model, params = models.from_pretrained(folder, "reward", dtype=dtype)
-    tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size)
+    tokenizer = data.load_tokenizer(tokenizer_folder(folder), vocab_size=model.config.vocab_size)
     scale = read_scale(folder)
     return LearnedReward(
         model=model,

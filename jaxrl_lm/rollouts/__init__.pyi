@@ -13,7 +13,7 @@ from .token_policy import (
     answer_log_probs as answer_log_probs,
     make_evaluate as make_evaluate,
     observe as observe,
+    reference_of as reference_of,
     rollout_error as rollout_error,
     token_trajectory as token_trajectory,
-    with_heads as with_heads,
 )

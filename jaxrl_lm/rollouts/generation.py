@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
 from jaxrl_lm import distributed
@@ -114,13 +115,15 @@ def for_decoding(model: CausalLM, params: PyTree) -> PyTree:
     """Parameters as decoding reads them: in the dtype of the activations, which halves what a step reads, and split by
     the rules of decoding."""
 
-    def prepare(leaf: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        is_matrix = leaf.ndim >= 2 and any(axes)
-        return constrain(leaf.astype(model.dtype) if is_matrix else leaf, *axes)
+    axes: Any = flatten_dict(logical_axes(model))
 
-    axes = logical_axes(model)
-    kept = {name: part for name, part in params.items() if name in axes and name not in ("value_head", "score")}
-    return {**params, **jax.tree.map(prepare, kept, {name: axes[name] for name in kept})}
+    def prepare(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        if path[-1] not in ("weight", "embedding", "lora_a", "lora_b"):  # norms and heads are float32
+            return leaf
+        return constrain(leaf.astype(model.dtype), *axes[path])
+
+    leaves: Any = flatten_dict(params)
+    return unflatten_dict({path: prepare(path, leaf) for path, leaf in leaves.items()})
 
 
 def _decode(

@@ -13,6 +13,7 @@ from jaxrl_lm.distributed.sharding import batch_parts
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.causal_lm import CausalLM, encode
+from jaxrl_lm.models.partition import without_adapters
 from jaxrl_lm.rollouts.generation import Generation
 from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree, Trajectory
 
@@ -162,6 +163,14 @@ def rollout_error(log_probs: jax.Array, generation: Generation) -> Metrics:
     return {"ratio/rollout_max_error": masked.masked_max(error, generation.response_mask)}
 
 
-def with_heads(reference_params: PyTree, policy_params: PyTree) -> PyTree:
-    """The reference's parameters with the policy's heads added, which are not used."""
+def reference_of(reference_params: PyTree | None, policy_params: PyTree) -> PyTree:
+    """The parameters of the reference policy, with the policy's heads, which are not used.
+
+    Args:
+        reference_params: parameters without heads; None if the reference is the policy's base without its adapters,
+            whose arrays are those of the policy.
+        policy_params: the policy's parameters.
+    """
+    if reference_params is None:
+        return without_adapters(policy_params)
     return {**policy_params, **reference_params}

@@ -1,6 +1,6 @@
 """A language model and its tokenizer, as every trainer loads and saves them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,9 +9,14 @@ import jax.numpy as jnp
 
 from jaxrl_lm import data, distributed, models
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models.pretrained import resolve_folder
+from jaxrl_lm.models.adapters import is_adapter, save_adapter
+from jaxrl_lm.models.lora import add_adapters
+from jaxrl_lm.models.lora_config import LoraConfig
+from jaxrl_lm.models.pretrained import resolve_folder, tokenizer_folder
 from jaxrl_lm.training.settings import Dtype, Remat
 from jaxrl_lm.types import PyTree
+
+_ADAPTER_STREAM = 0x10A  # of a run's seed, for the adapters' initial values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +24,54 @@ class LoadedModel:
     """A loaded model.
 
     Attributes:
+        name: the folder or hub id it was loaded from.
         folder: the folder it was loaded from.
         model: the Flax module: a `CausalLM`, or an encoder as a reward model.
         params: its parameters.
         tokenizer: its Hugging Face tokenizer.
     """
 
+    name: str
     folder: Path
     model: Any
     params: PyTree
     tokenizer: Any
 
+    def with_adapters(self, lora: LoraConfig, seed: int) -> "LoadedModel":
+        """The same with adapters of these settings; itself if their rank is 0.
+
+        Raises:
+            InputError: a target matches nothing, or the model is an adapter itself.
+        """
+        if not lora.rank:
+            return self
+        if is_adapter(self.folder):
+            raise InputError(
+                f"lora.rank={lora.rank}: model={self.name!r} is an adapter, and one on top of it would have no base "
+                "that can be loaded; merge it first with jaxrl-lm merge --adapter FOLDER --out NEW, and train from NEW"
+            )
+        key = jax.random.fold_in(jax.random.key(seed), _ADAPTER_STREAM)
+        model, params = add_adapters(self.model, self.params, lora, key)
+        return replace(self, model=model, params=params)
+
     def save(self, folder: Path, params: PyTree) -> None:
-        """Write a Hugging Face model folder with these parameters."""
+        """Write a Hugging Face model folder with these parameters, and adapters also to a folder of their own."""
         save_model(folder, self.model, params)
         data.save_tokenizer(self.tokenizer, folder)
+        self.save_adapter_of(folder, params)
+
+    def save_adapter_of(self, folder: Path, params: PyTree) -> Path | None:
+        """Write adapters, if the model has any, beside a model's folder: `adapter` beside `model`.
+
+        Returns:
+            Their folder.
+        """
+        if self.model.config.lora is None:
+            return None
+        beside = folder.with_name(folder.name.replace("model", "adapter"))
+        base = str(Path(self.name).expanduser().absolute()) if Path(self.name).expanduser().is_dir() else self.name
+        save_adapter(beside, self.model, params, base)
+        return beside
 
 
 def load_model(
@@ -68,8 +106,10 @@ def load_model(
     check_fits(model)
     params = distributed.place_params(params, models.logical_axes(model))
     if tokenizer is None:
-        tokenizer = data.load_tokenizer(folder, vocab_size=model.config.vocab_size, is_padding_read=head == "reward")
-    return LoadedModel(folder=folder, model=model, params=params, tokenizer=tokenizer)
+        tokenizer = data.load_tokenizer(
+            tokenizer_folder(folder), vocab_size=model.config.vocab_size, is_padding_read=head == "reward"
+        )
+    return LoadedModel(name=str(name), folder=folder, model=model, params=params, tokenizer=tokenizer)
 
 
 def save_model(folder: Path, model: Any, params: PyTree) -> None:

@@ -24,6 +24,7 @@ import jax
 from jaxrl_lm import distributed, storage
 from jaxrl_lm.distributed import hosts
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.partition import join, split, trained
 from jaxrl_lm.storage import Checkpoints, RunFolder, flatten_config
 from jaxrl_lm.training.errors import DiskFullError, Interrupted, TrainingDivergedError
 from jaxrl_lm.training.observers import ObservedRun, check_observers, make_observers, tell
@@ -46,7 +47,8 @@ class Training:
     """A trainer's part of a run, with everything it needs loaded.
 
     Attributes:
-        state: initial state; when resuming, the template for restoring the checkpoint.
+        state: initial state; when resuming, the template for restoring the checkpoint. Checkpoints lack the frozen
+            leaves of a model with adapters, which are those of the initial state.
         update: the update function.
         num_updates: updates of the whole run.
         finish: `finish(folder, state)` writes the results of the run: samples, model, report.
@@ -224,7 +226,7 @@ def _run_updates(config: RunConfig, folder: RunFolder, training: Training, *, is
         if is_resumed:
             num_done, state = _resume(config, folder, training, checkpoints)
         else:
-            checkpoints.save(0, state, training.fingerprints)
+            checkpoints.save(0, trained(state), training.fingerprints)
         observers = make_observers(_observed(config, folder, training, num_done)) if distributed.is_main() else []
         for observer in observers:
             stack.enter_context(observer)
@@ -269,7 +271,9 @@ def _observed(config: RunConfig, folder: RunFolder, training: Training, num_done
 
 def _resume(config: RunConfig, folder: RunFolder, training: Training, checkpoints: Checkpoints) -> tuple[int, PyTree]:
     """The number of updates done and the state of the newest checkpoint; the folder is made ready for more."""
-    num_done, state, saved = checkpoints.restore(training.state)
+    template, frozen = split(training.state)
+    num_done, restored, saved = checkpoints.restore(template)
+    state = join(restored, frozen)
     _check_resumable(num_done, saved, config, training)
     checkpoints.delete_old()
     if not distributed.is_main():
@@ -304,7 +308,7 @@ def _save(
     score: storage.Score | None = None,
 ) -> None:
     if num_done > (checkpoints.latest_step() or 0):
-        checkpoints.save(num_done, state, fingerprints, score=score)
+        checkpoints.save(num_done, trained(state), fingerprints, score=score)
 
 
 def _check_finite(metrics: dict[str, float], point: str, folder: RunFolder, checkpoints: Checkpoints) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from jaxrl_lm import checks
 from jaxrl_lm.distributed.config import HostsConfig, MeshConfig
+from jaxrl_lm.models.lora_config import LoraConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]  # as models.stack.Remat, without its imports
@@ -105,12 +106,14 @@ class ModelStageConfig(StageConfig):
         scan_layers: compile one program for all layers, which takes as long as for one; None does so except on a CPU,
             where separate ones run a tenth faster.
         mesh: arrangement of the devices.
+        lora: low-rank adapters: with a rank above 0 only these and the heads are trained.
     """
 
     dtype: Dtype = "float32"
     remat: Remat = "none"
     scan_layers: bool | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from jaxrl_lm.algorithms import (
 from jaxrl_lm.cli.commands import COMMANDS
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.envs import make
+from jaxrl_lm.models.lora import add_adapters
+from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.rollouts import AnswerConfig, Generation
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.offline.config import ExamplesRunConfig
@@ -60,9 +62,10 @@ class Case(NamedTuple):
 
 
 @cache
-def language_model(head: Any) -> tuple[Any, PyTree]:
-    """A GPT-2 of one layer, with a head or without."""
-    return tiny.random_model("gpt2", n_layer=1, n_embd=16, n_head=2, head=head)
+def language_model(head: Any, lora: LoraConfig | None = None) -> tuple[Any, PyTree]:
+    """A GPT-2 of one layer, with a head or without, and with adapters or without."""
+    model, params = tiny.random_model("gpt2", n_layer=1, n_embd=16, n_head=2, head=head)
+    return (model, params) if lora is None else add_adapters(model, params, lora, key_of(0))
 
 
 def key_of(number: int) -> jax.Array:
@@ -93,8 +96,8 @@ def rows(number: int, *shape: int) -> PackedRows:
     return PackedRows(ids, jnp.ones_like(ids), is_target)
 
 
-def online_case(name: str) -> Case:
-    """PPO, RLOO or GRPO on a language model, from the table of commands."""
+def online_case(name: str, lora: LoraConfig | None = None) -> Case:
+    """PPO, RLOO or GRPO on a language model, from the table of commands; with adapters, its base is the reference."""
     kind = ONLINE[name]
     # A large epsilon: Adam else makes whole steps of gradients that are nothing but rounding.
     settings: dict[str, Any] = {"answers": AnswerConfig(max_new_tokens=ANSWER)}
@@ -104,9 +107,9 @@ def online_case(name: str) -> Case:
         settings["policy"] = GroupPolicyConfig(learning_rate=1.0, num_epochs=2, num_minibatches=2, adam_epsilon=1.0)
         settings["group_size"] = 2
     config = kind(model="", prompts="", reward="", out="", batch_size=BATCH, **settings)
-    model, params = language_model("value" if name == "ppo" else None)
+    model, params = language_model("value" if name == "ppo" else None, lora)
     learner = config.make_learner(model)
-    reference = {part: leaves for part, leaves in params.items() if part != "value_head"}
+    reference = {part: leaves for part, leaves in params.items() if part != "value_head"} if lora is None else None
 
     def args(number: int) -> tuple[Any, ...]:
         scores = jnp.asarray(np.random.default_rng(number).normal(size=BATCH), jnp.float32)
@@ -147,13 +150,13 @@ BATCHES: dict[str, Batches] = {
 """The one entry that a new command needs that learns from examples."""
 
 
-def supervised_case(name: str) -> Case:
+def supervised_case(name: str, lora: LoraConfig | None = None) -> Case:
     """A command that learns from examples, from the table of commands."""
     kind, batches = SUPERVISED[name], BATCHES[name]
     required = {each.name: "" for each in fields(kind) if default_value(each) is MISSING}
     # A large epsilon, as in `online_case`: the gradient of the keys' bias is nothing but rounding.
     config = kind(**required, optimizer=AdamWConfig(learning_rate=1e-2, epsilon=1e-3))
-    model, params = language_model(batches.head)
+    model, params = language_model(batches.head, lora)
     learner = config.make_learner(model, num_updates=10)
     return Case(
         start=lambda: learner.init(jax.tree.map(jnp.copy, params)),

@@ -22,6 +22,8 @@ from jaxrl_lm.models import (
     unstack_layers,
 )
 from jaxrl_lm.models.causal_lm import unembed
+from jaxrl_lm.models.lora import adapted_projections, with_lora
+from jaxrl_lm.models.lora_config import LoraConfig
 from tests.models import tiny
 from tests.models.tiny import forward
 
@@ -289,3 +291,11 @@ def test_bfloat16_activations_stay_close_and_heads_stay_float32(family):
     expected = tiny.torch_logits(torch_model, ids, mask)[mask == 1]
     error = np.abs(np.asarray(output.logits)[mask == 1] - expected)
     assert np.mean(error) < 0.03 * np.std(expected)
+
+
+def test_every_projection_of_the_blocks_can_have_an_adapter(family):
+    _, _, model, params = family
+    adapted = adapted_projections(with_lora(model, LoraConfig(rank=1)))
+    projections = {path[:-1] for path in flatten_dict(params) if path[-1] == "weight"}
+    assert projections
+    assert set(adapted) == projections

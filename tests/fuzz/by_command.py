@@ -74,6 +74,9 @@ def _table(targets: dict[str, Target], out: Path) -> dict[str | tuple[str, ...],
         "labels ": lambda path: ["label", "import", f"--labels={out}", "--mode=best-of-4", f"--source={path}"],
         ("config.json", "flax_model", "tokenizer", "generation"): lambda path: [*generate, model, prompts],
         "index.json": lambda path: [*generate, sharded, prompts],
+        "adapter_": lambda path: [
+            *("merge", f"--adapter={path.parent}", f"--base={targets['config.json'].folder}", f"--out={out}")
+        ],
         "value_head": lambda path: [*ppo, sharded, "--answers.max-new-tokens=2"],
         "agent ": lambda path: ["evaluate", f"--run={path.parent}", "--episodes=4"],
         "run ": lambda path: ["report", f"--run={path.parent}"],

@@ -22,7 +22,9 @@ from jaxrl_lm.cli.label_import import read_labelled
 from jaxrl_lm.cli.main import parse
 from jaxrl_lm.core.checksums import checksum_value
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import from_pretrained, save_pretrained
+from jaxrl_lm.models import adapters, from_pretrained, save_pretrained
+from jaxrl_lm.models.lora import add_adapters
+from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.models.pretrained import VALUE_HEAD_FILE, read_config
 from jaxrl_lm.models.reward_heads import RewardScale, read_scale, write_scale
 from jaxrl_lm.models.weights import FILE_NAMES, read_file, read_weights
@@ -152,6 +154,10 @@ def _models(root: Path) -> dict[str, Target]:
     save_pretrained(sharded, model, params, max_shard_bytes=20_000)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / name, sharded)
+    adapter = root / "adapter"
+    adapters.save_adapter(
+        adapter, *add_adapters(*from_pretrained(folder), LoraConfig(rank=2), jax.random.key(0)), str(folder)
+    )
     return {
         "config.json": Target(folder, "config.json", lambda path: from_pretrained(path.parent)),
         "config.json alone": Target(folder, "config.json", lambda path: read_config(path.parent)),
@@ -164,6 +170,8 @@ def _models(root: Path) -> dict[str, Target]:
         "index.json": Target(
             sharded, f"{FILE_NAMES['safetensors']}.index.json", lambda path: read_weights(path.parent)
         ),
+        adapters.CONFIG_FILE: Target(adapter, adapters.CONFIG_FILE, lambda path: adapters.read_adapter(path.parent)),
+        adapters.WEIGHTS_FILE: Target(adapter, adapters.WEIGHTS_FILE, lambda path: from_pretrained(path.parent)),
         "value_head.safetensors": Target(sharded, VALUE_HEAD_FILE, lambda path: read_file(path, "safetensors")),
     }
 

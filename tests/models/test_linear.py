@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxrl_lm.models.linear import FEW_ROWS, Linear, product
+from jaxrl_lm.models import low_bits
+from jaxrl_lm.models.linear import FEW_ROWS, Linear, product, quantised_product
 
 
 @pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
@@ -45,3 +46,24 @@ def test_layer_adds_its_bias_and_keeps_its_weight_as_torch_does():
     params = {**params, "bias": jnp.array([1.0, 2.0, 3.0])}
     output = jnp.asarray(layer.apply({"params": params}, jnp.zeros((2, 2))))
     np.testing.assert_allclose(output, [[1, 2, 3]] * 2)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("rows", [2, FEW_ROWS + 1])
+def test_product_with_a_quantised_weight_and_its_gradient_are_those_of_the_dequantised_one(kind, rows):
+    x, weight = jax.random.normal(jax.random.key(0), (3, rows, 70)), jax.random.normal(jax.random.key(1), (4, 70))
+    leaves = low_bits.quantise(kind, weight)
+    plain = np.asarray(low_bits.dequantise(leaves, 70))
+
+    def loss(multiply, x):
+        return jnp.sum(jnp.sin(multiply(x)))
+
+    found, gradient = jax.jit(jax.vmap(jax.value_and_grad(lambda x: loss(lambda x: quantised_product(x, leaves), x))))(
+        x
+    )
+    expected, slope = jax.vmap(jax.value_and_grad(lambda x: loss(lambda x: x @ plain.T, x)))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-4)
+    low = quantised_product(x.astype(jnp.bfloat16), leaves)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(low, np.float32), x @ plain.T, rtol=0.02, atol=0.4)

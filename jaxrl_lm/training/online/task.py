@@ -55,8 +55,10 @@ class OnlineTask:
     sampling: SamplingConfig
 
     @property
-    def reference_params(self) -> PyTree:
-        """Parameters of the policy at the start, without heads."""
+    def reference_params(self) -> PyTree | None:
+        """Parameters of the policy at the start, without heads; None if it has adapters: its base is the reference."""
+        if self.policy.model.config.lora is not None:
+            return None
         return {name: part for name, part in self.policy.params.items() if name != "value_head"}
 
     def answer(self, params: PyTree, chosen: np.ndarray, key: jax.Array) -> Generation:
@@ -127,7 +129,7 @@ class OnlineTask:
         columns = scores.columns | self._watch(np.arange(count), generation, step).columns
         log_probs, reference_log_probs = (
             rollouts.answer_log_probs(self.policy.model, each, generation, self.sampling.temperature)
-            for each in (params, rollouts.with_heads(self.reference_params, params))
+            for each in (params, rollouts.reference_of(self.reference_params, params))
         )
         divergence = distributed.on_host(jnp.sum(log_probs - reference_log_probs, axis=-1))
         return [

@@ -42,8 +42,13 @@ class Loaded:
     value: LoadedModel | None
 
     def init_state(self) -> PyTree:
-        """The state before the first update; parameters are copied, for they may be the reference's as well."""
-        return distributed.init_state(self.learner.init, self.params, jax.random.key(self.task.config.seed))
+        """The state before the first update.
+
+        Parameters are copied, for they may be the reference's as well; with adapters it needs none of its own.
+        """
+        key = jax.random.key(self.task.config.seed)
+        has_reference = self.task.reference_params is not None
+        return distributed.init_state(self.learner.init, self.params, key, is_copied=has_reference)
 
 
 def train_online(config: OnlineRunConfig) -> RunFolder:
@@ -60,12 +65,13 @@ def load(config: OnlineRunConfig) -> Loaded:
     value_name = config.value_model_name
     check_batch(config.split_batches())
     how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat, "scan_layers": config.scan_layers}
-    task = load_task(config, partial(load_model, config.model, config.policy_head, **how))
+    adapt = partial(LoadedModel.with_adapters, lora=config.lora, seed=config.seed)
+    task = load_task(config, lambda: adapt(load_model(config.model, config.policy_head, **how)))
     if value_name is None:
         learner = config.make_learner(task.policy.model)
         return Loaded(task=task, learner=learner, params=task.policy.params, value=None)
     key, tokenizer = jax.random.key(config.seed), task.policy.tokenizer
-    value = load_model(value_name, "reward", **how, key=key, tokenizer=tokenizer)
+    value = adapt(load_model(value_name, "reward", **how, key=key, tokenizer=tokenizer))
     _check_value_model(value_name, value.model, task.policy.model)
     learner = config.make_learner(task.policy.model, value.model)
     return Loaded(task=task, learner=learner, params={"policy": task.policy.params, "value": value.params}, value=value)

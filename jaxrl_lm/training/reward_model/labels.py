@@ -16,7 +16,7 @@ from jaxrl_lm.data.readers import read_best_of_k, read_preferences, read_unpaire
 from jaxrl_lm.data.records import BestOfK, Preference, Text, UnpairedPreference
 from jaxrl_lm.data.rows import excerpt
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models.pretrained import resolve_folder
+from jaxrl_lm.models.pretrained import resolve_folder, tokenizer_folder
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, plain_text
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def load_named_tokenizer(option: str, folder_or_hub_id: str) -> Any:
         InputError: there is none.
     """
     try:
-        return data.load_tokenizer(resolve_folder(folder_or_hub_id), vocab_size=None)
+        return data.load_tokenizer(tokenizer_folder(resolve_folder(folder_or_hub_id)), vocab_size=None)
     except InputError as error:
         raise InputError(f"{option}={folder_or_hub_id!r}: {error}") from error
 

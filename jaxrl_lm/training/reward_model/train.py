@@ -20,7 +20,7 @@ from jaxrl_lm.models.pretrained import has_score_head, resolve_folder
 from jaxrl_lm.models.reward_heads import RewardScale
 from jaxrl_lm.rewards.scoring import ScoreTokens, TextReader, make_reader, score_rows
 from jaxrl_lm.training.answering import Answerer, AnsweringConfig, load_answerer
-from jaxrl_lm.training.language_model import check_batch, load_model, save_model
+from jaxrl_lm.training.language_model import LoadedModel, check_batch, load_model, save_model
 from jaxrl_lm.training.offline.task import is_evaluation_due, rows_of_update
 from jaxrl_lm.training.reward_model import labels, report
 from jaxrl_lm.training.reward_model.agreement import Agreement, measure_agreement
@@ -38,6 +38,7 @@ class RewardTask:
 
     Attributes:
         config: the settings.
+        loaded: the model that training starts from.
         model: the reward model's module.
         reader: turns texts into its input.
         training: rows to learn from.
@@ -47,6 +48,7 @@ class RewardTask:
     """
 
     config: RewardModelRunConfig
+    loaded: LoadedModel
     model: RewardModel
     reader: TextReader
     training: LabelledSet
@@ -94,7 +96,7 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
     is_new = config.new_head or not has_score_head(resolve_folder(config.model))
     check_batch({"batch_size": config.batch_size})
     how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat, "scan_layers": config.scan_layers}
-    loaded = load_model(config.model, "reward", **how, key=head_key)
+    loaded = load_model(config.model, "reward", **how, key=head_key).with_adapters(config.lora, config.seed)
     params, tokenizer = loaded.params, loaded.tokenizer
     model = reward_heads.with_padding(loaded.model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)
@@ -102,6 +104,7 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
     training, held = (labels.tokenise(rows, reader, common) for rows in (training_rows, held_rows))
     task = RewardTask(
         config=config,
+        loaded=loaded,
         model=model,
         reader=reader,
         training=training,
@@ -279,7 +282,10 @@ def _finish(task: RewardTask, params: PyTree, folder: storage.RunFolder) -> None
     }
     save_model(folder.model_folder, task.model, params)
     task.reader.tokenizer.save_pretrained(folder.model_folder)
-    reward_heads.write_scale(folder.model_folder, scale)
+    adapter = task.loaded.save_adapter_of(folder.model_folder, params)
+    for each in (folder.model_folder, adapter):
+        if each is not None:
+            reward_heads.write_scale(each, scale)
     words = report.baseline_agreement(config.objective, baseline, task.held)
     report.write_evaluation(folder, evaluate(task, scores), words, baseline, task.held, scores, facts)
     storage.write_report(folder, title=f"Reward model from {Path(config.model).name}")
