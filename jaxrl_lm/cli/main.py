@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxrl_lm.cli import commands
 from jaxrl_lm.cli.commands import COMMANDS
+from jaxrl_lm.distributed.config import HostsConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage.visible import visible_text
 from jaxrl_lm.training.errors import Interrupted, RunFailedError
@@ -50,7 +51,7 @@ def run(args: list[str]) -> int:
 def _join_hosts(settings: Any) -> None:
     """Connect the processes of a run before anything that uses a device is imported, such as gymnax."""
     config = getattr(settings, "hosts", None)
-    if config is not None and config.coordinator is not None:
+    if isinstance(config, HostsConfig) and config.coordinator is not None:
         from jaxrl_lm.distributed import hosts  # here, because it imports JAX
 
         hosts.start(config)

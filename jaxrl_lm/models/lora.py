@@ -99,7 +99,7 @@ def _leaves(params: PyTree) -> dict[Path, Any]:
     return flatten_dict(params)  # pyright: ignore[reportReturnType]
 
 
-def _merged(leaves: dict[str, Any], size: int, scale: float) -> jax.Array:
+def _merged(leaves: dict[str, Any], size: int, scale: float) -> Any:
     weight = leaves["weight"] if "weight" in leaves else low_bits.dequantise(leaves, size)
     if "lora_a" not in leaves:
         return weight

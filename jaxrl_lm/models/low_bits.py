@@ -75,7 +75,7 @@ def quantise(kind: Quantization, weight: jax.Array) -> dict[str, jax.Array]:
     return {"weight_nf4": codes[..., 0] << 4 | codes[..., 1], "weight_scale": scale}
 
 
-def dequantise(leaves: dict[str, jax.Array], size: int, dtype: Any = jnp.float32) -> jax.Array:
+def dequantise(leaves: dict[str, Any], size: int, dtype: Any = jnp.float32) -> jax.Array:
     """The weight `[..., F, D]`; `size` is D."""
     scale = leaves["weight_scale"]
     if "weight_int8" in leaves:

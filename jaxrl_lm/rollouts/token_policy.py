@@ -153,14 +153,21 @@ def _log_probs(model: CausalLM, params: PyTree, generation: Generation, temperat
 
 
 def rollout_error(log_probs: jax.Array, generation: Generation) -> Metrics:
-    """`ratio/rollout_max_error`: the largest |ratio - 1| between scoring and decoding.
+    """How far scoring and decoding disagree, by their probability ratio.
+
+    `ratio/rollout_max_error` is the largest |ratio - 1|, `ratio/rollout_outside` the share of tokens whose ratio is not
+    in [0.9, 1.1].
 
     Args:
         log_probs: log-probabilities of the completion tokens as computed for learning, `[B, T]`.
         generation: the completions, with the log-probabilities of decoding.
     """
     error = jnp.abs(jnp.expm1(log_probs - generation.log_probs))
-    return {"ratio/rollout_max_error": masked.masked_max(error, generation.response_mask)}
+    mask = generation.response_mask
+    return {
+        "ratio/rollout_max_error": masked.masked_max(error, mask),
+        "ratio/rollout_outside": masked.masked_mean((error > 0.1).astype(jnp.float32), mask),
+    }
 
 
 def reference_of(reference_params: PyTree | None, policy_params: PyTree) -> PyTree:

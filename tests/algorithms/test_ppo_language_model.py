@@ -11,7 +11,7 @@ import pytest
 from transformers import GPT2Config
 
 from jaxrl_lm.algorithms import PPOConfig, make_ppo
-from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.models import CausalLM, init_params
 from jaxrl_lm.models.families import family_of
 from jaxrl_lm.rewards.token_rewards import value_mask_of
 from jaxrl_lm.rollouts import Generation, SamplingConfig, generate
@@ -28,7 +28,7 @@ CONFIG = PPOConfig(learning_rate=3e-3, num_epochs=2, num_minibatches=2)
 def tiny_model() -> tuple[CausalLM, PyTree]:
     hf_config = GPT2Config(vocab_size=VOCAB, n_positions=16, n_embd=16, n_layer=1, n_head=2).to_dict()
     model = CausalLM(config=family_of("gpt2").config_from_hf(hf_config), head="value")
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = init_params(model, jax.random.key(0))
     # Larger weights than GPT-2 begins with, so that temperature and padding matter and values are not 0.
     rng = np.random.default_rng(1)
     return model, jax.tree.map(lambda p: p + np.float32(0.15) * rng.normal(size=p.shape).astype(np.float32), params)

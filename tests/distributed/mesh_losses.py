@@ -41,7 +41,7 @@ def language_model(head: Any, *, is_scanned: bool = False) -> tuple[Any, Any]:
 
 def two_updates(name: str, mesh_config: MeshConfig | None, *, is_scanned: bool) -> tuple[Any, list[dict[str, float]]]:
     """Parameters after two updates, and the metrics of both."""
-    learners.language_model = lambda head: language_model(head, is_scanned=is_scanned)
+    learners.language_model = lambda head, lora=None: language_model(head, is_scanned=is_scanned)
     model, params = learners.language_model(HEADS.get(name))
     is_online = name in learners.ONLINE
     case = (learners.online_case if is_online else learners.supervised_case)(name)

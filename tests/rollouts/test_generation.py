@@ -17,7 +17,7 @@ from jaxrl_lm.core import kl
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rollouts import SamplingConfig, generate
-from jaxrl_lm.rollouts.generation import _check_prompts, _generate
+from jaxrl_lm.rollouts.generation import _check_prompts, generation_program
 from jaxrl_lm.rollouts.token_policy import answer_log_probs
 from tests.models import tiny
 
@@ -138,7 +138,7 @@ def test_rows_keys_and_steps_draw_different_numbers(tiny_gpt2):
 
 def num_traces() -> int:
     """Programs that `generate` was compiled to so far."""
-    return getattr(_generate, "_cache_size")()  # noqa: B009 jit's type does not declare it
+    return getattr(generation_program, "_cache_size")()  # noqa: B009 jit's type does not declare it
 
 
 def test_one_trace_serves_other_prompts_keys_and_weights(tiny_gpt2):

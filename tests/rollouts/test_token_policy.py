@@ -14,7 +14,13 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
 from jaxrl_lm.rollouts import Generation, SamplingConfig, ended_by_stop, generate
-from jaxrl_lm.rollouts.token_policy import answer_log_probs, make_evaluate, observe, token_trajectory
+from jaxrl_lm.rollouts.token_policy import (
+    answer_log_probs,
+    make_evaluate,
+    observe,
+    rollout_error,
+    token_trajectory,
+)
 from tests.models import tiny
 
 PROMPT, ANSWER = 6, 8
@@ -325,3 +331,18 @@ def test_actions_that_the_model_cannot_take_are_refused(tiny_gpt2):
     ):
         with pytest.raises(InputError, match=r"input_ids: -1 \(row 0, column 0\)"):
             call(replace(generation, sequences=sequences))
+
+
+def test_the_disagreement_of_decoding_and_scoring_counts_tokens_that_were_sampled():
+    log_probs = jnp.zeros((2, 3))
+    generation = Generation(
+        sequences=jnp.zeros((2, 4), jnp.int32),
+        attention_mask=jnp.ones((2, 4), jnp.int32),
+        response_mask=jnp.array([[1, 1, 0], [1, 1, 1]]),
+        log_probs=-jnp.log(jnp.array([[1.05, 1.2, 9.0], [0.85, 1.0, 0.95]])),
+        values=log_probs,
+        num_steps=jnp.int32(3),
+    )
+    found = rollout_error(log_probs, generation)
+    assert found["ratio/rollout_outside"] == pytest.approx(2 / 5)
+    assert found["ratio/rollout_max_error"] == pytest.approx(0.2, rel=1e-5)

@@ -147,7 +147,7 @@ def test_repetition_penalty_of_the_file_applies_unless_an_option_is_given(folder
 
 def test_a_last_batch_that_is_not_full_changes_no_answer_and_compiles_nothing(folder, answer_ids):
     config = AnsweringConfig(temperature=1.0, max_new_tokens=7, seed=3)
-    compiled = getattr(generation._generate, "_cache_size")  # noqa: B009 jit's type does not declare it
+    compiled = getattr(generation.generation_program, "_cache_size")  # noqa: B009 jit's type does not declare it
     before = compiled()
     answers = answer_ids(folder, replace(config, batch_size=2))
     assert compiled() == before + 1

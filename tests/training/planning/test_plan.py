@@ -171,10 +171,10 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
         PlanConfig(model="m", **settings)
 
 
-def run_plan(*options: str, tmp_path: Path, libtpu: str | None = None) -> subprocess.CompletedProcess[str]:
+def run_python(*args: str, tmp_path: Path, libtpu: str | None = None) -> subprocess.CompletedProcess[str]:
     path = {"PYTHONPATH": os.pathsep.join(filter(None, [libtpu, str(Path.cwd()), os.environ.get("PYTHONPATH")]))}
     return subprocess.run(
-        [sys.executable, "-m", "jaxrl_lm.cli.main", "plan", *options],
+        [sys.executable, *args],
         env=os.environ | path | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
@@ -193,7 +193,8 @@ def small_model(tmp_path: Path) -> str:
 
 def test_without_libtpu_a_plan_is_made_for_virtual_devices(tmp_path):
     options = ["--model", small_model(tmp_path), "--slice", "v5e-4", "--algorithm", "sft", "--batch-size", "8"]
-    done = run_plan(*options, "--out", str(tmp_path / "plan.json"), tmp_path=tmp_path)
+    command = ["-m", "jaxrl_lm.cli.main", "plan", *options, "--out", str(tmp_path / "plan.json")]
+    done = run_python(*command, tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "compiled for virtual CPU devices" in done.stdout
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -214,16 +215,28 @@ def libtpu() -> str:
     return folder
 
 
-@pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4", "tpu7x-8"])
-def test_every_generation_compiles(name, libtpu, tmp_path):
-    options = ["--model", small_model(tmp_path), "--slice", name, "--batch-size", "8", "--new-tokens", "64"]
-    options += ["--prompt-tokens", "64", "--algorithm", "rloo"]
-    done = run_plan(*options, "--out", str(tmp_path / "plan.json"), tmp_path=tmp_path, libtpu=libtpu)
+PLANS = """
+import json, sys
+from dataclasses import asdict
+from jaxrl_lm.training.planning.config import PlanConfig
+from jaxrl_lm.training.planning.plan import make_plan, use_described_devices
+
+platform = use_described_devices(8)
+settings = {"algorithm": "rloo", "batch_size": 8, "prompt_tokens": 64, "new_tokens": 64}
+plans = [make_plan(PlanConfig(model=sys.argv[1], slice=name, **settings), platform) for name in sys.argv[2:]]
+print(json.dumps([asdict(plan) for plan in plans]))
+"""
+
+
+def test_every_generation_compiles(libtpu, tmp_path):
+    names = ["v4-8", "v5e-4", "v5p-8", "v6e-4", "tpu7x-8"]
+    done = run_python("-c", PLANS, small_model(tmp_path), *names, tmp_path=tmp_path, libtpu=libtpu)
     assert done.returncode == 0, done.stderr
-    plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["platform"] == "tpu"
-    update = plan["programs"]["update"]
-    assert update["peak_bytes"] > sum(plan["parts"].values())
-    assert update["collective_bytes"]["all-gather"] > 0
+    plans = json.loads(done.stdout.splitlines()[-1])
     forward = 2 * 3.4e6 * 8 * 128  # parameters of the blocks and the unembedding, times tokens
-    assert 4 * forward < update["flops"] < 12 * forward
+    for name, plan in zip(names, plans, strict=True):
+        assert (plan["slice"], plan["platform"]) == (name, "tpu")
+        update = plan["programs"]["update"]
+        assert update["peak_bytes"] > sum(plan["parts"].values())
+        assert update["collective_bytes"]["all-gather"] > 0
+        assert 4 * forward < update["flops"] < 12 * forward
