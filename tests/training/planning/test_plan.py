@@ -222,9 +222,14 @@ from jaxrl_lm.training.planning.config import PlanConfig
 from jaxrl_lm.training.planning.plan import make_plan, use_described_devices
 
 platform = use_described_devices(8)
-settings = {"algorithm": "rloo", "batch_size": 8, "prompt_tokens": 64, "new_tokens": 64}
-plans = [make_plan(PlanConfig(model=sys.argv[1], slice=name, **settings), platform) for name in sys.argv[2:]]
-print(json.dumps([asdict(plan) for plan in plans]))
+plans = []
+for name in sys.argv[2:]:
+    algorithm = "rloo" if name == "v5e-4" else "sft"  # which generates as well
+    config = PlanConfig(
+        model=sys.argv[1], slice=name, algorithm=algorithm, batch_size=8, prompt_tokens=64, new_tokens=64
+    )
+    plans.append(asdict(make_plan(config, platform)))
+print(json.dumps(plans))
 """
 
 
@@ -239,4 +244,4 @@ def test_every_generation_compiles(libtpu, tmp_path):
         update = plan["programs"]["update"]
         assert update["peak_bytes"] > sum(plan["parts"].values())
         assert update["collective_bytes"]["all-gather"] > 0
-        assert 4 * forward < update["flops"] < 12 * forward
+        assert 3 * forward < update["flops"] < 12 * forward
