@@ -6,6 +6,9 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import yaml
 
 from jaxrl_lm import distributed, storage
 from jaxrl_lm.distributed.mesh import make_mesh
@@ -110,6 +114,7 @@ def use_described_devices(num_virtual: int) -> str:
     # libtpu asks Google's metadata server unless told where it runs.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # no TPU is used, so plans need not wait for each other
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
@@ -124,7 +129,7 @@ def make_plan(config: PlanConfig, platform: str) -> Plan:
     """
     folder = find_model(config.model)
     if config.slice in GENERATIONS:
-        return _search(config, folder, platform)
+        return _search(config)
     return _cached(config, folder, find_slice(config.slice), platform)
 
 
@@ -154,7 +159,7 @@ def find_model(name: str) -> Path:
         ) from error
 
 
-def _search(config: PlanConfig, folder: Path, platform: str) -> Plan:
+def _search(config: PlanConfig) -> Plan:
     """The plan for the smallest slice that fits; for the largest that the batch can be split over if none does."""
     plan, reason = None, None
     for each in slices_of(config.slice):
@@ -163,9 +168,9 @@ def _search(config: PlanConfig, folder: Path, platform: str) -> Plan:
             if each.num_chips < needed / 4:
                 continue
         try:
-            plan = _cached(config, folder, each, platform)
-        except InputError as error:  # the mesh does not divide the model or the batch
-            reason = error
+            plan = _in_a_process(replace(config, slice=each.name))
+        except InputError as error:  # the mesh does not divide the model or the batch, or the compiler crashed
+            reason = reason or error
             continue
         if plan.fits:
             return plan
@@ -173,6 +178,24 @@ def _search(config: PlanConfig, folder: Path, platform: str) -> Plan:
         assert reason is not None
         raise reason
     return plan
+
+
+def _in_a_process(config: PlanConfig) -> Plan:
+    """The plan of one slice, made in a process of its own: TPUs' compiler sometimes crashes.
+
+    Raises:
+        InputError: what the process said.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        settings, out = Path(scratch) / "plan.yaml", Path(scratch) / "plan.json"
+        settings.write_text(yaml.safe_dump(asdict(replace(config, out=str(out)))))
+        command = [sys.executable, "-m", "jaxrl_lm.cli.main", "plan", "--config", str(settings)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not out.exists():
+            said = done.stderr.strip().removeprefix("jaxrl-lm: ")
+            raise InputError(said if done.returncode == 2 else f"slice={config.slice!r}: the compiler crashed")
+        content = json.loads(out.read_text())
+    return read_plan({name: content[name] for name in Plan.__dataclass_fields__})
 
 
 def _cached(config: PlanConfig, folder: Path, slice_: Slice, platform: str) -> Plan:
