@@ -17,6 +17,7 @@ from .packing import (
 )
 from .prompts import (
     Prompt as Prompt,
+    bucket_width as bucket_width,
     encode_prompts as encode_prompts,
     left_pad as left_pad,
     prompt_order as prompt_order,

@@ -1,5 +1,6 @@
 """Prompts from files or the hub: reading, tokenising, padding and batching."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,6 +126,21 @@ def left_pad(
         ids[row, start:] = sequence
         mask[row, start:] = 1
     return ids, mask
+
+
+def bucket_width(lengths: Iterable[int], *, longest: int) -> int:
+    """A width for sequences of these lengths: a multiple of 16, and from 256 on of an eighth of the next power of two
+    below, that holds the longest of them.
+
+    So a few widths, each with programs of its own, serve all batches.
+
+    Args:
+        lengths: of the sequences of a batch, in tokens.
+        longest: of all sequences; no width is larger.
+    """
+    length = max(lengths)
+    step = max(16, 2 ** (length.bit_length() - 4))
+    return min(-(-length // step) * step, longest)
 
 
 def prompt_order(num_prompts: int, batch_size: int, step: int, seed: int) -> Int64[np.ndarray, " B"]:

@@ -4,6 +4,7 @@ Dimensions: B batch, T query positions, S key positions (cache slots), K key/val
 head, N = K * G query heads, Q = G * T queries that share keys, H head size, D model size.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +54,31 @@ def init_cache(
         mask=constrain(jnp.zeros((batch, size), bool), "cache_batch", None),
         length=jnp.zeros((), jnp.int32),
     )
+
+
+def map_rows(cache: KVCache, function: Callable[[jax.Array, int], jax.Array]) -> KVCache:
+    """The cache with `function(leaf, axis)` of each leaf, whose rows are along `axis`."""
+    axis = 0 if isinstance(cache.keys, tuple) else 1
+    keys, values = jax.tree.map(lambda leaf: function(leaf, axis), (cache.keys, cache.values))
+    return replace(cache, keys=keys, values=values, mask=function(cache.mask, 0))
+
+
+def repeat_rows(cache: KVCache, times: int) -> KVCache:
+    """The cache with each row `times` times, one after the other."""
+    return map_rows(cache, lambda leaf, axis: jnp.repeat(leaf, times, axis=axis))
+
+
+def with_slots(cache: KVCache, size: int) -> KVCache:
+    """The cache with `size` slots per row, at least as many as before; the new ones are empty."""
+
+    def widen(leaf: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(leaf, [(0, size - leaf.shape[each] if each == axis else 0) for each in range(leaf.ndim)])
+
+    def widen_layers(leaf: jax.Array) -> jax.Array:
+        return constrain(widen(leaf, leaf.ndim - 2), *("layers",) * (leaf.ndim - 4), *CACHE_AXES)
+
+    keys, values = jax.tree.map(widen_layers, (cache.keys, cache.values))
+    return replace(cache, keys=keys, values=values, mask=widen(cache.mask, 1))
 
 
 def token_positions(attention_mask: Int[Array, "B T"], cache: KVCache | None) -> Int[Array, "B T"]:

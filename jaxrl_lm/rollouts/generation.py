@@ -1,12 +1,13 @@
 """Generate completions with a language model: prefill, then decode with a static cache until every row is done."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxrl_lm import distributed
@@ -14,11 +15,11 @@ from jaxrl_lm.core.records import record
 from jaxrl_lm.distributed.sharding import DECODING_RULES, constrain, use_rules
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
-from jaxrl_lm.models.attention import KVCache
-from jaxrl_lm.models.causal_lm import CausalLM, encode, unembed
+from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.models.params import logical_axes
 from jaxrl_lm.models.stack import unstack_layers
-from jaxrl_lm.rollouts.sampling import SamplingConfig, sample
+from jaxrl_lm.rollouts.decoding import Table, decode_in_stages, decode_while, plan_stages, start
+from jaxrl_lm.rollouts.sampling import SamplingConfig
 from jaxrl_lm.types import PyTree
 
 
@@ -50,17 +51,6 @@ class Generation:
         return self.sequences[:, -self.response_mask.shape[1] :]
 
 
-class _State(NamedTuple):
-    step: jax.Array
-    cache: KVCache
-    tokens: jax.Array  # [B, T]
-    log_probs: jax.Array  # [B, T]
-    values: jax.Array  # [B, T]
-    mask: jax.Array  # [B, T]
-    is_done: jax.Array  # [B]
-    is_seen: jax.Array | None = None  # [B, V], with a repetition penalty
-
-
 def generate(
     model: CausalLM,
     params: PyTree,
@@ -68,33 +58,47 @@ def generate(
     attention_mask: ArrayLike,
     key: jax.Array,
     config: SamplingConfig,
+    *,
+    per_prompt: int = 1,
 ) -> Generation:
-    """Sample a completion for each prompt, in one compiled program.
+    """Sample completions of prompts.
+
+    A large batch is decoded in stages (`rollouts/decoding.py`): its rows become fewer as completions end. Inside `jit`,
+    and for a small batch, all is one program.
 
     Args:
         model: any causal language model.
         params: its parameters.
-        input_ids: left-padded prompts, int `[B, P]`.
-        attention_mask: 1 for a token, 0 for padding, `[B, P]`.
+        input_ids: left-padded prompts, int `[G, P]`.
+        attention_mask: 1 for a token, 0 for padding, `[G, P]`.
         key: one key, of which row b uses `fold_in(key, b)`, or one key per row, `[B]`. The completion of a row depends
             only on its prompt and key, not on the batch or the padding.
         config: lengths, temperature, stop tokens.
+        per_prompt: completions of each prompt, which is prefilled once; there are B = G * `per_prompt` rows, those of
+            one prompt one after the other.
 
     Returns:
-        Sequences, masks, log-probabilities and values.
+        Sequences, masks, log-probabilities and values of B rows.
 
     Raises:
         InputError: prompts and completions exceed the model's context, a prompt is right-padded or empty, or an id is
             outside the vocabulary. Values are only checked outside of `jit`.
     """
-    _check_prompts(model, input_ids, attention_mask, key, config)
-    prompts = distributed.place_batch((jnp.asarray(input_ids), jnp.asarray(attention_mask)))
+    _check_prompts(model, input_ids, attention_mask, key, config, per_prompt)
+    ids, mask = distributed.place_batch((jnp.asarray(input_ids), jnp.asarray(attention_mask)))
     # Separate layers decode faster on a CPU, and a scanned stack compiles in the time of one layer.
     is_unrolled = jax.default_backend() == "cpu"
-    return generation_program(model, params, *prompts, key, config, is_unrolled)
+    num_prompts, width = ids.shape
+    is_traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, ids, mask, key)))
+    if is_traced or (stages := plan_stages(num_prompts * per_prompt, width, config)).is_one:
+        return generation_program(model, params, ids, mask, key, config, is_unrolled, per_prompt)
+    keys = key if key.ndim else _row_keys(key, num_prompts * per_prompt)
+    decoder = _decoder(model, is_unrolled)
+    table, num_steps = decode_in_stages(decoder, _prepare(model, params, is_unrolled), ids, mask, keys, config, stages)
+    return _generation(ids, mask, table, num_steps)
 
 
-@partial(jax.jit, static_argnames=("model", "config", "is_unrolled"))
+@partial(jax.jit, static_argnames=("model", "config", "is_unrolled", "per_prompt"))
 def generation_program(
     model: CausalLM,
     params: PyTree,
@@ -103,12 +107,49 @@ def generation_program(
     key: jax.Array,
     config: SamplingConfig,
     is_unrolled: bool,
+    per_prompt: int = 1,
 ) -> Generation:
-    """`generate` after its checks; `is_unrolled` runs a scanned model's layers separately."""
-    if is_unrolled and model.is_scanned:
-        model, params = model.clone(is_scanned=False), unstack_layers(params, model.family.layers)
+    """`generate` after its checks, in one stage; `is_unrolled` runs a scanned model's layers separately."""
+    batch = input_ids.shape[0] * per_prompt
+    keys = key if key.ndim else _row_keys(key, batch)
+    decoder, prepared = _decoder(model, is_unrolled), _prepare(model, params, is_unrolled)
     with use_rules(DECODING_RULES):
-        return _decode(model, for_decoding(model, params), input_ids, attention_mask, key, config)
+        num_slots = input_ids.shape[1] + config.max_new_tokens
+        state = start(decoder, prepared, input_ids, attention_mask, keys, config, num_slots)
+        state = decode_while(decoder, prepared, state, config.max_new_tokens, 0, config)
+    return _generation(input_ids, attention_mask, state.table, state.step)
+
+
+@partial(jax.jit, static_argnums=1)
+def _row_keys(key: jax.Array, batch: int) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+
+
+def _decoder(model: CausalLM, is_unrolled: bool) -> CausalLM:
+    return model.clone(is_scanned=False) if is_unrolled and model.is_scanned else model
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _prepare(model: CausalLM, params: PyTree, is_unrolled: bool) -> PyTree:
+    """The parameters of `_decoder(model, is_unrolled)`."""
+    if is_unrolled and model.is_scanned:
+        params = unstack_layers(params, model.family.layers)
+    with use_rules(DECODING_RULES):
+        return for_decoding(_decoder(model, is_unrolled), params)
+
+
+@jax.jit
+def _generation(input_ids: jax.Array, attention_mask: jax.Array, table: Table, num_steps: jax.Array) -> Generation:
+    prompts = (jnp.repeat(x, len(table.mask) // len(x), axis=0) for x in (input_ids, attention_mask))
+    ids, mask = (x.astype(jnp.int32) for x in prompts)
+    return Generation(
+        sequences=jnp.concatenate([ids, table.tokens], axis=1),
+        attention_mask=jnp.concatenate([mask, table.mask], axis=1),
+        response_mask=table.mask,
+        log_probs=table.log_probs,
+        values=table.values,
+        num_steps=num_steps,
+    )
 
 
 def for_decoding(model: CausalLM, params: PyTree) -> PyTree:
@@ -124,51 +165,6 @@ def for_decoding(model: CausalLM, params: PyTree) -> PyTree:
 
     leaves: Any = flatten_dict(params)
     return unflatten_dict({path: prepare(path, leaf) for path, leaf in leaves.items()})
-
-
-def _decode(
-    model: CausalLM,
-    params: PyTree,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    key: jax.Array,
-    config: SamplingConfig,
-) -> Generation:
-    batch, prompt_length = input_ids.shape
-    row_keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
-    unembedding = model.unembedding(params)
-
-    def run(ids: jax.Array, mask: jax.Array, cache: KVCache | None) -> tuple[jax.Array, jax.Array, Any]:
-        output = encode(model, params, ids, mask, cache)
-        values = jnp.zeros(batch, jnp.float32) if output.values is None else output.values[:, -1]
-        logits = constrain(unembed(output.hidden_states[:, -1], unembedding), "batch", "vocab")
-        return constrain(logits, "cache_batch", None), values, output.cache
-
-    def decode(state: _State) -> _State:
-        last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
-        # A finished row continues over padding, which does not affect the other rows.
-        mask = (~state.is_done)[:, None].astype(jnp.int32)
-        logits, values, cache = run(last, mask, state.cache)
-        return _draw(state._replace(cache=cache), logits, values, row_keys, config)
-
-    cache = model.config.init_cache(
-        batch, prompt_length + config.max_new_tokens, model.dtype, is_scanned=model.is_scanned
-    )
-    logits, values, cache = run(input_ids, attention_mask, cache)
-    is_seen = None if config.repetition_penalty == 1 else _tokens_in(input_ids, attention_mask, logits.shape[1])
-    state = jax.lax.while_loop(
-        lambda state: (state.step < config.max_new_tokens) & ~jnp.all(state.is_done),
-        decode,
-        _draw(_start(cache, batch, config)._replace(is_seen=is_seen), logits, values, row_keys, config),
-    )
-    return Generation(
-        sequences=jnp.concatenate([input_ids.astype(jnp.int32), state.tokens], axis=1),
-        attention_mask=jnp.concatenate([attention_mask.astype(jnp.int32), state.mask], axis=1),
-        response_mask=state.mask,
-        log_probs=state.log_probs,
-        values=state.values,
-        num_steps=state.step,
-    )
 
 
 def longest_prompt(model: CausalLM, max_new_tokens: int) -> int:
@@ -187,16 +183,25 @@ def longest_prompt(model: CausalLM, max_new_tokens: int) -> int:
 
 
 def _check_prompts(
-    model: CausalLM, input_ids: ArrayLike, attention_mask: ArrayLike, key: jax.Array, config: SamplingConfig
+    model: CausalLM,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike,
+    key: jax.Array,
+    config: SamplingConfig,
+    per_prompt: int,
 ) -> None:
     inputs.check_shapes(input_ids, attention_mask=attention_mask)
     inputs.check_mask(attention_mask)
     inputs.check_left_padded(attention_mask)
     inputs.check_token_ids(input_ids, attention_mask, model.config)
-    batch, prompt_length = np.shape(input_ids)
+    num_prompts, prompt_length = np.shape(input_ids)
+    if per_prompt < 1:
+        raise InputError(f"per_prompt={per_prompt} must be at least 1")
+    batch = num_prompts * per_prompt
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape not in ((), (batch,)):
         raise InputError(
-            f"key: {key.dtype}{list(key.shape)} must be one jax.random.key(seed), or {batch} of them, one per prompt"
+            f"key: {key.dtype}{list(key.shape)} must be one jax.random.key(seed), or {batch} of them, "
+            "one per completion"
         )
     vocab_size = model.config.vocab_size
     for name in ("stop_tokens", "suppress_tokens"):
@@ -211,52 +216,6 @@ def _check_prompts(
             f"prompts of {prompt_length} tokens and max_new_tokens={config.max_new_tokens} exceed the model's context "
             f"of {context} tokens; shorten one of them"
         )
-
-
-def _start(cache: KVCache, batch: int, config: SamplingConfig) -> _State:
-    shape = (batch, config.max_new_tokens)
-    return _State(
-        step=jnp.zeros((), jnp.int32),
-        cache=cache,
-        tokens=jnp.full(shape, config.pad_token, jnp.int32),
-        log_probs=jnp.zeros(shape, jnp.float32),
-        values=jnp.zeros(shape, jnp.float32),
-        mask=jnp.zeros(shape, jnp.int32),
-        is_done=jnp.zeros(batch, bool),
-    )
-
-
-def _tokens_in(ids: jax.Array, mask: jax.Array, vocab_size: int) -> jax.Array:
-    """Whether each row contains each token of the vocabulary, bool `[B, V]`."""
-    rows = jnp.arange(ids.shape[0])[:, None]
-    return (
-        jnp.zeros((ids.shape[0], vocab_size), bool)
-        .at[rows, jnp.where(mask > 0, ids, vocab_size)]
-        .set(True, mode="drop")
-    )
-
-
-def _draw(state: _State, logits: jax.Array, values: jax.Array, row_keys: jax.Array, config: SamplingConfig) -> _State:
-    """Sample each row's next token from the logits `[B, V]` and store it with its value `[B]`."""
-    keys = jax.vmap(partial(jax.random.fold_in, data=state.step))(row_keys)
-    tokens, log_probs = sample(logits, keys, config, state.step < config.min_new_tokens, state.is_seen)
-    is_live = ~state.is_done
-
-    def write(column: jax.Array, table: jax.Array, otherwise: int) -> jax.Array:
-        kept = jnp.where(is_live, column, otherwise).astype(table.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(table, kept[:, None], state.step, axis=1)
-
-    stops = jnp.isin(tokens, jnp.array(config.stop_tokens, jnp.int32))
-    stops &= state.step >= config.ignore_stops_before
-    return state._replace(
-        step=state.step + 1,
-        tokens=write(tokens, state.tokens, config.pad_token),
-        log_probs=write(log_probs, state.log_probs, 0),
-        values=write(values, state.values, 0),
-        mask=write(jnp.ones_like(tokens), state.mask, 0),
-        is_done=state.is_done | stops,
-        is_seen=None if state.is_seen is None else state.is_seen.at[jnp.arange(len(tokens)), tokens].set(True),
-    )
 
 
 def decode(tokenizer: Any, generation: Generation) -> list[str]:

@@ -127,18 +127,21 @@ class Answerer:
             InputError: as `encode`.
         """
         ids = self.encode(prompts)
-        batch_size, answers = min(self.config.batch_size, len(ids)), []
+        batch_size, answers = min(self.config.batch_size, len(ids)), [""] * len(ids)
+        by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         for start in range(0, len(ids), batch_size):
             # The last batch is filled with its last prompt, so that it has the shape that was compiled for the others.
-            rows = np.minimum(np.arange(start, start + batch_size), len(ids) - 1)
-            answers += self._answer(ids, rows)[: len(ids) - start]
+            places = np.minimum(np.arange(start, start + batch_size), len(ids) - 1)
+            rows = np.asarray(by_length)[places]
+            for row, answer in zip(rows, self._answer(ids, rows), strict=True):
+                answers[row] = answer
         return answers
 
     def _answer(self, ids: list[list[int]], rows: np.ndarray) -> list[str]:
         """Completions of the prompts with these indices."""
-        input_ids, mask = data.left_pad(
-            [ids[row] for row in rows], pad_id=self.sampling.pad_token, width=max(map(len, ids))
-        )
+        batch = [ids[row] for row in rows]
+        width = data.bucket_width(map(len, batch), longest=max(map(len, ids)))
+        input_ids, mask = data.left_pad(batch, pad_id=self.sampling.pad_token, width=width)
         # A row's key comes from its index among all prompts, so that completions do not depend on the batch size.
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(self.config.seed)))(jnp.asarray(rows))
         generation = rollouts.generate(self.model, self.params, input_ids, mask, keys, self.sampling)

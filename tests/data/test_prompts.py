@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from jaxrl_lm.core.host_streams import Stream, host_generator
-from jaxrl_lm.data import Prompt, encode_prompts, left_pad, prompt_order
+from jaxrl_lm.data import Prompt, bucket_width, encode_prompts, left_pad, prompt_order
 from jaxrl_lm.errors import InputError
 
 VOCABULARY = {"<s>": 0, "[user]": 1, "[assistant]": 2, "go": 3, "left": 4, "right": 5}
@@ -73,6 +73,17 @@ def test_left_pad_by_hand():
     np.testing.assert_array_equal(ids, [[9, 7, 8], [9, 9, 9], [1, 2, 3]])
     np.testing.assert_array_equal(mask, [[0, 1, 1], [0, 0, 0], [1, 1, 1]])
     assert ids.dtype == mask.dtype == np.int32
+
+
+def test_widths_by_hand():
+    found = {length: bucket_width([1, length], longest=10_000) for length in (1, 16, 17, 130, 255, 256, 257, 1025)}
+    assert found == {1: 16, 16: 16, 17: 32, 130: 144, 255: 256, 256: 256, 257: 288, 1025: 1152}
+    assert bucket_width([40, 3], longest=45) == 45
+
+
+def test_few_widths_serve_all_lengths():
+    widths = {bucket_width([length], longest=4096) for length in range(1, 4097)}
+    assert len(widths) == 48
 
 
 def test_left_pad_refuses_a_sequence_wider_than_the_batch():

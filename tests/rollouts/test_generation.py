@@ -241,7 +241,7 @@ def test_the_checks_of_a_batch_take_under_a_millisecond(tiny_gpt2):
 
     def seconds() -> float:
         started = time.perf_counter()
-        _check_prompts(model, ids, mask, KEY, config)
+        _check_prompts(model, ids, mask, KEY, config, 1)
         return time.perf_counter() - started
 
     assert min(seconds() for _ in range(20)) < 1e-3

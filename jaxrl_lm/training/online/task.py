@@ -61,13 +61,13 @@ class OnlineTask:
             return None
         return {name: part for name, part in self.policy.params.items() if name != "value_head"}
 
-    def answer(self, params: PyTree, chosen: np.ndarray, key: jax.Array) -> Generation:
-        """Complete the prompts with these indices."""
-        width = max(map(len, self.prompt_ids))
-        input_ids, mask = data.left_pad(
-            [self.prompt_ids[i] for i in chosen], pad_id=self.sampling.pad_token, width=width
-        )
-        return rollouts.generate(self.policy.model, params, input_ids, mask, key, self.sampling)
+    def answer(self, params: PyTree, chosen: np.ndarray, key: jax.Array, *, per_prompt: int = 1) -> Generation:
+        """Complete the prompts with these indices, each `per_prompt` times."""
+        ids = [self.prompt_ids[index] for index in chosen]
+        width = data.bucket_width(map(len, ids), longest=max(map(len, self.prompt_ids)))
+        input_ids, mask = data.left_pad(ids, pad_id=self.sampling.pad_token, width=width)
+        model = self.policy.model
+        return rollouts.generate(model, params, input_ids, mask, key, self.sampling, per_prompt=per_prompt)
 
     def score(
         self, chosen: np.ndarray, generation: Generation, *, num_done: int = 0
