@@ -10,13 +10,14 @@ Feedback in LLMs; Shao et al., 2024, DeepSeekMath: Pushing the Limits of Mathema
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
+from jaxrl_lm.algorithms.minibatches import minibatch_rows, run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import clipped_adam
 from jaxrl_lm.algorithms.schedules import annealed
 from jaxrl_lm.core import kl, masked, policy_losses
@@ -217,6 +218,7 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
         update=update,
         policy_params=lambda state: state.params,
         answers_per_prompt=config.group_size,
+        minibatches=partial(minibatch_rows, num_epochs=settings.num_epochs, num_minibatches=settings.num_minibatches),
     )
 
 

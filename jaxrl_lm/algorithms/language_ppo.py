@@ -10,11 +10,13 @@ Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferen
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import checks
+from jaxrl_lm.algorithms.minibatches import minibatch_rows
 from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, make_ppo
 from jaxrl_lm.core import kl, masked
 from jaxrl_lm.core.records import record
@@ -139,7 +141,15 @@ def make_language_ppo(
         coefficient = _next_coefficient(config.kl, coefficient, found["kl/answer"], num_episodes=len(scores))
         return LanguagePPOState(ppo=ppo_state, kl_coefficient=coefficient), metrics | ppo_metrics | found
 
-    return AnswerLearner(init, update, policy_params=lambda state: policy_of(state.ppo.params), answers_per_prompt=1)
+    return AnswerLearner(
+        init,
+        update,
+        policy_params=lambda state: policy_of(state.ppo.params),
+        answers_per_prompt=1,
+        minibatches=partial(
+            minibatch_rows, num_epochs=config.ppo.num_epochs, num_minibatches=config.ppo.num_minibatches
+        ),
+    )
 
 
 def _penalized(

@@ -1,6 +1,7 @@
 """Several epochs of shuffled minibatches over a batch, used by PPO, PQN and the group policies."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +63,12 @@ def run_epochs(
             metrics |= {IS_APPLIED: 1.0 - is_stopped.astype(jnp.float32)}
         return (new_params, new_opt_state, is_stopped), metrics
 
-    def epoch(carry: tuple[PyTree, ...], epoch_key: jax.Array) -> tuple[tuple[PyTree, ...], Metrics]:
-        return jax.lax.scan(step, carry, _shuffle(batch, epoch_key, num_minibatches))
+    def epoch(carry: tuple[PyTree, ...], order: jax.Array) -> tuple[tuple[PyTree, ...], Metrics]:
+        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x[order], batch))
 
     start = (trained, carry[1], jnp.zeros((), bool))
-    (trained, opt_state, _), stacked = jax.lax.scan(epoch, start, jax.random.split(key, num_epochs))
+    orders = minibatch_rows(key, jax.tree.leaves(batch)[0].shape[0], num_epochs, num_minibatches)
+    (trained, opt_state, _), stacked = jax.lax.scan(epoch, start, orders)
     return (join(trained, frozen), opt_state), stacked
 
 
@@ -86,8 +88,14 @@ def summarize(stacked: Metrics) -> Metrics:
     return mean_metrics(stacked) | errors
 
 
-def _shuffle(batch: PyTree, key: jax.Array, num_minibatches: int) -> PyTree:
-    """Leaves `[N, ...]` in random order as `[num_minibatches, N / num_minibatches, ...]`."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-    order = random_order(key, size).reshape(num_minibatches, size // num_minibatches)
-    return jax.tree.map(lambda x: x[order], batch)
+def minibatch_rows(key: jax.Array, size: int, num_epochs: int, num_minibatches: int) -> jax.Array:
+    """The rows of each minibatch of `run_epochs`, int32 `[num_epochs, num_minibatches, N / num_minibatches]`.
+
+    Args:
+        key: of the update.
+        size: N, rows of the batch.
+        num_epochs: passes over the batch.
+        num_minibatches: divides N.
+    """
+    orders = jax.lax.map(partial(random_order, size=size), jax.random.split(key, num_epochs))
+    return orders.reshape(num_epochs, num_minibatches, size // num_minibatches)

@@ -6,6 +6,7 @@ from .generation import (
     ended_by_stop as ended_by_stop,
     generate as generate,
     longest_prompt as longest_prompt,
+    packed as packed,
 )
 from .sampling import SamplingConfig as SamplingConfig
 from .token_policy import (

@@ -1,5 +1,6 @@
 """Generate completions with a language model: prefill, then decode with a static cache until every row is done."""
 
+from dataclasses import field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.models.params import logical_axes
 from jaxrl_lm.models.stack import unstack_layers
 from jaxrl_lm.rollouts.decoding import Table, decode_in_stages, decode_while, plan_stages, start
+from jaxrl_lm.rollouts.packing import Packing, choose_packing
 from jaxrl_lm.rollouts.sampling import SamplingConfig
 from jaxrl_lm.types import PyTree
 
@@ -36,6 +38,7 @@ class Generation:
         values: value-head output at the state before each completion token, `[B, T]`; 0 after the end and without a
             value head.
         num_steps: decoding steps until every row was done, int32 scalar.
+        packing: how learning packs the rows (`packed`); None for a row per completion.
     """
 
     sequences: PyTree
@@ -44,6 +47,7 @@ class Generation:
     log_probs: PyTree
     values: PyTree
     num_steps: PyTree
+    packing: Packing | None = field(default=None, metadata={"static": True})
 
     @property
     def actions(self) -> Any:
@@ -165,6 +169,27 @@ def for_decoding(model: CausalLM, params: PyTree) -> PyTree:
 
     leaves: Any = flatten_dict(params)
     return unflatten_dict({path: prepare(path, leaf) for path, leaf in leaves.items()})
+
+
+def packed(model: CausalLM, generation: Generation, on_host: Generation, minibatches: np.ndarray) -> Generation:
+    """The generation with a packing for learning, if that saves computing.
+
+    Args:
+        model: the policy.
+        generation: the completions.
+        on_host: the same as NumPy arrays.
+        minibatches: the rows of each minibatch of learning, `[..., S]`.
+    """
+    mask, mesh = on_host.attention_mask, distributed.current_mesh()
+    packing = choose_packing(
+        mask.sum(axis=1),
+        mask[:, -on_host.response_mask.shape[1] :].sum(axis=1),
+        mask.shape[1],
+        minibatches,
+        most_columns=model.config.max_positions,
+        multiple=1 if mesh is None else distributed.num_batch_parts(mesh),
+    )
+    return replace(generation, packing=packing)
 
 
 def longest_prompt(model: CausalLM, max_new_tokens: int) -> int:

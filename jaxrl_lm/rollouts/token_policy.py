@@ -1,5 +1,6 @@
 """A language model as a policy whose actions are tokens."""
 
+from dataclasses import field
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxrl_lm.models import inputs
 from jaxrl_lm.models.causal_lm import CausalLM, encode
 from jaxrl_lm.models.partition import without_adapters
 from jaxrl_lm.rollouts.generation import Generation
+from jaxrl_lm.rollouts.packing import Packing, pack
 from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree, Trajectory
 
 
@@ -25,10 +27,12 @@ class TokenObservations:
     Attributes:
         sequences: left-padded prompt and completion, int32 `[B, P + T]`.
         attention_mask: 1 for their tokens, int32 `[B, P + T]`.
+        packing: how `evaluate` packs them; None for a row per sequence.
     """
 
     sequences: PyTree
     attention_mask: PyTree
+    packing: Packing | None = field(default=None, metadata={"static": True})
 
 
 def observe(generation: Generation) -> TokenObservations:
@@ -46,7 +50,9 @@ def observe(generation: Generation) -> TokenObservations:
     inputs.check_shapes(generation.sequences, attention_mask=generation.attention_mask)
     inputs.check_mask(generation.attention_mask)
     inputs.check_left_padded(prompt)
-    return TokenObservations(sequences=generation.sequences, attention_mask=generation.attention_mask)
+    return TokenObservations(
+        sequences=generation.sequences, attention_mask=generation.attention_mask, packing=generation.packing
+    )
 
 
 def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: CausalLM | None = None) -> Evaluate:
@@ -61,25 +67,80 @@ def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: Cau
     def evaluate(params: PyTree, observations: Any, actions: jax.Array) -> ActionEvaluation:
         _check_actions(model, observations, actions)
         policy_params = params["policy"] if value_model is not None else params
-        before = slice(-actions.shape[1] - 1, -1)  # the positions whose next token is an action
-        # A pad id outside the vocabulary would give NaN, which no mask multiplies away.
-        is_token = observations.attention_mask[:, -actions.shape[1] :] > 0
-        seen = (observations.sequences, observations.attention_mask)
-        output = encode(model, policy_params, *seen)
+        inputs = _inputs(observations, actions)
+        output = encode(model, policy_params, **inputs.seen)
         log_probs, entropies = token_log_probs(
-            output.hidden_states[:, before],
+            inputs.before_actions(output.hidden_states),
             model.unembedding(policy_params),
-            jnp.where(is_token, actions, 0),
+            inputs.actions,
             temperature=temperature,
             chunk_size=CHUNK_SIZE * batch_parts(),
         )
+        log_probs, entropies = inputs.by_action(log_probs), inputs.by_action(entropies)
         values = output.values
         if value_model is not None:
-            values = encode(value_model, params["value"], *seen).values
-        values = jnp.zeros_like(log_probs) if values is None else values[:, before]
+            values = encode(value_model, params["value"], **inputs.seen).values
+        values = jnp.zeros_like(log_probs) if values is None else inputs.values_of(values)
         return ActionEvaluation(log_probs=log_probs, entropies=entropies, values=values)
 
     return evaluate
+
+
+class _Padded:
+    """A row per sequence.
+
+    Attributes:
+        seen: what the model reads, as keyword arguments of `encode`.
+        actions: the tokens whose log-probabilities are computed, a row per row of `seen`.
+    """
+
+    def __init__(self, observations: TokenObservations, actions: jax.Array) -> None:
+        self._before = slice(-actions.shape[1] - 1, -1)  # the positions whose next token is an action
+        self.seen: dict[str, Any] = {"input_ids": observations.sequences, "attention_mask": observations.attention_mask}
+        # A pad id outside the vocabulary would give NaN, which no mask multiplies away.
+        self.actions = jnp.where(observations.attention_mask[:, -actions.shape[1] :] > 0, actions, 0)
+
+    def before_actions(self, hidden_states: jax.Array) -> jax.Array:
+        """The hidden states that predict `actions`."""
+        return hidden_states[:, self._before]
+
+    def by_action(self, results: jax.Array) -> jax.Array:
+        """Numbers for `actions` as `[B, T]`."""
+        return results
+
+    def values_of(self, values: jax.Array) -> jax.Array:
+        """Numbers for all tokens of `seen` as `[B, T]`: those of the token before each action."""
+        return values[:, self._before]
+
+
+class _Packed:
+    """Several sequences per row, as `_Padded`; what belongs to one that has found no row is NaN."""
+
+    def __init__(self, observations: TokenObservations, actions: jax.Array) -> None:
+        assert observations.packing is not None
+        mask = observations.attention_mask
+        self._packed = pack(observations.sequences, mask, actions.shape[1], observations.packing, batch_parts())
+        tokens, chosen = self._packed.tokens, self._packed.chosen
+        self.seen: dict[str, Any] = {"input_ids": tokens, "segment_ids": self._packed.segment_ids}
+        following = jnp.take_along_axis(tokens, jnp.minimum(chosen + 1, tokens.shape[1] - 1), axis=1)
+        self.actions = jnp.where(self._packed.is_chosen, following, 0)
+
+    def before_actions(self, hidden_states: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(hidden_states, self._packed.chosen[..., None], axis=1)
+
+    def by_action(self, results: jax.Array) -> jax.Array:
+        packed = self._packed
+        rows = jnp.arange(len(packed.chosen))[:, None]
+        columns = jnp.where(packed.is_chosen, packed.chosen, packed.tokens.shape[1])
+        return self.values_of(jnp.zeros(packed.tokens.shape, results.dtype).at[rows, columns].set(results, mode="drop"))
+
+    def values_of(self, values: jax.Array) -> jax.Array:
+        found = jnp.take(values.reshape(-1), self._packed.position)
+        return jnp.where(self._packed.fits[:, None], found, jnp.nan)
+
+
+def _inputs(observations: TokenObservations, actions: jax.Array) -> _Padded | _Packed:
+    return (_Padded if observations.packing is None else _Packed)(observations, actions)
 
 
 def _check_actions(model: CausalLM, observations: TokenObservations, actions: jax.Array) -> None:

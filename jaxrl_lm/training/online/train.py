@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_lm import data, distributed, storage
+from jaxrl_lm import data, distributed, rollouts, storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.storage import RunFolder
@@ -82,6 +82,7 @@ def make_update(loaded: Loaded) -> Update:
     task, learner = loaded.task, loaded.learner
     config, num_answers = task.config, learner.answers_per_prompt
     learn = distributed.jit_update(learner.update)
+    minibatches_of = jax.jit(learner.minibatches, static_argnums=1)
     base_key, reference_params = jax.random.key(config.seed), task.reference_params
 
     def update(state: PyTree, num_done: int) -> tuple[PyTree, dict[str, float]]:
@@ -95,6 +96,8 @@ def make_update(loaded: Loaded) -> Update:
         scores, reward_metrics = task.score(np.repeat(asked, num_answers), completed, num_done=num_done)
         scored = time.perf_counter()
         scores = distributed.place_batch(jnp.asarray(scores))
+        minibatches = np.asarray(minibatches_of(learn_key, config.batch_size))
+        generation = rollouts.packed(task.policy.model, generation, completed, minibatches)
         state, metrics = learn(state, reference_params, generation, scores, learn_key)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         learned = time.perf_counter()
