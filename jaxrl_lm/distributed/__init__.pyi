@@ -23,3 +23,9 @@ from .sharding import (
     place_batch as place_batch,
     place_params as place_params,
 )
+from .work import (
+    add_flops as add_flops,
+    counted as counted,
+    counting as counting,
+    is_counting as is_counting,
+)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_lm.distributed.sharding import current_mesh, state_shardings
+from jaxrl_lm.distributed.work import counted
 from jaxrl_lm.types import PyTree
 
 
@@ -40,7 +41,7 @@ def jit_update(update: Callable[..., Any]) -> Callable[..., Any]:
     def call(state: PyTree, *args: Any) -> Any:
         nonlocal compiled
         if compiled is None:
-            compiled = jax.jit(update, donate_argnums=0, **_out_shardings(state))
+            compiled = counted(jax.jit(update, donate_argnums=0, **_out_shardings(state)))
         return compiled(state, *args)
 
     return call
