@@ -13,6 +13,7 @@ from .mesh import (
 from .programs import (
     init_state as init_state,
     jit_update as jit_update,
+    update_program as update_program,
 )
 from .sharding import (
     RULES as RULES,

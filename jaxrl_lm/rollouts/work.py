@@ -16,12 +16,14 @@ from jaxrl_lm.types import PyTree
 
 
 def count_generation(model: CausalLM, generation: Generation, *, per_prompt: int = 1) -> None:
-    """Add what these completions needed to the work that is being counted; arguments as for `generation_flops`."""
+    """Add what these completions, which are on the host, needed to the work that is being counted."""
     if distributed.is_counting():
-        distributed.add_flops(generation_flops(model, generation, per_prompt=per_prompt))
+        mask = np.asarray(generation.response_mask)
+        prompt_length = np.shape(generation.sequences)[1] - mask.shape[1]
+        distributed.add_flops(generation_flops(model, mask, prompt_length, per_prompt=per_prompt))
 
 
-def generation_flops(model: CausalLM, generation: Generation, *, per_prompt: int = 1) -> float:
+def generation_flops(model: CausalLM, response_mask: np.ndarray, prompt_length: int, *, per_prompt: int = 1) -> float:
     """Operations of products for the prompts, and for each token after a completion's first one.
 
     Steps of rows that have ended are not counted, since decoding need not make them. The cache of a token has all
@@ -29,16 +31,16 @@ def generation_flops(model: CausalLM, generation: Generation, *, per_prompt: int
 
     Args:
         model: of the completions.
-        generation: B of them, on the host.
+        response_mask: 1 at their tokens, `[B, T]`.
+        prompt_length: P.
         per_prompt: completions of each prompt, which is read once.
     """
-    mask = np.asarray(generation.response_mask)
-    batch, length = mask.shape
-    width = np.shape(generation.sequences)[1]
+    batch, length = response_mask.shape
     # A scanned model of the same sizes is traced in the time of one layer.
     scanned: Any = model.clone(is_scanned=True)
-    prefill = _flops(scanned, batch // per_prompt, width - length, width - length)
-    return prefill + (float(mask.sum()) - batch) * _flops(scanned, batch, 1, width) / batch
+    prefill = _flops(scanned, batch // per_prompt, prompt_length, prompt_length)
+    step = _flops(scanned, batch, 1, prompt_length + length)
+    return prefill + (float(response_mask.sum()) - batch) * step / batch
 
 
 @cache
