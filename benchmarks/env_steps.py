@@ -17,18 +17,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import tyro
-from measure import (
-    RESULTS,
-    environment,
-    first_call,
-    make_plain,
-    program_memory_gb,
-    timed,
-    timed_in_turns,
-    write_results,
-)
+from measure import RESULTS, make_plain, write_results
 
 from jaxrl_lm import envs
+from jaxrl_lm.benchmarking.environments import MazeSteps, maze_steps, random_steps
+from jaxrl_lm.benchmarking.timing import environment, seconds_of, timed, timed_in_turns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,33 +60,14 @@ DEBUG: dict[str, Any] = {
 Call = Callable[[], Any]
 
 
-@dataclass(kw_only=True)
-class MazeSteps:
-    """Steps in our mazes; each call first replaces half the levels, which is included in the time."""
-
-    run: Any
-    refresh: Any
-    params: Any
-    num_calls: int = 0
-
-    def __call__(self) -> Any:
-        """Replace levels, then make all steps."""
-        self.num_calls += 1
-        self.params = self.refresh(self.params, jax.random.key(self.num_calls))
-        return self.run(self.params, jax.random.key(self.num_calls))
-
-    def memory_gb(self) -> float:
-        """Memory of the stepping program: levels, results and temporaries."""
-        return program_memory_gb(self.run.lower(self.params, jax.random.key(0)).compile())
-
-
 def maze_call(benchmark: Benchmark, *, size: int, observation: str, num_envs: int) -> MazeSteps:
     """Steps for one maze size, observation and batch size."""
-    env, params = envs.make("Maze-v0", size=size, observation=observation, num_levels=num_levels(benchmark, size))
-    return MazeSteps(
-        run=jax.jit(random_steps(env, num_envs, benchmark.num_steps)),
-        refresh=jax.jit(env.refresh, donate_argnums=0),
-        params=jax.jit(env.refresh)(params, jax.random.key(0)),
+    return maze_steps(
+        size=size,
+        observation=observation,
+        num_envs=num_envs,
+        num_steps=benchmark.num_steps,
+        num_levels=num_levels(benchmark, size),
     )
 
 
@@ -107,27 +81,6 @@ def gymnax_call(env_id: str, num_envs: int, num_steps: int) -> Call:
     env, params = envs.make(env_id)
     run = jax.jit(random_steps(env, num_envs, num_steps))
     return lambda: run(params, jax.random.key(0))
-
-
-def random_steps(env: Any, num_envs: int, num_steps: int) -> Callable[[Any, jax.Array], Any]:
-    """T random steps in B environments; returns the last states and observations and the sum of rewards."""
-
-    def run(params: Any, key: jax.Array) -> Any:
-        reset_key, scan_key = jax.random.split(key)
-        observations, states = envs.reset_batch(env, reset_key, num_envs, params)
-        space = env.action_space(params)
-
-        def step(carry: Any, step_key: jax.Array) -> tuple[Any, jax.Array]:
-            _, states = carry
-            act_key, env_key = jax.random.split(step_key)
-            actions = jax.random.randint(act_key, (num_envs,), 0, space.n)
-            result = envs.step_batch(env, env_key, states, actions, params)
-            return (result.observations, result.states), jnp.sum(result.rewards)
-
-        carry, rewards = jax.lax.scan(step, (observations, states), jax.random.split(scan_key, num_steps))
-        return carry, jnp.sum(rewards)
-
-    return run
 
 
 def jumanji_call(num_envs: int, num_steps: int) -> Call:
@@ -224,7 +177,7 @@ def compare(benchmark: Benchmark) -> dict[str, Any]:
     calls |= peers(benchmark)
     first = {}
     for name, (call, _) in calls.items():
-        first[name] = first_call(call)
+        first[name] = seconds_of(call)
         print(f"{name}: first call {first[name]:.1f} s", flush=True)
     seconds = timed_in_turns({name: call for name, (call, _) in calls.items()}, repeats=benchmark.repeats)
     return {
@@ -244,7 +197,7 @@ def scale(benchmark: Benchmark) -> list[dict[str, Any]]:
     rows = []
     for size, num_envs in settings:
         call = maze_call(benchmark, size=size, observation="position", num_envs=num_envs)
-        first = first_call(call)
+        first = seconds_of(call)
         seconds = timed(call, repeats=benchmark.repeats)
         rate = num_envs * benchmark.num_steps / seconds["median"] / 1e6
         print(f"{size}x{size}, {num_envs} environments: {rate:.2f} million steps/s", flush=True)
@@ -277,7 +230,7 @@ def time_levels(benchmark: Benchmark) -> dict[str, Any]:
 
 def timed_after_first(call: Call, benchmark: Benchmark) -> dict[str, float]:
     """Seconds after the first call."""
-    first_call(call)
+    seconds_of(call)
     return timed(call, repeats=benchmark.repeats)
 
 

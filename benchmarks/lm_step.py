@@ -1,15 +1,14 @@
-"""Time of one PPO step on a language model: generation, scoring, update, and total.
+"""One PPO step on a language model beside peers: TRL's RLOO step, and transformers' `generate`.
 
     python benchmarks/lm_step.py --model FOLDER [--trl-python OTHER_VENV/bin/python] [--torch-python bin/python]
 
 All completions have full length. Compile times are reported separately; steady times are medians. Peers alternate with
-ours, in the interpreters given by their flags: TRL's RLOO step (TRL no longer has a PPO trainer) and transformers'
-`generate`.
+ours, in the interpreters given by their flags (TRL no longer has a PPO trainer). `jaxrl-lm bench --suite lm` measures
+ours alone, with its parts.
 """
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,16 +18,17 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from measure import RESULTS, Peer, environment, first_call, timed, timed_against, write_results
+from measure import RESULTS, Peer, timed_against, write_results
 
-import jaxrl_lm
-from jaxrl_lm.algorithms import PPOConfig, make_ppo
-from jaxrl_lm.rollouts import AnswerConfig, Generation, answer_log_probs, generate, make_evaluate, token_trajectory
+from jaxrl_lm.algorithms import PPOConfig
+from jaxrl_lm.benchmarking.config import DIALOGUE
+from jaxrl_lm.benchmarking.language import PROMPT, StepCall, load_fixed, online_settings
+from jaxrl_lm.benchmarking.timing import environment, seconds_of, timed
+from jaxrl_lm.rollouts import generate
 from jaxrl_lm.training.online.config import PPORunConfig
-from jaxrl_lm.training.online.train import Loaded, load, make_update
+from jaxrl_lm.training.online.train import Loaded
 
 PEERS = Path(__file__).resolve().parent / "peers"
-PROMPT = "The capital of France is a city that many people like to visit because"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Benchmark:
 
 # The dialogue model shipped with the package.
 DEBUG: dict[str, Any] = {
-    "model": str(Path(jaxrl_lm.__file__).parent / "assets" / "dialogue" / "model"),
+    "model": str(DIALOGUE),
     "num_answers": 2,
     "num_tokens": 3,
     "generate_tokens": 4,
@@ -73,25 +73,10 @@ DEBUG: dict[str, Any] = {
 }
 
 
-def make_task(benchmark: Benchmark) -> tuple[Loaded, PPOConfig]:
-    """The trainer's model and update settings, with one prompt and no early stopping."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
-        prompts.write(PROMPT + "\n")
-        prompts.flush()
-        config = PPORunConfig(
-            model=benchmark.model,
-            prompts=prompts.name,
-            reward="words",
-            out="unused",
-            batch_size=benchmark.num_answers,
-            answers=AnswerConfig(max_new_tokens=benchmark.num_tokens),
-            ppo=PPOConfig(num_epochs=1),
-            rescore=benchmark.rescore,
-            dtype=benchmark.dtype,  # pyright: ignore[reportArgumentType]
-        )
-        loaded = load(config)
-    task = replace(loaded.task, sampling=replace(loaded.task.sampling, stop_tokens=()))
-    return replace(loaded, task=task), config.ppo
+def load_task(benchmark: Benchmark) -> Loaded:
+    """The trainer's model and settings, with one prompt and no early stopping."""
+    common = online_settings(benchmark.model, benchmark.num_answers, benchmark.num_tokens, benchmark.dtype)
+    return load_fixed(PPORunConfig, **common, ppo=PPOConfig(num_epochs=1), rescore=benchmark.rescore)
 
 
 def time_generation(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
@@ -103,49 +88,13 @@ def time_generation(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
     return _measure(benchmark, call, benchmark.generate_tokens, benchmark.torch_python, "torch_generate.py")
 
 
-def time_scoring(benchmark: Benchmark, loaded: Loaded, generation: Generation) -> dict[str, Any]:
-    """Reference log-probabilities of the completions: one forward pass."""
-    call = partial(answer_log_probs, loaded.task.policy.model, loaded.params, generation)
-    return _measure(benchmark, call, benchmark.num_tokens)
-
-
-def time_update(benchmark: Benchmark, loaded: Loaded, ppo: PPOConfig, generation: Generation) -> dict[str, Any]:
-    """PPO's update on a fixed trajectory: one epoch, one minibatch, forward, backward and Adam."""
-    algorithm = make_ppo(ppo, make_evaluate(loaded.task.policy.model))
-    actions = generation.sequences[:, -benchmark.num_tokens :]
-    rewards = np.random.default_rng(0).normal(size=actions.shape).astype(np.float32)
-    trajectory = token_trajectory(
-        generation,
-        rewards,
-        generation.response_mask,
-        log_probs=generation.log_probs,
-        values=generation.values,
-        discount=1.0,
-        trace_decay=0.95,
-    )
-    update = jax.jit(algorithm.update, donate_argnums=0)
-    holder = [algorithm.init(jax.tree.map(jax.numpy.copy, loaded.params), jax.random.key(0))]
-
-    def call() -> Any:
-        holder[0], metrics = update(holder[0], trajectory, jax.random.key(0))
-        return metrics, holder[0]
-
-    return _measure(benchmark, call, benchmark.num_tokens)
-
-
 def time_step(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
     """The trainer's full step: generation, reward on the host, scoring, update, metrics."""
-    update = make_update(loaded)
-    holder, metrics = [loaded.init_state()], {}
-
-    def call() -> Any:
-        holder[0], numbers = update(holder[0], 0)
-        metrics.update(numbers)
-        return holder[0]
-
+    call = StepCall(loaded)
     result = _measure(benchmark, call, benchmark.num_tokens, benchmark.trl_python, "trl_rloo_step.py")
-    parts = {name: metrics[name] for name in ("time/generate", "time/reward", "time/learn")}
-    errors = {name: value for name, value in metrics.items() if name.startswith("ratio/") and "max_error" in name}
+    last = call.metrics[-1]
+    parts = {name: last[name] for name in ("time/generate", "time/reward", "time/learn")}
+    errors = {name: value for name, value in last.items() if name.startswith("ratio/") and "max_error" in name}
     return result | {"last_step": parts, **errors}
 
 
@@ -153,7 +102,7 @@ def _measure(
     benchmark: Benchmark, call: Callable[[], Any], num_tokens: int, peer_python: str | None = None, peer: str = ""
 ) -> dict[str, Any]:
     """First call, steady calls and tokens per second; alternates with a peer if its interpreter is given."""
-    first = first_call(call)
+    first = seconds_of(call)
     if peer_python:
         command = [peer_python, str(PEERS / peer), benchmark.model, PROMPT, str(benchmark.num_answers), str(num_tokens)]
         steady = timed_against(Peer(command), call, repeats=benchmark.repeats)
@@ -166,7 +115,7 @@ def _measure(
 def main(benchmark: Benchmark) -> None:
     """Measure, compare, write."""
     benchmark = replace(benchmark, **DEBUG) if benchmark.debug else benchmark
-    loaded, ppo = make_task(benchmark)
+    loaded = load_task(benchmark)
     results: dict[str, Any] = {
         "setting": {
             "model": Path(benchmark.model).name,
@@ -181,10 +130,6 @@ def main(benchmark: Benchmark) -> None:
         "environment": environment(),
         "generate": time_generation(benchmark, loaded),
     }
-    chosen = np.zeros(benchmark.num_answers, int)
-    generation = loaded.task.answer(loaded.params, chosen, jax.random.key(0))
-    results["score"] = time_scoring(benchmark, loaded, generation)
-    results["update"] = time_update(benchmark, loaded, ppo, generation)
     results["step"] = time_step(benchmark, loaded)
     print(json.dumps(results, indent=2))
     write_results(benchmark.out, results)

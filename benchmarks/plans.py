@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from measure import RESULTS, environment
+from measure import RESULTS
 
+from jaxrl_lm.benchmarking.timing import environment
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.planning.config import PlanConfig
 from jaxrl_lm.training.planning.plan import Plan, make_plan, use_described_devices

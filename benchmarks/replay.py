@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from measure import RESULTS, environment, first_call, timed_in_turns, write_results
+from measure import RESULTS, write_results
 
 from jaxrl_lm.algorithms.replay import ReplayConfig, Step, add, init_replay, sample, set_priorities
+from jaxrl_lm.benchmarking.timing import environment, seconds_of, timed_in_turns
 
 DISCOUNT = 0.99
 
@@ -122,7 +123,7 @@ def chained(benchmark: Benchmark, start: Any, one_round: Round) -> Callable[[], 
         return sums
 
     for _ in range(-(-benchmark.buffer_size // (benchmark.num_envs * benchmark.num_rounds))):
-        first_call(call)
+        seconds_of(call)
     return call
 
 

@@ -16,18 +16,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import tyro
-from measure import (
-    RESULTS,
-    Peer,
-    environment,
-    first_call,
-    make_plain,
-    program_memory_gb,
-    timed,
-    timed_against,
-    timed_in_turns,
-    write_results,
-)
+from measure import RESULTS, Peer, make_plain, timed_against, write_results
 
 from jaxrl_lm import envs
 from jaxrl_lm.algorithms.dqn import DQNConfig, make_dqn
@@ -35,6 +24,8 @@ from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig, make_envir
 from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.algorithms.pqn import PQNConfig, make_pqn
 from jaxrl_lm.algorithms.tabular import TabularConfig, make_tabular
+from jaxrl_lm.benchmarking.environments import Case, TrainingCall
+from jaxrl_lm.benchmarking.timing import environment, seconds_of, timed, timed_in_turns
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import make_policy
 
@@ -101,27 +92,17 @@ DEBUG: dict[str, Any] = {"scaling": (4, 8), "repeats": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """An algorithm with its settings, and the same of another library.
+class Compared(Case):
+    """A case, and the same of another library.
 
     Attributes:
-        name: name of the row.
-        config: our settings.
-        make_learner: our learner.
-        env: environment id.
-        num_updates: our updates per timed call.
         peer: library and program arguments for as many steps; None without a peer.
     """
 
-    name: str
-    config: Any
-    make_learner: Callable[[Any, Any, Any], Any]
-    env: str = ENV
-    num_updates: int = 10
     peer: tuple[str, list[str]] | None = None
 
 
-def cases() -> list[Case]:
+def cases() -> list[Compared]:
     """All rows."""
     mlp = {"activation": "tanh", "hidden_layer_sizes": [64, 64]}
     ppo_peer = {"num_envs": 2048, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "agent_kwargs": mlp}
@@ -129,27 +110,30 @@ def cases() -> list[Case]:
     pqn_peer = {"num_envs": 128, "num_steps": 32, "num_epochs": 2, "num_minibatches": 4}
     dqn_peer = {"num_envs": 128, "batch_size": 128, "buffer_size": 131_072, "fill_buffer": 1024, "num_epochs": 1}
     return [
-        Case(name="PPO", config=PPO, make_learner=make_environment_ppo, num_updates=4, peer=rejax("ppo", ppo_peer, 4)),
-        Case(name="PQN", config=PQN, make_learner=make_pqn, num_updates=40, peer=rejax("pqn", pqn_peer, 40)),
-        Case(name="DQN", config=DQN, make_learner=make_dqn, num_updates=10, peer=rejax("dqn", dqn_peer, 640)),
-        Case(
+        Compared(
+            name="PPO", config=PPO, make_learner=make_environment_ppo, num_updates=4, peer=rejax("ppo", ppo_peer, 4)
+        ),
+        Compared(name="PQN", config=PQN, make_learner=make_pqn, num_updates=40, peer=rejax("pqn", pqn_peer, 40)),
+        Compared(name="DQN", config=DQN, make_learner=make_dqn, num_updates=10, peer=rejax("dqn", dqn_peer, 640)),
+        Compared(
             name="PPO, 8 environments",
             config=SB3_PPO,
             make_learner=make_environment_ppo,
             num_updates=1,
             peer=("sb3", [ENV, "8", "2048"]),
         ),
-        Case(
+        Compared(
             name="Q-learning",
             config=TabularConfig(num_envs=1024, num_steps=128),
             make_learner=make_tabular,
             env="ChainMaze-v0",
         ),
-        Case(
+        Compared(
             name="PPO, Maze-v0 13x13 grid",
             config=PPO,
             make_learner=make_environment_ppo,
             env="Maze-v0",
+            env_options={"observation": "grid"},
             num_updates=1,
         ),
     ]
@@ -158,35 +142,6 @@ def cases() -> list[Case]:
 def rejax(algorithm: str, settings: dict[str, Any], num_iterations: int) -> tuple[str, list[str]]:
     """rejax with the same settings."""
     return "rejax", [algorithm, ENV, json.dumps(settings), str(num_iterations)]
-
-
-class TrainingCall:
-    """Training calls, each continuing from the last.
-
-    Attributes:
-        steps: environment steps per call.
-    """
-
-    def __init__(self, case: Case) -> None:
-        options = {"observation": "grid"} if case.env == "Maze-v0" else {}
-        env, self._params = envs.make(case.env, **options)
-        learner = case.make_learner(case.config, env, self._params)
-        self._state = jax.jit(learner.init)(jax.random.key(0), self._params)
-        self.steps = learner.steps_per_update * case.num_updates
-
-        def chunk(state: Any, params: Any) -> Any:
-            return jax.lax.scan(lambda s, _: learner.update(s, params), state, None, length=case.num_updates)
-
-        self._run = jax.jit(chunk, donate_argnums=0)
-
-    def __call__(self) -> Any:
-        """One chunk of updates."""
-        self._state, metrics = self._run(self._state, self._params)
-        return self._state, metrics
-
-    def memory_gb(self) -> float:
-        """Memory of the program."""
-        return program_memory_gb(self._run.lower(self._state, self._params).compile())
 
 
 def bare_call(case: Case) -> Callable[[], Any]:
@@ -227,11 +182,11 @@ def bare_call(case: Case) -> Callable[[], Any]:
     return lambda: run(weights, observations)
 
 
-def measure(benchmark: Benchmark, case: Case) -> dict[str, Any]:
+def measure(benchmark: Benchmark, case: Compared) -> dict[str, Any]:
     """Steady and first seconds of a case, steps per second, and the same for its peer."""
     print(f"{case.name} ...", flush=True)
     call = TrainingCall(case)
-    first = first_call(call)
+    first = seconds_of(call)
     library, arguments = case.peer or ("", [])
     python = {"rejax": benchmark.rejax_python, "sb3": benchmark.sb3_python}.get(library)
     if python:
@@ -267,7 +222,7 @@ def plot(path: Path, results: dict[str, Any]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def debugged(case: Case) -> Case:
+def debugged(case: Compared) -> Compared:
     """A case with few steps and no peer."""
     small: dict[str, Any] = {"num_envs": 4}
     if isinstance(case.config, DQNConfig):
@@ -288,12 +243,12 @@ def main(benchmark: Benchmark) -> None:
     ppo = shown[0]
     calls = {"training": TrainingCall(ppo), "bare": bare_call(ppo)}
     for call in calls.values():
-        first_call(call)
+        seconds_of(call)
     bare = timed_in_turns(calls, repeats=benchmark.repeats)
     scaling = []
     for num_envs in benchmark.scaling:
         config = EnvironmentPPOConfig(num_envs=num_envs, num_steps=32, ppo=PPO.ppo)
-        case = Case(
+        case = Compared(
             name=f"PPO, {num_envs} environments", config=config, make_learner=make_environment_ppo, num_updates=4
         )
         scaling.append({"num_envs": num_envs, **measure(replace(benchmark, repeats=3), case)})

@@ -125,6 +125,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "jaxrl_lm.training.planning.config:PlanConfig",
             "jaxrl_lm.cli.plan:run_plan",
         ),
+        "bench": Command(
+            "measure speed, and compare it with what the devices can do",
+            "jaxrl_lm.benchmarking.config:BenchConfig",
+            "jaxrl_lm.cli.bench:run_bench",
+        ),
         "doctor": Command(
             "show devices and versions", "jaxrl_lm.cli.doctor:DoctorConfig", "jaxrl_lm.cli.doctor:run_doctor"
         ),

@@ -18,7 +18,6 @@ _EXTRAS = {
     "tpu": "libtpu",
     "data": "datasets",
     "label": "starlette",
-    "energy": "nvidia-ml-py",
     "ray": "ray",
     "wandb": "wandb",
 }

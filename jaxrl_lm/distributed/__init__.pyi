@@ -13,6 +13,7 @@ from .mesh import (
 from .programs import (
     init_state as init_state,
     jit_update as jit_update,
+    update_program as update_program,
 )
 from .sharding import (
     RULES as RULES,
@@ -22,4 +23,10 @@ from .sharding import (
     num_batch_parts as num_batch_parts,
     place_batch as place_batch,
     place_params as place_params,
+)
+from .work import (
+    add_flops as add_flops,
+    counted as counted,
+    counting as counting,
+    is_counting as is_counting,
 )

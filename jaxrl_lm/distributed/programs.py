@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_lm.distributed.sharding import current_mesh, state_shardings
+from jaxrl_lm.distributed.work import counted
 from jaxrl_lm.types import PyTree
 
 
@@ -33,6 +34,11 @@ def init_state(init: Callable[..., PyTree], params: PyTree, *args: Any, is_copie
     return jax.jit(first, out_shardings=shardings)(params, *args)
 
 
+def update_program(update: Callable[..., Any], state: PyTree) -> Any:
+    """The jitted function of `jit_update`, for states that are split as this one."""
+    return jax.jit(update, donate_argnums=0, **_out_shardings(state))
+
+
 def jit_update(update: Callable[..., Any]) -> Callable[..., Any]:
     """`update(state, ...) -> (state, metrics)` of a learner, jitted, with its state donated and split as before."""
     compiled: Callable[..., Any] | None = None
@@ -40,7 +46,7 @@ def jit_update(update: Callable[..., Any]) -> Callable[..., Any]:
     def call(state: PyTree, *args: Any) -> Any:
         nonlocal compiled
         if compiled is None:
-            compiled = jax.jit(update, donate_argnums=0, **_out_shardings(state))
+            compiled = counted(update_program(update, state))
         return compiled(state, *args)
 
     return call

@@ -23,7 +23,7 @@ RESERVED = frozenset({"mean", "std", "std_in_group", "score", "with_penalty"})
 """Reserved names of the trainer's metrics `reward/NAME`."""
 
 TRAINER_GROUPS = frozenset(
-    {"answer", "energy", "watched", "kl", "loss", "minibatches", "policy", "ratio", "steps", "time", "value"}
+    {"answer", "energy", "flops", "watched", "kl", "loss", "minibatches", "policy", "ratio", "steps", "time", "value"}
 )
 """Groups of metrics, GROUP/NAME, that only the trainer logs to."""
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -165,7 +164,7 @@ def apply_model(model: RewardModel, params: PyTree, batch: PyTree) -> jax.Array:
     return output.scores
 
 
-_score_batch = partial(jax.jit, static_argnums=0)(apply_model)
+_score_batch = distributed.counted(jax.jit(apply_model, static_argnums=0))
 
 
 def score_rows(

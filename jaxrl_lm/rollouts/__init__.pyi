@@ -18,3 +18,7 @@ from .token_policy import (
     rollout_error as rollout_error,
     token_trajectory as token_trajectory,
 )
+from .work import (
+    count_generation as count_generation,
+    generation_flops as generation_flops,
+)

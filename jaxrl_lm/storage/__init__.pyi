@@ -3,6 +3,7 @@ from .checkpoints import (
     Score as Score,
     WhichCheckpoint as WhichCheckpoint,
 )
+from .compute import write_compute_note as write_compute_note
 from .leftovers import (
     empty_folder as empty_folder,
     is_full_disk as is_full_disk,

@@ -27,6 +27,8 @@ GROUPS = {
     "loss": "Losses",
     "ratio": "Probability ratio and clipping",
     "time": "Speed",
+    "flops": "Operations of products",
+    "energy": "Energy",
 }
 """Titles of the groups shown first, in this order; others follow by name."""
 
@@ -35,13 +37,20 @@ STEPS = "steps/per_seed"
 
 # Units by the end of a metric's name; the first match counts.
 _UNITS_BY_SUFFIX = {
-    "_per_second": "per second",
+    "per_second": "per second",
     "seconds": "seconds",
     "minutes": "minutes",
     "fraction": "fraction",
     "entropy": "nats",
 }
-_UNITS_BY_GROUP = {"reward": "reward", "watched": "reward", "kl": "nats", "loss": "loss", "ratio": "ratio"}
+_UNITS_BY_GROUP = {
+    "reward": "reward",
+    "watched": "reward",
+    "kl": "nats",
+    "loss": "loss",
+    "ratio": "ratio",
+    "energy": "J",
+}
 _NO_UNIT = re.compile(r"(coef|coefficient|beta|target)$")
 
 # Okabe and Ito's palette, distinct for colour-blind readers and in grey; then matplotlib's tab20.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_lm.storage.compute import compute_section
 from jaxrl_lm.storage.metrics import Curve, read_metrics
 from jaxrl_lm.storage.plots import STEPS, write_plots
 from jaxrl_lm.storage.run_folder import (
@@ -93,9 +94,11 @@ def write_report(folder: RunFolder, *, title: str) -> Path:
         InputError: if a file of the run is damaged.
     """
     curves = read_metrics(folder)
+    compute = compute_section(folder, curves)
+    written = [*read_sections(folder), *([] if compute is None else [compute])]
     sections = [
         _plots_section([*write_seed_plots(folder), *write_plots(folder)]),
-        *(_trainers_section(folder, section) for section in read_sections(folder)),
+        *(_trainers_section(folder, section) for section in written),
         _metrics_section(curves),
         _samples_section(_read_samples(folder)),
         _config_section(folder.read_config()),

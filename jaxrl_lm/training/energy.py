@@ -1,8 +1,9 @@
-"""Energy of a run, in joules, from the processors' own counters: NVML for NVIDIA GPUs, RAPL for CPUs.
+"""Energy of a run, in joules: from the processors' own counters (NVML, RAPL), or else from their power and the time.
 
 The counters measure whole devices, so energy that other processes use at the same time is included.
 
-Reference: Linux kernel documentation, Power Capping Framework; NVIDIA, NVML API Reference.
+Reference: Linux kernel documentation, Power Capping Framework; NVIDIA, NVML API Reference; Cloud Carbon Footprint,
+Methodology.
 """
 
 import importlib
@@ -10,16 +11,17 @@ import logging
 import os
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from jaxrl_lm.errors import InputError
+from jaxrl_lm.training.accelerators import this_accelerator
 
 _POWERCAP = Path("/sys/class/powercap")
 _LONGEST_READ = 1.0  # seconds; a slower source is not worth slowing training down
-_LEAVE_OUT = "or leave the option out"
+_THREAD_WATTS = 4.26  # of a busy thread of Google Cloud's processors (Cloud Carbon Footprint's median, from SPECpower)
 
 _log = logging.getLogger(__name__)
 
@@ -87,24 +89,61 @@ class NvmlGpu:
         return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
 
 
+class AssumedPower:
+    """Devices that are taken to draw their full power all the time."""
+
+    def __init__(self, kind: str, name: str, watts: float) -> None:
+        """Start counting; `watts` is the power of all of them."""
+        self.kind, self.name, self._watts, self._start = kind, name, watts, time.perf_counter()
+
+    def joules(self) -> float:
+        """Energy since the counter was made."""
+        return self._watts * (time.perf_counter() - self._start)
+
+
+class NoCounterError(Exception):
+    """The energy of the devices in use cannot be measured; the message says why, and what helps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergySource:
+    """Where joules come from.
+
+    Attributes:
+        counters: what to read; empty if nothing is known.
+        is_estimate: whether they are not measured.
+        how: the same in words, for the report.
+    """
+
+    counters: list[Counter]
+    is_estimate: bool
+    how: str
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its metrics begin with, behind `energy/`."""
+        return "estimated_" if self.is_estimate else ""
+
+
 class EnergyMeter:
     """Adds the energy since the update before to the metrics of each update, in joules.
 
     `energy/update` includes what happens between two updates, such as checkpoints; the first one includes compilation.
-    `energy/total` is its sum over the measured updates, so those of a part of the run without `--energy` are
-    not in it. `energy/cpu` and `energy/gpu` are parts of `energy/update`, where
-    both are measured. A counter that fails or takes too long is warned of once, and no more energy is measured.
+    `energy/total` is its sum. `energy/cpu` and `energy/gpu` are parts of `energy/update`, where both are measured.
+    Estimates are named `energy/estimated_update` and `energy/estimated_total`. A counter that fails or takes too long
+    is warned of once, and no more energy is measured.
     """
 
-    def __init__(self, counters: list[Counter], *, total: float = 0.0, poll_seconds: float = 30.0) -> None:
+    def __init__(self, source: EnergySource, *, total: float = 0.0, poll_seconds: float = 30.0) -> None:
         """Set up the meter.
 
         Args:
-            counters: what to read.
+            source: what to read.
             total: joules of the run so far.
             poll_seconds: the counters are read at least this often, so that none goes through its range unnoticed.
         """
-        self._counters, self._total, self._poll_seconds = counters, total, poll_seconds
+        self._counters, self._prefix = source.counters, source.prefix
+        self._total, self._poll_seconds = total, poll_seconds
         self._last: dict[str, float] | None = None
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._poll, name="energy", daemon=True)
@@ -126,9 +165,9 @@ class EnergyMeter:
             return
         self._last = now
         spent = {f"energy/{kind}": now[kind] - before[kind] for kind in now}
-        metrics["energy/update"] = sum(spent.values())
-        self._total += metrics["energy/update"]
-        metrics["energy/total"] = self._total
+        update = sum(spent.values())
+        self._total += update
+        metrics |= {f"energy/{self._prefix}update": update, f"energy/{self._prefix}total": self._total}
         if len(spent) > 1:
             metrics.update(spent)
 
@@ -157,6 +196,40 @@ class EnergyMeter:
             self._read()
 
 
+def find_source(num_devices: int = 1) -> EnergySource:
+    """The counters of the devices that training uses and of the machine's CPUs, or else an estimate from their power.
+
+    Args:
+        num_devices: how many of JAX's devices training uses; it uses the first ones.
+    """
+    try:
+        counters = find_counters(num_devices)
+    except NoCounterError as error:
+        return _estimate(num_devices, str(error))
+    kinds = {"gpu": "NVML", "cpu": "RAPL"}
+    names = ", ".join(f"{counter.name} ({kinds[counter.kind]})" for counter in counters)
+    return EnergySource(counters=counters, is_estimate=False, how=f"measured: {names}")
+
+
+def _estimate(num_devices: int, reason: str) -> EnergySource:
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        count, watts, what = _num_threads() * jax.process_count(), _THREAD_WATTS, "processor threads"
+    else:
+        accelerator = this_accelerator()
+        count, watts = num_devices, None if accelerator is None else accelerator.watts
+        what = f"{device.device_kind}, its design power"
+    if watts is None:
+        return EnergySource(counters=[], is_estimate=True, how=f"not known: {reason}; its power is not in our table")
+    how = f"estimated: {count} x {watts:g} W ({what}) x seconds, because {reason}"
+    return EnergySource(counters=[AssumedPower(device.platform, what, count * watts)], is_estimate=True, how=how)
+
+
+def _num_threads() -> int:
+    """Threads of the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_counters(num_devices: int = 1) -> list[Counter]:
     """The energy counters of the devices that training uses, and of the machine's CPUs where they can be read.
 
@@ -164,17 +237,17 @@ def find_counters(num_devices: int = 1) -> list[Counter]:
         num_devices: how many of JAX's devices training uses; it uses the first ones.
 
     Raises:
-        InputError: these devices have no counter that can be read, or it is not known which GPUs they are.
+        NoCounterError: these devices have no counter that can be read, or it is not known which GPUs they are.
     """
     backend = jax.default_backend()
     if backend == "cpu":
         return _cpus()
     if backend != "gpu":
-        raise InputError(f"energy=True: there is no energy counter for a {backend}; leave the option out")
+        raise NoCounterError(f"a {backend} has no energy counter")
     gpus = _gpus(num_devices)
     try:
         return [*gpus, *_cpus()]
-    except InputError:
+    except NoCounterError:
         return gpus
 
 
@@ -187,19 +260,18 @@ def _cpus() -> list[Counter]:
     names = {zone: _zone_name(zone) for zone in sorted(_POWERCAP.glob("intel-rapl:*"))}
     zones = [zone for zone, name in names.items() if name.startswith("package") or name == "dram"]
     if not zones:
-        raise InputError(
-            f"energy=True: {_POWERCAP} has no RAPL energy counter of this machine's CPU (virtual machines and "
-            f"containers hide it); run on the machine itself, {_LEAVE_OUT}"
+        raise NoCounterError(
+            f"{_POWERCAP} has no RAPL counter of this machine's CPU (virtual machines and containers hide it)"
         )
     try:
         return [RaplZone(zone) for zone in zones]
     except PermissionError:
-        raise InputError(
-            f"energy=True: only root may read {_POWERCAP}/intel-rapl:*/energy_uj; let others read it with "
-            f"sudo chmod a+r {_POWERCAP}/intel-rapl:*/energy_uj, {_LEAVE_OUT}"
+        raise NoCounterError(
+            f"only root may read {_POWERCAP}/intel-rapl:*/energy_uj; let others read it with "
+            f"sudo chmod a+r {_POWERCAP}/intel-rapl:*/energy_uj"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"energy=True: a RAPL energy counter cannot be read ({error}); leave the option out") from None
+        raise NoCounterError(f"a RAPL counter cannot be read ({error})") from None
 
 
 def _zone_name(zone: Path) -> str:
@@ -213,17 +285,16 @@ def _gpus(num_used: int) -> list[Counter]:
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
-        raise InputError(
-            "energy=True: the energy of a GPU is read with nvidia-ml-py, which is not installed: "
-            f"pip install 'jaxrl-lm[energy]', {_LEAVE_OUT}"
+        raise NoCounterError(
+            "the energy of a GPU is read with nvidia-ml-py, which is not installed: pip install nvidia-ml-py"
         ) from None
     try:
         nvml.nvmlInit()
         return [NvmlGpu(nvml, handle) for handle in _used_gpus(nvml, num_used)]
     except nvml.NVMLError as error:
-        raise InputError(
-            f"energy=True: NVML does not give the energy of this GPU ({error}); it takes an NVIDIA GPU, Volta or "
-            f"newer, that is not divided by MIG; leave the option out"
+        raise NoCounterError(
+            f"NVML does not give the energy of this GPU ({error}); it takes an NVIDIA GPU, Volta or newer, that is not "
+            "divided by MIG"
         ) from None
 
 
@@ -235,14 +306,15 @@ def _used_gpus(nvml: Any, num_used: int) -> list[Any]:
     count = nvml.nvmlDeviceGetCount()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(index) for index in range(count)] if visible is None else visible.split(",")
-    used = [names[device.local_hardware_id].strip() for device in jax.devices()[:num_used]]
+    local = [device for device in jax.devices()[:num_used] if device.process_index == jax.process_index()]
+    used = [names[device.local_hardware_id].strip() for device in local]
     numbers = [name for name in used if name.isdigit()]
     if numbers and len(numbers) < count and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         kinds = {str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(index))) for index in range(count)}
         if len(kinds) > 1:
-            raise InputError(
-                f"energy=True: this machine has different GPUs ({', '.join(sorted(kinds))}), which CUDA and NVML may "
-                f"number differently; set the environment variable CUDA_DEVICE_ORDER=PCI_BUS_ID, {_LEAVE_OUT}"
+            raise NoCounterError(
+                f"this machine has different GPUs ({', '.join(sorted(kinds))}), which CUDA and NVML may number "
+                "differently; set the environment variable CUDA_DEVICE_ORDER=PCI_BUS_ID"
             )
     return [
         nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)

@@ -1,9 +1,10 @@
-"""What follows a run: metrics, trackers, progress, warnings, profiles, energy. `OBSERVERS` is the one table."""
+"""What follows a run: energy, operations, profiles, metrics, trackers, progress, warnings. `OBSERVERS` is the table."""
 
 import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,10 +12,11 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxrl_lm import storage
+from jaxrl_lm import distributed, storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder
-from jaxrl_lm.training.energy import EnergyMeter, find_counters
+from jaxrl_lm.training.accelerators import this_accelerator
+from jaxrl_lm.training.energy import EnergyMeter, find_source
 from jaxrl_lm.training.settings import RunConfig, StageConfig
 
 _log = logging.getLogger(__name__)
@@ -194,12 +196,67 @@ class Profiler:
             )
 
 
+class FlopsMeter:
+    """Adds the operations of products since the update before to the metrics of each update.
+
+    `flops/update` and `flops/total` are counts, over all devices; `flops/per_second` divides by the time since the
+    update before, checkpoints included; `flops/utilization` is its share of the devices' bfloat16 peak, where that is
+    known.
+    Without products, as in tables, nothing is added.
+    """
+
+    def __init__(self, *, peak: float | None, total: float) -> None:
+        """Set up the meter.
+
+        Args:
+            peak: operations per second of all devices; None if it is not known.
+            total: operations of the run so far.
+        """
+        self._peak, self._total = peak, total
+        self._stack, self._last = ExitStack(), 0.0
+
+    def __enter__(self) -> "FlopsMeter":
+        self._work = self._stack.enter_context(distributed.counting())
+        self._last = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Add what was counted since the update before."""
+        del step
+        flops, now = self._work.flops, time.perf_counter()
+        seconds, self._last, self._work.flops = now - self._last, now, 0.0
+        if not flops:
+            return
+        self._total += flops
+        metrics |= {"flops/update": flops, "flops/total": self._total, "flops/per_second": flops / seconds}
+        if self._peak is not None:
+            metrics["flops/utilization"] = flops / seconds / self._peak
+
+
+def _energy_meter(run: ObservedRun) -> EnergyMeter:
+    source = find_source(run.num_devices)
+    storage.write_compute_note(run.folder, "energy", source.how)
+    return EnergyMeter(source, total=_so_far(run, f"energy/{source.prefix}total"))
+
+
+def _flops_meter(run: ObservedRun) -> FlopsMeter:
+    accelerator, kind = this_accelerator(), jax.devices()[0].device_kind
+    note = "counted in the programs: matrix products and convolutions, and of generation what each token needs"
+    if accelerator is None:
+        peak, of_peak = None, f"the peak of {kind} is not in our table; jaxrl-lm bench measures it"
+    else:
+        peak = accelerator.tflops * 1e12 * run.num_devices
+        of_peak = f"the peak is that of {run.num_devices} {kind} in bfloat16, {accelerator.tflops:g} TFLOP/s each"
+    storage.write_compute_note(run.folder, "flops", f"{note}; {of_peak}")
+    return FlopsMeter(peak=peak, total=_so_far(run, "flops/total"))
+
+
 OBSERVERS: dict[str, ObserverKind] = {
-    "energy": ObserverKind(
-        make=lambda run: EnergyMeter(find_counters(run.num_devices), total=_energy_so_far(run)),
-        is_wanted=lambda config: config.energy,
-        check=lambda config: find_counters(),
-    ),
+    "energy": ObserverKind(make=_energy_meter),
+    "flops": ObserverKind(make=_flops_meter),
     "profiler": ObserverKind(
         make=Profiler,
         is_wanted=lambda config: config.profile_updates > 0,
@@ -225,7 +282,7 @@ def check_observers(config: StageConfig, *, prefix: str = "") -> None:
         prefix: of the options' names in errors, such as `ppo.` for a stage.
 
     Raises:
-        InputError: wandb is not installed, or there is no energy counter.
+        InputError: wandb is not installed.
     """
     for kind in OBSERVERS.values():
         if kind.is_wanted(config):
@@ -240,8 +297,8 @@ def make_observers(run: ObservedRun) -> list[Observer]:
     return [kind.make(run) for kind in OBSERVERS.values() if kind.is_wanted(run.config)]
 
 
-def _energy_so_far(run: ObservedRun) -> float:
-    """Joules of the updates before those to be made; 0 where they were not measured."""
-    curve = storage.read_metrics(run.folder).get("energy/total")
+def _so_far(run: ObservedRun, name: str) -> float:
+    """The last value of a sum before the updates to be made; 0 where there is none."""
+    curve = storage.read_metrics(run.folder).get(name)
     values = [] if curve is None else curve.values[curve.steps <= run.num_done]
     return float(values[-1]) if len(values) else 0.0

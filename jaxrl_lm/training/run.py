@@ -56,7 +56,7 @@ class Training:
         fingerprints: checksums of inputs that the settings only name, such as the prompts, by name; resuming with
             other inputs is refused.
         samples_before: generates samples before training; only called for a new run, before its folder is created.
-        num_devices: number of devices that the update uses.
+        num_devices: number of devices that the update uses where there is no mesh.
         unit: unit of progress, plural.
         units_per_update: units per update.
         score: `score(metrics)`: result of the evaluation in an update's metrics, None if there was none. The checkpoint
@@ -106,7 +106,7 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
             tell(_how_to_continue(config))
             return folder
         training = load()
-        _name_idle_devices(training.num_devices)
+        _name_idle_devices(_num_devices(training))
         if not is_resumed:
             samples = training.samples_before()
             RunFolder.create(folder.path, config.saved())
@@ -210,6 +210,12 @@ def _how_to_continue(config: RunConfig) -> str:
     return f"{config.out}: this run has ended, there is nothing to resume; {more}"
 
 
+def _num_devices(training: Training) -> int:
+    """The devices that an update uses: those of the mesh, if there is one."""
+    mesh = distributed.current_mesh()
+    return training.num_devices if mesh is None else mesh.size
+
+
 def _name_idle_devices(num_used: int) -> None:
     num_devices = jax.device_count()
     if num_used < num_devices:
@@ -265,7 +271,7 @@ def _observed(config: RunConfig, folder: RunFolder, training: Training, num_done
         shown=training.shown,
         unit=training.unit,
         units_per_update=training.units_per_update,
-        num_devices=training.num_devices,
+        num_devices=_num_devices(training),
     )
 
 

@@ -24,15 +24,12 @@ class StageConfig:
         wandb_project: also log to this Weights & Biases project.
         profile_updates: number of updates to profile, after the first one, into the run's folder `profile`, for
             TensorBoard or Perfetto; 0 profiles none.
-        energy: measure the energy of each update, in joules, with the counters of the CPUs (RAPL, on Linux) and of the
-            NVIDIA GPUs that training uses (NVML).
     """
 
     save_every: int = 50
     keep_checkpoints: int = 2
     wandb_project: str | None = None
     profile_updates: int = 0
-    energy: bool = False
 
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "save_every", "keep_checkpoints")
@@ -92,7 +89,7 @@ class RunConfig(StageConfig):
 
     def free_settings(self) -> frozenset[str]:
         """Settings that may differ on resuming, because they change no result."""
-        return frozenset({"out", "save_every", "keep_checkpoints", "wandb_project", "profile_updates", "energy"})
+        return frozenset({"out", "save_every", "keep_checkpoints", "wandb_project", "profile_updates"})
 
 
 @dataclass(frozen=True, kw_only=True)

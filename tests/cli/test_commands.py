@@ -182,7 +182,6 @@ def test_help_speaks_of_chunks_and_of_the_best_checkpoint_only_in_environments(
         "chunks of updates between checkpoints",
         "the best one is kept as well",
         "chunks of updates to profile",
-        "energy of each chunk of updates",
     ):
         assert words in shown
     assert run(["sft", "--help"]) == 0

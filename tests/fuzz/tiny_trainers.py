@@ -7,6 +7,7 @@ from typing import Any
 from jaxrl_lm import data
 from jaxrl_lm.data import Preference, PromptCompletion
 from tests.byte_model import write_byte_model
+from tests.measured import is_measured
 
 _ENVIRONMENT = (
     *("--total-steps=256", "--chunk-updates=1", "--num-envs=4", "--eval-episodes=4", "--num-seeds=2"),
@@ -98,5 +99,5 @@ def _content(path: Path) -> Any:
         return None
     if path.name == "metrics.jsonl":
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+        return [{name: value for name, value in row.items() if not is_measured(name)} for row in rows]
     return path.read_bytes()

@@ -21,6 +21,7 @@ from jaxrl_lm.training.offline import train as offline
 from jaxrl_lm.training.offline.dpo import DPORunConfig
 from jaxrl_lm.training.offline.task import load_task, read_split
 from jaxrl_lm.training.offline.train import train_offline
+from tests.measured import is_measured
 
 MakeConfig = Callable[..., DPORunConfig]
 
@@ -60,7 +61,7 @@ def make_dpo_config(byte_model: Path, preferences_file: Path, tmp_path: Path) ->
 def numbers(folder: RunFolder) -> list[dict[str, Any]]:
     """Every metric that is not a time."""
     records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(

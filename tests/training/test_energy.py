@@ -8,9 +8,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxrl_lm.errors import InputError
 from jaxrl_lm.training import energy
-from jaxrl_lm.training.energy import EnergyMeter, RaplZone, find_counters
+from jaxrl_lm.training.energy import (
+    EnergyMeter,
+    EnergySource,
+    NoCounterError,
+    RaplZone,
+    find_counters,
+    find_source,
+)
 
 
 def write_zone(folder: Path, name: str, microjoules: int = 0, most: int = 65_532_610_987) -> Path:
@@ -59,12 +65,23 @@ class FakeNvml(types.ModuleType):
         return self.millijoules[handle]
 
 
+def measured(counter):
+    return EnergySource(counters=[counter], is_estimate=False, how="")
+
+
 @pytest.fixture
 def nvml(monkeypatch, powercap):
     module = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", module)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(local_hardware_id=place) for place in range(2)])
+    monkeypatch.setattr(
+        jax,
+        "devices",
+        lambda: [
+            types.SimpleNamespace(local_hardware_id=place, process_index=0, platform="gpu", device_kind="NVIDIA L4")
+            for place in range(2)
+        ],
+    )
     for variable in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(variable, raising=False)
     return module
@@ -99,14 +116,14 @@ def test_a_counter_that_only_root_may_read_is_refused_with_the_remedy(powercap, 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(RaplZone, "_read", refuse)
-    with pytest.raises(InputError, match=r"energy=True: only root .* sudo chmod a\+r .*/intel-rapl:\*/energy_uj"):
+    with pytest.raises(NoCounterError, match=r"only root .* sudo chmod a\+r .*/intel-rapl:\*/energy_uj"):
         find_counters()
 
 
 @pytest.mark.parametrize("value", ["", "many"])
 def test_a_counter_that_holds_no_number_is_refused(powercap, value):
     (write_zone(powercap / "intel-rapl:0", "package-0") / "energy_uj").write_text(value)
-    with pytest.raises(InputError, match="energy=True: a RAPL energy counter cannot be read"):
+    with pytest.raises(NoCounterError, match="a RAPL counter cannot be read"):
         find_counters()
 
 
@@ -149,14 +166,14 @@ def test_one_of_different_gpus_is_refused_unless_cuda_numbers_them_as_nvml_does(
     if is_known:
         assert len(find_counters(num_used)) == num_used
         return
-    with pytest.raises(InputError, match=r"energy=True: .* \(fake, other\).* set .*CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+    with pytest.raises(NoCounterError, match=r"different GPUs \(fake, other\).* set .*CUDA_DEVICE_ORDER=PCI_BUS_ID"):
         find_counters(num_used)
 
 
 def test_a_gpu_and_its_machines_processor_are_added_and_shown_apart(nvml, powercap):
     zone = write_zone(powercap / "intel-rapl:0", "package-0")
     metrics: dict[str, float] = {}
-    with EnergyMeter(find_counters(2), total=100.0) as meter:
+    with EnergyMeter(find_source(2), total=100.0) as meter:
         nvml.millijoules = {"GPU-a": 1_003_000, "GPU-b": 2_004_000}
         (zone / "energy_uj").write_text("500000")
         meter.write(1, metrics)
@@ -165,29 +182,56 @@ def test_a_gpu_and_its_machines_processor_are_added_and_shown_apart(nvml, powerc
     )
 
 
-def test_a_gpu_without_its_package_is_refused_with_the_command_that_installs_it(nvml, monkeypatch):
+def test_a_gpu_without_its_package_is_estimated_from_its_design_power(nvml, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(InputError, match=r"energy=True: .* pip install 'jaxrl-lm\[energy\]'"):
-        find_counters()
+    source = find_source(2)
+    assert source.is_estimate
+    assert source.how.startswith("estimated: 2 x 72 W (NVIDIA L4, its design power) x seconds, because")
+    assert source.how.endswith("pip install nvidia-ml-py")
 
 
 def test_a_gpu_without_a_counter_is_refused_though_the_processor_has_one(nvml, powercap):
     write_zone(powercap / "intel-rapl:0", "package-0")
     nvml.millijoules.pop("GPU-a")
-    with pytest.raises(InputError, match=r"energy=True: NVML .* \(Not Supported\)"):
+    with pytest.raises(NoCounterError, match=r"NVML .* \(Not Supported\)"):
         find_counters()
 
 
-def test_a_tpu_is_refused(monkeypatch):
+@pytest.mark.parametrize(("kind", "how"), [("TPU v4", "4 x 192 W"), ("TPU v5 lite", "its power is not in our table")])
+def test_a_tpu_is_estimated_where_its_power_is_published(monkeypatch, kind, how):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    with pytest.raises(InputError, match="energy=True: there is no energy counter for a tpu"):
-        find_counters()
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform="tpu", device_kind=kind)])
+    source, metrics = find_source(4), {}
+    assert how in source.how
+    with EnergyMeter(source) as meter:
+        meter.write(1, metrics)
+    assert bool(metrics) == bool(source.counters) == ("192" in how)
+
+
+def test_an_estimate_is_power_times_time_and_is_named_so(powercap, monkeypatch):
+    monkeypatch.setattr(energy, "_num_threads", lambda: 3)
+    source = find_source()
+    assert "estimated: 3 x 4.26 W (processor threads) x seconds, because" in source.how
+    assert f"{powercap} has no RAPL counter" in source.how
+    [counter] = source.counters
+    metrics: dict[str, float] = {}
+    with EnergyMeter(source, total=100.0) as meter:
+        monkeypatch.setattr(counter, "joules", iter([50.0]).__next__)
+        meter._last = {"cpu": 10.0}
+        meter.write(1, metrics)
+    assert metrics == {"energy/estimated_update": 40.0, "energy/estimated_total": 140.0}
+
+
+def test_the_assumed_power_is_drawn_all_the_time(monkeypatch):
+    now = iter([100.0, 102.5])
+    monkeypatch.setattr(energy.time, "perf_counter", lambda: next(now))
+    assert energy.AssumedPower("gpu", "two of them", 144.0).joules() == 2.5 * 144.0
 
 
 def test_a_source_that_is_slow_is_read_once_and_then_left_alone(monkeypatch, caplog):
     monkeypatch.setattr(energy, "_LONGEST_READ", -1.0)
     counter, metrics = FakeCounter(0.0, 1.0, 2.0), {}
-    with EnergyMeter([counter]) as meter:
+    with EnergyMeter(measured(counter)) as meter:
         meter.write(1, metrics)
         meter.write(2, metrics)
     assert metrics == {}
@@ -201,7 +245,7 @@ def test_counters_are_read_between_updates_too(powercap):
     zone = write_zone(powercap / "intel-rapl:0", "package-0", 0, most=1_000)
     metrics: dict[str, float] = {}
     counter = RaplZone(zone)
-    with EnergyMeter([counter], poll_seconds=0.001) as meter:
+    with EnergyMeter(measured(counter), poll_seconds=0.001) as meter:
         for microjoules in (600, 200, 800):  # 1,800 in all: more than the range
             (zone / "now").write_text(str(microjoules))
             (zone / "now").replace(zone / "energy_uj")

@@ -21,6 +21,7 @@ from jaxrl_lm.storage import read_jsonl, read_metrics
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.online.config import GRPORunConfig, RLOORunConfig
 from jaxrl_lm.training.online.train import load, make_update, train_online
+from tests.measured import is_measured
 from tests.training import rewards_for_tests
 
 MakeConfig = Callable[..., Any]
@@ -61,7 +62,7 @@ def make_group_config(
 def numbers(folder: Any) -> list[dict[str, Any]]:
     """Every metric that is not a time."""
     records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
@@ -75,6 +76,7 @@ def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
     assert np.max(curves["ratio/first_max_error"].values) < 1e-4
     assert np.max(curves["ratio/rollout_max_error"].values) < 1e-4
     assert curves["kl/answer"].values[0] == pytest.approx(0.0, abs=1e-5)
+    assert np.min(curves["flops/update"].values) > 0
     np.testing.assert_allclose(curves["learning_rate"].values, [1e-2, 7.5e-3, 5e-3, 2.5e-3], rtol=1e-5)
     for group, _, rest in (name.partition("/") for name in curves):
         assert group in TRAINER_GROUPS or rest in RESERVED or not rest, "rewards must not log this name"

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrl_lm import distributed
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.storage import RunFolder, read_metrics
+from jaxrl_lm.storage import RunFolder, read_metrics, write_report
 from jaxrl_lm.training import energy, observers
+from jaxrl_lm.training.accelerators import Accelerator
 from jaxrl_lm.training.observers import OBSERVERS
 from tests.training.counting_trainer import Config, Trainer, kill_at
 
@@ -49,7 +51,6 @@ def using(file: Path, joules: float):
 
 
 def test_the_energy_of_each_update_and_of_all_is_measured_and_a_resumed_run_adds_to_it(config, folder, energy_file):
-    config = replace(config, energy=True)
     Trainer(using(energy_file, 40.5))(config)  # 7, 47.5, 88, 28.5 of 100: it starts again
     energy_file.write_text("99000000")  # used by others between the two
     Trainer(using(energy_file, 10.25))(replace(config, num_updates=5, resume=True))
@@ -61,16 +62,17 @@ def test_the_energy_of_each_update_and_of_all_is_measured_and_a_resumed_run_adds
 
 def test_the_energy_of_as_many_devices_as_training_uses_is_measured(config, monkeypatch):
     asked = []
-    monkeypatch.setattr(observers, "find_counters", lambda num_devices=1: asked.append(num_devices) or [])
-    Trainer(num_devices=2)(replace(config, energy=True))
-    assert asked[-1] == 2
+    source = energy.EnergySource(counters=[], is_estimate=True, how="")
+    monkeypatch.setattr(observers, "find_source", lambda num_devices: asked.append(num_devices) or source)
+    Trainer(num_devices=2)(config)
+    assert asked == [2]
 
 
 def test_a_counter_that_fails_while_training_is_warned_of_once_and_training_continues(
     config, folder, energy_file, caplog
 ):
     with caplog.at_level(logging.WARNING):
-        Trainer(lambda num_done: num_done == 1 and energy_file.unlink())(replace(config, energy=True))
+        Trainer(lambda num_done: num_done == 1 and energy_file.unlink())(config)
     [record] = caplog.records
     assert "energy of package-0 cannot be read any more (FileNotFoundError" in record.getMessage()
     curves = read_metrics(folder)
@@ -78,11 +80,48 @@ def test_a_counter_that_fails_while_training_is_warned_of_once_and_training_cont
     np.testing.assert_array_equal(curves["loss/total"].steps, [1, 2, 3])
 
 
-def test_energy_without_a_counter_is_refused_before_the_folder_is_made(config, folder, tmp_path, monkeypatch):
+def test_energy_without_a_counter_is_estimated_and_the_report_says_so(config, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
-    with pytest.raises(InputError, match=r"energy=True: .* has no RAPL energy counter .* or leave the option out"):
-        Trainer()(replace(config, energy=True))
-    assert not folder.path.exists()
+    Trainer(samples_before=list)(config)
+    curves = read_metrics(folder)
+    assert "energy/total" not in curves
+    updates, totals = (curves[f"energy/estimated_{name}"].values for name in ("update", "total"))
+    np.testing.assert_allclose(np.cumsum(updates), totals)
+    assert updates.min() > 0
+    page = write_report(folder, title="run").read_text()
+    assert "energy, estimated" in page
+    assert "estimated: " in page.partition("energy, estimated")[2]
+
+
+product = jax.jit(lambda x: x @ x)  # 2 * 8^3 operations
+
+
+def test_the_operations_of_each_update_and_of_all_are_counted_and_a_resumed_run_adds_to_them(
+    config, folder, monkeypatch
+):
+    monkeypatch.setattr(observers, "this_accelerator", lambda: Accelerator(tflops=1e-12, memory_gbs=1.0, watts=None))
+    program = distributed.counted(product)
+    x, two = np.ones((8, 8), np.float32), {"num_devices": 2, "samples_before": list}
+    Trainer(lambda num_done: [program(x) for _ in range(num_done)], **two)(config)
+    Trainer(lambda num_done: program(x), **two)(replace(config, num_updates=4, resume=True))
+    program(x)  # outside of a run
+    curves = read_metrics(folder)
+    np.testing.assert_array_equal(curves["flops/update"].steps, [2, 3, 4])  # the first update had none
+    np.testing.assert_array_equal(curves["flops/update"].values, [1024, 2048, 1024])
+    np.testing.assert_array_equal(curves["flops/total"].values, [1024, 3072, 4096])
+    np.testing.assert_allclose(curves["flops/utilization"].values, curves["flops/per_second"].values / 2)
+    page = write_report(folder, title="run").read_text()
+    assert "4.1 kFLOP" in page
+
+
+def test_counting_traces_a_program_once_for_each_shape():
+    traces = []
+    program = distributed.counted(jax.jit(lambda x: traces.append(x.shape) or x @ x.T))
+    with distributed.counting() as work:
+        for size in (2, 2, 3):
+            program(np.ones((size, 4), np.float32))
+    assert traces == [(2, 4), (3, 4)]
+    assert work.flops == 2 * 4 * (4 + 4 + 9)
 
 
 def test_wandb_without_its_package_is_refused_before_the_folder_is_made(config, folder, monkeypatch):
@@ -147,11 +186,13 @@ def test_observers_may_differ_when_a_run_is_resumed_and_change_nothing(config, f
     Trainer()(config)
     plain = read_metrics(folder)["loss/total"].values
     longer = Trainer()
-    longer(replace(config, num_updates=4, resume=True, energy=True, profile_updates=1))
+    longer(replace(config, num_updates=4, resume=True, profile_updates=1))
     np.testing.assert_array_equal(read_metrics(folder)["loss/total"].values[:3], plain)
     assert longer.made == [3]
 
 
 def test_those_that_add_metrics_come_before_those_that_write_them():
     names = list(OBSERVERS)
-    assert names.index("energy") < min(map(names.index, ("metrics", "tensorboard", "wandb", "progress")))
+    assert max(map(names.index, ("energy", "flops"))) < min(
+        map(names.index, ("metrics", "tensorboard", "wandb", "progress"))
+    )

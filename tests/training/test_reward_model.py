@@ -26,6 +26,7 @@ from jaxrl_lm.training.reward_model import train as reward_model
 from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
 from jaxrl_lm.training.reward_model.train import load_task, train_reward_model
 from tests.byte_model import write_byte_model
+from tests.measured import is_measured
 from tests.rewards.reward_folders import write_encoder
 
 OPTIMIZER = AdamWConfig(learning_rate=1e-2, schedule="linear", warmup_fraction=0.0, weight_decay=0.0)
@@ -88,7 +89,7 @@ def finished(make_config):
 def numbers(folder):
     """Every metric that is not a time."""
     records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_a_run_leaves_the_whole_run_folder(finished):

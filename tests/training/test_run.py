@@ -63,13 +63,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(config, 
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_run_of_an_older_version_that_was_killed_before_its_first_checkpoint_starts_again(config, resume):
     saved = config.saved()
-    del saved["energy"]  # as if the option were newer than the run
+    del saved["profile_updates"]  # as if the option were newer than the run
     folder = RunFolder.create(Path(config.out), saved)
     Trainer()(replace(config, resume=resume))
     assert (folder.path / "count").read_text() == "3"
 
 
-@pytest.mark.parametrize("saved", [{"energy": False}, {"out": "x", "seed": 0, "lr": 1}])
+@pytest.mark.parametrize("saved", [{"profile_updates": 0}, {"out": "x", "seed": 0, "lr": 1}])
 def test_a_folder_of_another_program_is_left_alone(config, saved):
     folder = RunFolder.create(Path(config.out), saved)
     with pytest.raises(InputError, match="exists; choose another folder"):

@@ -27,6 +27,7 @@ from jaxrl_lm.training.offline import train as offline
 from jaxrl_lm.training.offline.sft import SFTRunConfig
 from jaxrl_lm.training.offline.task import load_task, read_split
 from jaxrl_lm.training.offline.train import train_offline
+from tests.measured import is_measured
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
 MakeConfig = Callable[..., SFTRunConfig]
@@ -81,7 +82,7 @@ def straight(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactor
 def numbers(folder: RunFolder) -> list[dict[str, Any]]:
     """Every metric that is not a time."""
     records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_a_run_leaves_the_whole_run_folder_and_torch_loads_its_model(straight: RunFolder) -> None:
@@ -92,6 +93,9 @@ def test_a_run_leaves_the_whole_run_folder_and_torch_loads_its_model(straight: R
     assert [record["step"] for record in read_jsonl(folder.metrics_file)] == [1, 2, 3, 4, 5]
     curves = read_metrics(folder)
     assert curves["evaluation/perplexity"].steps.tolist() == [2, 4, 5]
+    flops = curves["flops/update"].values
+    assert flops[0] == flops[2] < flops[1] == flops[3]  # those with an evaluation
+    assert flops[0] > 0
     np.testing.assert_allclose(curves["loss/perplexity"].values, np.exp(curves["loss/total"].values), rtol=1e-6)
     samples = read_jsonl(folder.samples_file)
     assert [sample["phase"] for sample in samples] == ["before"] * 2 + ["after"] * 2

@@ -62,8 +62,6 @@ class EnvironmentRunConfig(RunConfig):
         keep_checkpoints: number of newest checkpoints to keep; with --eval-every, the best one is kept as well.
         profile_updates: number of chunks of updates to profile, after the first one, into the run's folder `profile`,
             for TensorBoard or Perfetto; 0 profiles none.
-        energy: measure the energy of each chunk of updates, in joules, with the counters of NVIDIA GPUs (NVML) and of
-            the CPUs (RAPL, on Linux).
     """
 
     default_env_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {

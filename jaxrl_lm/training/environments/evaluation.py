@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_lm.distributed import counted
 from jaxrl_lm.envs.base import generated_levels, levels_of
 from jaxrl_lm.rollouts.evaluation import evaluation_metrics, play
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
@@ -50,6 +51,7 @@ def make_evaluate(
     if note:
         tell(f"note: {note}")
 
+    @counted
     @jax.jit
     def play_all(learners: PyTree, train_params: PyTree, key: jax.Array) -> Metrics:
         found: Metrics = {}

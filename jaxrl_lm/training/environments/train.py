@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_lm import storage
-from jaxrl_lm.distributed import hosts
+from jaxrl_lm.distributed import counted, hosts
 from jaxrl_lm.distributed.sharding import like
 from jaxrl_lm.envs.base import levels_of
 from jaxrl_lm.envs.custom import file_of
@@ -77,7 +77,7 @@ def _fingerprints(config: EnvironmentRunConfig) -> dict[str, int]:
 def make_chunk(task: EnvironmentTask, folder: storage.RunFolder) -> Chunk:
     """One chunk on the host: fresh levels, updates of all seeds, evaluation, metrics; per-seed numbers to a file."""
     config = task.config
-    run = jax.jit(over_learners(config, task.env, partial(_run_updates, task)), donate_argnums=0)
+    run = counted(jax.jit(over_learners(config, task.env, partial(_run_updates, task)), donate_argnums=0))
     evaluate = evaluation.make_evaluate(task, task.held_out_env, task.held_out, num_episodes=config.eval_episodes)
     refresh = _make_refresh(task)
 

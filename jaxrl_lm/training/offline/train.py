@@ -42,7 +42,7 @@ def training_of(task: OfflineTask) -> Training:
 def make_update(task: OfflineTask) -> Update:
     """One update on the host: batch, learning, evaluation where it is due, metrics."""
     learn = distributed.jit_update(task.learner.update)
-    loss = jax.jit(task.learner.loss)
+    loss = distributed.counted(jax.jit(task.learner.loss))
 
     def update(state: PyTree, num_done: int) -> tuple[PyTree, dict[str, float]]:
         started = time.perf_counter()

@@ -92,6 +92,7 @@ def make_update(loaded: Loaded) -> Update:
         asked = data.prompt_order(len(task.prompts), num_prompts, num_done, config.seed)
         generation = task.answer(learner.policy_params(state), asked, answer_key, per_prompt=num_answers)
         completed = distributed.on_host(generation)
+        rollouts.count_generation(task.policy.model, completed, per_prompt=num_answers)
         generated = time.perf_counter()
         scores, reward_metrics = task.score(np.repeat(asked, num_answers), completed, num_done=num_done)
         scored = time.perf_counter()

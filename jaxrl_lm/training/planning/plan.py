@@ -21,13 +21,13 @@ import numpy as np
 import yaml
 
 from jaxrl_lm import distributed, storage
+from jaxrl_lm.core.flops import count_flops
 from jaxrl_lm.distributed.mesh import make_mesh
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.pretrained import read_config
 from jaxrl_lm.training.language_model import check_batch, check_fits
 from jaxrl_lm.training.planning.collectives import collective_bytes
 from jaxrl_lm.training.planning.config import PlanConfig
-from jaxrl_lm.training.planning.flops import count_flops
 from jaxrl_lm.training.planning.programs import PlannedRun, Program, plan_run
 from jaxrl_lm.training.planning.slices import GENERATIONS, Slice, find_slice, slices_of
 from jaxrl_lm.types import PyTree

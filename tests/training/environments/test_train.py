@@ -29,6 +29,7 @@ from jaxrl_lm.training.environments.evaluate import evaluate_run, restore_run
 from jaxrl_lm.training.environments.evaluation import agent_discounts
 from jaxrl_lm.training.environments.task import load_task, make_env, over_learners
 from jaxrl_lm.training.environments.train import make_chunk, train_environment
+from tests.measured import is_measured
 
 MakeConfig = Callable[..., TrainPPOConfig]
 
@@ -90,6 +91,7 @@ def test_a_run_leaves_metrics_seeds_plots_and_report(straight: RunFolder) -> Non
     assert "resume" not in saved
     assert folder.report_file.is_file()
     assert (folder.plots_folder / "episode.png").is_file()
+    np.testing.assert_allclose(curves["flops/total"].values, np.cumsum(curves["flops/update"].values))
 
 
 def test_a_resumed_run_repeats_the_numbers_bit_for_bit(straight: RunFolder, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_resumed_run_repeats_the_numbers_bit_for_bit(straight: RunFolder, tmp_
     shutil.rmtree(folder.checkpoints_folder / "3")
     resumed = read_metrics(train(replace(part, resume=True)))
     for name, curve in whole.items():
-        if not name.startswith("time/"):
+        if not is_measured(name):
             np.testing.assert_array_equal(resumed[name].values, curve.values, err_msg=name)
     assert len(list(read_jsonl(folder.seeds_file))) == 3
 

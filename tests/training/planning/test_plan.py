@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxrl_lm.core.flops import count_flops
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import model_from_config, param_shapes
 from jaxrl_lm.training.planning.collectives import collective_bytes
 from jaxrl_lm.training.planning.config import PlanConfig
-from jaxrl_lm.training.planning.flops import count_flops
 from jaxrl_lm.training.planning.plan import PRESETS, Plan, ProgramPlan, advice, find_model
 from jaxrl_lm.training.planning.slices import GENERATIONS, find_slice, slices_of
 

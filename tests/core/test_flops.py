@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from jaxrl_lm.core.flops import count_flops
 from jaxrl_lm.distributed.sharding import by_batch_part
 from jaxrl_lm.models.qwen3_moe import mix_experts
-from jaxrl_lm.training.planning.flops import count_flops
 
 B, T, K, D, F, E = 4, 3, 2, 8, 5, 6
 ROWS = B * T * K
@@ -23,6 +23,16 @@ def mix(x, weights, *experts):
 
 def traced(function):
     return jax.jit(function).trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ARRAYS.values())).jaxpr
+
+
+def test_a_convolution_counts_its_kernel_for_every_output():
+    def convolve(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+        )
+
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((7, 9, 9, 4), (3, 3, 2, 6)))
+    assert count_flops(jax.jit(convolve).trace(*shapes).jaxpr) == 2 * (7 * 4 * 4 * 6) * (3 * 3 * 2)
 
 
 @pytest.mark.parametrize("parts", [1, 4])

@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted in its jaxpr: those of matrix products, times the trips of loops.
+"""Floating-point operations of a program, counted in its jaxpr: those of products, times the trips of loops.
 
 XLA's own count has the body of a loop once.
 """
@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def count_flops(jaxpr: Any, *, while_trips: int = 1) -> float:
-    """Operations of all matrix products of a program, over all devices.
+    """Operations of all matrix products and convolutions of a program, over all devices.
 
     Args:
         jaxpr: a closed jaxpr, such as `traced.jaxpr`.
@@ -25,6 +25,8 @@ def _count(jaxpr: Any, while_trips: int) -> float:
         name, params = equation.primitive.name, equation.params
         if name in ("dot_general", "ragged_dot", "ragged_dot_general"):
             total += _product(equation)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
         elif name == "scan":
             total += params["length"] * count_flops(params["jaxpr"], while_trips=while_trips)
         elif name == "shard_map":
@@ -65,3 +67,10 @@ def _product(equation: Any) -> float:
     (_, contracted), (_, batch) = numbers or equation.params["dimension_numbers"]
     shared = (*contracted, *batch, *groups)
     return 2.0 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
+
+
+def _convolution(equation: Any) -> float:
+    """Twice the size of the output times that of the kernel for one output channel."""
+    kernel = equation.invars[1].aval.shape
+    channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / channels

@@ -1,0 +1,20 @@
+"""Operations of generation, against a count by hand."""
+
+import numpy as np
+
+from jaxrl_lm.rollouts import generation_flops
+
+
+def test_prompts_are_read_once_and_each_further_token_is_a_step(tiny_gpt2):
+    model, _ = tiny_gpt2
+    cfg = model.config
+    size, layers, vocab = cfg.model_size, cfg.num_layers, cfg.vocab_size
+
+    def read(rows: int, tokens: int, slots: int) -> int:
+        weights = 12 * size**2  # q, k, v and output; the feed-forward layer is four times as wide
+        attention = 2 * slots * size  # scores, and the sum of values
+        return 2 * rows * (tokens * layers * (weights + attention) + size * vocab)
+
+    mask = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    found = generation_flops(model, mask, 3, per_prompt=2)
+    assert found == read(2, 3, 3) + read(5, 1, 6)
