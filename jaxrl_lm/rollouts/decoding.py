@@ -95,7 +95,7 @@ def plan_stages(batch: int, prompt_length: int, config: SamplingConfig) -> Stage
     num_parts = 1 if mesh is None else num_batch_parts(mesh)
     num_parts = num_parts if batch % num_parts == 0 else 1
     rows = [batch // num_parts]
-    while config.stop_tokens and (rows[-1] + 1) // 2 * num_parts >= FEWEST_ROWS:
+    while config.stop_tokens and rows[-1] > 1 and (rows[-1] + 1) // 2 * num_parts >= FEWEST_ROWS:
         rows.append((rows[-1] + 1) // 2)
     chunk = SLOT_MULTIPLE * max(1, round(config.max_new_tokens / 4 / SLOT_MULTIPLE))
     first, last = (math.ceil((prompt_length + more) / chunk) for more in (chunk // 2, config.max_new_tokens))

@@ -69,6 +69,14 @@ def test_a_batch_is_not_staged_when_that_saves_nothing():
     assert plan_stages(64, 30, replace(CONFIG, max_new_tokens=128)).rows == (64, 32, 16, 8)
 
 
+def test_each_part_of_a_mesh_keeps_a_row(monkeypatch):
+    monkeypatch.setattr(decoding, "current_mesh", lambda: "a mesh")
+    monkeypatch.setattr(decoding, "num_batch_parts", lambda _: 8)
+    assert plan_stages(8, 5, CONFIG).rows == (8,)
+    assert plan_stages(24, 5, CONFIG).rows == (24, 16, 8)
+    assert plan_stages(20, 5, CONFIG).rows == (20, 10)  # not split: 8 does not divide it
+
+
 def test_the_slots_of_the_last_stage_hold_every_completion_and_few_programs_serve_all_prompts():
     config = replace(CONFIG, max_new_tokens=300)
     for width in range(1, 200):
