@@ -118,7 +118,7 @@ def test_a_run_of_two_processes_is_that_of_one_also_if_stopped_killed_and_resume
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
-            if not is_measured(name):
+            if not is_measured(name) and not name.startswith("flops/"):  # meshes pack into other rows
                 np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
     assert (run / "model" / "model.safetensors").is_file()
