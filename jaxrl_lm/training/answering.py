@@ -14,6 +14,7 @@ from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.rollouts import SamplingConfig
+from jaxrl_lm.training.compilation_cache import use_compilation_cache
 from jaxrl_lm.training.language_model import load_model
 from jaxrl_lm.types import PyTree
 
@@ -158,6 +159,7 @@ def load_answerer(model_name: str | Path, config: AnsweringConfig) -> Answerer:
     Raises:
         InputError: the model, its tokenizer or its generation_config.json is invalid.
     """
+    use_compilation_cache()
     loaded = load_model(model_name, dtype=config.dtype)
     sampling = config.sampling(loaded.tokenizer)
     return Answerer(

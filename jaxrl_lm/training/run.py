@@ -26,6 +26,7 @@ from jaxrl_lm.distributed import hosts
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.partition import join, split, trained
 from jaxrl_lm.storage import Checkpoints, RunFolder, flatten_config
+from jaxrl_lm.training.compilation_cache import use_compilation_cache
 from jaxrl_lm.training.errors import DiskFullError, Interrupted, TrainingDivergedError
 from jaxrl_lm.training.observers import ObservedRun, check_observers, make_observers, tell
 from jaxrl_lm.training.settings import RunConfig, StageConfig
@@ -96,6 +97,7 @@ def train(config: RunConfig, load: Callable[[], Training]) -> RunFolder:
         TrainingDivergedError: a loss is not finite.
         DiskFullError: the disk is full.
     """
+    use_compilation_cache()
     hosts.start(config.hosts)
     check_observers(config)
     _check_same_run(config)
