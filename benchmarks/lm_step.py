@@ -85,13 +85,18 @@ def time_generation(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
     sampling = replace(task.sampling, max_new_tokens=benchmark.generate_tokens)
     ids = np.tile(np.asarray(task.prompt_ids[0], np.int32), (benchmark.num_answers, 1))
     call = partial(generate, task.policy.model, loaded.params, ids, np.ones_like(ids), jax.random.key(0), sampling)
-    return _measure(benchmark, call, benchmark.generate_tokens, benchmark.torch_python, "torch_generate.py")
+    sizes = map(str, (benchmark.num_answers, benchmark.generate_tokens))
+    command = [benchmark.torch_python, str(PEERS / "torch_generate.py"), benchmark.model, PROMPT, *sizes]
+    return _measure(benchmark, call, benchmark.generate_tokens, command)
 
 
 def time_step(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
     """The trainer's full step: generation, reward on the host, scoring, update, metrics."""
     call = StepCall(loaded)
-    result = _measure(benchmark, call, benchmark.num_tokens, benchmark.trl_python, "trl_rloo_step.py")
+    script, group_size, no_stops = str(PEERS / "trl_rloo_step.py"), 4, "[]"
+    sizes = map(str, (benchmark.num_answers, benchmark.num_tokens, group_size, benchmark.num_tokens))
+    command = [benchmark.trl_python, script, benchmark.model, json.dumps([PROMPT]), *sizes, no_stops]
+    result = _measure(benchmark, call, benchmark.num_tokens, command)
     last = call.metrics[-1]
     parts = {name: last[name] for name in ("time/generate", "time/reward", "time/learn")}
     errors = {name: value for name, value in last.items() if name.startswith("ratio/") and "max_error" in name}
@@ -99,13 +104,13 @@ def time_step(benchmark: Benchmark, loaded: Loaded) -> dict[str, Any]:
 
 
 def _measure(
-    benchmark: Benchmark, call: Callable[[], Any], num_tokens: int, peer_python: str | None = None, peer: str = ""
+    benchmark: Benchmark, call: Callable[[], Any], num_tokens: int, command: list[str | None]
 ) -> dict[str, Any]:
     """First call, steady calls and tokens per second; alternates with a peer if its interpreter is given."""
     first = seconds_of(call)
-    if peer_python:
-        command = [peer_python, str(PEERS / peer), benchmark.model, PROMPT, str(benchmark.num_answers), str(num_tokens)]
-        steady = timed_against(Peer(command), call, repeats=benchmark.repeats)
+    given = [part for part in command if part is not None]
+    if len(given) == len(command):
+        steady = timed_against(Peer(given), call, repeats=benchmark.repeats)
     else:
         steady = {"seconds": timed(call, repeats=benchmark.repeats)}
     tokens = benchmark.num_answers * num_tokens

@@ -81,7 +81,7 @@ def test_replay_benchmark_writes_its_figures(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["rounds"]["ours, prioritised"]["microseconds_a_round"] > 0
 
 
-@pytest.mark.parametrize("name", ["env_steps", "train_steps", "lm_step", "plans"])
+@pytest.mark.parametrize("name", ["env_steps", "train_steps", "lm_step", "plans", "ragged_step", "on_policy"])
 def test_benchmark_scripts_are_importable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they measure is tested with `jaxrl-lm bench` (tests/benchmarking); their peers are not installed."""
     monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
