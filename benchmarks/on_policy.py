@@ -115,7 +115,7 @@ class Case:
         on_host = distributed.on_host(generation)
         packed = rollouts.packed(self.loaded.model, generation, on_host, np.arange(batch)[None])
         yield f"packed ({packed.packing})", self.score(packed)
-        for mesh in (MeshConfig(data=4), MeshConfig(fsdp=4), MeshConfig(data=2, fsdp=2)):
+        for mesh in (MeshConfig(data=4, fsdp=1), MeshConfig(fsdp=4), MeshConfig(data=2, fsdp=2)):
             with distributed.use_mesh(distributed.make_mesh(mesh)):
                 params = distributed.place_params(self.loaded.params, logical_axes(self.loaded.model))
                 found = rollouts.answer_log_probs(self.loaded.model, params, distributed.place_batch(on_host))
