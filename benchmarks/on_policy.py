@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,4 +171,6 @@ def main(benchmark: Benchmark) -> None:
 
 
 if __name__ == "__main__":
+    # JAX reads this with its first operation.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     main(tyro.cli(Benchmark))
