@@ -124,10 +124,11 @@ class Case:
         mask = np.asarray(self.generation.response_mask) > 0
         rows, first = {}, None
         for name, log_probs in self.scored():
-            first = log_probs if first is None else first
-            rows[f"score: {name}"] = _compare(log_probs, np.asarray(self.generation.log_probs), mask) | {
-                "bitwise equal": bool(np.array_equal(log_probs, first))
-            }
+            rows[f"score: {name}"] = _compare(log_probs, np.asarray(self.generation.log_probs), mask)
+            if first is None:
+                first = log_probs
+            else:
+                rows[f"score: {name}"]["bitwise equal"] = bool(np.array_equal(log_probs, first))
         for name, generation in self.decoded():
             tokens = np.asarray(generation.response_mask) > 0
             rows[f"decode: {name}"] = _compare(self.score(generation), np.asarray(generation.log_probs), tokens)
