@@ -111,7 +111,7 @@ class Case:
             parts = [self.score(_rows(generation, slice(at, at + size))) for at in range(0, batch, size)]
             yield f"micro-batches of {size} row{'s' * (size > 1)}", np.concatenate(parts)
         on_host = distributed.on_host(generation)
-        packed = rollouts.packed(self.loaded.model, generation, on_host, np.arange(batch)[None])
+        packed = rollouts.packed(self.loaded.model, generation, on_host, [np.arange(batch)[None]])
         yield f"packed ({packed.packing})", self.score(packed)
         for mesh in (MeshConfig(data=4, fsdp=1), MeshConfig(fsdp=4), MeshConfig(data=2, fsdp=2)):
             with distributed.use_mesh(distributed.make_mesh(mesh)):

@@ -37,6 +37,10 @@ PROMPTS = [
 ]
 
 
+MICRO_BATCH = 16
+"""Completions per forward and backward pass; TRL's step has the same number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """Time one RLOO step on completions of different lengths.
@@ -85,7 +89,9 @@ def load_step(benchmark: Benchmark) -> tuple[StepCall, list[int]]:
         prompts.write("\n".join(PROMPTS) + "\n")
         prompts.flush()
         settings = common | {"answers": answers, "prompts": prompts.name, "group_size": benchmark.group_size}
-        loaded = load(RLOORunConfig(**settings, policy=GroupPolicyConfig(token_weight="sum")))
+        loaded = load(
+            RLOORunConfig(**settings, policy=GroupPolicyConfig(token_weight="sum", micro_batch_size=MICRO_BATCH))
+        )
     return StepCall(loaded), list(loaded.task.sampling.stop_tokens)
 
 

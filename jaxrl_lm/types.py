@@ -97,15 +97,15 @@ class AnswerLearner(NamedTuple):
             and are None where it is the policy without its adapters. Completions of the same prompt are adjacent.
         policy_params: `policy_params(state) -> params`: parameters of the policy, for sampling.
         answers_per_prompt: completions per prompt in a batch.
-        minibatches: `minibatches(key, B) -> rows`, int32 `[..., S]`: the rows of each minibatch in an update with this
-            key.
+        forward_rows: `forward_rows(key, B) -> arrays`, int32 `[passes, rows of a pass]`: the rows of each forward pass
+            in an update with this key, one array per number of rows.
     """
 
     init: Callable[[PyTree, jax.Array], PyTree]
     update: Callable[[PyTree, PyTree, PyTree, jax.Array, jax.Array], tuple[PyTree, Metrics]]
     policy_params: Callable[[PyTree], PyTree]
     answers_per_prompt: int
-    minibatches: Callable[[jax.Array, int], jax.Array]
+    forward_rows: Callable[[jax.Array, int], list[jax.Array]]
 
 
 class SupervisedLearner(NamedTuple):

@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.minibatches import minibatch_rows, run_epochs, summarize
+from jaxrl_lm.algorithms.minibatches import (
+    check_micro_batches,
+    evaluate_in_parts,
+    forward_rows,
+    run_epochs,
+    summarize,
+)
 from jaxrl_lm.algorithms.optimizers import clipped_adam
 from jaxrl_lm.algorithms.schedules import annealed
 from jaxrl_lm.core import kl, masked, policy_losses
@@ -45,6 +51,8 @@ class GroupPolicyConfig:
             trainer fill in the length of its run (the learner itself treats None as 0).
         num_epochs: passes over each batch of completions.
         num_minibatches: minibatches per epoch; must divide the number of completions.
+        micro_batch_size: completions per forward and backward pass, a divisor of a minibatch's; None takes a whole
+            minibatch at once. Smaller ones need less memory, and change results by rounding only.
         clip_range: clipping range of the probability ratio around 1.
         token_weight: whether a completion's loss is the "sum" over its tokens (RLOO) or their "mean" (GRPO).
         max_grad_norm: largest global norm of the gradient; 0 disables clipping.
@@ -55,6 +63,7 @@ class GroupPolicyConfig:
     anneal_updates: int | None = None
     num_epochs: int = 1
     num_minibatches: int = 1
+    micro_batch_size: int | None = None
     clip_range: float = 0.2
     token_weight: TokenWeight = "mean"
     max_grad_norm: float = 1.0
@@ -62,7 +71,7 @@ class GroupPolicyConfig:
 
     def __post_init__(self) -> None:
         checks.one_of(self, token_weight=TokenWeight)
-        checks.at_least(self, 1, "num_epochs", "num_minibatches")
+        checks.at_least(self, 1, "num_epochs", "num_minibatches", "micro_batch_size")
         checks.above(self, 0, "learning_rate", "clip_range", "adam_epsilon")
         checks.at_least(self, 0, "max_grad_norm", "anneal_updates")
         checks.finite(self, "learning_rate", "adam_epsilon")
@@ -181,6 +190,7 @@ def make_grpo(config: GRPOConfig, model: CausalLM) -> AnswerLearner:
 def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> AnswerLearner:
     settings = config.policy
     evaluate = make_evaluate(model, temperature=config.answers.temperature)
+    score = evaluate_in_parts(evaluate, settings.micro_batch_size)
     optimizer = clipped_adam("pytorch", epsilon=settings.adam_epsilon, max_grad_norm=settings.max_grad_norm)
     kl_in_loss = config.kl_coefficient if kind == "standardized" else 0.0
 
@@ -191,14 +201,15 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
     def update(
         state: GroupPolicyState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
     ) -> tuple[GroupPolicyState, Metrics]:
+        check_micro_batches(settings.micro_batch_size, len(scores) // settings.num_minibatches, "completions")
         inputs = observe(generation), generation.actions
         both = (state.params, reference_of(reference_params, state.params))
-        log_probs, reference = (evaluate(each, *inputs).log_probs for each in both)
+        log_probs, reference = (score(each, *inputs).log_probs for each in both)
         batch, metrics = _compare(config, kind, generation, scores, log_probs, reference)
         rate = annealed(state.hyperparams.learning_rate, state.num_updates, settings.anneal_updates)
 
-        def loss(params: PyTree, minibatch: AnswerBatch) -> tuple[jax.Array, Metrics]:
-            return group_loss(params, evaluate, minibatch, state.hyperparams, settings.token_weight)
+        def loss(params: PyTree, rows: WeightedAnswers) -> tuple[jax.Array, Metrics]:
+            return group_loss(params, evaluate, rows, state.hyperparams)
 
         (params, opt_state), stacked = run_epochs(
             loss,
@@ -209,6 +220,8 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
             learning_rate=rate,
             num_epochs=settings.num_epochs,
             num_minibatches=settings.num_minibatches,
+            micro_batch_size=settings.micro_batch_size,
+            normalize=partial(weighted, token_weight=settings.token_weight),
         )
         metrics |= summarize(stacked) | rollout_error(log_probs, generation) | {"learning_rate": rate}
         return replace(state, params=params, optimizer=opt_state, num_updates=next_count(state.num_updates)), metrics
@@ -218,7 +231,12 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
         update=update,
         policy_params=lambda state: state.params,
         answers_per_prompt=config.group_size,
-        minibatches=partial(minibatch_rows, num_epochs=settings.num_epochs, num_minibatches=settings.num_minibatches),
+        forward_rows=partial(
+            forward_rows,
+            num_epochs=settings.num_epochs,
+            num_minibatches=settings.num_minibatches,
+            micro_batch_size=settings.micro_batch_size,
+        ),
     )
 
 
@@ -264,14 +282,32 @@ def _init_state(
     )
 
 
+class WeightedAnswers(NamedTuple):
+    """Completions with weights that make the sums over their minibatch means.
+
+    Attributes:
+        answers: the completions.
+        loss_weights: of tokens in the loss, `[B, T]`.
+        token_weights: of tokens in the metrics, which are means over tokens, `[B, T]`.
+    """
+
+    answers: AnswerBatch
+    loss_weights: jax.Array
+    token_weights: jax.Array
+
+
+def weighted(minibatch: AnswerBatch, *, token_weight: TokenWeight) -> WeightedAnswers:
+    """A whole minibatch with its weights: its loss is a mean over completions."""
+    mask = minibatch.mask
+    in_answer = mask if token_weight == "sum" else masked.mean_weights(mask, -1)
+    return WeightedAnswers(minibatch, in_answer / len(mask), masked.mean_weights(mask))
+
+
 def group_loss(
-    params: PyTree,
-    evaluate: Evaluate,
-    batch: AnswerBatch,
-    hyperparams: GroupPolicyHyperparams,
-    token_weight: TokenWeight,
+    params: PyTree, evaluate: Evaluate, rows: WeightedAnswers, hyperparams: GroupPolicyHyperparams
 ) -> tuple[jax.Array, Metrics]:
-    """Loss and metrics of a minibatch (see the module docstring); the values of `evaluate` are not used."""
+    """Loss and metrics of rows of a minibatch (see the module docstring); the values of `evaluate` are not used."""
+    batch, loss_weights, token_weights = rows
     evaluation = evaluate(params, batch.observations, batch.actions)
     # Masked here as well as in the sums: a non-finite ratio would put 0 * NaN into the gradient.
     log_probs, old, reference = (
@@ -280,14 +316,13 @@ def group_loss(
     advantages = jnp.broadcast_to(batch.advantages[:, None], log_probs.shape)
     surrogate = policy_losses.clipped_surrogate(log_probs, old, advantages, hyperparams.clip_range)
     divergence = kl.k3(log_probs, reference)
-    reduce = masked.masked_sum if token_weight == "sum" else masked.masked_mean
-    policy_loss, kl_loss = (jnp.mean(reduce(x, batch.mask, -1)) for x in (surrogate, divergence))
+    policy_loss, kl_loss = (masked.weighted_sum(x, loss_weights) for x in (surrogate, divergence))
     loss = policy_loss + hyperparams.kl_coefficient * kl_loss
     metrics = {
         "loss/total": loss,
         "loss/policy": policy_loss,
         "loss/kl": kl_loss,
-        "policy/entropy": masked.masked_mean(evaluation.entropies, batch.mask),
+        "policy/entropy": masked.weighted_sum(evaluation.entropies, token_weights),
     }
-    diagnostics = policy_losses.policy_diagnostics(log_probs, old, hyperparams.clip_range, batch.mask)
+    diagnostics = policy_losses.policy_diagnostics(log_probs, old, hyperparams.clip_range, token_weights)
     return loss, metrics | diagnostics

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.minibatches import minibatch_rows
-from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, make_ppo
+from jaxrl_lm.algorithms.minibatches import evaluate_in_parts, forward_rows
+from jaxrl_lm.algorithms.ppo import PPOConfig, PPOState, check_minibatches, make_ppo
 from jaxrl_lm.core import kl, masked
 from jaxrl_lm.core.records import record
 from jaxrl_lm.errors import InputError
@@ -114,8 +114,9 @@ def make_language_ppo(
     """
     temperature = config.answers.temperature
     evaluate = make_evaluate(model, temperature=temperature, value_model=value_model)
-    evaluate_reference = make_evaluate(model, temperature=temperature)
     algorithm = make_ppo(config.ppo, evaluate)
+    score = evaluate_in_parts(evaluate, config.ppo.micro_batch_size)
+    score_by_reference = evaluate_in_parts(make_evaluate(model, temperature=temperature), config.ppo.micro_batch_size)
 
     def policy_of(params: PyTree) -> PyTree:
         return params if value_model is None else params["policy"]
@@ -128,14 +129,15 @@ def make_language_ppo(
     def update(
         state: LanguagePPOState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
     ) -> tuple[LanguagePPOState, Metrics]:
+        check_minibatches(config.ppo, *generation.response_mask.shape)
         params, coefficient = state.ppo.params, state.kl_coefficient
         evaluation = ActionEvaluation(log_probs=generation.log_probs, entropies=None, values=generation.values)
         metrics = {}
         if config.rescore:
-            evaluation = evaluate(params, observe(generation), generation.actions)
+            evaluation = score(params, observe(generation), generation.actions)
             metrics = rollout_error(evaluation.log_probs, generation)
         reference_params = reference_of(reference_params, policy_of(params))
-        reference = evaluate_reference(reference_params, observe(generation), generation.actions)
+        reference = score_by_reference(reference_params, observe(generation), generation.actions)
         trajectory, found = _penalized(config, generation, scores, evaluation, reference.log_probs, coefficient)
         ppo_state, ppo_metrics = algorithm.update(state.ppo, trajectory, key)
         coefficient = _next_coefficient(config.kl, coefficient, found["kl/answer"], num_episodes=len(scores))
@@ -146,8 +148,11 @@ def make_language_ppo(
         update,
         policy_params=lambda state: policy_of(state.ppo.params),
         answers_per_prompt=1,
-        minibatches=partial(
-            minibatch_rows, num_epochs=config.ppo.num_epochs, num_minibatches=config.ppo.num_minibatches
+        forward_rows=partial(
+            forward_rows,
+            num_epochs=config.ppo.num_epochs,
+            num_minibatches=config.ppo.num_minibatches,
+            micro_batch_size=config.ppo.micro_batch_size,
         ),
     )
 

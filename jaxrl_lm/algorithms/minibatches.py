@@ -1,4 +1,9 @@
-"""Several epochs of shuffled minibatches over a batch, used by PPO, PQN and the group policies."""
+"""Several epochs of shuffled minibatches over a batch, used by PPO, PQN and the group policies.
+
+The gradient of a minibatch may be computed in micro-batches, which need less memory and add up. Losses are therefore
+sums over rows, with weights that `normalize` computes for the whole minibatch. A mean of the micro-batches' means would
+give tokens of short completions more weight.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +14,22 @@ import optax
 
 from jaxrl_lm.core.masked import masked_mean
 from jaxrl_lm.core.shuffling import random_order
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.partition import join, split
-from jaxrl_lm.types import Metrics, PyTree
+from jaxrl_lm.types import ActionEvaluation, Evaluate, Metrics, PyTree
 
 MinibatchLoss = Callable[[PyTree, PyTree], tuple[jax.Array, Metrics]]
-"""`loss(params, minibatch) -> (loss, metrics)`."""
+"""`loss(params, rows) -> (loss, metrics)`, which add up over the rows of a minibatch, except `MAXIMA`."""
+
+MAXIMA = frozenset({"ratio/max_error"})
+"""Metrics that are maxima over rows, at least 0."""
 
 IS_APPLIED = "minibatches/applied"
 """Metric of `run_epochs` with early stopping: 1 for a minibatch that was applied, 0 for one that was skipped."""
+
+
+def _unchanged(minibatch: PyTree) -> PyTree:
+    return minibatch
 
 
 def run_epochs(
@@ -29,12 +42,14 @@ def run_epochs(
     learning_rate: jax.Array,
     num_epochs: int,
     num_minibatches: int,
+    micro_batch_size: int | None = None,
+    normalize: Callable[[PyTree], PyTree] = _unchanged,
     should_stop: Callable[[Metrics], jax.Array] | None = None,
 ) -> tuple[tuple[PyTree, PyTree], Metrics]:
     """Take one gradient step per minibatch; every epoch shuffles the batch again.
 
     Args:
-        loss: loss of parameters and a minibatch.
+        loss: loss of parameters and rows of a normalized minibatch.
         carry: parameters, and the optimizer's state for those that are trained (`models.partition`).
         batch: leaves `[N, ...]`; `num_minibatches` divides N.
         key: PRNG key of the shuffling.
@@ -42,6 +57,8 @@ def run_epochs(
         learning_rate: multiplies the direction.
         num_epochs: passes over the batch.
         num_minibatches: steps per epoch.
+        micro_batch_size: rows per forward and backward pass; divides N / num_minibatches. None for all at once.
+        normalize: maps a minibatch to itself with what depends on all of its rows, such as weights of a mean.
         should_stop: maps a minibatch's metrics, before its step, to whether this minibatch and all later ones are
             skipped. They are still computed, since shapes are static.
 
@@ -50,9 +67,12 @@ def run_epochs(
     """
     trained, frozen = split(carry[0])
 
+    def of_trained(params: PyTree, rows: PyTree) -> tuple[jax.Array, Metrics]:
+        return loss(join(params, frozen), rows)
+
     def step(carry: tuple[PyTree, PyTree, jax.Array], minibatch: PyTree) -> tuple[tuple[PyTree, ...], Metrics]:
         params, opt_state, is_stopped = carry
-        grads, metrics = jax.grad(lambda part: loss(join(part, frozen), minibatch), has_aux=True)(params)
+        grads, metrics = _gradient(of_trained, params, normalize(minibatch), micro_batch_size)
         direction, new_opt_state = optimizer.update(grads, opt_state, params)
         new_params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
         metrics |= {"loss/grad_norm": optax.tree.norm(grads)}
@@ -70,6 +90,70 @@ def run_epochs(
     orders = minibatch_rows(key, jax.tree.leaves(batch)[0].shape[0], num_epochs, num_minibatches)
     (trained, opt_state, _), stacked = jax.lax.scan(epoch, start, orders)
     return (join(trained, frozen), opt_state), stacked
+
+
+def _gradient(loss: MinibatchLoss, params: PyTree, minibatch: PyTree, size: int | None) -> tuple[PyTree, Metrics]:
+    """Gradient and metrics of a minibatch, `size` rows at a time."""
+    gradient = jax.grad(loss, has_aux=True)
+    if size is None or size == _num_rows(minibatch):
+        return gradient(params, minibatch)
+
+    def add(total: tuple[PyTree, Metrics], rows: PyTree) -> tuple[tuple[PyTree, Metrics], None]:
+        grads, metrics = gradient(params, rows)
+        combined = {
+            name: (jnp.maximum if name in MAXIMA else jnp.add)(total[1][name], value) for name, value in metrics.items()
+        }
+        return (jax.tree.map(lambda old, new: old + new.astype(old.dtype), total[0], grads), combined), None
+
+    parts = _in_parts(minibatch, size)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def evaluate_in_parts(evaluate: Evaluate, size: int | None) -> Evaluate:
+    """`evaluate` for a whole batch that is too large for one forward pass.
+
+    Args:
+        evaluate: of the policy.
+        size: rows per forward pass; divides those of the batch. None for all at once.
+    """
+
+    def in_parts(params: PyTree, observations: PyTree, actions: PyTree) -> ActionEvaluation:
+        if size is None or size == _num_rows(actions):
+            return evaluate(params, observations, actions)
+        results = jax.lax.map(lambda rows: evaluate(params, *rows), _in_parts((observations, actions), size))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+    return in_parts
+
+
+def _num_rows(rows: PyTree) -> int:
+    return jax.tree.leaves(rows)[0].shape[0]
+
+
+def _in_parts(rows: PyTree, size: int) -> PyTree:
+    """Leaves `[N, ...]` as `[N / size, size, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // size, size, *x.shape[1:]), rows)
+
+
+def check_micro_batches(size: int | None, num_rows: int, unit: str, *, prefix: str = "") -> None:
+    """Check that micro-batches divide a minibatch.
+
+    Args:
+        size: rows of a micro-batch.
+        num_rows: rows of a minibatch.
+        unit: what a row is, for the message.
+        prefix: of the option's name.
+
+    Raises:
+        InputError: they do not.
+    """
+    if size is not None and num_rows % size:
+        raise InputError(
+            f"{prefix}micro_batch_size={size} does not divide the {num_rows} {unit} of a minibatch; "
+            f"choose a divisor of {num_rows}"
+        )
 
 
 def mean_metrics(stacked: Metrics) -> Metrics:
@@ -99,3 +183,20 @@ def minibatch_rows(key: jax.Array, size: int, num_epochs: int, num_minibatches: 
     """
     orders = jax.lax.map(partial(random_order, size=size), jax.random.split(key, num_epochs))
     return orders.reshape(num_epochs, num_minibatches, size // num_minibatches)
+
+
+def forward_rows(
+    key: jax.Array, size: int, num_epochs: int, num_minibatches: int, micro_batch_size: int | None
+) -> list[jax.Array]:
+    """The rows of each forward pass of an update, arrays `[..., rows of a pass]`: of scoring and of `run_epochs`.
+
+    Args:
+        key: of the update.
+        size: N, rows of the batch.
+        num_epochs: passes over the batch.
+        num_minibatches: divides N.
+        micro_batch_size: rows per pass; None for whole batches and minibatches.
+    """
+    scored = jnp.arange(size, dtype=jnp.int32).reshape(-1, micro_batch_size or size)
+    learned = minibatch_rows(key, size, num_epochs, num_minibatches)
+    return [scored, learned.reshape(-1, micro_batch_size or learned.shape[-1])]

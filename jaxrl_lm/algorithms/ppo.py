@@ -13,6 +13,7 @@ Language Models from Human Preferences.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import chex
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.minibatches import run_epochs, summarize
+from jaxrl_lm.algorithms.minibatches import check_micro_batches, run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import AdamKind, clipped_adam
 from jaxrl_lm.algorithms.schedules import ScheduleConfig, scheduled
 from jaxrl_lm.core import masked, policy_losses, returns, value_losses
@@ -49,6 +50,8 @@ class PPOConfig:
         num_minibatches: minibatches per epoch; must divide the number of sequences (or steps).
         minibatch_unit: what is shuffled: whole "sequences" (language models, recurrent policies) or single
             "steps".
+        micro_batch_size: sequences (or steps) per forward and backward pass, a divisor of a minibatch's; None takes a
+            whole minibatch at once. Smaller ones need less memory, and change results by rounding only.
         target_kl: stop an update at the first minibatch whose estimated KL divergence from the acting policy (metric
             kl/update, nats) exceeds this; that minibatch and all later ones are skipped. None never stops.
         clip_range: clipping range of the probability ratio around 1.
@@ -72,6 +75,7 @@ class PPOConfig:
     num_epochs: int = 4
     num_minibatches: int = 1
     minibatch_unit: MinibatchUnit = "sequences"
+    micro_batch_size: int | None = None
     target_kl: float | None = None
     clip_range: float = 0.2
     clip_range_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -94,7 +98,7 @@ class PPOConfig:
             adam=AdamKind,
             whiten_advantages=AdvantageWhitening,
         )
-        checks.at_least(self, 1, "num_epochs", "num_minibatches")
+        checks.at_least(self, 1, "num_epochs", "num_minibatches", "micro_batch_size")
         checks.above(self, 0, "learning_rate", "clip_range", "value_clip_range", "adam_epsilon", "target_kl")
         checks.at_least(self, 0, "value_coefficient", "entropy_coefficient", "max_grad_norm", "anneal_updates")
         checks.finite(self, "learning_rate", "adam_epsilon", "value_coefficient", "entropy_coefficient")
@@ -136,7 +140,12 @@ class PPOState:
 
 @record
 class _Batch:
-    """The parts of a trajectory that the loss reads; only these are shuffled."""
+    """The parts of a trajectory that the loss reads; only these are shuffled.
+
+    Attributes:
+        weights: masks of the steps; in a normalized minibatch their weights in means, which sum to 1.
+        value_weights: the same of the steps whose value counts.
+    """
 
     observations: PyTree
     actions: PyTree
@@ -144,8 +153,8 @@ class _Batch:
     values: PyTree
     advantages: PyTree
     returns: PyTree
-    mask: PyTree
-    value_mask: PyTree
+    weights: PyTree
+    value_weights: PyTree
 
 
 def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
@@ -191,6 +200,8 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
             learning_rate=hyperparams.learning_rate,
             num_epochs=config.num_epochs,
             num_minibatches=config.num_minibatches,
+            micro_batch_size=config.micro_batch_size,
+            normalize=partial(_normalize, is_whitened=config.whiten_advantages == "minibatch"),
             should_stop=None if target_kl is None else lambda found: found["kl/update"] > target_kl,
         )
         metrics |= summarize(stacked) | {"learning_rate": hyperparams.learning_rate}
@@ -214,7 +225,7 @@ def _current(config: PPOConfig, state: PPOState) -> PPOHyperparams:
 
 
 def check_minibatches(config: PPOConfig, num_sequences: int, num_steps: int) -> None:
-    """Check that the minibatches divide a trajectory of shape `[num_sequences, num_steps]`.
+    """Check that the minibatches divide a trajectory of shape `[num_sequences, num_steps]`, and micro-batches them.
 
     Raises:
         InputError: they do not.
@@ -225,6 +236,7 @@ def check_minibatches(config: PPOConfig, num_sequences: int, num_steps: int) -> 
             f"num_minibatches={config.num_minibatches} does not divide the {count} {config.minibatch_unit} "
             f"of a batch; choose a divisor of {count}, or another batch size"
         )
+    check_micro_batches(config.micro_batch_size, count // config.num_minibatches, config.minibatch_unit)
 
 
 def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics]:
@@ -251,8 +263,8 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
         values=tr.values,
         advantages=advantages,
         returns=targets,
-        mask=tr.mask,
-        value_mask=tr.value_mask,
+        weights=tr.mask,
+        value_weights=tr.value_mask,
     )
     return (_as_steps(batch) if config.minibatch_unit == "steps" else batch), metrics
 
@@ -269,6 +281,17 @@ def _as_steps(batch: _Batch) -> _Batch:
     return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]), batch)
 
 
+def _normalize(minibatch: _Batch, *, is_whitened: bool) -> _Batch:
+    """Turn masks into weights, and whiten advantages."""
+    advantages, mask = minibatch.advantages, minibatch.weights
+    return replace(
+        minibatch,
+        advantages=masked.whiten(advantages, mask, shift_mean=True) if is_whitened else advantages,
+        weights=masked.mean_weights(mask),
+        value_weights=masked.mean_weights(minibatch.value_weights),
+    )
+
+
 def _loss(
     params: PyTree,
     evaluate: Evaluate,
@@ -277,15 +300,12 @@ def _loss(
     config: PPOConfig,
 ) -> tuple[jax.Array, Metrics]:
     evaluation = evaluate(params, batch.observations, batch.actions)
-    # Masked here as well as in the mean: a non-finite ratio would put 0 * NaN into the gradient.
-    log_probs = masked.zero_masked(evaluation.log_probs, batch.mask)
-    advantages, clip_range = batch.advantages, hyperparams.clip_range
-    if config.whiten_advantages == "minibatch":
-        advantages = masked.whiten(advantages, batch.mask, shift_mean=True)
-    surrogate = policy_losses.clipped_surrogate(log_probs, batch.log_probs, advantages, clip_range)
-    policy_loss = masked.masked_mean(surrogate, batch.mask)
+    # Masked here as well as in the sum: a non-finite ratio would put 0 * NaN into the gradient.
+    log_probs, clip_range = masked.zero_masked(evaluation.log_probs, batch.weights), hyperparams.clip_range
+    surrogate = policy_losses.clipped_surrogate(log_probs, batch.log_probs, batch.advantages, clip_range)
+    policy_loss = masked.weighted_sum(surrogate, batch.weights)
     value_loss, value_metrics = _value_loss(evaluation.values, batch, hyperparams, config.value_loss)
-    entropy = masked.masked_mean(evaluation.entropies, batch.mask)
+    entropy = masked.weighted_sum(evaluation.entropies, batch.weights)
     loss = policy_loss + hyperparams.value_coefficient * value_loss - hyperparams.entropy_coefficient * entropy
     metrics = {
         "loss/total": loss,
@@ -293,21 +313,20 @@ def _loss(
         "loss/value": value_loss,
         "policy/entropy": entropy,
     }
-    diagnostics = policy_losses.policy_diagnostics(log_probs, batch.log_probs, clip_range, batch.mask)
+    diagnostics = policy_losses.policy_diagnostics(log_probs, batch.log_probs, clip_range, batch.weights)
     return loss, metrics | value_metrics | diagnostics
 
 
 def _value_loss(
     values: jax.Array, batch: _Batch, hyperparams: PPOHyperparams, kind: ValueLossKind
 ) -> tuple[jax.Array, Metrics]:
-    values = masked.zero_masked(values, batch.value_mask)
-    clip_range = hyperparams.value_clip_range
+    weights, clip_range = batch.value_weights, hyperparams.value_clip_range
+    values = masked.zero_masked(values, weights)
     if kind == "squared":
-        return masked.masked_mean(value_losses.squared_value_loss(values, batch.returns), batch.value_mask), {}
+        return masked.weighted_sum(value_losses.squared_value_loss(values, batch.returns), weights), {}
     if kind == "huber":
-        losses = value_losses.huber_value_loss(values, batch.returns, clip_range)
-        return masked.masked_mean(losses, batch.value_mask), {}
+        return masked.weighted_sum(value_losses.huber_value_loss(values, batch.returns, clip_range), weights), {}
     operands = (values, batch.values, batch.returns, clip_range)
-    clip_fraction = value_losses.value_clip_fraction(*operands, batch.value_mask)
-    loss = masked.masked_mean(value_losses.clipped_value_loss(*operands), batch.value_mask)
+    clip_fraction = value_losses.value_clip_fraction(*operands, weights)
+    loss = masked.weighted_sum(value_losses.clipped_value_loss(*operands), weights)
     return loss, {"value/clip_fraction": clip_fraction}

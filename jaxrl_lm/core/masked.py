@@ -52,6 +52,34 @@ def masked_mean(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = N
     return masked_sum(x, mask, axis) / _safe_count(mask, axis)
 
 
+def mean_weights(mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "*S"]:
+    """Weights that make a mean of the kept entries: `m_i / sum_j m_j`.
+
+    A batch that is worked on in parts keeps its mean so: the weighted sums of the parts add up to it.
+
+    Args:
+        mask: nonzero where an entry counts.
+        axis: axis or axes of the mean; all of them when None.
+
+    Returns:
+        Weights that sum to 1; 0 where masked.
+    """
+    return _keep(mask).astype(jnp.float32) / _safe_count(mask, axis, keepdims=True)
+
+
+def weighted_sum(x: Float[Array, "*S"], weights: Float[Array, "*S"]) -> Float[Array, ""]:
+    """Sum of the entries times their weights: `sum_i w_i x_i`.
+
+    Args:
+        x: entries; as masked ones, those with weight 0 may have any value.
+        weights: weights.
+
+    Returns:
+        The sum.
+    """
+    return jnp.sum(zero_masked(x, weights) * weights)
+
+
 def masked_var(x: Float[Array, "*S"], mask: Shaped[Array, "*S"], axis: Axis = None) -> Float[Array, "..."]:
     """Biased variance of the kept entries: `sum_i m_i (x_i - mean)^2 / sum_i m_i`.
 

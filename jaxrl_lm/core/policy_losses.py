@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from jaxrl_lm.core import kl, masked
 
@@ -76,7 +76,7 @@ def policy_diagnostics(
     log_probs: Float[Array, "*B T"],
     old_log_probs: Float[Array, "*B T"],
     clip_range: Float[ArrayLike, ""],
-    mask: Shaped[Array, "*B T"],
+    weights: Float[Array, "*B T"],
 ) -> dict[str, Float[Array, ""]]:
     """Statistics of the change from the behaviour policy; `ratio = pi / pi_old`.
 
@@ -84,7 +84,8 @@ def policy_diagnostics(
         log_probs: log pi(a_t | o_t) of the policy that learns, nats.
         old_log_probs: the same of the policy that acted, nats.
         clip_range: c of the surrogate.
-        mask: nonzero where the policy chose the action.
+        weights: of the steps in the means (`masked.mean_weights`), 0 where the policy did not choose the action. If
+            they sum to 1 over several parts, so do the results, but for the maximum.
 
     Returns:
         `kl/update`: mean of `(ratio - 1) - log ratio`, an estimate of KL(pi_old || pi), nats;
@@ -97,8 +98,8 @@ def policy_diagnostics(
     deviation = jnp.abs(ratio - 1.0)
     is_clipped = (deviation > clip_range).astype(deviation.dtype)
     return {
-        "kl/update": masked.masked_mean(kl.k3(old_log_probs, log_probs), mask),
-        "ratio/clip_fraction": masked.masked_mean(is_clipped, mask),
-        "ratio/mean": masked.masked_mean(ratio, mask),
-        "ratio/max_error": masked.masked_max(deviation, mask),
+        "kl/update": masked.weighted_sum(kl.k3(old_log_probs, log_probs), weights),
+        "ratio/clip_fraction": masked.weighted_sum(is_clipped, weights),
+        "ratio/mean": masked.weighted_sum(ratio, weights),
+        "ratio/max_error": masked.masked_max(deviation, weights),
     }

@@ -70,7 +70,7 @@ def value_clip_fraction(
     old_values: Float[Array, "*S"],
     returns: Float[Array, "*S"],
     clip_range: Float[ArrayLike, ""],
-    mask: Shaped[Array, "*S"],
+    weights: Float[Array, "*S"],
 ) -> Float[Array, ""]:
     """Share of steps where `clipped_value_loss` uses the clipped error, so that the value has no gradient.
 
@@ -79,14 +79,14 @@ def value_clip_fraction(
         old_values: predictions at the time of acting.
         returns: target R.
         clip_range: c, in the unit of the return.
-        mask: nonzero where a step counts.
+        weights: of the steps in the share, which sum to 1 (`masked.mean_weights`).
 
     Returns:
         A share between 0 and 1.
     """
     unclipped = squared_value_loss(values, returns)
     is_clipped = _loss_of_clipped_values(values, old_values, returns, clip_range) > unclipped
-    return masked.masked_mean(is_clipped.astype(unclipped.dtype), mask)
+    return masked.weighted_sum(is_clipped.astype(unclipped.dtype), weights)
 
 
 def explained_variance(

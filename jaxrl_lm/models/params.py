@@ -26,6 +26,11 @@ def param_shapes(model: nn.Module) -> PyTree:
     return nn.meta.unbox(_boxed_shapes(model))
 
 
+def num_params(model: nn.Module) -> int:
+    """Number of the parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
+
+
 def logical_axes(model: nn.Module) -> PyTree:
     """Logical axes of the parameters: for each leaf a tuple of names in `distributed.RULES`, or None, by dimension."""
     flat = flatten_dict(_boxed_shapes(model))

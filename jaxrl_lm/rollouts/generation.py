@@ -1,5 +1,6 @@
 """Generate completions with a language model: prefill, then decode with a static cache until every row is done."""
 
+from collections.abc import Sequence
 from dataclasses import field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from jaxrl_lm.distributed.sharding import DECODING_RULES, constrain, use_rules
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.causal_lm import CausalLM
-from jaxrl_lm.models.params import logical_axes
+from jaxrl_lm.models.params import logical_axes, num_params
 from jaxrl_lm.models.stack import unstack_layers
 from jaxrl_lm.rollouts.decoding import Table, decode_in_stages, decode_while, plan_stages, start
 from jaxrl_lm.rollouts.packing import Packing, choose_packing
@@ -156,6 +157,10 @@ def _generation(input_ids: jax.Array, attention_mask: jax.Array, table: Table, n
     )
 
 
+LEAST_WORK = 1e11
+"""Operations of a padded forward pass from which on packing pays: each size of packed rows compiles for seconds."""
+
+
 def for_decoding(model: CausalLM, params: PyTree) -> PyTree:
     """Parameters as decoding reads them: in the dtype of the activations, which halves what a step reads, and split by
     the rules of decoding."""
@@ -171,21 +176,24 @@ def for_decoding(model: CausalLM, params: PyTree) -> PyTree:
     return unflatten_dict({path: prepare(path, leaf) for path, leaf in leaves.items()})
 
 
-def packed(model: CausalLM, generation: Generation, on_host: Generation, minibatches: np.ndarray) -> Generation:
-    """The generation with a packing for learning, if that saves computing.
+def packed(model: CausalLM, generation: Generation, on_host: Generation, passes: Sequence[np.ndarray]) -> Generation:
+    """The generation with a packing for learning, if that saves more than the packed program takes to compile.
 
     Args:
         model: the policy.
         generation: the completions.
         on_host: the same as NumPy arrays.
-        minibatches: the rows of each minibatch of learning, `[..., S]`.
+        passes: the rows of each forward pass of learning, arrays `[passes, rows of a pass]`.
     """
     mask, mesh = on_host.attention_mask, distributed.current_mesh()
+    scanned: Any = model.clone(is_scanned=True)  # traced in the time of one layer
+    if 2 * num_params(scanned) * mask.size < LEAST_WORK:
+        return generation
     packing = choose_packing(
         mask.sum(axis=1),
         mask[:, -on_host.response_mask.shape[1] :].sum(axis=1),
         mask.shape[1],
-        minibatches,
+        passes,
         most_columns=model.config.max_positions,
         multiple=1 if mesh is None else distributed.num_batch_parts(mesh),
     )

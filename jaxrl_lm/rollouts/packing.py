@@ -7,6 +7,7 @@ them from the lengths (`choose_packing`); where each sequence goes is computed o
 Reference: Krell et al., 2021, Efficient Sequence Packing without Cross-contamination.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,25 +83,25 @@ def choose_packing(
     lengths: Int[np.ndarray, " B"],
     num_answered: Int[np.ndarray, " B"],
     width: int,
-    minibatches: Int[np.ndarray, "*N S"],
+    passes: Sequence[Int[np.ndarray, "_ _"]],
     *,
     most_columns: int | None = None,
     multiple: int = 1,
 ) -> Packing | None:
-    """The smallest packing that holds a batch, and each of its minibatches.
+    """The smallest packing that holds the rows of every forward pass.
 
     Args:
         lengths: tokens of each sequence.
         num_answered: those that are its completion's.
         width: columns of a padded row.
-        minibatches: the rows of each minibatch.
+        passes: their rows; one array per number of rows.
         most_columns: largest W; None for no limit.
         multiple: R is a multiple of this.
 
     Returns:
         The packing; None if it would save less than an eighth.
     """
-    sets = [np.arange(len(lengths)), *minibatches.reshape(-1, minibatches.shape[-1])]
+    sets = [rows for rows_of_passes in passes for rows in rows_of_passes]
     factors = [1, 2] if most_columns is None or 2 * width <= most_columns else [1]
     found = [_smallest(lengths, num_answered, width, factor, sets, multiple) for factor in factors]
 
@@ -116,7 +117,7 @@ def _smallest(
     num_answered: np.ndarray,
     width: int,
     factor: int,
-    sets: list[np.ndarray],
+    sets: Sequence[np.ndarray],
     multiple: int,
 ) -> Packing:
     fill = chosen = 1

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_lm.algorithms.group_policy import AnswerBatch, GroupPolicyConfig, GroupPolicyHyperparams, group_loss
+from jaxrl_lm.algorithms.group_policy import (
+    AnswerBatch,
+    GroupPolicyConfig,
+    GroupPolicyHyperparams,
+    group_loss,
+    weighted,
+)
 from jaxrl_lm.errors import InputError
 from tests.algorithms.fixtures import QUICK, evaluate, init_params, make_trajectory
 
@@ -34,7 +40,8 @@ def make_batch(noise: float = 0.3) -> AnswerBatch:
 
 @partial(jax.jit, static_argnames="token_weight", compiler_options=QUICK)
 def loss_and_grad(params: Any, batch: AnswerBatch, token_weight: str) -> Any:
-    return jax.value_and_grad(group_loss, has_aux=True)(params, evaluate, batch, HYPERPARAMS, token_weight)
+    rows = weighted(batch, token_weight=token_weight)
+    return jax.value_and_grad(group_loss, has_aux=True)(params, evaluate, rows, HYPERPARAMS)
 
 
 def loop_loss(params: Any, batch: AnswerBatch, token_weight: str) -> Any:
@@ -90,11 +97,11 @@ def test_masked_steps_do_not_matter():
 def test_descent_raises_what_was_better_and_the_penalty_pulls_back():
     batch = make_batch(noise=0.0)
     batch = batch._replace(reference_log_probs=batch.log_probs)
-    moved = {}
+    rows, moved = weighted(batch, token_weight="mean"), {}
     for beta in (0.0, 10.0):
         hyperparams = replace(HYPERPARAMS, clip_range=10.0, kl_coefficient=beta)
         grad = jax.jit(
-            jax.grad(lambda params, traced: group_loss(params, evaluate, batch, traced, "mean"), has_aux=True),
+            jax.grad(lambda params, traced: group_loss(params, evaluate, rows, traced), has_aux=True),
             compiler_options=QUICK,
         )
         params = init_params()

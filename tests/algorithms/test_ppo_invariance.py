@@ -114,6 +114,23 @@ def test_one_minibatch_of_steps_is_one_minibatch_of_sequences():
     assert_trees_close(by_steps, by_sequences, atol=2e-6)
 
 
+@pytest.mark.parametrize("whitening", ["batch", "minibatch"])
+@pytest.mark.parametrize(("unit", "sizes"), [("sequences", (1, 2)), ("steps", (4, 10))])
+def test_micro_batches_change_nothing(unit, sizes, whitening):
+    """The mask has gaps, so micro-batches have different numbers of steps."""
+    trajectory = make_trajectory(noise=0.2)
+    config = replace(CONFIG, minibatch_unit=unit, num_minibatches=2, whiten_advantages=whitening, target_kl=100.0)
+    whole = run(config, trajectory)
+    for size in sizes:
+        assert_trees_close(run(replace(config, micro_batch_size=size), trajectory), whole, atol=2e-6)
+
+
+def test_micro_batches_that_do_not_divide_a_minibatch_are_refused():
+    config = PPOConfig(num_minibatches=2, micro_batch_size=3)
+    with pytest.raises(InputError, match=r"micro_batch_size=3 does not divide the 4 sequences of a minibatch; choose"):
+        check_minibatches(config, 8, 5)
+
+
 @pytest.mark.parametrize(
     ("unit", "num_minibatches", "text"),
     [

@@ -96,15 +96,19 @@ def rows(number: int, *shape: int) -> PackedRows:
     return PackedRows(ids, jnp.ones_like(ids), is_target)
 
 
-def online_case(name: str, lora: LoraConfig | None = None) -> Case:
-    """PPO, RLOO or GRPO on a language model, from the table of commands; with adapters, its base is the reference."""
+def online_case(name: str, lora: LoraConfig | None = None, **changes: Any) -> Case:
+    """PPO, RLOO or GRPO on a language model, from the table of commands; with adapters, its base is the reference.
+
+    `changes` are settings of the update.
+    """
     kind = ONLINE[name]
     # A large epsilon: Adam else makes whole steps of gradients that are nothing but rounding.
     settings: dict[str, Any] = {"answers": AnswerConfig(max_new_tokens=ANSWER)}
+    update: dict[str, Any] = {"learning_rate": 1.0, "num_epochs": 2, "num_minibatches": 2, "adam_epsilon": 1.0}
     if name == "ppo":
-        settings["ppo"] = PPOConfig(learning_rate=1.0, num_epochs=2, num_minibatches=2, adam_epsilon=1.0)
+        settings["ppo"] = PPOConfig(**update | changes)
     else:
-        settings["policy"] = GroupPolicyConfig(learning_rate=1.0, num_epochs=2, num_minibatches=2, adam_epsilon=1.0)
+        settings["policy"] = GroupPolicyConfig(**update | changes)
         settings["group_size"] = 2
     config = kind(model="", prompts="", reward="", out="", batch_size=BATCH, **settings)
     model, params = language_model("value" if name == "ppo" else None, lora)

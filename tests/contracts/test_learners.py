@@ -12,7 +12,7 @@ import pytest
 from jaxrl_lm.algorithms import ALGORITHMS
 from jaxrl_lm.types import PyTree
 from tests.algorithms.fixtures import QUICK, largest_difference
-from tests.contracts.learners import BATCHES, CASES, ONLINE, SUPERVISED, TRAINERS, Case
+from tests.contracts.learners import BATCHES, CASES, ONLINE, SUPERVISED, TRAINERS, Case, online_case
 
 every_learner = pytest.mark.parametrize("name", CASES)
 # Running an environment's program op by op takes seconds, and what is in its update is compiled either way.
@@ -87,6 +87,18 @@ def test_the_key_decides_the_order_of_minibatches(name):
     *args, _ = case.args(1)
     first, *others = (case.params(update(case.start(), *args, jax.random.key(number))[0]) for number in range(4))
     assert max(largest_difference(first, other) for other in others) > 1e-7
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_completions_are_learned_from_in_micro_batches(name):
+    """Completions have different lengths, so means of micro-batches would weigh them differently."""
+    case, update = build(name)
+    state, metrics = update(case.start(), *case.args(1))
+    smaller = jax.jit(online_case(name, micro_batch_size=1).update, compiler_options=QUICK)
+    other_state, other_metrics = smaller(case.start(), *case.args(1))
+    chex.assert_trees_all_close(case.params(other_state), case.params(state), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(other_metrics, metrics, rtol=1e-4, atol=1e-5)
+    assert largest_difference(case.params(state), case.params(case.start())) > 1e-4
 
 
 @every_learner

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrl_lm.core import policy_losses
+from jaxrl_lm.core import masked, policy_losses
 
 CLIP = 0.2
 
@@ -76,7 +76,7 @@ def test_a_sweep_over_clip_ranges_vmaps():
     np.testing.assert_allclose(swept, np.stack(one_by_one), rtol=1e-6)
     np.testing.assert_allclose(swept[:, 0, 1], -1.0 - clip_ranges, rtol=1e-6)
     fractions = jax.vmap(
-        lambda c: policy_losses.policy_diagnostics(log_probs, old, c, jnp.ones((1, 3)))["ratio/clip_fraction"]
+        lambda c: policy_losses.policy_diagnostics(log_probs, old, c, jnp.full((1, 3), 1 / 3))["ratio/clip_fraction"]
     )(jnp.array([0.1, 0.5, 0.9]))
     np.testing.assert_allclose(fractions, [2 / 3, 1 / 3, 0.0], rtol=1e-6)
 
@@ -132,7 +132,7 @@ def test_diagnostics_worked_by_hand():
     ratios = np.array([[1.0, 1.1, 1.5], [0.5, 9.0, 1.0]])
     mask = jnp.array([[1, 1, 1], [1, 0, 1]])
     diagnostics = policy_losses.policy_diagnostics(
-        jnp.asarray(np.log(ratios), jnp.float32), jnp.zeros((2, 3)), CLIP, mask
+        jnp.asarray(np.log(ratios), jnp.float32), jnp.zeros((2, 3)), CLIP, masked.mean_weights(mask)
     )
     kept = np.array([1.0, 1.1, 1.5, 0.5, 1.0])
     expected = {
@@ -148,7 +148,7 @@ def test_diagnostics_worked_by_hand():
 
 def test_diagnostics_of_an_unmoved_policy_are_exact_whatever_masked_steps_hold():
     log_probs = jnp.array([[-1.0, -3.0, jnp.nan, -jnp.inf]])
-    diagnostics = policy_losses.policy_diagnostics(log_probs, log_probs, CLIP, jnp.array([[1, 1, 0, 0]]))
+    diagnostics = policy_losses.policy_diagnostics(log_probs, log_probs, CLIP, jnp.array([[0.5, 0.5, 0, 0]]))
     assert {name: float(value) for name, value in diagnostics.items()} == {
         "kl/update": 0.0,
         "ratio/clip_fraction": 0.0,

@@ -55,8 +55,8 @@ def test_clipped_loss_equals_the_loop_and_bounds_the_squared_loss(values, old_va
 
 def test_clip_fraction_counts_kept_steps_whose_clipped_error_is_larger():
     values, old_values = jnp.array([0.1, 0.5, 0.5, -0.5, 0.5]), jnp.zeros(5)
-    returns, mask = jnp.array([1.0, 1.0, -1.0, -1.0, 1.0]), jnp.array([1, 1, 1, 1, 0])
-    fraction = value_losses.value_clip_fraction(values, old_values, returns, 0.2, mask)
+    returns, weights = jnp.array([1.0, 1.0, -1.0, -1.0, 1.0]), jnp.array([0.25, 0.25, 0.25, 0.25, 0])
+    fraction = value_losses.value_clip_fraction(values, old_values, returns, 0.2, weights)
     assert fraction == 0.5
     gradient = jax.grad(lambda v: value_losses.clipped_value_loss(v, old_values, returns, 0.2).sum())(values)
     assert np.mean(np.asarray(gradient)[:4] == 0) == fraction
@@ -82,7 +82,7 @@ def test_a_wide_clip_range_leaves_the_squared_loss():
         value_losses.clipped_value_loss(values, old_values, returns, 100.0),
         value_losses.squared_value_loss(values, returns),
     )
-    assert value_losses.value_clip_fraction(values, old_values, returns, 100.0, jnp.ones(2)) == 0
+    assert value_losses.value_clip_fraction(values, old_values, returns, 100.0, jnp.full(2, 0.5)) == 0
 
 
 def test_huber_loss_worked_by_hand_on_both_sides_of_delta():
@@ -111,7 +111,7 @@ def test_losses_vmap_over_their_scalars():
 
 
 def test_explained_variance_worked_by_hand():
-    returns, mask = jnp.array([1.0, 2.0, 3.0, 4.0, jnp.nan]), jnp.array([1, 1, 1, 1, 0])
+    returns, mask = jnp.array([1.0, 2.0, 3.0, 4.0, jnp.nan]), jnp.array([0.25, 0.25, 0.25, 0.25, 0])
 
     def explained(values):
         return value_losses.explained_variance(jnp.array([*values, 7.0]), returns, mask)

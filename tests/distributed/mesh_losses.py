@@ -26,6 +26,7 @@ MESHES = {
     "all": MeshConfig(data=2, fsdp=2, tensor=2),
 }
 IS_SCANNED = {"fsdp and tensor", "all"}
+MICRO_BATCHES = {"all": 4}  # of a minibatch of 8; one device takes it at once
 HEADS = {"ppo": "value", "reward-model": "reward"}
 
 
@@ -39,12 +40,15 @@ def language_model(head: Any, *, is_scanned: bool = False) -> tuple[Any, Any]:
     return model.clone(is_scanned=True), stack_layers(params, model.family.layers)
 
 
-def two_updates(name: str, mesh_config: MeshConfig | None, *, is_scanned: bool) -> tuple[Any, list[dict[str, float]]]:
+def two_updates(
+    name: str, mesh_config: MeshConfig | None, *, is_scanned: bool, micro_batch_size: int | None = None
+) -> tuple[Any, list[dict[str, float]]]:
     """Parameters after two updates, and the metrics of both."""
     learners.language_model = lambda head, lora=None: language_model(head, is_scanned=is_scanned)
     model, params = learners.language_model(HEADS.get(name))
     is_online = name in learners.ONLINE
-    case = (learners.online_case if is_online else learners.supervised_case)(name)
+    changes = {"micro_batch_size": micro_batch_size} if is_online else {}
+    case = (learners.online_case if is_online else learners.supervised_case)(name, **changes)
     mesh = None if mesh_config is None else distributed.make_mesh(mesh_config)
     with distributed.use_mesh(mesh):
         state = case.start()
@@ -68,7 +72,7 @@ def two_updates(name: str, mesh_config: MeshConfig | None, *, is_scanned: bool) 
 
 def compare(name: str) -> dict[str, Any]:
     """For each mesh: devices that hold a part of the parameters, and the largest differences from one device."""
-    learners.BATCH = 8
+    learners.BATCH = 16
     expected_state, expected = two_updates(name, None, is_scanned=False)
     expected_params = dict.fromkeys((False,), expected_state)
     expected_params[True], _ = two_updates(name, None, is_scanned=True)
@@ -76,7 +80,8 @@ def compare(name: str) -> dict[str, Any]:
     # All shapes for PPO; two that have all axes between them for the others.
     shapes = MESHES if name == "ppo" else {each: MESHES[each] for each in ("fsdp", "all")}
     for mesh_name, config in shapes.items():
-        state, found = two_updates(name, config, is_scanned=mesh_name in IS_SCANNED)
+        how = {"is_scanned": mesh_name in IS_SCANNED, "micro_batch_size": MICRO_BATCHES.get(mesh_name)}
+        state, found = two_updates(name, config, **how)
         leaves = zip(
             jax.tree.leaves(case_params(state)),
             jax.tree.leaves(case_params(expected_params[mesh_name in IS_SCANNED])),

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.group_policy import GroupConfig, GRPOConfig, RLOOConfig, make_grpo, make_rloo
 from jaxrl_lm.algorithms.language_ppo import LanguagePPOConfig, make_language_ppo
+from jaxrl_lm.algorithms.minibatches import check_micro_batches
 from jaxrl_lm.algorithms.schedules import follows_length
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.causal_lm import CausalLM
@@ -38,12 +39,15 @@ class OnlineStageConfig(ModelStageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least(self, 1, "num_updates", "batch_size", "num_samples")
-        minibatches = getattr(self, self.UPDATE).num_minibatches
+        update = getattr(self, self.UPDATE)
+        minibatches = update.num_minibatches
         if self.batch_size % minibatches:
             raise InputError(
                 f"{self.UPDATE}.num_minibatches={minibatches} does not divide batch_size={self.batch_size}; "
                 "choose a divisor, or another batch size"
             )
+        rows = self.batch_size // minibatches
+        check_micro_batches(update.micro_batch_size, rows, "completions", prefix=f"{self.UPDATE}.")
         self.watched_rewards()
 
     def watched_rewards(self) -> dict[str, str]:
@@ -64,10 +68,12 @@ class OnlineStageConfig(ModelStageConfig):
 
     def split_batches(self) -> dict[str, int]:
         """Numbers of completions that are split over devices, by option."""
-        minibatches = getattr(self, self.UPDATE).num_minibatches
+        update = getattr(self, self.UPDATE)
         sizes = {"batch_size": self.batch_size}
-        if minibatches > 1:
-            sizes[f"batch_size / {self.UPDATE}.num_minibatches"] = self.batch_size // minibatches
+        if update.num_minibatches > 1:
+            sizes[f"batch_size / {self.UPDATE}.num_minibatches"] = self.batch_size // update.num_minibatches
+        if update.micro_batch_size is not None:
+            sizes[f"{self.UPDATE}.micro_batch_size"] = update.micro_batch_size
         return sizes
 
     def length_setting(self) -> str | None:

@@ -82,7 +82,7 @@ def make_update(loaded: Loaded) -> Update:
     task, learner = loaded.task, loaded.learner
     config, num_answers = task.config, learner.answers_per_prompt
     learn = distributed.jit_update(learner.update)
-    minibatches_of = jax.jit(learner.minibatches, static_argnums=1)
+    forward_rows = jax.jit(learner.forward_rows, static_argnums=1)
     base_key, reference_params = jax.random.key(config.seed), task.reference_params
 
     def update(state: PyTree, num_done: int) -> tuple[PyTree, dict[str, float]]:
@@ -97,8 +97,8 @@ def make_update(loaded: Loaded) -> Update:
         scores, reward_metrics = task.score(np.repeat(asked, num_answers), completed, num_done=num_done)
         scored = time.perf_counter()
         scores = distributed.place_batch(jnp.asarray(scores))
-        minibatches = np.asarray(minibatches_of(learn_key, config.batch_size))
-        generation = rollouts.packed(task.policy.model, generation, completed, minibatches)
+        passes = jax.device_get(forward_rows(learn_key, config.batch_size))
+        generation = rollouts.packed(task.policy.model, generation, completed, passes)
         state, metrics = learn(state, reference_params, generation, scores, learn_key)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         learned = time.perf_counter()

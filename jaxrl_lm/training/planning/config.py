@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from jaxrl_lm import checks
 from jaxrl_lm.algorithms.group_policy import GroupPolicyConfig
+from jaxrl_lm.algorithms.minibatches import check_micro_batches
 from jaxrl_lm.algorithms.ppo import PPOConfig
 from jaxrl_lm.distributed.config import MeshConfig
 from jaxrl_lm.errors import InputError
@@ -36,7 +37,8 @@ class PlanConfig:
         batch_size: completions per update (online), or rows or pairs per batch.
         prompt_tokens: tokens per prompt.
         new_tokens: tokens per completion.
-        num_minibatches: minibatches of an update of PPO, RLOO or GRPO.
+        micro_batch_size: completions per forward and backward pass of PPO, RLOO or GRPO; None for the whole batch. Of a
+            run with minibatches and without micro-batches, give the size of a minibatch.
         group_size: completions per prompt of RLOO and GRPO.
         critic: PPO's value function: a "head" on the policy, or a "model" of the same size.
         reward_model: whether a reward model of the same size is on the devices.
@@ -54,7 +56,7 @@ class PlanConfig:
     batch_size: int = 64
     prompt_tokens: int = 512
     new_tokens: int = 512
-    num_minibatches: int = 1
+    micro_batch_size: int | None = None
     group_size: int = 4
     critic: Literal["head", "model"] = "head"
     reward_model: bool = False
@@ -65,12 +67,18 @@ class PlanConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 1, "batch_size", "prompt_tokens", "new_tokens", "num_minibatches")
+        checks.at_least(self, 1, "batch_size", "prompt_tokens", "new_tokens", "micro_batch_size")
         checks.one_of(self, algorithm=PlannedAlgorithm)
         if self.algorithm not in ONLINE and self.reward_model:
             raise InputError(f"reward_model: {self.algorithm} has none; choose ppo, rloo or grpo")
         if self.algorithm != "ppo" and self.critic != "head":
             raise InputError(f"critic={self.critic!r}: {self.algorithm} has no value function; leave it out")
+        if self.algorithm not in ONLINE and self.micro_batch_size is not None:
+            raise InputError(
+                f"micro_batch_size={self.micro_batch_size}: {self.algorithm} accumulates whole batches; give one's "
+                "rows as batch_size"
+            )
+        check_micro_batches(self.micro_batch_size, self.batch_size, "completions")
         self.update_settings()
 
     @property
@@ -81,8 +89,8 @@ class PlanConfig:
     def update_settings(self) -> Any:
         """Settings of the update of PPO, RLOO or GRPO: one epoch, since memory does not depend on their number."""
         if self.algorithm == "ppo":
-            return PPOConfig(num_epochs=1, num_minibatches=self.num_minibatches)
-        return GroupPolicyConfig(num_minibatches=self.num_minibatches)
+            return PPOConfig(num_epochs=1, micro_batch_size=self.micro_batch_size)
+        return GroupPolicyConfig(micro_batch_size=self.micro_batch_size)
 
 
 assert set(get_args(PlannedAlgorithm)) == {*ONLINE, *OFFLINE}

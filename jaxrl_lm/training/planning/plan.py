@@ -266,9 +266,8 @@ def _check(config: PlanConfig, folder: Path) -> None:
 
     head = "reward" if config.algorithm == "reward-model" else None
     check_fits(model_from_config(folder, head))
-    check_batch(
-        {"batch_size": config.batch_size, "batch_size / num_minibatches": config.batch_size // config.num_minibatches}
-    )
+    sizes = {"batch_size": config.batch_size, "micro_batch_size": config.micro_batch_size}
+    check_batch({name: size for name, size in sizes.items() if size is not None})
 
 
 def device_bytes(tree: PyTree) -> float:
@@ -335,7 +334,8 @@ def advice(config: PlanConfig, plan: Plan) -> list[str]:
         if config.dtype != "bfloat16":
             found.append("--dtype bfloat16 halves activations and caches")
         if plan.programs["update"].temporary_bytes == temporary and config.algorithm in ("ppo", "rloo", "grpo"):
-            found.append(f"--num-minibatches {2 * config.num_minibatches} halves what an update holds at a time")
+            size = (config.micro_batch_size or config.batch_size) // 2
+            found += [f"--micro-batch-size {size} halves what an update holds at a time"] if size else []
         found.append(f"--batch-size {max(1, config.batch_size // 2)}")
     if plan.mesh["data"] > 1:
         found.append("--mesh.data 1 splits parameters over all devices")

@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_told_what_to_change():
     for part in (
         "--remat full",
         "--dtype bfloat16",
-        "--num-minibatches 2",
+        "--micro-batch-size 32",
         "--batch-size 32",
         "--mesh.data 1",
         "16 chips",
@@ -162,6 +162,8 @@ def test_what_does_not_fit_is_told_what_to_change():
     ("settings", "message"),
     [
         ({"algorithm": "sft", "reward_model": True}, "reward_model: sft has none"),
+        ({"algorithm": "dpo", "micro_batch_size": 4}, "micro_batch_size=4: dpo accumulates whole batches"),
+        ({"micro_batch_size": 3}, "micro_batch_size=3 does not divide the 64 completions"),
         ({"algorithm": "rloo", "critic": "model"}, "rloo has no value function"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
