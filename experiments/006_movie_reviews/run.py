@@ -25,6 +25,7 @@ from jaxrl_lm import data, rewards, storage
 from jaxrl_lm.algorithms import AdamWConfig, KLConfig, PPOConfig
 from jaxrl_lm.cli.demo import DIALOGUE
 from jaxrl_lm.data import Preference, Prompt, Rating
+from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.rollouts import AnswerConfig
 from jaxrl_lm.training.answering import AnsweringConfig, answer_prompts
 from jaxrl_lm.training.online.config import PPORunConfig
@@ -52,6 +53,8 @@ class Experiment:
         num_judge_pairs: training pairs of the judge.
         num_held_out: maximum number of evaluation pairs; no sentence is in two of them.
         num_updates: PPO updates.
+        lora_rank: rank of the adapters that PPO trains instead of the whole policy, at ten times the learning rate; its
+            results are written beside the others. 0 trains all parameters.
         num_prompts: sentences whose first words are prompts.
         seed: random seed.
         debug: tiny models and a few updates, in seconds.
@@ -65,6 +68,7 @@ class Experiment:
     num_judge_pairs: int = 6000
     num_held_out: int = 1000
     num_updates: int = 60
+    lora_rank: int = 0
     num_prompts: int = 256
     seed: int = 0
     debug: bool = False
@@ -130,18 +134,25 @@ def reward_settings(experiment: Experiment, name: str, model: str, part: str, ra
     )
 
 
+def variant(experiment: Experiment) -> str:
+    """What names PPO's run and results."""
+    return f"-lora-{experiment.lora_rank}" if experiment.lora_rank else ""
+
+
 def ppo_settings(experiment: Experiment, reward_model: Path) -> PPORunConfig:
-    """60 updates at 7e-5 decayed to 0; the penalty's target is 8 nats per completion."""
+    """60 updates at 7e-5 (adapters: 7e-4) decayed to 0; the penalty's target is 8 nats per completion."""
+    rank = experiment.lora_rank
     return PPORunConfig(
         model=experiment.smollm2,
         prompts=str(experiment.out / "prompts.jsonl"),
         reward=f"model:{reward_model}",
-        out=str(experiment.out / "ppo"),
+        out=str(experiment.out / f"ppo{variant(experiment)}"),
+        lora=LoraConfig(rank=rank, alpha=32.0),
         num_updates=experiment.num_updates,
         batch_size=8 if experiment.debug else 48,
         answers=ANSWER,
         kl=KLConfig(coefficient=0.05, target=8.0, horizon=500),
-        ppo=PPOConfig(learning_rate=7e-5, num_epochs=2, num_minibatches=2, adam="tensorflow"),
+        ppo=PPOConfig(learning_rate=7e-4 if rank else 7e-5, num_epochs=2, num_minibatches=2, adam="tensorflow"),
         seed=experiment.seed,
         save_every=10,
         keep_checkpoints=1,
@@ -174,6 +185,7 @@ def summarize_ppo(folder: storage.RunFolder) -> dict[str, float]:
     """First update, and means over the last five."""
     curves = {name: curve.values for name, curve in storage.read_metrics(folder).items()}
     return {
+        "seconds_per_update": float(np.median(curves["time/update"][1:])),
         "reward_start": float(curves["reward/mean"][0]),
         "reward_std_start": float(curves["reward/std"][0]),
         "reward_end": float(np.mean(curves["reward/mean"][-5:])),
@@ -199,7 +211,7 @@ def plot(experiment: Experiment, results: dict[str, Any], ppo: storage.RunFolder
         panel.plot(curves[name].steps, curves[name].values)
         panel.set(title=name, xlabel="update", ylabel=unit)
         panel.grid(alpha=0.3)
-    figure.savefig(experiment.out / "curves.png", dpi=110)
+    figure.savefig(experiment.out / f"curves{variant(experiment)}.png", dpi=110)
 
 
 def _plot_accuracy(panel: Axes, rows: dict[str, Any]) -> None:
@@ -220,7 +232,8 @@ def main(experiment: Experiment) -> None:
     if experiment.debug:
         experiment = debug_version(experiment)
     # Only the same settings continue; others need another folder.
-    storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(asdict(experiment), default=str)))
+    shared = asdict(replace(experiment, lora_rank=0))
+    storage.RunFolder.open_or_create(experiment.out, json.loads(json.dumps(shared, default=str)))
     prompts = write_data(experiment)
     stages = {
         "minilm": (experiment.minilm, "policy", 1e-4, experiment.num_pairs),
@@ -237,7 +250,8 @@ def main(experiment: Experiment) -> None:
     ppo = train_stage(train_online, ppo_settings(experiment, experiment.out / "smollm2" / "model"))
     policies = compare(experiment, prompts, {"before": experiment.smollm2, "after PPO": ppo.model_folder})
     results = {"reward_models": models, "ppo": summarize_ppo(ppo), "policies": policies}
-    (experiment.out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    file = experiment.out / f"results{variant(experiment)}.json"
+    file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     plot(experiment, results, ppo)
     print(json.dumps(results, indent=2, ensure_ascii=False))
 
