@@ -40,6 +40,8 @@ class Trajectory:
         mask: 1 where the policy chose the action, `[B, T]`; policy losses and entropies are means over it.
         value_mask: 1 where value and reward count, `[B, T]`; equal to `mask` unless a step carries a reward
             that no action of the policy's led to (Ziegler et al. pay the score one step after the last token).
+        importance: weight of each step in the policy loss, `[B, T]`, where another policy acted than that of
+            `log_probs`; None for 1.
     """
 
     observations: PyTree
@@ -52,6 +54,7 @@ class Trajectory:
     next_values: PyTree
     mask: PyTree
     value_mask: PyTree
+    importance: PyTree = None
 
 
 @record
@@ -85,6 +88,21 @@ class Algorithm(NamedTuple):
     update: Callable[[PyTree, Trajectory, jax.Array], tuple[PyTree, Metrics]]
 
 
+@record
+class AnswerEvaluation:
+    """B completions as policies see them before learning.
+
+    Attributes:
+        log_probs: of their tokens under the policy, `[B, T]`, nats.
+        values: of the states before the tokens, `[B, T]`; None for a learner without a value function.
+        reference_log_probs: of their tokens under the reference policy, `[B, T]`, nats.
+    """
+
+    log_probs: PyTree
+    values: PyTree
+    reference_log_probs: PyTree
+
+
 class AnswerLearner(NamedTuple):
     """An algorithm that learns from a language model's completions and their scores: pure functions of arrays.
 
@@ -92,9 +110,11 @@ class AnswerLearner(NamedTuple):
 
     Attributes:
         init: `init(params, key) -> state`.
-        update: `update(state, reference_params, generation, scores, key) -> (state, metrics)`: one update from B
-            completions (a `rollouts.Generation`) and their scores `[B]`; the reference's parameters have no heads,
-            and are None where it is the policy without its adapters. Completions of the same prompt are adjacent.
+        evaluate: `evaluate(state, reference_params, generation) -> AnswerEvaluation` of B completions (a
+            `rollouts.Generation`). It needs no scores, so it runs while reward functions compute them. The reference's
+            parameters have no heads, and are None where it is the policy without its adapters.
+        update: `update(state, generation, evaluation, scores, key) -> (state, metrics)`: one update from B completions
+            and their scores `[B]`. Completions of the same prompt are adjacent.
         policy_params: `policy_params(state) -> params`: parameters of the policy, for sampling.
         answers_per_prompt: completions per prompt in a batch.
         forward_rows: `forward_rows(key, B) -> arrays`, int32 `[passes, rows of a pass]`: the rows of each forward pass
@@ -102,10 +122,18 @@ class AnswerLearner(NamedTuple):
     """
 
     init: Callable[[PyTree, jax.Array], PyTree]
-    update: Callable[[PyTree, PyTree, PyTree, jax.Array, jax.Array], tuple[PyTree, Metrics]]
+    evaluate: Callable[[PyTree, PyTree, PyTree], AnswerEvaluation]
+    update: Callable[[PyTree, PyTree, AnswerEvaluation, jax.Array, jax.Array], tuple[PyTree, Metrics]]
     policy_params: Callable[[PyTree], PyTree]
     answers_per_prompt: int
     forward_rows: Callable[[jax.Array, int], list[jax.Array]]
+
+    def evaluate_and_update(
+        self, state: PyTree, reference_params: PyTree, generation: PyTree, scores: jax.Array, key: jax.Array
+    ) -> tuple[PyTree, Metrics]:
+        """Both, for those who want one function."""
+        evaluation = self.evaluate(state, reference_params, generation)
+        return self.update(state, generation, evaluation, scores, key)
 
 
 class SupervisedLearner(NamedTuple):

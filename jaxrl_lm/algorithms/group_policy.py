@@ -34,8 +34,8 @@ from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.models.partition import trained
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation
-from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, reference_of, rollout_error
-from jaxrl_lm.types import AnswerLearner, Evaluate, Metrics, PyTree
+from jaxrl_lm.rollouts.token_policy import importance_of, make_evaluate, observe, reference_of, rollout_error
+from jaxrl_lm.types import AnswerEvaluation, AnswerLearner, Evaluate, Metrics, PyTree
 
 TokenWeight = Literal["sum", "mean"]
 Comparison = Literal["leave_one_out", "standardized"]  # of RLOO, whose KL penalty is in the reward, and of GRPO
@@ -165,7 +165,7 @@ class AnswerBatch(NamedTuple):
         actions: tokens, `[B, T]`.
         log_probs: under the policy that sampled them, `[B, T]`, nats.
         reference_log_probs: under the reference policy, `[B, T]`, nats.
-        advantages: one per completion, `[B]`.
+        advantages: of the completions, `[B, 1]`, or of their tokens, `[B, T]`, if weighted by importance.
         mask: 1 at completion tokens, `[B, T]`.
     """
 
@@ -198,14 +198,22 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
         del key
         return _init_state(settings, params, optimizer.init(trained(params)), kl_in_loss)
 
-    def update(
-        state: GroupPolicyState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
-    ) -> tuple[GroupPolicyState, Metrics]:
-        check_micro_batches(settings.micro_batch_size, len(scores) // settings.num_minibatches, "completions")
+    def evaluate_answers(state: GroupPolicyState, reference_params: PyTree, generation: Generation) -> AnswerEvaluation:
+        num_rows = len(generation.sequences) // settings.num_minibatches
+        check_micro_batches(settings.micro_batch_size, num_rows, "completions")
         inputs = observe(generation), generation.actions
         both = (state.params, reference_of(reference_params, state.params))
         log_probs, reference = (score(each, *inputs).log_probs for each in both)
-        batch, metrics = _compare(config, kind, generation, scores, log_probs, reference)
+        return AnswerEvaluation(log_probs=log_probs, values=None, reference_log_probs=reference)
+
+    def update(
+        state: GroupPolicyState,
+        generation: Generation,
+        evaluation: AnswerEvaluation,
+        scores: jax.Array,
+        key: jax.Array,
+    ) -> tuple[GroupPolicyState, Metrics]:
+        batch, metrics = _compare(config, kind, generation, scores, evaluation)
         rate = annealed(state.hyperparams.learning_rate, state.num_updates, settings.anneal_updates)
 
         def loss(params: PyTree, rows: WeightedAnswers) -> tuple[jax.Array, Metrics]:
@@ -223,11 +231,12 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
             micro_batch_size=settings.micro_batch_size,
             normalize=partial(weighted, token_weight=settings.token_weight),
         )
-        metrics |= summarize(stacked) | rollout_error(log_probs, generation) | {"learning_rate": rate}
+        metrics |= summarize(stacked) | rollout_error(evaluation.log_probs, generation) | {"learning_rate": rate}
         return replace(state, params=params, optimizer=opt_state, num_updates=next_count(state.num_updates)), metrics
 
     return AnswerLearner(
         init=init,
+        evaluate=evaluate_answers,
         update=update,
         policy_params=lambda state: state.params,
         answers_per_prompt=config.group_size,
@@ -245,23 +254,24 @@ def _compare(
     kind: Comparison,
     generation: Generation,
     scores: jax.Array,
-    log_probs: jax.Array,
-    reference_log_probs: jax.Array,
+    evaluation: AnswerEvaluation,
 ) -> tuple[AnswerBatch, Metrics]:
     """The completions with their advantages within each group, and metrics; RLOO's scores are reduced by the KL."""
     mask = generation.response_mask
-    answer_kl = masked.masked_sum(kl.k1(log_probs, reference_log_probs), mask, -1)
+    answer_kl = masked.masked_sum(kl.k1(evaluation.log_probs, evaluation.reference_log_probs), mask, -1)
     penalised = scores - config.kl_coefficient * answer_kl
     groups = (penalised if kind == "leave_one_out" else scores).reshape(-1, config.group_size)
+    advantages = policy_losses.group_advantages(groups, kind=kind).reshape(-1, 1)
+    importance, metrics = importance_of(evaluation.log_probs, generation, config.answers.importance_limit)
     batch = AnswerBatch(
         observations=observe(generation),
         actions=generation.actions,
-        log_probs=log_probs,
-        reference_log_probs=reference_log_probs,
-        advantages=policy_losses.group_advantages(groups, kind=kind).reshape(-1),
+        log_probs=evaluation.log_probs,
+        reference_log_probs=evaluation.reference_log_probs,
+        advantages=advantages if importance is None else advantages * importance,
         mask=mask,
     )
-    return batch, {
+    return batch, metrics | {
         "reward/with_penalty": jnp.mean(penalised),
         "reward/std_in_group": jnp.mean(jnp.std(groups, axis=-1)),
         "kl/answer": jnp.mean(answer_kl),
@@ -313,7 +323,7 @@ def group_loss(
     log_probs, old, reference = (
         masked.zero_masked(x, batch.mask) for x in (evaluation.log_probs, batch.log_probs, batch.reference_log_probs)
     )
-    advantages = jnp.broadcast_to(batch.advantages[:, None], log_probs.shape)
+    advantages = jnp.broadcast_to(batch.advantages, log_probs.shape)
     surrogate = policy_losses.clipped_surrogate(log_probs, old, advantages, hyperparams.clip_range)
     divergence = kl.k3(log_probs, reference)
     policy_loss, kl_loss = (masked.weighted_sum(x, loss_weights) for x in (surrogate, divergence))

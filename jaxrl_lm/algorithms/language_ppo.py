@@ -9,8 +9,9 @@ and `algorithms/ppo.py` learns from this trajectory as from any other.
 Reference: Ziegler et al., 2019, Fine-Tuning Language Models from Human Preferences.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,15 @@ from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.rewards.token_rewards import token_rewards, value_mask_of
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation
-from jaxrl_lm.rollouts.token_policy import make_evaluate, observe, reference_of, rollout_error, token_trajectory
-from jaxrl_lm.types import ActionEvaluation, AnswerLearner, Metrics, PyTree, Trajectory
+from jaxrl_lm.rollouts.token_policy import (
+    importance_of,
+    make_evaluate,
+    observe,
+    reference_of,
+    rollout_error,
+    token_trajectory,
+)
+from jaxrl_lm.types import AnswerEvaluation, AnswerLearner, Metrics, PyTree, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,11 @@ class LanguagePPOConfig:
                 f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: the tokens of a completion are scored together; "
                 "use 'sequences'"
             )
+        if not self.rescore and self.answers.importance_limit is not None:
+            raise InputError(
+                "rescore=False: answers are corrected for the policy that sampled them (answers.weights='int8', "
+                "answers.ahead or answers.max_importance), which compares two log-probabilities; leave rescore on"
+            )
         if not self.rescore and self.answers.score_at == "after_end":
             raise InputError(
                 "rescore=False: answers.score_at='after_end' needs the value after the last token, which decoding "
@@ -126,26 +139,31 @@ def make_language_ppo(
             ppo=algorithm.init(params, key), kl_coefficient=jnp.asarray(config.kl.coefficient, jnp.float32)
         )
 
-    def update(
-        state: LanguagePPOState, reference_params: PyTree, generation: Generation, scores: jax.Array, key: jax.Array
-    ) -> tuple[LanguagePPOState, Metrics]:
+    def evaluate_answers(state: LanguagePPOState, reference_params: PyTree, generation: Generation) -> AnswerEvaluation:
         check_minibatches(config.ppo, *generation.response_mask.shape)
-        params, coefficient = state.ppo.params, state.kl_coefficient
-        evaluation = ActionEvaluation(log_probs=generation.log_probs, entropies=None, values=generation.values)
-        metrics = {}
-        if config.rescore:
-            evaluation = score(params, observe(generation), generation.actions)
-            metrics = rollout_error(evaluation.log_probs, generation)
-        reference_params = reference_of(reference_params, policy_of(params))
-        reference = score_by_reference(reference_params, observe(generation), generation.actions)
-        trajectory, found = _penalized(config, generation, scores, evaluation, reference.log_probs, coefficient)
+        params, inputs = state.ppo.params, (observe(generation), generation.actions)
+        reference = score_by_reference(reference_of(reference_params, policy_of(params)), *inputs)
+        found: Any = score(params, *inputs) if config.rescore else generation
+        return AnswerEvaluation(log_probs=found.log_probs, values=found.values, reference_log_probs=reference.log_probs)
+
+    def update(
+        state: LanguagePPOState,
+        generation: Generation,
+        evaluation: AnswerEvaluation,
+        scores: jax.Array,
+        key: jax.Array,
+    ) -> tuple[LanguagePPOState, Metrics]:
+        coefficient = state.kl_coefficient
+        metrics = rollout_error(evaluation.log_probs, generation) if config.rescore else {}
+        trajectory, found = _penalized(config, generation, scores, evaluation, coefficient)
         ppo_state, ppo_metrics = algorithm.update(state.ppo, trajectory, key)
         coefficient = _next_coefficient(config.kl, coefficient, found["kl/answer"], num_episodes=len(scores))
         return LanguagePPOState(ppo=ppo_state, kl_coefficient=coefficient), metrics | ppo_metrics | found
 
     return AnswerLearner(
-        init,
-        update,
+        init=init,
+        evaluate=evaluate_answers,
+        update=update,
         policy_params=lambda state: policy_of(state.ppo.params),
         answers_per_prompt=1,
         forward_rows=partial(
@@ -161,14 +179,13 @@ def _penalized(
     config: LanguagePPOConfig,
     generation: Generation,
     scores: jax.Array,
-    evaluation: ActionEvaluation,
-    reference_log_probs: jax.Array,
+    evaluation: AnswerEvaluation,
     coefficient: jax.Array,
 ) -> tuple[Trajectory, Metrics]:
     """The completions as a trajectory whose rewards are the scores and the KL penalty; with metrics of both."""
     mask, log_probs = generation.response_mask, evaluation.log_probs
     value_mask = value_mask_of(mask, is_paid_after_end=config.answers.score_at == "after_end")
-    rewards, token_kl = token_rewards(scores, log_probs, reference_log_probs, mask, value_mask, coefficient)
+    rewards, token_kl = token_rewards(scores, log_probs, evaluation.reference_log_probs, mask, value_mask, coefficient)
     trajectory = token_trajectory(
         generation,
         rewards,
@@ -178,7 +195,8 @@ def _penalized(
         discount=config.discount,
         trace_decay=config.trace_decay,
     )
-    return trajectory, {
+    importance, metrics = importance_of(log_probs, generation, config.answers.importance_limit)
+    return replace(trajectory, importance=importance), metrics | {
         "reward/with_penalty": jnp.mean(jnp.sum(rewards, axis=-1)),
         "kl/answer": jnp.mean(jnp.sum(token_kl, axis=-1)),
         "kl/token": masked.masked_mean(token_kl, mask),

@@ -145,6 +145,7 @@ class _Batch:
     Attributes:
         weights: masks of the steps; in a normalized minibatch their weights in means, which sum to 1.
         value_weights: the same of the steps whose value counts.
+        importance: of the trajectory; in a normalized minibatch it is part of the advantages.
     """
 
     observations: PyTree
@@ -155,6 +156,7 @@ class _Batch:
     returns: PyTree
     weights: PyTree
     value_weights: PyTree
+    importance: PyTree
 
 
 def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
@@ -265,6 +267,7 @@ def _prepare(config: PPOConfig, trajectory: Trajectory) -> tuple[_Batch, Metrics
         returns=targets,
         weights=tr.mask,
         value_weights=tr.value_mask,
+        importance=tr.importance,
     )
     return (_as_steps(batch) if config.minibatch_unit == "steps" else batch), metrics
 
@@ -282,11 +285,15 @@ def _as_steps(batch: _Batch) -> _Batch:
 
 
 def _normalize(minibatch: _Batch, *, is_whitened: bool) -> _Batch:
-    """Turn masks into weights, and whiten advantages."""
+    """Turn masks into weights; whiten advantages and weigh them by importance."""
     advantages, mask = minibatch.advantages, minibatch.weights
+    if is_whitened:
+        advantages = masked.whiten(advantages, mask, shift_mean=True)
+    if minibatch.importance is not None:
+        advantages *= minibatch.importance
     return replace(
         minibatch,
-        advantages=masked.whiten(advantages, mask, shift_mean=True) if is_whitened else advantages,
+        advantages=advantages,
         weights=masked.mean_weights(mask),
         value_weights=masked.mean_weights(minibatch.value_weights),
     )

@@ -40,6 +40,27 @@ def clipped_surrogate(
     return jnp.maximum(-advantages * ratio, -advantages * clipped_ratio)
 
 
+def truncated_importance(
+    log_probs: Float[Array, "*B T"], acting_log_probs: Float[Array, "*B T"], limit: float
+) -> Float[Array, "*B T"]:
+    """Importance weights of actions that another policy chose: `min(pi / pi_acting, limit)`.
+
+    Multiplied with advantages they correct the policy loss for rollouts by older or rounded parameters. Truncation
+    bounds the variance and biases towards the acting policy.
+
+    Args:
+        log_probs: log pi(a_t | o_t) of the policy before learning, nats.
+        acting_log_probs: the same of the policy that acted, nats.
+        limit: largest weight.
+
+    Returns:
+        Weights.
+
+    Reference: Ionides, 2008, Truncated Importance Sampling; Espeholt et al., 2018, IMPALA.
+    """
+    return jnp.minimum(jnp.exp(log_probs - acting_log_probs), limit)
+
+
 def group_advantages(
     rewards: Float[Array, "groups group_size"], *, kind: Literal["leave_one_out", "standardized"]
 ) -> Float[Array, "groups group_size"]:

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxrl_lm.distributed.sharding import gather
 from jaxrl_lm.models import low_bits
-from jaxrl_lm.models.lora_config import LoraConfig
+from jaxrl_lm.models.lora_config import QUANTIZATIONS, LoraConfig, Quantization
 
 # Up to this many rows a CPU's product is bound by reading the weight (measured at 1 to 64 rows).
 FEW_ROWS = 64
@@ -22,8 +22,8 @@ FEW_ROWS = 64
 class Linear(nn.Module):
     """x W^T + b, and with an adapter + x A^T B^T * alpha / rank.
 
-    Parameters without `lora_a` and `lora_b` are those of the base: the same module computes the product alone. A
-    quantised weight (`low_bits`) is initialised to 0, for it is only made from one that was loaded.
+    The parameters decide what is computed: without `lora_a` and `lora_b` they are those of the base, and a quantised
+    weight (`low_bits`) may replace the weight. It is initialised to 0, for it is only made from one that was loaded.
 
     Attributes:
         features: F, outputs.
@@ -46,12 +46,13 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
-        if self.lora is None or self.lora.quantize == "none":
+        quantization = self._quantization()
+        if quantization == "none":
             init = nn.initializers.normal(self.init_std)
             weight = self._leaf("weight", init, (self.features, x.shape[-1]), self.axes)
             output = product(x, gather(weight.astype(self.dtype), *self.axes))
         else:
-            output = self._quantised_product(x, self.lora)
+            output = self._quantised_product(x, quantization)
         if self.lora is not None and self._has_adapter(self.lora):
             output += self._adapter(x, self.lora)
         if self.use_bias:
@@ -72,8 +73,16 @@ class Linear(nn.Module):
         b = self._leaf("lora_b", nn.initializers.zeros, (self.features, lora.rank), (self.axes[0], "rank"), jnp.float32)
         return product(product(x, a.astype(self.dtype)), b.astype(self.dtype)) * jnp.asarray(lora.scale, self.dtype)
 
-    def _quantised_product(self, x: jax.Array, lora: LoraConfig) -> jax.Array:
-        specs = low_bits.leaf_specs(lora.quantize, (self.features, x.shape[-1]), self.axes)
+    def _quantization(self) -> Quantization:
+        if self.is_initializing():
+            return "none" if self.lora is None else self.lora.quantize
+        for kind in QUANTIZATIONS:
+            if self.has_variable("params", f"weight_{kind}"):
+                return kind
+        return "none"
+
+    def _quantised_product(self, x: jax.Array, quantization: Quantization) -> jax.Array:
+        specs = low_bits.leaf_specs(quantization, (self.features, x.shape[-1]), self.axes)
         zeros = nn.initializers.zeros
         leaves = {name: self._leaf(name, zeros, spec.shape, spec.axes, spec.dtype) for name, spec in specs.items()}
         return quantised_product(x, leaves)
@@ -129,9 +138,8 @@ def quantised_product(x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
     """`x` `[..., D]` times a quantised weight (`low_bits`), `[..., F]`; the weight has no gradient.
 
     Both passes dequantise the weight, and not before its other factor is there: or the dequantised weights of all
-    layers would be in memory at once. XLA's compilers for GPUs and TPUs remove the barriers after scheduling, that for
-    CPUs before: there, the backward pass of an unrolled stack finds the forward pass's weights kept. That of a scanned
-    stack does not.
+    layers would be in memory at once. XLA's compiler for CPUs removes the barriers too early: there, the
+    backward pass of an unrolled stack finds the forward pass's weights kept. That of a scanned stack does not.
     """
     return _quantised_product(x.shape[-1], x, leaves)
 

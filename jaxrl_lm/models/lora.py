@@ -12,7 +12,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import low_bits
 from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.models.encoder import Encoder
-from jaxrl_lm.models.lora_config import ALL_LINEAR, LoraConfig
+from jaxrl_lm.models.lora_config import ALL_LINEAR, LoraConfig, Quantization
 from jaxrl_lm.models.params import param_shapes
 from jaxrl_lm.models.partition import ADAPTER
 from jaxrl_lm.types import PyTree
@@ -45,10 +45,24 @@ def add_adapters(model: Model, params: PyTree, lora: LoraConfig, key: jax.Array)
         shape_a, shape_b = (shapes[(*path, name)].shape for name in ADAPTER)
         uniform = jax.random.uniform(jax.random.fold_in(key, number), shape_a, minval=-1.0)
         found |= {(*path, "lora_a"): uniform / shape_a[-1] ** 0.5, (*path, "lora_b"): jnp.zeros(shape_b)}
-    for path in [path for path in found if path not in shapes]:  # weights, of which the adapted model has few bits
-        leaves = low_bits.quantise(lora.quantize, found.pop(path))
-        found |= {(*path[:-1], name): leaf for name, leaf in leaves.items()}
-    return adapted, unflatten_dict(found)
+    params = unflatten_dict(found)
+    return adapted, params if lora.quantize == "none" else quantise_projections(model, params, lora.quantize)
+
+
+def quantise_projections(model: CausalLM | Encoder, params: PyTree, kind: Quantization) -> PyTree:
+    """The parameters with the weights of the blocks' projections in few bits (`low_bits`).
+
+    Args:
+        model: of the parameters, with or without adapters.
+        params: of an unrolled or a scanned stack, as the model; weights that have few bits already stay as they are.
+        kind: "int8" or "nf4".
+    """
+    found = _leaves(params)
+    for path in adapted_projections(with_lora(model, LoraConfig(rank=1))):
+        if (*path, "weight") in found:
+            leaves = low_bits.quantise(kind, found.pop((*path, "weight")))
+            found |= {(*path, name): leaf for name, leaf in leaves.items()}
+    return unflatten_dict(found)
 
 
 def check_targets(model: CausalLM | Encoder, lora: LoraConfig) -> None:

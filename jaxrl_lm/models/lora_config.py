@@ -8,6 +8,7 @@ from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 
 Quantization = Literal["none", "int8", "nf4"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "nf4")
 
 ALL_LINEAR = "all-linear"
 

@@ -6,9 +6,12 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxrl_lm import checks, data
-from jaxrl_lm.rollouts.sampling import SamplingConfig
+from jaxrl_lm.rollouts.sampling import SamplingConfig, SamplingWeights
 
 ScoreAt = Literal["last_token", "after_end"]
+
+DEFAULT_LIMIT = 2.0
+"""Largest importance weight where completions are always corrected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,12 @@ class AnswerConfig:
             -1. None keeps the reward.
         score_at: step that receives the score: the "last_token" of the completion, or "after_end", one step later, as
             in Ziegler et al.
+        weights: parameters that sample: the "same" as learn, or those of the blocks' projections rounded to "int8", a
+            quarter of float32's memory.
+        ahead: sample the completions of an update during the one before, so that reward functions and sampling run
+            at the same time. They come from parameters that are one update older.
+        max_importance: largest weight pi / pi_sampling of a token in the policy loss, which corrects for completions
+            that other parameters sampled. None: 2 with "int8" or ahead, otherwise no weights.
     """
 
     max_new_tokens: int = 48
@@ -34,12 +43,23 @@ class AnswerConfig:
     ignore_stops_before: int = 0
     missing_stop_score: float | None = None
     score_at: ScoreAt = "last_token"
+    weights: SamplingWeights = "same"
+    ahead: bool = False
+    max_importance: float | None = None
 
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "max_new_tokens")
         checks.above(self, 0, "temperature", why="the policy learns from sampled completions")
         checks.finite(self, "temperature", "missing_stop_score")
-        checks.one_of(self, score_at=ScoreAt)
+        checks.above(self, 0, "max_importance")
+        checks.one_of(self, score_at=ScoreAt, weights=SamplingWeights)
+
+    @property
+    def importance_limit(self) -> float | None:
+        """Largest importance weight; None where tokens have none."""
+        if self.max_importance is None and (self.weights == "int8" or self.ahead):
+            return DEFAULT_LIMIT
+        return self.max_importance
 
     def paid_scores(self, scores: np.ndarray, is_stopped: np.ndarray) -> np.ndarray:
         """Scores used in training, `[B]`: `missing_stop_score` replaces those of completions without a stop token."""
@@ -60,4 +80,5 @@ class AnswerConfig:
             stop_tokens=data.stop_token_ids(tokenizer, self.stop),
             ignore_stops_before=self.ignore_stops_before,
             pad_token=data.padding_token(tokenizer),
+            weights=self.weights,
         )

@@ -18,11 +18,12 @@ from jaxrl_lm.distributed.sharding import DECODING_RULES, constrain, use_rules
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import inputs
 from jaxrl_lm.models.causal_lm import CausalLM
+from jaxrl_lm.models.lora import quantise_projections
 from jaxrl_lm.models.params import logical_axes, num_params
 from jaxrl_lm.models.stack import unstack_layers
 from jaxrl_lm.rollouts.decoding import Table, decode_in_stages, decode_while, plan_stages, start
 from jaxrl_lm.rollouts.packing import Packing, choose_packing
-from jaxrl_lm.rollouts.sampling import SamplingConfig
+from jaxrl_lm.rollouts.sampling import SamplingConfig, SamplingWeights
 from jaxrl_lm.types import PyTree
 
 
@@ -99,7 +100,8 @@ def generate(
         return generation_program(model, params, ids, mask, key, config, is_unrolled, per_prompt)
     keys = key if key.ndim else _row_keys(key, num_prompts * per_prompt)
     decoder = _decoder(model, is_unrolled)
-    table, num_steps = decode_in_stages(decoder, _prepare(model, params, is_unrolled), ids, mask, keys, config, stages)
+    prepared = _prepare(model, params, is_unrolled, config.weights)
+    table, num_steps = decode_in_stages(decoder, prepared, ids, mask, keys, config, stages)
     return _generation(ids, mask, table, num_steps)
 
 
@@ -117,7 +119,7 @@ def generation_program(
     """`generate` after its checks, in one stage; `is_unrolled` runs a scanned model's layers separately."""
     batch = input_ids.shape[0] * per_prompt
     keys = key if key.ndim else _row_keys(key, batch)
-    decoder, prepared = _decoder(model, is_unrolled), _prepare(model, params, is_unrolled)
+    decoder, prepared = _decoder(model, is_unrolled), _prepare(model, params, is_unrolled, config.weights)
     with use_rules(DECODING_RULES):
         num_slots = input_ids.shape[1] + config.max_new_tokens
         state = start(decoder, prepared, input_ids, attention_mask, keys, config, num_slots)
@@ -134,13 +136,15 @@ def _decoder(model: CausalLM, is_unrolled: bool) -> CausalLM:
     return model.clone(is_scanned=False) if is_unrolled and model.is_scanned else model
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def _prepare(model: CausalLM, params: PyTree, is_unrolled: bool) -> PyTree:
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _prepare(model: CausalLM, params: PyTree, is_unrolled: bool, weights: SamplingWeights) -> PyTree:
     """The parameters of `_decoder(model, is_unrolled)`."""
     if is_unrolled and model.is_scanned:
         params = unstack_layers(params, model.family.layers)
     with use_rules(DECODING_RULES):
-        return for_decoding(_decoder(model, is_unrolled), params)
+        decoder = _decoder(model, is_unrolled)
+        prepared = for_decoding(decoder, params)
+        return prepared if weights == "same" else quantise_projections(decoder, prepared, weights)
 
 
 @jax.jit

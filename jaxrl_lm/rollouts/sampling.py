@@ -3,13 +3,16 @@
 import operator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
+
+SamplingWeights = Literal["same", "int8"]
 
 _BLOCK = 256  # tokens a block of the two-level inverse of the cumulative distribution
 
@@ -31,6 +34,7 @@ class SamplingConfig:
         ignore_stops_before: number of first tokens among which a stop token is an ordinary token
             (Ziegler et al. 2019 cut completions at the first full stop after a minimum length).
         pad_token: id after the end of a completion. It may be outside the vocabulary.
+        weights: the parameters of the blocks' projections as they are ("same"), or rounded to "int8" for decoding.
 
     `top_k`, `top_p`, `repetition_penalty`, `min_new_tokens` and `suppress_tokens` change the sampling distribution, but
     not the log-probabilities that `generate` returns, which are the model's at this temperature. Do not use them for
@@ -50,6 +54,7 @@ class SamplingConfig:
     stop_tokens: tuple[int, ...] = ()
     ignore_stops_before: int = 0
     pad_token: int = 0
+    weights: SamplingWeights = "same"
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k", "min_new_tokens", "ignore_stops_before", "pad_token"):
@@ -58,6 +63,7 @@ class SamplingConfig:
             object.__setattr__(self, name, _real(name, getattr(self, name)))
         for name in ("suppress_tokens", "stop_tokens"):
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
+        checks.one_of(self, weights=SamplingWeights)
         _check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         _check(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
         _check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl_lm.core import masked
+from jaxrl_lm.core import masked, policy_losses
 from jaxrl_lm.core.records import record
 from jaxrl_lm.core.token_log_probs import CHUNK_SIZE, token_log_probs
 from jaxrl_lm.distributed.sharding import batch_parts
@@ -228,6 +228,29 @@ def rollout_error(log_probs: jax.Array, generation: Generation) -> Metrics:
     return {
         "ratio/rollout_max_error": masked.masked_max(error, mask),
         "ratio/rollout_outside": masked.masked_mean((error > 0.1).astype(jnp.float32), mask),
+    }
+
+
+def importance_of(
+    log_probs: jax.Array, generation: Generation, limit: float | None
+) -> tuple[jax.Array | None, Metrics]:
+    """Importance weights `[B, T]` of completions for a policy that may not be the one that sampled them, and metrics.
+
+    `ratio/importance` is the mean weight, `ratio/importance_truncated` the share of tokens whose weight is the limit.
+
+    Args:
+        log_probs: of the completion tokens under the policy before learning, `[B, T]`.
+        generation: the completions, with the log-probabilities under the policy that sampled them.
+        limit: largest weight; None for no weights.
+    """
+    if limit is None:
+        return None, {}
+    mask = generation.response_mask
+    weights = policy_losses.truncated_importance(masked.zero_masked(log_probs, mask), generation.log_probs, limit)
+    is_truncated = (weights >= limit).astype(jnp.float32)
+    return weights, {
+        "ratio/importance": masked.masked_mean(weights, mask),
+        "ratio/importance_truncated": masked.masked_mean(is_truncated, mask),
     }
 
 

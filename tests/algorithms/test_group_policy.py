@@ -33,7 +33,7 @@ def make_batch(noise: float = 0.3) -> AnswerBatch:
         actions=trajectory.actions,
         log_probs=trajectory.log_probs,
         reference_log_probs=trajectory.log_probs + rng.normal(0, 0.5, trajectory.log_probs.shape).astype(np.float32),
-        advantages=jnp.asarray(rng.normal(size=len(trajectory.mask)), jnp.float32),
+        advantages=jnp.asarray(rng.normal(size=(len(trajectory.mask), 1)), jnp.float32),
         mask=trajectory.mask,
     )
 
@@ -51,7 +51,7 @@ def loop_loss(params: Any, batch: AnswerBatch, token_weight: str) -> Any:
         losses = []
         for step in np.flatnonzero(keep):
             ratio = jnp.exp(log_probs[row, step] - batch.log_probs[row, step])
-            gain = batch.advantages[row]
+            gain = batch.advantages[row, 0]
             pushed = jnp.minimum(gain * ratio, gain * jnp.clip(ratio, 1 - CLIP, 1 + CLIP))
             apart = batch.reference_log_probs[row, step] - log_probs[row, step]
             losses.append(-pushed + BETA * (jnp.exp(apart) - 1 - apart))
@@ -77,7 +77,7 @@ def test_at_the_acting_policy_the_summed_gradient_is_that_of_reinforce():
     def reinforce(params: Any) -> Any:
         log_probs = evaluate(params, batch.observations, batch.actions).log_probs
         of_answers = jnp.sum(jnp.where(batch.mask, log_probs, 0.0), axis=-1)
-        return -jnp.mean(batch.advantages * of_answers)
+        return -jnp.mean(batch.advantages[:, 0] * of_answers)
 
     (_, metrics), grads = loss_and_grad(params, batch, "sum")
     np.testing.assert_allclose(grads["logits"], jax.grad(reinforce)(params)["logits"], rtol=1e-4, atol=1e-6)
@@ -109,7 +109,7 @@ def test_descent_raises_what_was_better_and_the_penalty_pulls_back():
             grads, metrics = grad(params, hyperparams)
             params = jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
         log_probs = evaluate(params, batch.observations, batch.actions).log_probs
-        gain = jnp.sum(jnp.where(batch.mask, log_probs - batch.log_probs, 0.0) * batch.advantages[:, None])
+        gain = jnp.sum(jnp.where(batch.mask, log_probs - batch.log_probs, 0.0) * batch.advantages)
         moved[beta] = (float(gain), float(metrics["loss/kl"]))
     assert moved[0.0][0] > 1.0
     assert moved[10.0][1] < 0.5 * moved[0.0][1]

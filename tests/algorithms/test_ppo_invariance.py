@@ -114,6 +114,22 @@ def test_one_minibatch_of_steps_is_one_minibatch_of_sequences():
     assert_trees_close(by_steps, by_sequences, atol=2e-6)
 
 
+@pytest.mark.parametrize("whitening", ["batch", "minibatch", "none"])
+def test_importance_multiplies_the_whitened_advantages(whitening):
+    """So weights of 1 change nothing, and constant ones scale the gradient of the policy alone."""
+    trajectory = make_trajectory(noise=0.2)
+    config = replace(CONFIG, whiten_advantages=whitening, num_epochs=1)
+
+    def with_importance(weight):
+        return run(config, replace(trajectory, importance=jnp.full(SHAPE, weight)))
+
+    plain = run(config, trajectory)
+    assert_trees_close(with_importance(1.0), plain)
+    metrics = with_importance(0.25)[1]
+    np.testing.assert_allclose(metrics["loss/policy"], 0.25 * plain[1]["loss/policy"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss/value"], plain[1]["loss/value"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("whitening", ["batch", "minibatch"])
 @pytest.mark.parametrize(("unit", "sizes"), [("sequences", (1, 2)), ("steps", (4, 10))])
 def test_micro_batches_change_nothing(unit, sizes, whitening):

@@ -121,7 +121,7 @@ def online_case(name: str, lora: LoraConfig | None = None, **changes: Any) -> Ca
 
     return Case(
         start=lambda: learner.init(jax.tree.map(jnp.copy, params), key_of(0)),
-        update=learner.update,
+        update=learner.evaluate_and_update,
         args=args,
         params=learner.policy_params,
     )

@@ -185,7 +185,7 @@ def test_rloo_and_grpo(language_model, make_config, make_learner):
         policy = GroupPolicyConfig(num_minibatches=2, anneal_updates=5)
         learner = make_learner(make_config(group_size=2, policy=policy), model)
         state = jax.eval_shape(learner.init, params, KEY)
-        check(lambda s, p, g: learner.update(s, p, g, scores, KEY), state, params, generation)
+        check(lambda s, p, g: learner.evaluate_and_update(s, p, g, scores, KEY), state, params, generation)
 
 
 def rows(*shape: int) -> PackedRows:

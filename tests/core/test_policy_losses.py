@@ -128,6 +128,12 @@ def test_a_group_of_one_is_refused():
         policy_losses.group_advantages(jnp.zeros((4, 1)), kind="leave_one_out")
 
 
+def test_importance_weights_are_truncated_above():
+    acting = jnp.log(jnp.array([[0.5, 0.2, 0.1]]))
+    now = jnp.log(jnp.array([[0.25, 0.3, 0.9]]))
+    np.testing.assert_allclose(policy_losses.truncated_importance(now, acting, 2.0), [[0.5, 1.5, 2.0]], rtol=1e-6)
+
+
 def test_diagnostics_worked_by_hand():
     ratios = np.array([[1.0, 1.1, 1.5], [0.5, 9.0, 1.0]])
     mask = jnp.array([[1, 1, 1], [1, 0, 1]])

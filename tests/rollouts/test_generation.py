@@ -15,7 +15,8 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from jaxrl_lm.core import kl
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import CausalLM
+from jaxrl_lm.models import CausalLM, stack_layers
+from jaxrl_lm.models.lora import quantise_projections
 from jaxrl_lm.rollouts import SamplingConfig, generate
 from jaxrl_lm.rollouts.generation import _check_prompts, generation_program
 from jaxrl_lm.rollouts.token_policy import answer_log_probs
@@ -232,6 +233,19 @@ def test_what_would_be_answered_wrongly_is_refused_before_tracing(tiny_gpt2, cha
     with pytest.raises(InputError, match=message):
         generate(*tiny_gpt2, **{**arguments, **changes})
     assert num_traces() == before
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_int8_weights_sample_from_the_rounded_model(is_scanned):
+    model, params = tiny.random_model("llama")
+    rounded = quantise_projections(model, params, "int8")
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("int8"), jnp.dtype("float32")}
+    given = (model.clone(is_scanned=True), stack_layers(params, model.family.layers)) if is_scanned else (model, params)
+    generation = generate(*given, *prompts(), jax.random.key(0), replace(CONFIG, weights="int8"))
+    expected = answer_log_probs(model, rounded, generation, CONFIG.temperature)
+    np.testing.assert_allclose(generation.log_probs, expected, atol=1e-5)
+    exact = answer_log_probs(model, params, generation, CONFIG.temperature)
+    assert 1e-4 < float(jnp.max(jnp.abs(generation.log_probs - exact))) < 0.5
 
 
 def test_the_checks_of_a_batch_take_under_a_millisecond(tiny_gpt2):

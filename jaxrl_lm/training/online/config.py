@@ -48,6 +48,11 @@ class OnlineStageConfig(ModelStageConfig):
             )
         rows = self.batch_size // minibatches
         check_micro_batches(update.micro_batch_size, rows, "completions", prefix=f"{self.UPDATE}.")
+        if self.answers.weights != "same" and self.lora.quantize != "none":
+            raise InputError(
+                f"answers.weights={self.answers.weights!r}: the weights are quantised already, by "
+                f"lora.quantize={self.lora.quantize!r}; leave it out"
+            )
         self.watched_rewards()
 
     def watched_rewards(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The host's part of PPO, RLOO and GRPO: complete prompts and score the completions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -61,11 +62,43 @@ class OnlineTask:
             return None
         return {name: part for name, part in self.policy.params.items() if name != "value_head"}
 
+    def _width(self, chosen: np.ndarray | None = None) -> int:
+        """Columns of the prompts with these indices, or of any."""
+        longest = max(map(len, self.prompt_ids))
+        lengths = [longest] if chosen is None else [len(self.prompt_ids[index]) for index in chosen]
+        return data.bucket_width(lengths, longest=longest)
+
+    def no_generation(self) -> Generation:
+        """What has the shapes of any batch's completions, `widened`."""
+        config = self.config
+        shape, length = (config.batch_size, self._width()), config.answers.max_new_tokens
+        ids = np.zeros((shape[0], shape[1] + length), np.int32)
+        tokens, numbers = np.zeros((shape[0], length), np.int32), np.zeros((shape[0], length), np.float32)
+        empty = Generation(
+            sequences=ids,
+            attention_mask=ids,
+            response_mask=tokens,
+            log_probs=numbers,
+            values=numbers,
+            num_steps=np.zeros((), np.int32),
+        )
+        placed = distributed.place_batch(empty)
+        return jax.tree.map(jnp.asarray, placed)
+
+    def widened(self, generation: Generation) -> Generation:
+        """The completions with padding on the left, as wide as those of the longest prompt."""
+        width = self._width() + self.config.answers.max_new_tokens
+        return _with_columns(generation, width, self.sampling.pad_token)
+
+    def narrowed(self, generation: Generation, chosen: np.ndarray) -> Generation:
+        """The completions of the prompts with these indices, without what `widened` added."""
+        width = self._width(chosen) + self.config.answers.max_new_tokens
+        return _with_columns(generation, width, self.sampling.pad_token)
+
     def answer(self, params: PyTree, chosen: np.ndarray, key: jax.Array, *, per_prompt: int = 1) -> Generation:
         """Complete the prompts with these indices, each `per_prompt` times."""
         ids = [self.prompt_ids[index] for index in chosen]
-        width = data.bucket_width(map(len, ids), longest=max(map(len, self.prompt_ids)))
-        input_ids, mask = data.left_pad(ids, pad_id=self.sampling.pad_token, width=width)
+        input_ids, mask = data.left_pad(ids, pad_id=self.sampling.pad_token, width=self._width(chosen))
         model = self.policy.model
         return rollouts.generate(model, params, input_ids, mask, key, self.sampling, per_prompt=per_prompt)
 
@@ -154,6 +187,21 @@ class OnlineTask:
             "model": checksum_arrays(params),
             **{name: rewards.reward_fingerprint(reward) for name, reward in named.items()},
         }
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _with_columns(generation: Generation, width: int, pad_token: int) -> Generation:
+    """The completions with columns added or left out on the left."""
+    added = width - generation.sequences.shape[1]
+
+    def change(leaf: jax.Array, value: int) -> jax.Array:
+        return jnp.pad(leaf, ((0, 0), (max(added, 0), 0)), constant_values=value)[:, max(-added, 0) :]
+
+    return replace(
+        generation,
+        sequences=change(generation.sequences, pad_token),
+        attention_mask=change(generation.attention_mask, 0),
+    )
 
 
 def load_task(config: OnlineRunConfig, load_policy: Any) -> OnlineTask:

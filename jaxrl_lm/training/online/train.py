@@ -4,51 +4,21 @@ A new algorithm is a file in `jaxrl_lm/algorithms/`, its settings in `config.py`
 `jaxrl_lm/cli/commands.py`.
 """
 
-import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxrl_lm import data, distributed, rollouts, storage
+from jaxrl_lm import storage
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import CausalLM
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.language_model import LoadedModel, check_batch, load_model
 from jaxrl_lm.training.online.config import OnlineRunConfig
-from jaxrl_lm.training.online.task import OnlineTask, load_task
-from jaxrl_lm.training.run import Training, Update, train, write_samples_after
-from jaxrl_lm.types import AnswerLearner, PyTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """What a run has loaded.
-
-    Attributes:
-        task: prompts, rewards, the policy.
-        learner: the algorithm.
-        params: to train.
-        value: a value network of its own, or None.
-    """
-
-    task: OnlineTask
-    learner: AnswerLearner
-    params: PyTree
-    value: LoadedModel | None
-
-    def init_state(self) -> PyTree:
-        """The state before the first update.
-
-        Parameters are copied, for they may be the reference's as well; with adapters it needs none of its own.
-        """
-        key = jax.random.key(self.task.config.seed)
-        has_reference = self.task.reference_params is not None
-        return distributed.init_state(self.learner.init, self.params, key, is_copied=has_reference)
+from jaxrl_lm.training.online.task import load_task
+from jaxrl_lm.training.online.update import Loaded, make_update
+from jaxrl_lm.training.run import Training, train, write_samples_after
 
 
 def train_online(config: OnlineRunConfig) -> RunFolder:
@@ -77,46 +47,9 @@ def load(config: OnlineRunConfig) -> Loaded:
     return Loaded(task=task, learner=learner, params={"policy": task.policy.params, "value": value.params}, value=value)
 
 
-def make_update(loaded: Loaded) -> Update:
-    """One update on the host: completions, scores, learning, metrics."""
-    task, learner = loaded.task, loaded.learner
-    config, num_answers = task.config, learner.answers_per_prompt
-    learn = distributed.jit_update(learner.update)
-    forward_rows = jax.jit(learner.forward_rows, static_argnums=1)
-    base_key, reference_params = jax.random.key(config.seed), task.reference_params
-
-    def update(state: PyTree, num_done: int) -> tuple[PyTree, dict[str, float]]:
-        started = time.perf_counter()
-        answer_key, learn_key = jax.random.split(jax.random.fold_in(base_key, num_done))
-        num_prompts = config.batch_size // num_answers
-        asked = data.prompt_order(len(task.prompts), num_prompts, num_done, config.seed)
-        generation = task.answer(learner.policy_params(state), asked, answer_key, per_prompt=num_answers)
-        completed = distributed.on_host(generation)
-        rollouts.count_generation(task.policy.model, completed, per_prompt=num_answers)
-        generated = time.perf_counter()
-        scores, reward_metrics = task.score(np.repeat(asked, num_answers), completed, num_done=num_done)
-        scored = time.perf_counter()
-        scores = distributed.place_batch(jnp.asarray(scores))
-        passes = jax.device_get(forward_rows(learn_key, config.batch_size))
-        generation = rollouts.packed(task.policy.model, generation, completed, passes)
-        state, metrics = learn(state, reference_params, generation, scores, learn_key)
-        numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        learned = time.perf_counter()
-        num_tokens = numbers["answer/length"] * config.batch_size
-        return state, reward_metrics | numbers | {
-            "time/generate": generated - started,
-            "time/reward": scored - generated,
-            "time/learn": learned - scored,
-            "time/update": learned - started,
-            "time/tokens_per_second": num_tokens / (learned - started),
-        }
-
-    return update
-
-
 def _training(config: OnlineRunConfig, loaded: Loaded) -> Training:
     task, state = loaded.task, loaded.init_state()
-    params = loaded.learner.policy_params(state)
+    params = loaded.policy_params(state)
     return Training(
         state=state,
         update=make_update(loaded),
@@ -131,9 +64,9 @@ def _training(config: OnlineRunConfig, loaded: Loaded) -> Training:
 def _finish(loaded: Loaded, folder: RunFolder, state: Any) -> None:
     """Samples after training, the models' folders, plots and report."""
     task, config = loaded.task, loaded.task.config
-    params = loaded.learner.policy_params(state)
+    params = loaded.policy_params(state)
     if loaded.value is not None:
-        loaded.value.save(folder.path / "value_model", state.ppo.params["value"])
+        loaded.value.save(folder.path / "value_model", loaded.learner_state(state).ppo.params["value"])
     write_samples_after(folder, task.samples(params, phase="after", step=config.num_updates))
     task.policy.save(folder.model_folder, params)
     storage.write_report(folder, title=f"{config.TITLE} on {Path(config.model).name}")

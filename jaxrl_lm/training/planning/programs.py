@@ -29,7 +29,7 @@ from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation, generation_program
 from jaxrl_lm.rollouts.sampling import SamplingConfig
 from jaxrl_lm.training.planning.config import ONLINE, PlanConfig
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.types import AnswerEvaluation, PyTree
 
 
 class Program(NamedTuple):
@@ -130,7 +130,8 @@ class _Shapes:
         learner = self.settings().make_learner(model, value_model)
         reference = {name: part for name, part in policy.items() if name != "value_head"}
         scores = self.batch(config.batch_size, dtype=jnp.float32)
-        state, update = self.update(learner, params, (self.key,), (reference, self.generation(), scores, self.key))
+        generation, evaluation = self.generation(), self.evaluation(has_values=config.algorithm == "ppo")
+        state, update = self.update(learner, params, (self.key,), (generation, evaluation, scores, self.key))
         sampling = SamplingConfig(max_new_tokens=config.new_tokens, stop_tokens=(0,), pad_token=0)
         prompts = (self.batch(config.batch_size, config.prompt_tokens),) * 2
         parts = {"weights": policy, "critic": critic, "optimizer": _rest(state, params), "reference": reference}
@@ -142,7 +143,14 @@ class _Shapes:
                 frozenset({"weights"}),
                 self.read_by_decoding(model, policy),
             ),
-            "update": update._replace(uses=frozenset(parts)),
+            "evaluate": Program(
+                jax.jit(learner.evaluate),
+                (state, reference, generation),
+                1,
+                frozenset({"weights", "critic", "reference"}),
+                (params, reference),
+            ),
+            "update": update._replace(uses=frozenset({"weights", "critic", "optimizer"})),
         }
         if config.reward_model:
             reward, parts["reward model"] = self.model("reward")
@@ -212,6 +220,12 @@ class _Shapes:
             values=numbers,
             num_steps=jax.ShapeDtypeStruct((), jnp.int32, sharding=self.everywhere),
         )
+
+    def evaluation(self, *, has_values: bool) -> AnswerEvaluation:
+        """What `evaluate` makes of them."""
+        numbers = self.batch(self.config.batch_size, self.config.new_tokens, dtype=jnp.float32)
+        values = numbers if has_values else None
+        return AnswerEvaluation(log_probs=numbers, values=values, reference_log_probs=numbers)
 
     def examples(self) -> PyTree:
         """One batch of examples."""
