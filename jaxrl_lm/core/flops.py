@@ -78,8 +78,9 @@ def _product(equation: Any) -> float:
 def _attention(equation: Any) -> float:
     """Operations of plain attention, each query with each key, whatever a kernel skips or computes again.
 
-    Splash attention is three kernels: two products forward, and for the gradients two of the queries', two of the keys'
-    and values'. Its keys are `[B, K, S, H]`, those of cuDNN `[B, S, K, H]`.
+    Splash attention is three kernels, each of which needs two products: the result, the gradient of the queries, those
+    of keys and values. Its keys are `[B, K, S, H]`, those of cuDNN `[B, S, K, H]`. Columns that fill a row's last block
+    count.
     """
     name = equation.primitive.name
     shapes = [each.aval.shape for each in equation.invars if jnp.issubdtype(each.aval.dtype, jnp.floating)]
