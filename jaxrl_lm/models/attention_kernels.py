@@ -4,8 +4,8 @@ Splash attention on TPUs, cuDNN's flash attention on NVIDIA GPUs. `choose` picks
 traced for. Picking when it is lowered (`jax.lax.platform_dependent`) would keep what every branch needs for the
 backward pass, the logits of plain attention among it.
 
-Logits, softmax and sums are float32 in both, as in plain attention; products of float32 follow
-`jax_default_matmul_precision`, as elsewhere.
+Logits, softmax and sums are float32 in both, as in plain attention. Products of float32 on TPUs follow
+`jax_default_matmul_precision`, as elsewhere; under a precision that TPUs' kernels lack, attention is plain.
 
 Letters as in `attention`.
 
@@ -26,6 +26,7 @@ BLOCK = 128
 """Columns of the smallest block of TPUs. Rows are padded to a multiple; kernels do not pay off for shorter ones."""
 
 _LARGEST_BLOCK = 512
+_SINGLE_PASS, _FLOAT32 = {None, "default", "bfloat16"}, {"highest", "float32"}  # names of precisions of products
 _HEADS = ("cache_batch", "cache_heads", None, None)
 
 Kernel = Literal["splash", "cudnn"]
@@ -48,7 +49,9 @@ def choose(num_tokens: int, head_size: int, dtype: Any, softcap: float | None) -
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     if platform == "tpu":
-        return "splash"
+        precisions = _SINGLE_PASS | (_FLOAT32 if dtype == jnp.float32 else set())
+        settings: Any = jax.config
+        return "splash" if settings.jax_default_matmul_precision in precisions else None
     if platform != "gpu" or softcap is not None or dtype not in (jnp.bfloat16, jnp.float16) or head_size % 8:
         return None
     return "cudnn" if head_size <= _largest_head(jax.local_devices()[0]) else None

@@ -118,6 +118,20 @@ def test_the_kernel_follows_from_the_platform_and_what_it_supports(monkeypatch, 
         assert attention_kernels.choose(*args) == expected
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision", "expected"),
+    [
+        (jnp.bfloat16, "bfloat16", "splash"),
+        (jnp.bfloat16, "highest", None),
+        (jnp.float32, "highest", "splash"),
+        (jnp.float32, "high", None),
+    ],
+)
+def test_precisions_that_the_compiler_of_tpus_kernels_refuses_get_plain_attention(dtype, precision, expected):
+    with jax.sharding.use_abstract_mesh(on("tpu")), jax.default_matmul_precision(precision):
+        assert attention_kernels.choose(128, 64, dtype, None) == expected
+
+
 def test_on_this_machine_and_where_plain_attention_is_asked_for_no_kernel_is_used(monkeypatch):
     assert attention_kernels.choose(1024, 128, jnp.bfloat16, None) is None
     mask = jnp.ones((1, 4), jnp.int32)
