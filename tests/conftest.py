@@ -104,6 +104,15 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def libtpu() -> str:
+    """A folder with the package libtpu, which compiles for TPUs."""
+    folder = os.environ.get("JAXRL_LM_LIBTPU", "")
+    if not (Path(folder) / "libtpu").is_dir():
+        pytest.skip("JAXRL_LM_LIBTPU does not name a folder with the package libtpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_gpt2():
     """A random GPT-2 of two layers: (model, params)."""
     from tests.models import tiny

@@ -6,7 +6,11 @@ XLA's own count has the body of a loop once.
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
+"""Products of cuDNN's attention, by the name of its primitive."""
 
 
 def count_flops(jaxpr: Any, *, while_trips: int = 1) -> float:
@@ -25,6 +29,8 @@ def _count(jaxpr: Any, while_trips: int) -> float:
         name, params = equation.primitive.name, equation.params
         if name in ("dot_general", "ragged_dot", "ragged_dot_general"):
             total += _product(equation)
+        elif name in _ATTENTION or name == "pallas_call":
+            total += _attention(equation)
         elif name == "conv_general_dilated":
             total += _convolution(equation)
         elif name == "scan":
@@ -67,6 +73,21 @@ def _product(equation: Any) -> float:
     (_, contracted), (_, batch) = numbers or equation.params["dimension_numbers"]
     shared = (*contracted, *batch, *groups)
     return 2.0 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
+
+
+def _attention(equation: Any) -> float:
+    """Operations of plain attention, each query with each key, whatever a kernel skips or computes again.
+
+    Splash attention is three kernels, each of which needs two products: the result, the gradient of the queries, those
+    of keys and values. Its keys are `[B, K, S, H]`, those of cuDNN `[B, S, K, H]`. Columns that fill a row's last block
+    count.
+    """
+    name = equation.primitive.name
+    shapes = [each.aval.shape for each in equation.invars if jnp.issubdtype(each.aval.dtype, jnp.floating)]
+    queries, keys = shapes[:2]
+    if name == "pallas_call":
+        return 2.0 * 2 * math.prod(queries) * keys[-2]
+    return 2.0 * _ATTENTION[name] * math.prod(queries) * keys[-3]
 
 
 def _convolution(equation: Any) -> float:

@@ -8,7 +8,7 @@ Reference: Xu et al., 2021, GSPMD: General and Scalable Parallelization for ML C
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -124,6 +124,36 @@ def by_batch_part(function: Callable[..., jax.Array], num_split: int, *args: jax
     rows = PartitionSpec(axes)
     specs = (rows,) * num_split + (PartitionSpec(),) * (len(args) - num_split)
     split = jax.shard_map(function, in_specs=specs, out_specs=rows, axis_names=set(axes))
+    return split(*args)
+
+
+def by_part(
+    function: Callable[..., jax.Array],
+    axes: Sequence[tuple[str | None, ...]],
+    out_axes: tuple[str | None, ...],
+    *args: jax.Array,
+) -> jax.Array:
+    """`function(*args)`, computed for each part of the arguments where that part is.
+
+    For kernels, which the compiler cannot split. An axis that the mesh does not divide in every argument is not split.
+
+    Args:
+        function: gives an array whose parts depend on the same parts of the arguments.
+        axes: logical axes of each argument.
+        out_axes: those of the result.
+        args: the arguments.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), _current_rules.get()
+    if mesh.empty or mesh.size == 1:
+        return function(*args)
+    named = [
+        (name, size) for names, arg in zip(axes, args, strict=True) for name, size in zip(names, arg.shape, strict=True)
+    ]
+    whole = {name for name, size in named if name is not None and size % _num_parts(rules[name], mesh)}
+    *in_specs, out_specs = (
+        spec_of(tuple(None if name in whole else name for name in names)) for names in (*axes, out_axes)
+    )
+    split = jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
     return split(*args)
 
 

@@ -5,16 +5,22 @@ head, N = K * G query heads, Q = G * T queries that share keys, H head size, D m
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Float, Int
 
 from jaxrl_lm.core.records import record
 from jaxrl_lm.distributed.sharding import constrain
+from jaxrl_lm.models import attention_kernels
 from jaxrl_lm.types import PyTree
+
+Kernels = Literal["auto", "plain"]
+"""What computes attention without a cache: what `attention_kernels.choose` says, or always plain JAX."""
 
 CACHE_AXES = ("cache_batch", "cache_heads", None, None)
 MASKED_LOGIT = -1e30  # finite, so that a query without visible keys (padding) gives a mean, not NaN
@@ -95,15 +101,48 @@ def segment_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return jnp.where(segment_ids > 0, slots - starts, 0)
 
 
+@register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Visible:
+    """Which keys each query attends to, as plain attention and as kernels read it.
+
+    Attributes:
+        mask: for each query, bool `[B, T, S]`.
+        segments: the sequence of each token, 0 for padding, int32 `[B, T]`; None where plain attention is asked for, or
+            keys are in a cache.
+        kind: number of the layer's window in `windows`; traced in a scanned stack.
+        windows: of the kinds of layers; None for all positions.
+        is_causal: whether queries attend to no later key.
+    """
+
+    mask: PyTree
+    segments: PyTree
+    kind: PyTree = 0
+    windows: tuple[int | None, ...] = field(default=(None,), metadata={"static": True})
+    is_causal: bool = field(default=True, metadata={"static": True})
+
+
 def visible_keys(
-    attention_mask: Int[Array, "B T"], cache: KVCache | None, window: int | None = None
-) -> Bool[Array, "B T S"]:
-    """Which keys each query may attend to: real tokens, not after itself, within `window` slots if given.
+    attention_mask: Int[Array, "B T"],
+    cache: KVCache | None,
+    kernels: Kernels,
+    windows: tuple[int | None, ...] = (None,),
+    kind: int = 0,
+) -> Visible:
+    """Which keys each query may attend to: real tokens, not after itself, within the window of its kind if it has one.
 
     Without a cache the mask may contain segment ids: a query then attends to its own segment only.
 
     Rows (and segments) are contiguous between their padding, so slot distances equal position distances.
+
+    Args:
+        attention_mask: of the new tokens.
+        cache: with earlier tokens.
+        kernels: of a model's configuration.
+        windows: of all kinds of layers, in slots.
+        kind: of these layers.
     """
+    window = windows[kind]
     num_queries = attention_mask.shape[1]
     key_mask = attention_mask.astype(bool)
     start: int | jax.Array = 0
@@ -118,7 +157,8 @@ def visible_keys(
     visible = visible[None] & key_mask[:, None, :]
     if cache is None:
         visible &= attention_mask[:, :, None] == attention_mask[:, None, :]
-    return visible
+    segments = attention_mask if cache is None and kernels == "auto" else None
+    return Visible(mask=visible, segments=segments, kind=kind, windows=windows)
 
 
 def update_layer(
@@ -168,11 +208,13 @@ def attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
-    visible: Bool[Array, "B T S"],
+    visible: Visible,
     scale: float | jax.Array,
     softcap: float | None = None,
 ) -> Float[Array, "B T N*H"]:
     """softmax(cap(scale * Q K^T)) V with grouped key/value heads; cap(z) = c tanh(z / c), softmax in float32.
+
+    Computed by a kernel where there is one (`attention_kernels`). At padding the result is finite and means nothing.
 
     Args:
         queries: of T tokens.
@@ -184,6 +226,51 @@ def attend(
     """
     batch, num_queries, num_heads, head_size = queries.shape
     queries = constrain(queries, "cache_batch", None, "cache_heads", None)
+    kernel = None
+    if visible.segments is not None:
+        kernel = attention_kernels.choose(num_queries, head_size, queries.dtype, softcap)
+    if kernel == "cudnn":
+        how: dict[str, Any] = {"scale": scale, "is_causal": visible.is_causal}
+        mixed = attention_kernels.cudnn(queries, keys, values, visible.mask, **how)
+    elif kernel == "splash":
+        mixed = _splash(queries, keys, values, visible, scale, softcap)
+    else:
+        mixed = _plain(queries, keys, values, visible.mask, scale, softcap)
+    return constrain(mixed.reshape(batch, num_queries, num_heads * head_size), "batch", None, "heads")
+
+
+def _splash(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: Visible,
+    scale: float | jax.Array,
+    softcap: float | None,
+) -> jax.Array:
+    """Splash attention `[B, T, N, H]`, whose windows are static: of a traced kind of layer, one branch for each."""
+
+    def attend_to(window: int | None) -> Callable[..., jax.Array]:
+        how: dict[str, Any] = {"softcap": softcap, "window": window, "is_causal": visible.is_causal}
+        return partial(attention_kernels.splash, scale=scale, **how)
+
+    args = (queries, keys, values, visible.segments)
+    if isinstance(visible.kind, int):
+        return attend_to(visible.windows[visible.kind])(*args)
+    if len(set(visible.windows)) == 1:
+        return attend_to(visible.windows[0])(*args)
+    return jax.lax.switch(visible.kind, [attend_to(window) for window in visible.windows], *args)
+
+
+def _plain(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    scale: float | jax.Array,
+    softcap: float | None,
+) -> jax.Array:
+    """Attention in plain JAX, `[B, T, N, H]`."""
+    batch, num_queries, num_heads, head_size = queries.shape
     num_kv_heads, num_slots = keys.shape[1:3]
     # Queries of all heads that share keys are grouped, so that each product is one matrix product per group.
     grouped = jnp.swapaxes(queries, 1, 2).reshape(batch, num_kv_heads, -1, head_size)
@@ -191,8 +278,7 @@ def attend(
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     logits = logits.reshape(batch, num_kv_heads, -1, num_queries, num_slots)
-    logits = jnp.where(visible[:, None, None], logits, MASKED_LOGIT)
+    logits = jnp.where(mask[:, None, None], logits, MASKED_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
     mixed = jnp.einsum("BKQS,BKSH->BKQH", weights.reshape(batch, num_kv_heads, -1, num_slots), values)
-    by_query = jnp.swapaxes(mixed.reshape(batch, num_heads, num_queries, head_size), 1, 2)
-    return constrain(by_query.reshape(batch, num_queries, num_heads * head_size), "batch", None, "heads")
+    return jnp.swapaxes(mixed.reshape(batch, num_heads, num_queries, head_size), 1, 2)

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
+from jaxrl_lm.models.attention import Visible
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
 from jaxrl_lm.models.linear import Embedding, Linear
 from jaxrl_lm.models.stack import RESIDUAL_AXES, Remat, rematerialized
@@ -107,7 +108,7 @@ class SelfAttention(_Part):
     """Multi-head attention to every token except padding."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
         cfg = self.config
         heads = (*x.shape[:2], cfg.num_heads, cfg.head_size)
         axes = ("heads", "embed")
@@ -135,7 +136,7 @@ class Attention(_Part):
     """Self-attention and its output."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
         mixed = self.part(SelfAttention, "self")(x, visible)
         return self.part(Output, "output", inputs="heads")(mixed, x)
 
@@ -152,7 +153,7 @@ class Block(_Part):
     """Attention, then the feed-forward network."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
         x = self.part(Attention, "attention")(x, visible)
         return self.part(Output, "output")(self.part(Intermediate, "intermediate")(x), x)
 
@@ -163,7 +164,7 @@ class Stack(_Part):
     remat: Remat = "none"
 
     @nn.compact
-    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, visible: Visible) -> jax.Array:
         block = rematerialized(Block, self.remat)
         for layer in range(self.config.num_layers):
             x = self.part(block, f"layer_{layer}")(x, visible)
@@ -193,6 +194,8 @@ class Bert(nn.Module):
         parts = (self.config, self.dtype, self.param_dtype)
         x = Embeddings(*parts, name="embeddings")(input_ids, position_ids, token_type_ids)
         shape = (*attention_mask.shape, attention_mask.shape[1])
-        visible = jnp.broadcast_to((attention_mask > 0)[:, None, :], shape)
+        mask = jnp.broadcast_to((attention_mask > 0)[:, None, :], shape)
+        segments = attention_mask if self.config.attention == "auto" else None
+        visible = Visible(mask=mask, segments=segments, is_causal=False)
         x = Stack(*parts, self.remat, name="encoder")(x, visible)
         return x, Pooler(*parts, name="pooler")(x)

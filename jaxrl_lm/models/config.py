@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models.attention import KVCache, init_cache
+from jaxrl_lm.models.attention import Kernels, KVCache, init_cache
 from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.models.rotary import RotaryConfig
 
@@ -60,6 +60,7 @@ class ModelConfig:
         has_unembedding_bias: whether a bias is added to the logits.
         logit_softcap: bound of the logits, as of `Unembedding`; None for none.
         lora: adapters of the projections (`lora.add_adapters`); None for none.
+        attention: what computes attention without a cache.
     """
 
     vocab_size: int
@@ -78,6 +79,7 @@ class ModelConfig:
     has_unembedding_bias: bool = False
     logit_softcap: float | None = None
     lora: LoraConfig | None = None
+    attention: Kernels = "auto"
 
     def __post_init__(self) -> None:
         _check_kinds(self)

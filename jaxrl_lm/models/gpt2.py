@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention
-from jaxrl_lm.models.attention import KVCache
+from jaxrl_lm.models.attention import KVCache, Visible
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
 from jaxrl_lm.models.linear import Embedding, Linear
 from jaxrl_lm.models.stack import RESIDUAL_AXES, Carry, LayerContexts, Remat, make_layers, run_layers
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, visible: jax.Array, cache: KVCache | None, layer: int | jax.Array
+        self, x: jax.Array, visible: Visible, cache: KVCache | None, layer: int | jax.Array
     ) -> tuple[jax.Array, KVCache | None]:
         cfg = self.config
         qkv = _linear(self, 3 * cfg.model_size, ("qkv", "embed"), "c_attn")(x)
@@ -142,7 +142,7 @@ class GPT2(nn.Module):
         self, input_ids: jax.Array, attention_mask: jax.Array, position_ids: jax.Array, cache: KVCache | None
     ) -> tuple[jax.Array, KVCache | None]:
         x = self.wte(input_ids) + self.wpe(position_ids)
-        visible = attention.visible_keys(attention_mask, cache)
+        visible = attention.visible_keys(attention_mask, cache, self.config.attention)
         contexts = LayerContexts(contexts=(visible,), kinds=(0,) * self.config.num_layers)
         x, cache = run_layers(self.h, x, contexts, cache)
         return self.ln_f(x), attention.advance(cache, attention_mask)

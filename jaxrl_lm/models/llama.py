@@ -20,7 +20,7 @@ from jaxrl_lm import checks
 from jaxrl_lm.distributed.sharding import constrain
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import attention, rotary
-from jaxrl_lm.models.attention import KVCache
+from jaxrl_lm.models.attention import KVCache, Visible
 from jaxrl_lm.models.config import ACTIVATIONS, ModelConfig
 from jaxrl_lm.models.linear import Embedding, Linear
 from jaxrl_lm.models.rotary import RotaryConfig
@@ -164,7 +164,7 @@ class RMSNorm(nn.Module):
         return (normed * scale).astype(self.dtype)
 
 
-Context = tuple[tuple[jax.Array, jax.Array], jax.Array]
+Context = tuple[tuple[jax.Array, jax.Array], Visible]
 """Cosines and sines of the positions, and the visible keys."""
 
 
@@ -262,9 +262,11 @@ class Llama(nn.Module):
             for rotation in cfg.rotaries
         }
         kinds = tuple(dict.fromkeys(cfg.kinds))
+        windows = tuple(kind.window for kind in kinds)
         contexts = LayerContexts(
             contexts=tuple(
-                (tables[kind.rotary], attention.visible_keys(attention_mask, cache, kind.window)) for kind in kinds
+                (tables[kind.rotary], attention.visible_keys(attention_mask, cache, cfg.attention, windows, number))
+                for number, kind in enumerate(kinds)
             ),
             kinds=tuple(map(kinds.index, cfg.kinds)),
         )

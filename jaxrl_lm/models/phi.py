@@ -150,7 +150,7 @@ class Phi(nn.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         cfg = self.config
         table = rotary.rotary_table(cfg.rotary, position_ids, cfg.head_size, cfg.max_positions)
-        context = (table, attention.visible_keys(attention_mask, cache))
+        context = (table, attention.visible_keys(attention_mask, cache, cfg.attention))
         contexts = LayerContexts(contexts=(context,), kinds=(0,) * cfg.num_layers)
         x, cache = run_layers(self.layers, self.embed_tokens(input_ids), contexts, cache)
         return self.final_layernorm(x), attention.advance(cache, attention_mask)

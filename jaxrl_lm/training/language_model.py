@@ -13,7 +13,7 @@ from jaxrl_lm.models.adapters import is_adapter, save_adapter
 from jaxrl_lm.models.lora import add_adapters
 from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.models.pretrained import resolve_folder, tokenizer_folder
-from jaxrl_lm.training.settings import Dtype, Remat
+from jaxrl_lm.training.settings import Dtype, Kernels, Remat
 from jaxrl_lm.types import PyTree
 
 _ADAPTER_STREAM = 0x10A  # of a run's seed, for the adapters' initial values
@@ -81,6 +81,7 @@ def load_model(
     dtype: Dtype = "float32",
     remat: Remat = "none",
     scan_layers: bool | None = False,
+    attention: Kernels = "auto",
     key: jax.Array | None = None,
     tokenizer: Any = None,
 ) -> LoadedModel:
@@ -92,6 +93,7 @@ def load_model(
         dtype: dtype of activations.
         remat: activations that the backward pass recomputes, as of `CausalLM`.
         scan_layers: stack the layers' parameters; None does so except on a CPU.
+        attention: what computes attention without a cache.
         key: random key for the weights of a new head.
         tokenizer: tokenizer of the model whose tokens this one reads; None loads its own.
 
@@ -101,6 +103,7 @@ def load_model(
     folder = resolve_folder(name)
     how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "remat": remat, "key": key}
     model, params = models.from_pretrained(folder, head, **how)  # pyright: ignore[reportArgumentType]
+    model = model.clone(config=replace(model.config, attention=attention))
     if is_scanned(model, scan_layers):
         model, params = model.clone(is_scanned=True), models.stack_layers(params, model.family.layers)
     check_fits(model)

@@ -9,6 +9,7 @@ from jaxrl_lm.models.lora_config import LoraConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]  # as models.stack.Remat, without its imports
+Kernels = Literal["auto", "plain"]  # as models.attention.Kernels
 
 
 _NOT_SAVED = ("hosts", "resume")
@@ -102,6 +103,9 @@ class ModelStageConfig(StageConfig):
             all (full: the least memory, about a third more compute).
         scan_layers: compile one program for all layers, which takes as long as for one; None does so except on a CPU,
             where separate ones run a tenth faster.
+        attention: how attention of whole rows is computed: by a fused kernel where there is one (auto; TPUs, and NVIDIA
+            GPUs in bfloat16), or without (plain), to see whether a difference comes from the kernel. Rows of fewer than
+            128 tokens, and decoding, use none.
         mesh: arrangement of the devices.
         lora: low-rank adapters: with a rank above 0 only these and the heads are trained.
     """
@@ -109,8 +113,14 @@ class ModelStageConfig(StageConfig):
     dtype: Dtype = "float32"
     remat: Remat = "none"
     scan_layers: bool | None = None
+    attention: Kernels = "auto"
     mesh: MeshConfig = field(default_factory=MeshConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """How models are loaded, as options of `language_model.load_model`."""
+        return {name: getattr(self, name) for name in ("dtype", "remat", "scan_layers", "attention")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,5 +26,9 @@ def test_log_probs_and_gradients_on_a_mesh_are_those_of_one_device(report, name)
     assert report[name]["gradients"] < 1e-4
 
 
+def test_a_kernel_on_each_part_of_a_mesh_gives_what_plain_attention_gives_on_one_device(report):
+    assert max(report["splash"]) < 2e-5
+
+
 def test_a_batch_is_split_where_the_mesh_divides_it(report):
     assert report["rows"] == {"8": 2, "6": 6}

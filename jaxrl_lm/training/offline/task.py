@@ -110,8 +110,7 @@ def load_task(config: OfflineRunConfig) -> OfflineTask:
     """
     examples, held_out_examples = read_split(config)
     check_batch({"batch_size": config.batch_size})
-    how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat, "scan_layers": config.scan_layers}
-    loaded = load_model(config.model, **how).with_adapters(config.lora, config.seed)
+    loaded = load_model(config.model, **config.model_options).with_adapters(config.lora, config.seed)
     training = config.make_rows(examples, loaded, config.EXAMPLES)
     held_out = config.make_rows(held_out_examples, loaded, "evaluation") if held_out_examples else None
     evaluation_batches, sequences = [], training.sequences

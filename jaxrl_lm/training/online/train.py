@@ -34,14 +34,13 @@ def load(config: OnlineRunConfig) -> Loaded:
     """
     value_name = config.value_model_name
     check_batch(config.split_batches())
-    how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat, "scan_layers": config.scan_layers}
     adapt = partial(LoadedModel.with_adapters, lora=config.lora, seed=config.seed)
-    task = load_task(config, lambda: adapt(load_model(config.model, config.policy_head, **how)))
+    task = load_task(config, lambda: adapt(load_model(config.model, config.policy_head, **config.model_options)))
     if value_name is None:
         learner = config.make_learner(task.policy.model)
         return Loaded(task=task, learner=learner, params=task.policy.params, value=None)
     key, tokenizer = jax.random.key(config.seed), task.policy.tokenizer
-    value = adapt(load_model(value_name, "reward", **how, key=key, tokenizer=tokenizer))
+    value = adapt(load_model(value_name, "reward", **config.model_options, key=key, tokenizer=tokenizer))
     _check_value_model(value_name, value.model, task.policy.model)
     learner = config.make_learner(task.policy.model, value.model)
     return Loaded(task=task, learner=learner, params={"policy": task.policy.params, "value": value.params}, value=value)

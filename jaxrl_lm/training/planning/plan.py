@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import yaml
 
-from jaxrl_lm import distributed, storage
+from jaxrl_lm import storage
 from jaxrl_lm.core.flops import count_flops
 from jaxrl_lm.distributed.mesh import make_mesh
 from jaxrl_lm.errors import InputError
@@ -242,7 +242,7 @@ def _compile_plan(config: PlanConfig, folder: Path, slice_: Slice, platform: str
             f"slice={slice_.name!r} has {slice_.num_devices} devices, but only {len(devices)} are described"
         )
     mesh = make_mesh(config.mesh, devices)
-    with distributed.use_mesh(mesh):
+    with jax.set_mesh(mesh):  # of one device too: it says which platform the programs are traced for
         _check(config, folder)
         run = plan_run(config, folder, mesh)
         parts = {name: device_bytes(part) for name, part in run.parts.items()}

@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrl_lm import models
 from jaxrl_lm.algorithms import PreferenceBatch, ReferencedRows
 from jaxrl_lm.data import PackedRows
-from jaxrl_lm.distributed import use_mesh
 from jaxrl_lm.distributed.sharding import (
     batch_sharding,
     fitting,
@@ -71,11 +70,10 @@ def plan_run(config: PlanConfig, folder: Path, mesh: Mesh) -> PlannedRun:
     Args:
         config: settings of the plan.
         folder: with the model's config.json.
-        mesh: of the devices of a slice.
+        mesh: of the devices of a slice, in use.
     """
     shapes = _Shapes(config, folder, mesh)
-    with use_mesh(mesh):
-        return shapes.online() if config.algorithm in ONLINE else shapes.supervised()
+    return shapes.online() if config.algorithm in ONLINE else shapes.supervised()
 
 
 class _Shapes:

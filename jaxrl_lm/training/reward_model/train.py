@@ -95,8 +95,8 @@ def load_task(config: RewardModelRunConfig) -> tuple[RewardTask, PyTree]:
     head_key = jax.random.fold_in(jax.random.key(config.seed), 0)
     is_new = config.new_head or not has_score_head(resolve_folder(config.model))
     check_batch({"batch_size": config.batch_size})
-    how: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat, "scan_layers": config.scan_layers}
-    loaded = load_model(config.model, "reward", **how, key=head_key).with_adapters(config.lora, config.seed)
+    loaded = load_model(config.model, "reward", **config.model_options, key=head_key)
+    loaded = loaded.with_adapters(config.lora, config.seed)
     params, tokenizer = loaded.params, loaded.tokenizer
     model = reward_heads.with_padding(loaded.model, data.padding_token(tokenizer))
     reader = make_reader(model, tokenizer, config.max_tokens)

@@ -209,14 +209,6 @@ def test_without_libtpu_a_plan_is_made_for_virtual_devices(tmp_path):
     assert plan["parts"]["optimizer"] == pytest.approx(2 * plan["parts"]["weights"], rel=0.01)
 
 
-@pytest.fixture(scope="module")
-def libtpu() -> str:
-    folder = os.environ.get("JAXRL_LM_LIBTPU", "")
-    if not (Path(folder) / "libtpu").is_dir():
-        pytest.skip("JAXRL_LM_LIBTPU does not name a folder with the package libtpu")
-    return folder
-
-
 PLANS = """
 import json, sys
 from dataclasses import asdict
