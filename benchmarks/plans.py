@@ -29,7 +29,8 @@ class Benchmark:
         generations: of TPUs, or names of slices.
         critics: also plan these models with a critic and a reward model of their size.
         batch_size: completions per update.
-        out: JSON file for the results; a table is written beside it.
+        micro_batch_size: completions per forward and backward pass.
+        out: JSON file for the results; a table is written beside it. Both grow with each plan.
         debug: one small model on one slice, to test the script in seconds.
     """
 
@@ -37,6 +38,7 @@ class Benchmark:
     generations: tuple[str, ...] = ("v4", "v5e", "v5p", "v6e", "tpu7x")
     critics: tuple[str, ...] = ("llama-3-8b",)
     batch_size: int = 256
+    micro_batch_size: int | None = None
     out: Path = RESULTS / "plans.json"
     debug: bool = False
 
@@ -51,24 +53,25 @@ def main(benchmark: Benchmark) -> None:
     cases = [(model, {}) for model in benchmark.models]
     cases += [(model, {"critic": "model", "reward_model": True}) for model in benchmark.critics]
     rows, plans = [], []
+    benchmark.out.parent.mkdir(parents=True, exist_ok=True)
     for model, extra in cases:
         for where in benchmark.generations:
-            config = PlanConfig(model=model, slice=where, batch_size=benchmark.batch_size, **extra)
+            sizes = {"batch_size": benchmark.batch_size, "micro_batch_size": benchmark.micro_batch_size}
+            config = PlanConfig(model=model, slice=where, **sizes, **extra)
             try:
                 plan = make_plan(config, platform)
             except InputError as error:
-                rows.append(f"| {model} | {where} | {error} | | | | |")
+                rows.append(f"| {model} | {where} | {error} | | | | | |")
             else:
                 plans.append({"settings": asdict(config), **asdict(plan), "fits": plan.fits})
                 rows.append(row(model, bool(extra), plan))
             print(rows[-1], flush=True)
-    benchmark.out.parent.mkdir(parents=True, exist_ok=True)
-    benchmark.out.write_text(json.dumps({"environment": environment(), "plans": plans}, indent=1) + "\n")
-    benchmark.out.with_suffix(".md").write_text("\n".join([HEADER, *rows]) + "\n")
+            benchmark.out.write_text(json.dumps({"environment": environment(), "plans": plans}, indent=1) + "\n")
+            benchmark.out.with_suffix(".md").write_text("\n".join([HEADER, *rows]) + "\n")
 
 
-HEADER = """| model | smallest slice that fits | chips | peak of a device's memory | generation | update | limits |
-|---|---|---|---|---|---|---|"""
+HEADER = """| model | smallest slice that fits | chips | peak of a device's memory | generate | evaluate | update | limits |
+|---|---|---|---|---|---|---|---|"""
 
 
 def row(model: str, has_critic: bool, plan: Plan) -> str:
@@ -81,8 +84,10 @@ def row(model: str, has_critic: bool, plan: Plan) -> str:
     name = f"{model}, critic and reward model of its size" if has_critic else model
     where = plan.slice if plan.fits else f"none ({plan.slice} is not enough)"
     share = f"{plan.peak_bytes / 1e9:.1f} of {plan.device_bytes / 1e9:.1f} GB"
-    times = " | ".join(f"{seconds[each]:.2g} s" for each in ("generate", "update"))
-    return f"| {name} | {where} | {plan.num_chips} | {share} | {times} | {limits['generate']}, {limits['update']} |"
+    names = ("generate", "evaluate", "update")
+    times = " | ".join(f"{seconds[each]:.2g} s" for each in names)
+    reasons = ", ".join(limits[each] for each in names)
+    return f"| {name} | {where} | {plan.num_chips} | {share} | {times} | {reasons} |"
 
 
 if __name__ == "__main__":

@@ -131,12 +131,13 @@ class _Shapes:
         generation, evaluation = self.generation(), self.evaluation(has_values=config.algorithm == "ppo")
         state, update = self.update(learner, params, (self.key,), (generation, evaluation, scores, self.key))
         sampling = SamplingConfig(max_new_tokens=config.new_tokens, stop_tokens=(0,), pad_token=0)
-        prompts = (self.batch(config.batch_size, config.prompt_tokens),) * 2
+        per_prompt = learner.answers_per_prompt
+        prompts = (self.batch(config.batch_size // per_prompt, config.prompt_tokens),) * 2
         parts = {"weights": policy, "critic": critic, "optimizer": _rest(state, params), "reference": reference}
         programs = {
             "generate": Program(
                 generation_program,
-                (model, policy, *prompts, self.key, sampling, False),
+                (model, policy, *prompts, self.key, sampling, False, per_prompt),
                 config.new_tokens - 1,
                 frozenset({"weights"}),
                 self.read_by_decoding(model, policy),
