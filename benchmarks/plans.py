@@ -70,7 +70,7 @@ def main(benchmark: Benchmark) -> None:
             benchmark.out.with_suffix(".md").write_text("\n".join([HEADER, *rows]) + "\n")
 
 
-HEADER = """| model | smallest slice that fits | chips | peak of a device's memory | generate | evaluate | update | limits |
+HEADER = """| model | smallest slice that fits | chips | peak of a device | generate | evaluate | update | limits |
 |---|---|---|---|---|---|---|---|"""
 
 
