@@ -61,6 +61,10 @@ def test_experiment_runs_with_debug(
     assert max(errors, default=0.0) < 1e-4
     assert (tmp_path / "run-debug" / "curves.png").is_file()
     assert (script.parent / "README.md").is_file()
+    if script.parent.name == "006_movie_reviews":  # the reward models are those of the first run
+        run_here(script, monkeypatch, "--debug", f"--out={tmp_path / 'run'}", "--lora-rank=2")
+        results = json.loads((tmp_path / "run-debug" / "results-lora-2.json").read_text())
+        assert results["ppo"][RATIO_ERROR] < 1e-4
 
 
 def test_mazes_are_learned_through_a_window_and_a_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
