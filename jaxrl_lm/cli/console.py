@@ -6,6 +6,13 @@ from rich.text import Text
 from jaxrl_lm.storage import visible_text
 
 
+def result_console() -> Console:
+    """Standard output for the results of a run, which of several processes only the first prints."""
+    from jaxrl_lm.distributed import is_main  # here, since it imports JAX
+
+    return Console(quiet=not is_main())
+
+
 def print_text(text: str, *, console: Console | None = None, style: str = "", soft_wrap: bool = False) -> None:
     """Print a text literally: no markup, emoji names or terminal control sequences.
 

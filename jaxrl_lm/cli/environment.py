@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import checks, storage
-from jaxrl_lm.cli.console import print_text
+from jaxrl_lm.cli.console import print_text, result_console
 from jaxrl_lm.cli.settings import EvaluateConfig, ReportConfig
 from jaxrl_lm.training.environments.agent import load_settings
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
@@ -74,6 +74,6 @@ def print_result(folder: storage.RunFolder) -> None:
         known = curve.values[np.isfinite(curve.values)]
         if group in ("episode", *EVAL_GROUPS) and rest.partition(" ")[0] in _SHOWN and len(known):
             table.add_row(name, f"{known[0]:.4g}", f"{known[-1]:.4g}")
-    console = Console()
+    console = result_console()
     console.print(table)
     print_text(f"metrics, plots and report: {folder.path}", console=console, soft_wrap=True)

@@ -4,11 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import data, storage
-from jaxrl_lm.cli.console import print_text
+from jaxrl_lm.cli.console import print_text, result_console
 from jaxrl_lm.cli.settings import GenerateConfig
 from jaxrl_lm.data import Prompt
 from jaxrl_lm.errors import InputError
@@ -37,7 +36,7 @@ def print_result(folder: storage.RunFolder, shown: tuple[str, ...]) -> None:
         if name in curves:
             values = curves[name].values
             table.add_row(name, f"{values[0]:.4g}", f"{values[-1]:.4g}")
-    console = Console()
+    console = result_console()
     console.print(table)
     samples = storage.read_jsonl(folder.samples_file)
     for phase in ("before", "after"):

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxrl_lm import data, rewards, storage
-from jaxrl_lm.cli.console import print_text
+from jaxrl_lm.cli.console import print_text, result_console
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.data import Preference
 from jaxrl_lm.data.fields import text_field
@@ -34,7 +33,7 @@ def print_chain(result: ChainResult) -> None:
     table = Table(*heads)
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = result_console()
     console.print(table)
     print_text(result.policies[0].prompts[0], console=console, style="dim")
     for policy in result.policies:

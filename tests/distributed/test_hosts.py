@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from jaxrl_lm.cli.console import result_console
 from jaxrl_lm.distributed import HostsConfig
 from jaxrl_lm.distributed.roll_call import call_roll
 from jaxrl_lm.errors import InputError
 from tests.byte_model import write_byte_model
+from tests.distributed import staged_decoding
 from tests.measured import is_measured
 
 SLOW_REWARD = """
@@ -34,10 +37,12 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(command: list[str], num_devices: int, log: Path) -> subprocess.Popen[bytes]:
+def start(
+    command: list[str], num_devices: int, log: Path, module: str = "jaxrl_lm.cli.main"
+) -> subprocess.Popen[bytes]:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxrl_lm.cli.main", *command],
+        [sys.executable, "-m", module, *command],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=log.open("ab"),
         stderr=subprocess.STDOUT,
@@ -122,6 +127,29 @@ def test_a_run_of_two_processes_is_that_of_one_also_if_stopped_killed_and_resume
                 np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
     assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_two_processes_decode_in_stages_what_one_device_decodes(tmp_path):
+    out, port = tmp_path / "found.npz", str(free_port())
+    logs = [tmp_path / f"{number}.log" for number in range(2)]
+    both = [
+        start([port, str(number), str(out)], 4, log, "tests.distributed.staged_decoding")
+        for number, log in enumerate(logs)
+    ]
+    assert [process.wait(timeout=240) for process in both] == [0, 0], logs[0].read_text()
+    expected, _ = staged_decoding.completions(None)
+    found = np.load(out)
+    assert found["num_passed"] > 0
+    np.testing.assert_array_equal(found["sequences"], expected["sequences"])
+    np.testing.assert_array_equal(found["response_mask"], expected["response_mask"])
+    np.testing.assert_allclose(found["log_probs"], expected["log_probs"], atol=1e-5)
+
+
+def test_only_the_process_that_writes_prints_results(monkeypatch, capsys):
+    result_console().print("written")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    result_console().print("not written")
+    assert capsys.readouterr().out == "written\n"
 
 
 def test_processes_with_other_settings_are_refused_on_all_of_them(command, tmp_path):
