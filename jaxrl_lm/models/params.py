@@ -1,6 +1,6 @@
 """A model's parameters: initial ones, shapes, and logical axes."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -67,6 +67,7 @@ def _axes_of(leaf: Any) -> tuple[str | None, ...]:
     return (None,) * len(leaf.shape)
 
 
+@lru_cache(maxsize=16)  # tracing an unrolled stack takes seconds, and loading asks several times
 def _boxed_shapes(model: nn.Module) -> PyTree:
     # The key is made inside: there may be no device to make it on.
     return jax.eval_shape(lambda: _boxed(model, jax.random.key(0)))

@@ -15,9 +15,8 @@ import numpy as np
 from jaxrl_lm import distributed
 from jaxrl_lm.distributed import MeshConfig
 from jaxrl_lm.distributed.sharding import shardings_of
-from jaxrl_lm.models import from_pretrained, logical_axes, save_pretrained, stack_layers
+from jaxrl_lm.models import from_pretrained, logical_axes, save_pretrained, stack_layers, stored
 from jaxrl_lm.models import params as params_module
-from jaxrl_lm.models import stored
 from jaxrl_lm.training.language_model import load_model
 from tests.models import tiny
 
