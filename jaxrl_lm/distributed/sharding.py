@@ -8,6 +8,7 @@ Reference: Xu et al., 2021, GSPMD: General and Scalable Parallelization for ML C
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -304,3 +305,23 @@ def put_on(leaf: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def build_on(sharding: NamedSharding, shape: tuple[int, ...], read: Callable[[Any], np.ndarray]) -> jax.Array:
+    """An array on devices, of which each process only makes the parts of its own, one after the other.
+
+    Args:
+        sharding: over any devices, also of other processes.
+        shape: of the whole array.
+        read: gives the part at an index of slices; called once for a part that several devices hold.
+    """
+    holders = defaultdict(list)
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        holders[tuple((part.start, part.stop) for part in index)].append(device)
+    parts = []
+    for ends, devices in holders.items():
+        part = read(tuple(slice(*each) for each in ends))
+        # Wait, or parts would be read faster than devices take them.
+        parts += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)

@@ -9,6 +9,7 @@ from .encoder import (
 from .families import FAMILIES as FAMILIES
 from .params import (
     init_params as init_params,
+    load_params as load_params,
     logical_axes as logical_axes,
     param_shapes as param_shapes,
 )
@@ -16,6 +17,7 @@ from .pretrained import (
     RewardModel as RewardModel,
     from_pretrained as from_pretrained,
     model_from_config as model_from_config,
+    open_pretrained as open_pretrained,
     save_pretrained as save_pretrained,
 )
 from .stack import (

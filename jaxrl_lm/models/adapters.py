@@ -19,6 +19,7 @@ from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.models.partition import HEADS
 from jaxrl_lm.models.quantization import check_numbers
 from jaxrl_lm.models.stack import unstack_layers
+from jaxrl_lm.models.stored import Stored
 from jaxrl_lm.models.weights import TensorLayout, Tensors
 from jaxrl_lm.types import PyTree
 
@@ -111,9 +112,9 @@ def _check_method(found: dict[str, Any], path: Path) -> None:
 
 
 def merge_tensors(
-    found: dict[tuple[str, ...], np.ndarray], shapes: placement.Shapes, adapter: Adapter, family: Family
-) -> dict[tuple[str, ...], np.ndarray]:
-    """The base's leaves with the adapter merged into them: W + scale * B A, and whole tensors replaced.
+    found: dict[tuple[str, ...], Stored], shapes: placement.Shapes, adapter: Adapter, family: Family
+) -> dict[tuple[str, ...], Stored]:
+    """The base's leaves with the adapter merged into them: W + scale * B A, in memory, and whole tensors replaced.
 
     Args:
         found: leaves of the base.
@@ -137,7 +138,7 @@ def merge_tensors(
             is_matrix = path[-1] == "weight" or path == ("lm_head", "embedding")
             if is_matrix and not spare.keys().isdisjoint(names):
                 pair = [(each, spare.pop(each, None)) for each in names]
-                result[path] = result[path] + _update(pair, shape.shape, adapter)
+                result[path] = np.asarray(result[path]) + _update(pair, shape.shape, adapter)
     lost = [name for name in spare if name.split(".")[0] not in HEADS]
     if lost:
         raise InputError(

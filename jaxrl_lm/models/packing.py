@@ -2,13 +2,14 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 
 from jaxrl_lm.models.config import ModelConfig
+from jaxrl_lm.models.stored import Stack, Stored
 from jaxrl_lm.models.weights import Tensors
 
 _EXPERT = re.compile(r"(.*\bmlp\.experts)\.(\d+)\.(\w+_proj\.weight)")
@@ -20,21 +21,22 @@ class Packing:
     """How a safetensors file differs from one with a tensor for each of our parameters.
 
     Attributes:
-        unpack: from the file's tensors to those; what does not fit stays as it is, and is refused with the others.
+        unpack: from the file's tensors to those, without reading them; what does not fit stays as it is, and is refused
+            with the others.
         pack: the reverse.
     """
 
-    unpack: Callable[[Tensors, ModelConfig], Tensors]
+    unpack: Callable[[Tensors, ModelConfig], Mapping[str, Stored]]
     pack: Callable[[Tensors, ModelConfig], Tensors]
 
 
-def _stack_experts(tensors: Tensors, config: ModelConfig) -> Tensors:
+def _stack_experts(tensors: Tensors, config: ModelConfig) -> dict[str, Stored]:
     """`experts.0.up_proj.weight` and its siblings `[F, D]` become `experts.up_proj.weight` `[E, F, D]`.
 
     Files that transformers 5 writes in its own form have `experts.gate_up_proj` `[E, 2 F, D]` and `experts.down_proj`.
     """
     del config
-    result: Tensors = {}
+    result: dict[str, Stored] = {}
     groups: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for name, tensor in tensors.items():
         if match := _EXPERT.fullmatch(name):
@@ -49,7 +51,7 @@ def _stack_experts(tensors: Tensors, config: ModelConfig) -> Tensors:
             result[name] = tensor
     for name, group in groups.items():
         if sorted(group) == list(range(len(group))) and len({tensor.shape for tensor in group.values()}) == 1:
-            result[name] = np.stack([group[number] for number in range(len(group))])
+            result[name] = Stack([group[number] for number in range(len(group))])
         else:
             stem, _, leaf = name.partition(".experts.")
             result |= {f"{stem}.experts.{number}.{leaf}": tensor for number, tensor in group.items()}
@@ -80,9 +82,9 @@ def _fused_sizes(config: ModelConfig) -> dict[str, dict[str, int]]:
     }
 
 
-def _split_fused(tensors: Tensors, config: ModelConfig) -> Tensors:
+def _split_fused(tensors: Tensors, config: ModelConfig) -> dict[str, Stored]:
     """Phi-3's `qkv_proj` and `gate_up_proj` become a tensor for each projection, which can be split over devices."""
-    result: Tensors = {}
+    result: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         for fused, parts in _fused_sizes(config).items():
             if name.endswith(fused) and tensor.ndim == 2 and len(tensor) == sum(parts.values()):

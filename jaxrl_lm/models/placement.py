@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from jaxrl_lm.models import weights
 from jaxrl_lm.models.config import Head, ModelConfig
 from jaxrl_lm.models.families import Family
 from jaxrl_lm.models.quantization import check_numbers
-from jaxrl_lm.models.weights import Format, TensorLayout, Tensors
+from jaxrl_lm.models.stored import Stored
+from jaxrl_lm.models.weights import Format, TensorLayout
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ _BUFFERS = re.compile(
     r"(^|\.)(attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq|position_ids)$"
 )
 _HEADS = ("lm_head", "score", "v_head", "classifier", "cls")
+_ROWS_AT_A_TIME = 1024
 _LANGUAGE_HEADS = ("lm_head", "cls")  # a reward model is expected to start from a language model
 # TRL's `AutoModelForCausalLMWithValueHead` stores its head with the weights.
 _TRL_VALUE_HEAD = {
@@ -44,11 +47,13 @@ def layout_of(family: Family, kind: Format) -> TensorLayout:
     )
 
 
-def resolve_tie(config: ModelConfig, tensors: Tensors, kind: Format, family: Family) -> tuple[ModelConfig, Tensors]:
+def resolve_tie(
+    config: ModelConfig, tensors: Mapping[str, Stored], kind: Format, family: Family
+) -> tuple[ModelConfig, Mapping[str, Stored]]:
     """Resolve the tying of embedding and unembedding in a decoder with tied embeddings in config.json.
 
     As in transformers, a file with different values for both is not tied, whatever config.json says, and a file with
-    only the unembedding uses it for both.
+    only the unembedding uses it for both. Where a file has both they are read to compare them, some rows at a time.
 
     Args:
         config: the model configuration.
@@ -64,8 +69,8 @@ def resolve_tie(config: ModelConfig, tensors: Tensors, kind: Format, family: Fam
     stored = next((name for name in names if name in tensors), None)
     unembedding = turn(tensors[head_name])
     if stored is None:
-        return config, tensors | {names[0]: unembedding}
-    if np.array_equal(tensors[stored], unembedding):
+        return config, {**tensors, names[0]: unembedding}
+    if _are_equal(tensors[stored], unembedding):
         return config, tensors
     _log.warning(
         "config.json says tie_word_embeddings=true, but %s and %s differ: both are used, untied, as in transformers",
@@ -76,10 +81,17 @@ def resolve_tie(config: ModelConfig, tensors: Tensors, kind: Format, family: Fam
     return replace(config, is_tied=False, hf_json=hf_json), tensors
 
 
+def _are_equal(first: Stored, second: Stored) -> bool:
+    if first.shape != second.shape or not first.ndim:
+        return False
+    blocks = [(slice(start, start + _ROWS_AT_A_TIME),) for start in range(0, first.shape[0], _ROWS_AT_A_TIME)]
+    return all(np.array_equal(first[block], second[block]) for block in blocks)
+
+
 def place(
-    tensors: Tensors, kind: Format, family: Family, shapes: Shapes, head: Head | None, folder: Path
-) -> dict[tuple[str, ...], np.ndarray]:
-    """Build our leaves from the file's tensors; heads missing from the file are omitted.
+    tensors: Mapping[str, Stored], kind: Format, family: Family, shapes: Shapes, head: Head | None, folder: Path
+) -> dict[tuple[str, ...], Stored]:
+    """Find our leaves among the file's tensors, which are not read; heads missing from the file are omitted.
 
     Args:
         tensors: tensors by their current names in torch.
@@ -114,7 +126,9 @@ def place(
         for stored in _TRL_VALUE_HEAD.keys() & tensors.keys():
             used.add(stored)
             path = _TRL_VALUE_HEAD[stored]
-            found[path] = _fit(tensors[stored].T, shapes[path], stored, "a value head has one output", folder)
+            found[path] = _fit(
+                np.asarray(tensors[stored]).T, shapes[path], stored, "a value head has one output", folder
+            )
     _name_unused(set(tensors) - used, head, folder)
     return found
 
@@ -126,7 +140,7 @@ def modern(name: str) -> str:
     return name if today is None else f"{stem}LayerNorm.{today}"
 
 
-def _fit(leaf: np.ndarray, shape: Any, name: str, why: str, folder: Path) -> np.ndarray:
+def _fit(leaf: Stored, shape: Any, name: str, why: str, folder: Path) -> Stored:
     if leaf.shape != shape.shape:
         raise InputError(f"{folder}: tensor {name} has shape {leaf.shape}, expected {shape.shape}; {why}")
     return leaf

@@ -20,8 +20,9 @@ from jaxrl_lm.models.config import Head, ModelConfig, check_sizes
 from jaxrl_lm.models.encoder import Encoder
 from jaxrl_lm.models.families import family_of
 from jaxrl_lm.models.lora import merge_adapters
-from jaxrl_lm.models.params import param_shapes
+from jaxrl_lm.models.params import load_params, param_shapes
 from jaxrl_lm.models.stack import Remat
+from jaxrl_lm.models.stored import Stored
 from jaxrl_lm.models.weights import Format, Tensors
 from jaxrl_lm.types import PyTree
 
@@ -68,7 +69,7 @@ def from_pretrained(
     key: jax.Array | None = None,
     base: str | Path | None = None,
 ) -> tuple[RewardModel, PyTree]:
-    """Load a language model or reward model from a folder or the Hugging Face hub.
+    """Load a language model or reward model from a folder or the Hugging Face hub, onto the default device.
 
     Args:
         folder_or_hub_id: a folder with config.json and weights, or an id such as `HuggingFaceTB/SmolLM2-135M`. It may
@@ -89,16 +90,35 @@ def from_pretrained(
         InputError: config or weights are missing, damaged, unsupported, or do not match; or the folder has no score
             head and no key is given.
     """
+    how: Any = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat, "key": key, "base": base}
+    model, stored = open_pretrained(folder_or_hub_id, head, **how)
+    return model, load_params(model, stored)
+
+
+def open_pretrained(
+    folder_or_hub_id: str | Path,
+    head: Head | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: Remat = "none",
+    key: jax.Array | None = None,
+    base: str | Path | None = None,
+) -> tuple[RewardModel, PyTree]:
+    """A model and its parameters as `Stored` tensors, for `load_params`; arguments and errors as of `from_pretrained`.
+
+    Tensors of safetensors files stay there. In memory are only tensors that have to be computed, which are float8
+    weights and those that an adapter changes, and all of a msgpack file.
+    """
     folder, adapter = _resolve_adapter(resolve_folder(folder_or_hub_id), base)
     raw = read_config(folder)
     family = family_of(raw["model_type"])
     quantized = raw.pop("quantization_config", None)  # models are saved unquantised
     config = _model_config(folder, raw, head)
-    tensors, kind = weights.read_weights(folder)
-    tensors = {placement.modern(name): tensor for name, tensor in tensors.items()}
-    tensors = quantization.dequantise(tensors, quantized, folder)
-    if kind == "safetensors":
-        tensors = family.packing.unpack(tensors, config)
+    read, kind = weights.read_weights(folder)
+    read = {placement.modern(name): tensor for name, tensor in read.items()}
+    read = quantization.dequantise(read, quantized, folder)
+    tensors = family.packing.unpack(read, config) if kind == "safetensors" else read
     config, tensors = placement.resolve_tie(config, tensors, kind, family)
     if config.num_layers > len(tensors):  # check before tracing, which takes minutes for thousands of layers
         raise InputError(
@@ -117,11 +137,7 @@ def from_pretrained(
     missing = {path: shape for path, shape in shapes.items() if path not in found}
     if missing:
         found |= _fresh_head(missing, model, key, folder)
-    params = {
-        path: jnp.asarray(leaf, param_dtype if path[0] in ("backbone", "lm_head") else shapes[path].dtype)
-        for path, leaf in found.items()
-    }
-    return model, unflatten_dict(params)
+    return model, unflatten_dict(found)
 
 
 def model_from_config(
@@ -284,8 +300,8 @@ def _model_config(folder: Path, raw: dict[str, Any], head: Head | None) -> Model
 
 
 def _value_head(
-    folder: Path, shapes: placement.Shapes, found: dict[tuple[str, ...], np.ndarray]
-) -> dict[tuple[str, ...], np.ndarray]:
+    folder: Path, shapes: placement.Shapes, found: dict[tuple[str, ...], Stored]
+) -> dict[tuple[str, ...], Stored]:
     """The value head saved by us or by TRL, otherwise zeros."""
     wanted = {path: shape for path, shape in shapes.items() if path[0] == "value_head"}
     file = folder / VALUE_HEAD_FILE
@@ -301,7 +317,7 @@ def _value_head(
 
 def _fresh_head(
     missing: dict[tuple[str, ...], Any], model: RewardModel, key: jax.Array | None, folder: Path
-) -> dict[tuple[str, ...], np.ndarray]:
+) -> dict[tuple[str, ...], Stored]:
     """Initial values of missing reward head leaves: biases 0, score N(0, 1/sqrt(D + 1)), pooler as in pretraining."""
     if key is None:
         raise InputError(

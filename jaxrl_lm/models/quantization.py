@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models.stored import Stored
 from jaxrl_lm.models.weights import Tensors
 
 _REMEDY = (
@@ -98,7 +99,7 @@ def _spread(scale: np.ndarray, shape: tuple[int, ...], block_size: Any) -> np.nd
     return scale[: shape[0], : shape[1]]
 
 
-def check_numbers(tensors: Mapping[str, np.ndarray], folder: Path) -> None:
+def check_numbers(tensors: Mapping[str, Stored], folder: Path) -> None:
     """Refuse weights that are not floating-point numbers.
 
     Raises:

@@ -5,6 +5,7 @@ is traced: all layers have one program, and compiling takes as long as for one l
 CPU: a training step of SmolLM2 by about a tenth, because gradients need not be stacked.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,12 +95,13 @@ def run_layers(
     return x, cache
 
 
-def stack_layers(params: PyTree, stem: str) -> PyTree:
+def stack_layers(params: PyTree, stem: str, stack: Callable[[Any], Any] = jnp.stack) -> PyTree:
     """Parameters of a scanned model from those of an unrolled one: `layers_0`, `layers_1`, ... become `layers`.
 
     Args:
         params: `{"backbone": {...}, ...}`.
         stem: name of the blocks, `Family.layers`.
+        stack: puts leaves of the layers together; `Stack` if they are in a file.
 
     Returns:
         The same with leaves `[L, ...]` in place of those of the layers.
@@ -107,7 +109,7 @@ def stack_layers(params: PyTree, stem: str) -> PyTree:
     backbone = dict(params["backbone"])
     num_layers = sum(name.startswith(f"{stem}_") for name in backbone)
     layers = [backbone.pop(f"{stem}_{number}") for number in range(num_layers)]
-    backbone[stem] = jax.tree.map(lambda *each: jnp.stack(each), *layers)
+    backbone[stem] = jax.tree.map(lambda *each: stack(each), *layers)
     return {**params, "backbone": backbone}
 
 

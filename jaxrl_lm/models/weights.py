@@ -1,6 +1,7 @@
 """Files of named tensors: safetensors and Flax msgpack, single or sharded. Loads data, never code."""
 
 import json
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,24 @@ Format = Literal["safetensors", "flax"]
 Tensors = dict[str, np.ndarray]
 
 FILE_NAMES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
-_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 # Supported dtypes; the library has more, down to four bits.
-_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _MAX_NAME_BYTES = 255  # limit of common file systems
 _SEPARATORS: dict[Format, str] = {"safetensors": ".", "flax": "/"}
 
@@ -28,7 +44,7 @@ _SEPARATORS: dict[Format, str] = {"safetensors": ".", "flax": "/"}
 def read_weights(folder: Path) -> tuple[Tensors, Format]:
     """All tensors of a model folder, by their names in the file, and the format found.
 
-    safetensors takes precedence over msgpack, a single file over shards.
+    safetensors takes precedence over msgpack, a single file over shards. Tensors are as of `read_file`.
 
     Raises:
         InputError: there are no weights, a shard is missing, or a file is damaged.
@@ -46,14 +62,14 @@ def read_weights(folder: Path) -> tuple[Tensors, Format]:
 
 
 def read_file(path: Path, kind: Format) -> Tensors:
-    """The tensors of one file.
+    """The tensors of one file: of safetensors as read-only arrays in its memory map, of msgpack in memory.
 
     Raises:
         InputError: the file is truncated or in another format.
     """
     with guarded.foreign_errors(f"{path}: not a complete {kind} file", "copy or download it again"):
         if kind == "safetensors":
-            return _load_safetensors(path)
+            return _map_safetensors(path)
         tree = serialization.msgpack_restore(path.read_bytes())
         flat: dict[str, Any] = flatten_dict(tree, sep="/") if isinstance(tree, dict) else {}
     if not flat or not all(isinstance(leaf, np.ndarray) for leaf in flat.values()):
@@ -61,20 +77,22 @@ def read_file(path: Path, kind: Format) -> Tensors:
     return {str(name): leaf for name, leaf in flat.items()}
 
 
-def _load_safetensors(path: Path) -> Tensors:
-    """Like `safetensors.numpy.load_file`, which fails on float8."""
-    with safetensors.safe_open(path, framework="numpy") as file:
-        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 no mapping
-        unknown = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _DTYPES and kind not in _FLOAT8]
-        if unknown:
-            raise InputError(f"{path}: unsupported tensor types: {few(unknown)}; use weights of {', '.join(_DTYPES)}")
-        tensors = {name: file.get_tensor(name) for name, kind in kinds.items() if kind not in _FLOAT8}
-    if len(tensors) < len(kinds):
-        for name, spec in safetensors.deserialize(path.read_bytes()):
-            if spec["dtype"] in _FLOAT8:
-                flat = np.frombuffer(spec["data"], _FLOAT8[spec["dtype"]])
-                tensors[name] = flat.reshape(spec["shape"])
-    return tensors
+def _map_safetensors(path: Path) -> Tensors:
+    """Like `safetensors.numpy.load_file`, which reads all and fails on float8."""
+    with safetensors.safe_open(path, framework="numpy"):
+        pass  # checks the header, and that the file has the bytes that it describes
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    header.pop("__metadata__", None)
+    unknown = [f"{name} ({spec['dtype']})" for name, spec in header.items() if spec["dtype"] not in _DTYPES]
+    if unknown:
+        raise InputError(f"{path}: unsupported tensor types: {few(unknown)}; use weights of {', '.join(_DTYPES)}")
+    return {
+        name: np.ndarray(spec["shape"], _DTYPES[spec["dtype"]], content, start + spec["data_offsets"][0])
+        for name, spec in header.items()
+    }
 
 
 def _read_shards(index: Path, kind: Format) -> Tensors:
@@ -158,26 +176,30 @@ class TensorLayout:
         )
         self._is_torch = kind == "safetensors"
 
-    def locate(self, path: tuple[str, ...]) -> tuple[str, str, Callable[[np.ndarray], np.ndarray]]:
-        """For one of our leaves: its name in a file, the same without prefix, and its layout conversion."""
+    def locate(self, path: tuple[str, ...]) -> tuple[str, str, Callable[[Any], Any]]:
+        """For one of our leaves: its name in a file, the same without prefix, and its layout conversion, a view."""
         room, *rest = path
         leaf = rest[-1]
         if room == "lm_head" and not self._is_torch:
             name = f"lm_head/{'bias' if leaf == 'bias' else 'kernel'}"
-            return name, name, np.transpose
+            return name, name, _transpose if leaf != "bias" else _as_it_is
         parts = [piece for part in rest[:-1] for piece in _layer_number(part)]
         bare = self._separator.join([*parts, self._leaves.get(leaf, leaf)])
         if room != "backbone":  # heads: lm_head, score
             name = f"{room}{self._separator}{bare}"
             is_turned = leaf == "kernel" and self._is_torch
-            return name, name, np.transpose if is_turned else np.asarray
-        turn = np.asarray if self._is_output_first or leaf != "weight" else _transpose
+            return name, name, _transpose if is_turned else _as_it_is
+        turn = _as_it_is if self._is_output_first or leaf != "weight" else _transpose
         return f"{self._prefix}{self._separator}{bare}", bare, turn
 
 
-def _transpose(weight: np.ndarray) -> np.ndarray:
-    """A matrix, or each of a stack of matrices, with its axes swapped."""
-    return np.swapaxes(weight, -1, -2)
+def _transpose(weight: Any) -> Any:
+    """A matrix, or each of a stack of matrices, with its axes swapped; what is no matrix fits nowhere as it is."""
+    return weight.swapaxes(-1, -2) if weight.ndim > 1 else weight
+
+
+def _as_it_is(tensor: Any) -> Any:
+    return tensor
 
 
 def _layer_number(part: str) -> list[str]:

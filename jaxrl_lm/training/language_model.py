@@ -13,6 +13,7 @@ from jaxrl_lm.models.adapters import is_adapter, save_adapter
 from jaxrl_lm.models.lora import add_adapters
 from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.models.pretrained import resolve_folder, tokenizer_folder
+from jaxrl_lm.models.stored import Stack
 from jaxrl_lm.training.settings import Dtype, Kernels, Remat
 from jaxrl_lm.types import PyTree
 
@@ -85,7 +86,7 @@ def load_model(
     key: jax.Array | None = None,
     tokenizer: Any = None,
 ) -> LoadedModel:
-    """Load a model and its tokenizer.
+    """Load a model and its tokenizer; in a mesh, each process reads only the parts of its own devices.
 
     Args:
         name: a folder or a Hugging Face hub id.
@@ -98,16 +99,18 @@ def load_model(
         tokenizer: tokenizer of the model whose tokens this one reads; None loads its own.
 
     Raises:
-        InputError: the folder has no model, or no tokenizer that fits it.
+        InputError: the folder has no model, or no tokenizer that fits it; its layers cannot be stacked; or a mesh in
+            use does not divide it.
     """
     folder = resolve_folder(name)
-    how: dict[str, Any] = {"dtype": jnp.dtype(dtype), "remat": remat, "key": key}
-    model, params = models.from_pretrained(folder, head, **how)  # pyright: ignore[reportArgumentType]
+    model, stored = models.open_pretrained(folder, head, dtype=jnp.dtype(dtype), remat=remat, key=key)
     model = model.clone(config=replace(model.config, attention=attention))
-    if is_scanned(model, scan_layers):
-        model, params = model.clone(is_scanned=True), models.stack_layers(params, model.family.layers)
+    if is_scanned(model, scan_layers, name):
+        model = model.clone(is_scanned=True)
+        models.logical_axes(model)  # refuses layers that are not alike
+        stored = models.stack_layers(stored, model.family.layers, Stack)
     check_fits(model)
-    params = distributed.place_params(params, models.logical_axes(model))
+    params = models.load_params(model, stored, distributed.current_mesh())
     if tokenizer is None:
         tokenizer = data.load_tokenizer(
             tokenizer_folder(folder), vocab_size=model.config.vocab_size, is_padding_read=head == "reward"
@@ -126,10 +129,19 @@ def save_model(folder: Path, model: Any, params: PyTree) -> None:
     models.save_pretrained(folder, model, params)
 
 
-def is_scanned(model: Any, scan_layers: bool | None) -> bool:
-    """Whether a setting asks for stacked layers, which encoders do not have; None only asks where layers are alike."""
-    asked = jax.default_backend() != "cpu" and model.config.is_uniform if scan_layers is None else scan_layers
-    return asked and model.family.is_causal
+def is_scanned(model: Any, scan_layers: bool | None, name: str | Path) -> bool:
+    """Whether a setting asks for stacked layers; None only asks where a model has them, and they are alike.
+
+    Raises:
+        InputError: it asks for those of an encoder.
+    """
+    if scan_layers is None:
+        return jax.default_backend() != "cpu" and model.family.is_causal and model.config.is_uniform
+    if scan_layers and not model.family.is_causal:
+        raise InputError(
+            f"scan_layers=true: model {str(name)!r} is an encoder, whose layers cannot be stacked; leave the option out"
+        )
+    return scan_layers
 
 
 def check_fits(model: Any) -> None:

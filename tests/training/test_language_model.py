@@ -1,0 +1,27 @@
+"""Layers that cannot be stacked are refused where a model is loaded."""
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification
+
+from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import save_pretrained
+from jaxrl_lm.training.language_model import load_model
+from tests.models import tiny
+
+
+def test_an_encoder_is_not_scanned(tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(vocab_size=20, num_labels=1, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"scan_layers=true: model '.*' is an encoder.*leave the option out"):
+        load_model(tmp_path, "reward", scan_layers=True)
+    for value in (None, False):
+        assert not hasattr(
+            load_model(tmp_path, "reward", scan_layers=value, tokenizer="of another").model, "is_scanned"
+        )
+
+
+def test_layers_that_differ_are_not_scanned(tmp_path):
+    model_type, options = tiny.VARIANTS["qwen3_moe_some_dense"]
+    save_pretrained(tmp_path, *tiny.random_model(model_type, **options))
+    with pytest.raises(InputError, match="scan_layers=true: layers 0 of this model have no experts"):
+        load_model(tmp_path, scan_layers=True)
