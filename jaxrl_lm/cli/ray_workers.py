@@ -196,7 +196,7 @@ def _watch(fit: Callable[[], Any], board: Any, config: LaunchConfig) -> tuple[li
         thread.start()
         while True:
             is_last = not thread.is_alive()
-            news = ray.get(board.take.remote())
+            news: Any = ray.get(board.take.remote())
             sys.stdout.writelines(news.lines)
             sys.stdout.flush()
             if is_last:
