@@ -1,13 +1,13 @@
-"""`jaxrl-lm launch`: a training command on several hosts; what needs Ray is in `ray_workers`."""
+"""`jaxrl-lm launch`: a training command on several hosts; `ray_cluster` and `ray_workers` need Ray."""
 
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from jaxrl_lm.cli.commands import COMMANDS, find_command
 from jaxrl_lm.cli.extras import needing
 from jaxrl_lm.cli.options import parse_options
+from jaxrl_lm.cli.processes import End, Job
 from jaxrl_lm.cli.settings import LaunchConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.errors import Interrupted, RunFailedError
@@ -15,40 +15,6 @@ from jaxrl_lm.training.settings import RunConfig
 
 _PASSED = ("PYTHONPATH", "JAX_", "XLA_", "LIBTPU_", "NCCL_", "HF_", "WANDB_", "JAXRL_LM_")
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker runs.
-
-    Attributes:
-        command: the command line, without jaxrl-lm.
-        folder: the working directory.
-        environment: variables to set.
-    """
-
-    command: tuple[str, ...]
-    folder: str
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True)
-class End:
-    """How the command of one worker ended.
-
-    Attributes:
-        process: number of the process.
-        host: where it ran.
-        code: its exit code; minus the number of the signal that ended it.
-        message: what it said about its end, if it did so in the form of `jaxrl-lm: MESSAGE`.
-        tail: the last lines of its output.
-    """
-
-    process: int
-    host: str
-    code: int
-    message: str | None = None
-    tail: str = ""
 
 
 def run_launch(config: LaunchConfig) -> None:
@@ -64,8 +30,8 @@ def run_launch(config: LaunchConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.update(_ray_settings(address, os.environ))
     with needing("ray", "launch --ray"):
-        from jaxrl_lm.cli import ray_workers  # here, because Ray reads its settings when it is imported
-    ends, stopped_by = ray_workers.run(job, config, address)
+        from jaxrl_lm.cli import ray_cluster  # here, because Ray reads its settings when it is imported
+    ends, stopped_by = ray_cluster.run(job, config, address)
     raise_end(ends, config.workers, stopped_by)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxrl_lm.cli import launch
-from jaxrl_lm.cli.launch import End, passed_on, raise_end
+from jaxrl_lm.cli.launch import passed_on, raise_end
 from jaxrl_lm.cli.main import parse, run
+from jaxrl_lm.cli.processes import End
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.errors import Interrupted, RunFailedError
 
@@ -49,7 +50,8 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capfd: 
     for name in launch._ray_settings("local", {}):
         monkeypatch.setenv(name, "0")  # restored afterwards
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "jaxrl_lm.cli.ray_workers", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxrl_lm.cli.ray_cluster", raising=False)
+    monkeypatch.delattr("jaxrl_lm.cli.ray_cluster", raising=False)
     assert run([*LAUNCH, "--", *TRAIN]) == 2
     assert "pip install 'jaxrl-lm[ray]'" in capfd.readouterr().err
 

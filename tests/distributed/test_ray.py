@@ -63,13 +63,13 @@ def test_a_run_of_two_workers_is_that_of_one_process_and_stops_with_the_launcher
 
 def test_a_launch_uses_exactly_one_tpu_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxrl_lm.cli.main import parse
-    from jaxrl_lm.cli.ray_workers import scaling
+    from jaxrl_lm.cli.ray_cluster import scaling
     from jaxrl_lm.errors import InputError
 
     found = scaling(parse([*TPU, "--workers=4"]))
     assert found.use_tpu
     assert found.num_workers == 4
-    assert found.resources_per_worker == {"TPU": 4}
+    assert found.resources_per_worker == {"CPU": 1, "TPU": 4}
     with pytest.raises(InputError, match=r"workers=8, .*topology=4x4.* a slice of this kind has 4 workers"):
         scaling(parse([*TPU, "--workers=8"]))
     with pytest.raises(InputError, match="topology=4by4"):
@@ -78,7 +78,7 @@ def test_a_launch_uses_exactly_one_tpu_slice(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_after_a_failure_the_other_processes_have_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxrl_lm.cli import ray_workers
-    from jaxrl_lm.cli.launch import End
+    from jaxrl_lm.cli.processes import End
 
     now = 100.0
     monkeypatch.setattr(ray_workers.time, "monotonic", lambda: now)
