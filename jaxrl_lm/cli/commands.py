@@ -120,6 +120,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         "demo": Command(
             "RLHF on a small model, in two minutes", "jaxrl_lm.cli.demo:DemoConfig", "jaxrl_lm.cli.demo:run_demo"
         ),
+        "launch": Command(
+            "train on several hosts of a Ray cluster",
+            "jaxrl_lm.cli.settings:LaunchConfig",
+            "jaxrl_lm.cli.launch:run_launch",
+        ),
         "plan": Command(
             "tell whether a run fits on a TPU slice, without a TPU",
             "jaxrl_lm.training.planning.config:PlanConfig",

@@ -15,16 +15,18 @@ def parse_options(name: str, settings: Any, options: list[str]) -> Any:
     Args:
         name: name of the command.
         settings: its settings class.
-        options: options on the command line.
+        options: options on the command line; what comes after `--` is another command's.
 
     Raises:
         InputError: the settings class or the configuration file refuses a value.
     """
-    is_help = "--help" in options or "-h" in options
+    end = options.index("--") if "--" in options else len(options)
+    own, rest = options[:end], options[end:]
+    is_help = "--help" in own or "-h" in own
     describe = getattr(settings, "summary", None)
     return tyro.cli(
         shown_in_help(settings) if is_help else settings,
-        args=options if is_help else expand_config_file(options),
+        args=[*(own if is_help else expand_config_file(own)), *rest],
         prog=f"jaxrl-lm {name}",
         description=describe() if describe else None,
     )

@@ -1,10 +1,12 @@
-"""Options of the commands that make no run: evaluate, report, generate and merge."""
+"""Options of the commands that make no run of their own: evaluate, report, generate, merge and launch."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.answering import AnsweringConfig
 
@@ -81,3 +83,78 @@ class MergeConfig:
     adapter: str
     out: str
     base: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Start a training command in one process on each of several hosts of a Ray cluster, connected with each other.
+
+    The words after `--` are the command, without jaxrl-lm: launch --ray --workers 2 -- grpo --model ... --out runs/x.
+    Each worker runs it in the launcher's working directory, with its variables PYTHONPATH, JAX_*, XLA_*, LIBTPU_*,
+    NCCL_*, HF_*, WANDB_* and JAXRL_LM_*. The package, the inputs and that folder must be on every host. Process 0
+    writes `--out`, and each its part of the checkpoints there: it must be on storage that all hosts see, above all to
+    resume. The output shown is that of process 0, the exit code that of the command. Ctrl-C or SIGTERM lets the
+    processes save and stop; a second one ends them at once.
+
+    Attributes:
+        command: training command and its options, after `--`.
+        ray: start the processes with Ray, which is the one way so far.
+        workers: number of processes; Ray spreads them over hosts as far as it can.
+        device: what the processes compute on.
+        resources_per_worker: KEY=VALUE each that a worker reserves, such as CPU=8 GPU=4 or memory=64e9; by default one
+            CPU, with gpu one GPU as well, and with tpu all chips of a host.
+        topology: topology of the TPU slice, such as 4x4.
+        accelerator_type: Ray's name of the TPU generation, such as TPU-V6E.
+        address: HOST:PORT of a Ray cluster, auto for the one that this machine belongs to, or local to start Ray on
+            this machine alone until the command ends; None is the environment variable RAY_ADDRESS, or else local.
+    """
+
+    command: Annotated[tuple[str, ...], tyro.conf.arg(metavar="-- COMMAND [OPTIONS]"), tyro.conf.Positional] = ()
+    ray: bool = False
+    workers: int
+    device: Literal["cpu", "gpu", "tpu"] = "cpu"
+    resources_per_worker: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE [KEY=VALUE ...]")] = ()
+    topology: str | None = None
+    accelerator_type: str | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ray:
+            raise InputError("ray=False: nothing else can start the processes; give --ray")
+        checks.at_least(self, 1, "workers")
+        for key, device in (("GPU", "gpu"), ("TPU", "tpu")):
+            if key in self.resources() and self.device != device:
+                raise InputError(f"resources_per_worker has {key}, and device={self.device}; give --device {device}")
+        slice_options = (self.topology, self.accelerator_type)
+        if self.device != "tpu" and slice_options != (None, None):
+            raise InputError(
+                f"topology={self.topology} and accelerator_type={self.accelerator_type} are for TPUs, and "
+                f"device={self.device}; give --device tpu"
+            )
+        if self.device == "tpu" and self.workers > 1 and None in slice_options:
+            raise InputError(
+                f"topology={self.topology}, accelerator_type={self.accelerator_type}: workers={self.workers} on TPUs "
+                "need both, such as --topology 4x4 --accelerator-type TPU-V6E"
+            )
+
+    def resources(self) -> dict[str, int | float]:
+        """What each worker reserves, by Ray's names; what is not given is left to Ray.
+
+        Raises:
+            InputError: one is not KEY=VALUE with a number above 0, or comes twice.
+        """
+        found: dict[str, int | float] = {}
+        for each in self.resources_per_worker:
+            key, _, text = each.partition("=")
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if not key or not 0 < value < math.inf:
+                raise InputError(
+                    f"resources_per_worker={each!r} must be KEY=VALUE with a number above 0, such as CPU=8 or GPU=4"
+                )
+            if key in found:
+                raise InputError(f"resources_per_worker={each!r}: {key} comes twice; give it once")
+            found[key] = int(value) if value.is_integer() else value
+        return found
