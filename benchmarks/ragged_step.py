@@ -51,6 +51,7 @@ class Benchmark:
         fewest_tokens: stop tokens count from this one on.
         most_tokens: longest completion.
         stop: single-token text that ends a completion, besides the model's own stop tokens.
+        rescore: whether a step recomputes the log-probabilities of the policy, as the trainer does by default.
         repeats: steady steps.
         trl_python: interpreter with trl and torch, to compare with TRL's RLOO step.
         out: JSON file for the results; committed results are in benchmarks/results/.
@@ -62,6 +63,7 @@ class Benchmark:
     fewest_tokens: int = 8
     most_tokens: int = 128
     stop: str = "\n"
+    rescore: bool = True
     repeats: int = 3
     trl_python: str | None = None
     out: Path = RESULTS / "ragged_step.json"
@@ -89,6 +91,7 @@ def load_step(benchmark: Benchmark) -> tuple[StepCall, list[int]]:
         prompts.write("\n".join(PROMPTS) + "\n")
         prompts.flush()
         settings = common | {"answers": answers, "prompts": prompts.name, "group_size": benchmark.group_size}
+        settings["rescore"] = benchmark.rescore
         loaded = load(
             RLOORunConfig(**settings, policy=GroupPolicyConfig(token_weight="sum", micro_batch_size=MICRO_BATCH))
         )
@@ -110,7 +113,8 @@ def main(benchmark: Benchmark) -> None:
         steady = timed_against(peer, call, repeats=benchmark.repeats)
     parts = ("answer/length", "time/generate", "time/learn", "time/update", "ratio/rollout_max_error")
     setting = {
-        name: getattr(benchmark, name) for name in ("group_size", "fewest_tokens", "most_tokens", "stop", "repeats")
+        name: getattr(benchmark, name)
+        for name in ("group_size", "fewest_tokens", "most_tokens", "stop", "rescore", "repeats")
     }
     results = {
         "setting": setting | {"model": Path(benchmark.model).name, "prompts": len(PROMPTS), "batch_size": batch_size},

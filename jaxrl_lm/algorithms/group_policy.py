@@ -11,7 +11,7 @@ Feedback in LLMs; Shao et al., 2024, DeepSeekMath: Pushing the Limits of Mathema
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,14 +91,19 @@ class GroupConfig:
         group_size: completions per prompt; must divide batch_size.
         policy: policy update.
         kl_coefficient: beta.
+        rescore: recompute log-probabilities with the training forward pass before learning, so that the first ratio is
+            exactly 1 in any dtype. Off saves this forward pass and uses those of decoding; leave it on in bfloat16.
     """
 
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     group_size: int = 4
     policy: GroupPolicyConfig = field(default_factory=GroupPolicyConfig)
     kl_coefficient: float = 0.05
+    rescore: bool = True
 
     def __post_init__(self) -> None:
+        if not self.rescore:
+            self.answers.check_not_corrected()
         checks.at_least(self, 2, "group_size", why="completions are compared with each other")
         checks.at_least(self, 0, "kl_coefficient")
         checks.finite(self, "kl_coefficient")
@@ -202,9 +207,9 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
         num_rows = len(generation.sequences) // settings.num_minibatches
         check_micro_batches(settings.micro_batch_size, num_rows, "completions")
         inputs = observe(generation), generation.actions
-        both = (state.params, reference_of(reference_params, state.params))
-        log_probs, reference = (score(each, *inputs).log_probs for each in both)
-        return AnswerEvaluation(log_probs=log_probs, values=None, reference_log_probs=reference)
+        reference = score(reference_of(reference_params, state.params), *inputs)
+        found: Any = score(state.params, *inputs) if config.rescore else generation
+        return AnswerEvaluation(log_probs=found.log_probs, values=None, reference_log_probs=reference.log_probs)
 
     def update(
         state: GroupPolicyState,
@@ -231,7 +236,8 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
             micro_batch_size=settings.micro_batch_size,
             normalize=partial(weighted, token_weight=settings.token_weight),
         )
-        metrics |= summarize(stacked) | rollout_error(evaluation.log_probs, generation) | {"learning_rate": rate}
+        metrics |= rollout_error(evaluation.log_probs, generation) if config.rescore else {}
+        metrics |= summarize(stacked) | {"learning_rate": rate}
         return replace(state, params=params, optimizer=opt_state, num_updates=next_count(state.num_updates)), metrics
 
     return AnswerLearner(

@@ -87,11 +87,8 @@ class LanguagePPOConfig:
                 f"ppo.minibatch_unit={self.ppo.minibatch_unit!r}: the tokens of a completion are scored together; "
                 "use 'sequences'"
             )
-        if not self.rescore and self.answers.importance_limit is not None:
-            raise InputError(
-                "rescore=False: answers are corrected for the policy that sampled them (answers.weights='int8', "
-                "answers.ahead or answers.max_importance), which compares two log-probabilities; leave rescore on"
-            )
+        if not self.rescore:
+            self.answers.check_not_corrected()
         if not self.rescore and self.answers.score_at == "after_end":
             raise InputError(
                 "rescore=False: answers.score_at='after_end' needs the value after the last token, which decoding "

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxrl_lm import checks, data
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.rollouts.sampling import SamplingConfig, SamplingWeights
 
 ScoreAt = Literal["last_token", "after_end"]
@@ -60,6 +61,18 @@ class AnswerConfig:
         if self.max_importance is None and (self.weights == "int8" or self.ahead):
             return DEFAULT_LIMIT
         return self.max_importance
+
+    def check_not_corrected(self) -> None:
+        """Check that a learner may take the log-probabilities of decoding for those of the policy that learns.
+
+        Raises:
+            InputError: completions are corrected by both.
+        """
+        if self.importance_limit is not None:
+            raise InputError(
+                "rescore=False: answers are corrected for the policy that sampled them (answers.weights='int8', "
+                "answers.ahead or answers.max_importance), which compares two log-probabilities; leave rescore on"
+            )
 
     def paid_scores(self, scores: np.ndarray, is_stopped: np.ndarray) -> np.ndarray:
         """Scores used in training, `[B]`: `missing_stop_score` replaces those of completions without a stop token."""

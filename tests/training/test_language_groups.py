@@ -88,6 +88,17 @@ def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(
     chex.assert_trees_all_equal(from_pretrained(resumed.model_folder)[1], from_pretrained(straight.model_folder)[1])
 
 
+def test_log_probs_of_decoding_serve_as_well_as_those_of_scoring(make_group_config: MakeConfig, tmp_path: Path) -> None:
+    curves = {}
+    for rescore in (True, False):
+        config = make_group_config(rescore=rescore, num_updates=2, out=str(tmp_path / str(rescore)))
+        curves[rescore] = read_metrics(train_online(config))
+    assert np.max(curves[False]["ratio/first_max_error"].values) < 1e-4
+    assert "ratio/rollout_max_error" not in curves[False]
+    for name in ("loss/policy", "kl/answer", "reward/with_penalty", "loss/grad_norm"):
+        np.testing.assert_allclose(curves[False][name].values, curves[True][name].values, rtol=1e-3, atol=1e-5)
+
+
 def test_groups_are_compared_and_the_penalty_is_where_it_belongs(
     make_group_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
