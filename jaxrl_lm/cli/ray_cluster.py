@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,6 +27,7 @@ from jaxrl_lm.training.errors import Interrupted, RunFailedError
 from jaxrl_lm.training.observers import tell
 
 _PAUSE = 0.3  # seconds between looks at the board
+_REACH = 10.0  # seconds for a cluster to answer
 _PATIENCE = 60.0  # seconds until it is said what the launcher waits for
 
 
@@ -68,12 +70,16 @@ def _connect(config: LaunchConfig, address: str) -> None:
         options["include_dashboard"] = False
     elif "PYTHONPATH" in os.environ:
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=_REACH).close()  # Ray would try for minutes
         ray.init(**options)
-    except (RayError, OSError, ValueError, RuntimeError) as error:
+    except (RayError, OSError, OverflowError, ValueError, RuntimeError) as error:
         raise InputError(
             f"address={address!r}: Ray cannot be used there ({error}); give HOST:PORT of a cluster that ray start has "
-            "started, auto on one of its machines, or local for this machine alone"
+            "started (with RAY_AUTH_MODE=token and the cluster's token, if it wants one), auto on one of its machines, or "
+            "local for this machine alone"
         ) from error
     if address == "local":
         _check_resources(config)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.byte_model import write_byte_model
-from tests.distributed.test_hosts import read_metrics, start
+from tests.distributed.test_hosts import free_port, read_metrics, start
 from tests.measured import is_measured
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'jaxrl-lm[ray]'")
@@ -74,6 +74,17 @@ def test_a_launch_uses_exactly_one_tpu_slice(monkeypatch: pytest.MonkeyPatch) ->
         scaling(parse([*TPU, "--workers=8"]))
     with pytest.raises(InputError, match="topology=4by4"):
         scaling(parse([*TPU, "--topology=4by4", "--workers=4"]))
+
+
+def test_a_cluster_that_does_not_answer_is_refused() -> None:
+    from jaxrl_lm.cli.main import parse
+    from jaxrl_lm.cli.processes import Job
+    from jaxrl_lm.cli.ray_cluster import run
+    from jaxrl_lm.errors import InputError
+
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(InputError, match=f"address='{address}': Ray cannot be used there .*refused"):
+        run(Job((), "", {}), parse(["launch", "--ray", "--workers=1"]), address)
 
 
 def test_after_a_failure_the_other_processes_have_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
