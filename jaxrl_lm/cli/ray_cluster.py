@@ -78,8 +78,8 @@ def _connect(config: LaunchConfig, address: str) -> None:
     except (RayError, OSError, OverflowError, ValueError, RuntimeError) as error:
         raise InputError(
             f"address={address!r}: Ray cannot be used there ({error}); give HOST:PORT of a cluster that ray start has "
-            "started (with RAY_AUTH_MODE=token and the cluster's token, if it wants one), auto on one of its machines, or "
-            "local for this machine alone"
+            "started (with RAY_AUTH_MODE=token and the cluster's token, if it wants one), auto on one of its machines, "
+            "or local for this machine alone"
         ) from error
     if address == "local":
         _check_resources(config)
