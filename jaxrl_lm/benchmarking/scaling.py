@@ -6,6 +6,7 @@ devices are virtual: they share its cores, so times show what splitting costs, n
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -180,10 +181,10 @@ def measure_update(
         is_weak: each device has as many rows as one has without.
 
     Raises:
-        InputError: the mesh does not divide the model or the rows.
+        InputError: the mesh does not divide the model.
     """
     axes = {"data": 1, "fsdp": 1, "tensor": 1} | {axis: count}
-    rows = max(config.devices) * (count if is_weak else 1)
+    rows = math.lcm(*config.devices) * (count if is_weak else 1)
     length = 2 * config.num_tokens
     with distributed.use_mesh(distributed.make_mesh(MeshConfig(**axes), jax.devices()[:count])):
         check_fits(loaded.model)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from jaxrl_lm import storage
 from jaxrl_lm.cli.console import print_text
+from jaxrl_lm.errors import InputError
 from jaxrl_lm.training.planning.config import PlanConfig
 from jaxrl_lm.training.planning.plan import Plan, advice, make_plan, use_described_devices
 from jaxrl_lm.training.planning.slices import GENERATIONS, find_slice, slices_of
@@ -16,6 +17,8 @@ from jaxrl_lm.training.planning.slices import GENERATIONS, find_slice, slices_of
 
 def run_plan(config: PlanConfig) -> None:
     """Compile for the slice, and print memory, work and verdict."""
+    if config.out is not None and not Path(config.out).parent.is_dir():
+        raise InputError(f"out={config.out!r}: there is no folder {str(Path(config.out).parent)!r}; make it first")
     largest = slices_of(config.slice)[-1] if config.slice in GENERATIONS else find_slice(config.slice)
     plan = make_plan(config, use_described_devices(largest.num_devices))
     console = Console()

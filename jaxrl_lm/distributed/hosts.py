@@ -99,9 +99,12 @@ def all_values(value: Any) -> list[Any]:
 
 
 def rows_of_process(num_rows: int) -> slice:
-    """The rows of a batch that this process works on outside of the devices, such as for reward functions."""
-    size = -(-num_rows // jax.process_count())
-    return slice(jax.process_index() * size, min((jax.process_index() + 1) * size, num_rows))
+    """The rows of a batch that this process works on outside of the devices, such as for reward functions.
+
+    Numbers of rows differ by one at most; a process may have none.
+    """
+    start, end = (num_rows * (jax.process_index() + more) // jax.process_count() for more in (0, 1))
+    return slice(start, end)
 
 
 def together(function: Callable[[], Result]) -> Result:
@@ -143,10 +146,13 @@ def check_same(values: Mapping[str, Any]) -> None:
                 )
 
 
-def mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Means of metrics over the processes that have them."""
-    found: dict[str, list[float]] = {}
-    for each in all_values(dict(metrics)):
+def mean_over_processes(metrics: Mapping[str, float], *, weight: int) -> dict[str, float]:
+    """Weighted means of metrics over the processes that have them; `weight` is that of this process."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for each, of_process in all_values([dict(metrics), weight]):
         for name, value in each.items():
-            found.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+            found.setdefault(name, []).append((value, of_process))
+    return {
+        name: sum(value * share for value, share in pairs) / sum(share for _, share in pairs)
+        for name, pairs in found.items()
+    }

@@ -21,7 +21,7 @@ class LoraConfig:
         rank: rows of A; 0 trains the whole model.
         alpha: the adapters are multiplied by alpha / rank.
         targets: names of the projections that get an adapter, such as q_proj, or mlp.c_proj where one name stands for
-            several; all-linear for all of the blocks.
+            several; all-linear for all of the blocks. The experts of a mixture have none.
         rslora: multiply the adapters by alpha / sqrt(rank) instead.
         quantize: keep the projections of the blocks, which are not trained, as "int8" or "nf4" (QLoRA); all else is as
             without.

@@ -71,7 +71,7 @@ def score_batch(
     """Compute the reward of each completion of a batch, and collect what the functions log.
 
     Of several processes, each scores a part of the batch, unless a reward model is split over them: then all call all
-    functions with all completions. Metrics are means over the processes.
+    functions with all completions. Metrics are means over the processes, weighted by their completions.
 
     Args:
         reward: called once per batch, by keyword, as in TRL.
@@ -89,16 +89,31 @@ def score_batch(
     """
     assert len(prompts) == len(completions), f"{len(prompts)} prompts, {len(completions)} completions"
     state = trainer_state or TrainerState()
-    if jax.process_count() == 1 or _is_split_over_processes(reward):
-        return hosts.together(lambda: _score(reward, prompts, completions, completion_ids, state, is_partial))
-    own = hosts.rows_of_process(len(prompts))
+    is_shared = jax.process_count() > 1 and not _is_split_over_processes(reward)
+    own = hosts.rows_of_process(len(prompts)) if is_shared else slice(None)
     ids = None if completion_ids is None else completion_ids[own]
-    found = hosts.together(lambda: _score(reward, prompts[own], completions[own], ids, state, is_partial))
-    parts = hosts.all_values([found.rewards.tolist(), found.metrics, found.columns])
+
+    def score() -> Scores:
+        columns = {name: values[own] for name, values in _columns(prompts).items()}
+        if is_shared and not prompts[own]:
+            return Scores(np.zeros(0, np.float32), {}, {})
+        return _score(reward, prompts[own], completions[own], columns, ids, state, is_partial)
+
+    found = hosts.together(score)
+    return _joined(found) if is_shared else found
+
+
+def _joined(found: Scores) -> Scores:
+    """The scores of all processes' parts; completions of a process that has not logged a column have None there."""
+    parts = hosts.all_values([found.rewards.tolist(), found.columns])
+    names = dict.fromkeys(name for _, columns in parts for name in columns)
     return Scores(
-        rewards=np.array([value for part in parts for value in part[0]], np.float32),
-        metrics=hosts.mean_over_processes(found.metrics),
-        columns={name: [value for part in parts for value in part[2][name]] for name in found.columns},
+        rewards=np.array([value for rewards, _ in parts for value in rewards], np.float32),
+        metrics=hosts.mean_over_processes(found.metrics, weight=len(found.rewards)),
+        columns={
+            name: [value for rewards, columns in parts for value in columns.get(name, [None] * len(rewards))]
+            for name in names
+        },
     )
 
 
@@ -112,6 +127,7 @@ def _score(
     reward: RewardFunction,
     prompts: list[Prompt],
     completions: list[str],
+    columns: dict[str, list[Any]],
     completion_ids: list[list[int]] | None,
     trainer_state: TrainerState,
     is_partial: bool,
@@ -129,7 +145,7 @@ def _score(
     call = RewardCall(
         prompts=[row[0] for row in rows],
         completions=[row[1] for row in rows],
-        columns=_columns(prompts),
+        columns=columns,
         offered=offered,
     )
     if isinstance(reward, CombinedReward):

@@ -30,8 +30,8 @@ class AnswerConfig:
             -1. None keeps the reward.
         score_at: step that receives the score: the "last_token" of the completion, or "after_end", one step later, as
             in Ziegler et al.
-        weights: parameters that sample: the "same" as learn, or those of the blocks' projections rounded to "int8", a
-            quarter of float32's memory.
+        weights: parameters that sample: the "same" as learn, or those of the blocks' projections (not of experts)
+            rounded to "int8", a quarter of float32's memory.
         ahead: sample the completions of an update during the one before, so that reward functions and sampling run
             at the same time. They come from parameters that are one update older.
         max_importance: largest weight pi / pi_sampling of a token in the policy loss, which corrects for completions

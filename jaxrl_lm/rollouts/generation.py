@@ -190,8 +190,7 @@ def packed(model: CausalLM, generation: Generation, on_host: Generation, passes:
         passes: the rows of each forward pass of learning, arrays `[passes, rows of a pass]`.
     """
     mask, mesh = on_host.attention_mask, distributed.current_mesh()
-    scanned: Any = model.clone(is_scanned=True)  # traced in the time of one layer
-    if 2 * num_params(scanned) * mask.size < LEAST_WORK:
+    if 2 * num_params(model) * mask.size < LEAST_WORK:
         return generation
     packing = choose_packing(
         mask.sum(axis=1),

@@ -37,9 +37,9 @@ def generation_flops(model: CausalLM, response_mask: np.ndarray, prompt_length: 
     """
     batch, length = response_mask.shape
     # A scanned model of the same sizes is traced in the time of one layer.
-    scanned: Any = model.clone(is_scanned=True)
-    prefill = _flops(scanned, batch // per_prompt, prompt_length, prompt_length)
-    step = _flops(scanned, batch, 1, prompt_length + length)
+    traced: Any = model.clone(is_scanned=model.config.is_uniform)
+    prefill = _flops(traced, batch // per_prompt, prompt_length, prompt_length)
+    step = _flops(traced, batch, 1, prompt_length + length)
     return prefill + (float(response_mask.sum()) - batch) * step / batch
 
 
@@ -48,7 +48,7 @@ def _flops(model: CausalLM, rows: int, num_tokens: int, num_slots: int) -> float
     """Operations of reading `num_tokens` tokens in each row, and of the logits after the last."""
 
     def read(params: PyTree, ids: jax.Array) -> jax.Array:
-        cache = model.config.init_cache(rows, num_slots, model.dtype, is_scanned=True)
+        cache = model.config.init_cache(rows, num_slots, model.dtype, is_scanned=model.is_scanned)
         output = encode(model, params, ids, jnp.ones_like(ids), cache)
         return unembed(output.hidden_states[:, -1], model.unembedding(params))
 

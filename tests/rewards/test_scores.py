@@ -5,10 +5,12 @@ import sys
 import time
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
 from jaxrl_lm.data import Prompt
+from jaxrl_lm.distributed import hosts
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.rewards import (
     REWARDS,
@@ -318,3 +320,51 @@ def test_fingerprints_of_several_rewards_change_with_each_and_with_the_weights(f
         load_rewards(("a.py:reward", "vowels"), (1.0, 2.0)),
     ]
     assert first not in map(reward_fingerprint, others)
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    """Makes `score_batch` score the part of one of several processes; what they tell each other is given."""
+
+    def become(number, count, told):
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        monkeypatch.setattr(jax, "process_index", lambda: number)
+        monkeypatch.setattr(hosts, "together", lambda function: function())
+        answers = iter(told)
+        monkeypatch.setattr(hosts, "all_values", lambda value: [value, *next(answers)])
+
+    return become
+
+
+def test_processes_score_parts_of_a_batch_and_may_log_different_columns(as_process):
+    rows = [Prompt(prompt="Say", columns={} if number < 2 else {"answer": str(number)}) for number in range(3)]
+
+    def reward(completions, answer, log_extra, log_metric, **columns):
+        assert answer == [None]  # the column is in rows of other processes only
+        log_metric("length", 3.0)
+        log_extra("seen", ["first"])
+        return [1.0] * len(completions)
+
+    others = [[[2.0, 3.0], {"other": [5, 6]}]], [[{"reward/length": 9.0}, 2]]
+    as_process(0, 2, others)
+    scores = score_batch(reward, rows, ["a", "b", "c"])
+    assert scores.rewards.tolist() == [1.0, 2.0, 3.0]
+    assert scores.columns == {"seen": ["first", None, None], "other": [None, 5, 6]}
+    assert scores.metrics == {"reward/length": (3.0 + 2 * 9.0) / 3}
+
+
+def test_a_process_without_completions_calls_no_reward(as_process):
+    as_process(0, 2, ([[[1.0], {}]], [[{}, 1]]))
+    scores = score_batch(lambda completions, **columns: 1 / 0, PLAIN[:1], ["text"])
+    assert scores.rewards.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 8])
+def test_every_row_belongs_to_one_process(monkeypatch, num_rows):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    found = []
+    for number in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        found.append(list(range(num_rows))[hosts.rows_of_process(num_rows)])
+    assert [row for rows in found for row in rows] == list(range(num_rows))
+    assert max(map(len, found)) - min(map(len, found)) <= 1

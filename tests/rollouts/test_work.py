@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxrl_lm.rollouts import generation_flops
+from tests.models import tiny
 
 
 def test_prompts_are_read_once_and_each_further_token_is_a_step(tiny_gpt2):
@@ -18,3 +19,9 @@ def test_prompts_are_read_once_and_each_further_token_is_a_step(tiny_gpt2):
     mask = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
     found = generation_flops(model, mask, 3, per_prompt=2)
     assert found == read(2, 3, 3) + read(5, 1, 6)
+
+
+def test_layers_that_are_not_alike_are_counted_too():
+    model, _ = tiny.random_model("qwen3_moe", mlp_only_layers=[0])
+    assert not model.config.is_uniform
+    assert generation_flops(model, np.ones((2, 2)), 3) > 0

@@ -12,6 +12,7 @@ _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply|true_computation|false
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\]<=)")
 _LIMIT = re.compile(r"\bs32\[\]\S* constant\((\d+)\)")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 
@@ -35,7 +36,7 @@ def collective_bytes(text: str) -> dict[str, float]:
                 continue
             kind = match["kind"].removesuffix("-start")
             if kind in _KINDS:
-                totals[kind] = totals.get(kind, 0.0) + times * _size(match["shape"])
+                totals[kind] = totals.get(kind, 0.0) + times * _received(match["kind"], match["shape"], line)
             trips = _trips(line, computations) if kind == "while" else 1.0
             for called in _called(line):
                 visit(called, times * trips)
@@ -75,10 +76,24 @@ def _called(line: str) -> list[str]:
     return _CALLED.findall(line) + branches
 
 
-def _size(shape: str) -> float:
-    """Bytes of the largest array in a shape; an asynchronous collective's shape has its operand as well."""
+def _received(kind: str, shape: str, line: str) -> float:
+    """Bytes of a collective's results, or of a reduction's operands; several arrays can share one collective.
+
+    The shape of an all-gather or a permutation that is only started has operands, then results, then numbers.
+    """
     sizes = [
         prod(int(each) for each in match["sizes"].split(",") if each) * _BYTES.get(match["dtype"], 4)
         for match in _SHAPE.finditer(shape)
+        if match["sizes"] or match["dtype"] != "u32"
     ]
-    return float(max(sizes, default=0))
+    if kind in ("all-gather-start", "collective-permute-start"):
+        sizes = sizes[len(sizes) // 2 :]
+    return float(sum(sizes)) * (_group_size(line) if kind == "reduce-scatter" else 1)
+
+
+def _group_size(line: str) -> int:
+    """Devices of a group, listed as {{0,1},{2,3}} or as [groups,devices]<=[...]."""
+    match = _GROUPS.search(line)
+    if match is None:
+        return 1
+    return int(match["size"]) if match["size"] else len(match["first"].split(","))

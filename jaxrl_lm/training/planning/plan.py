@@ -265,7 +265,14 @@ def _check(config: PlanConfig, folder: Path) -> None:
     from jaxrl_lm.models import model_from_config
 
     head = "reward" if config.algorithm == "reward-model" else None
-    check_fits(model_from_config(folder, head))
+    model = model_from_config(folder, head)
+    check_fits(model)
+    length, context = config.prompt_tokens + config.new_tokens, model.config.max_positions
+    if length > context:
+        raise InputError(
+            f"prompt_tokens={config.prompt_tokens} and new_tokens={config.new_tokens} exceed the model's context of "
+            f"{context} tokens; shorten one of them"
+        )
     sizes = {"batch_size": config.batch_size, "micro_batch_size": config.micro_batch_size}
     check_batch({name: size for name, size in sizes.items() if size is not None})
 

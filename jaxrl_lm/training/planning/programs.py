@@ -84,8 +84,10 @@ class _Shapes:
 
     def model(self, head: Any = None) -> tuple[Any, PyTree]:
         """A model of the plan's size, and its parameters."""
-        how: dict[str, Any] = {"dtype": jnp.dtype(self.config.dtype), "remat": self.config.remat, "is_scanned": True}
-        model = models.model_from_config(self.folder, head, **how)
+        how: dict[str, Any] = {"dtype": jnp.dtype(self.config.dtype), "remat": self.config.remat}
+        model: Any = models.model_from_config(self.folder, head, **how)
+        if model.family.is_causal and model.config.is_uniform:
+            model = model.clone(is_scanned=True)
         return model, self.split(models.param_shapes(model), shardings_of(models.logical_axes(model), self.mesh))
 
     def split(self, shapes: PyTree, shardings: PyTree) -> PyTree:
@@ -185,7 +187,7 @@ class _Shapes:
         config = self.config
         model, params = self.model("reward" if config.algorithm == "reward-model" else None)
         learner = self.settings().make_learner(model, num_updates=1000)
-        state, update = self.update(learner, params, (), (self.examples(),))
+        state, update = self.update(learner, params, (), (self.examples(is_causal=model.family.is_causal),))
         parts = {"weights": params, "optimizer": _rest(state, params)}
         return PlannedRun(programs={"update": update._replace(uses=frozenset(parts))}, parts=parts, mesh=self.mesh)
 
@@ -226,8 +228,8 @@ class _Shapes:
         values = numbers if has_values else None
         return AnswerEvaluation(log_probs=numbers, values=values, reference_log_probs=numbers)
 
-    def examples(self) -> PyTree:
-        """One batch of examples."""
+    def examples(self, *, is_causal: bool) -> PyTree:
+        """One batch of examples; an encoder also reads which of two texts a token belongs to."""
         config = self.config
         batch, length = config.batch_size, config.prompt_tokens + config.new_tokens
 
@@ -242,7 +244,8 @@ class _Shapes:
             return ReferencedRows(rows(batch, 2), reference)
         ids = self.batch(1, batch, 2, length, num_leading=1)
         targets = self.batch(1, batch, num_leading=1)
-        return PreferenceBatch(inputs={"input_ids": ids, "attention_mask": ids}, targets=targets)
+        inputs = {"input_ids": ids, "attention_mask": ids} | ({} if is_causal else {"token_type_ids": ids})
+        return PreferenceBatch(inputs=inputs, targets=targets)
 
 
 def _rest(state: PyTree, params: PyTree) -> PyTree:

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxrl_lm.cli.plan import run_plan
 from jaxrl_lm.core.flops import count_flops
+from jaxrl_lm.distributed import MeshConfig, make_mesh
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import model_from_config, param_shapes
 from jaxrl_lm.training.planning.collectives import collective_bytes
 from jaxrl_lm.training.planning.config import PlanConfig
-from jaxrl_lm.training.planning.plan import PRESETS, Plan, ProgramPlan, advice, find_model
+from jaxrl_lm.training.planning.plan import PRESETS, Plan, ProgramPlan, _check, advice, find_model
+from jaxrl_lm.training.planning.programs import plan_run
 from jaxrl_lm.training.planning.slices import GENERATIONS, find_slice, slices_of
 
 NUM_PARAMS = {  # as on the models' cards, in millions
@@ -110,14 +113,24 @@ HloModule jit_f, is_scheduled=true
 ENTRY %main (x.1: bf16[2,8]) -> f32[4] {
   %x.1 = bf16[2,8]{1,0} parameter(0)
   %while.1 = (s32[], bf16[2,8]) while(%x.1), condition=%cond, body=%body
-  %start = (f32[4]{0}, f32[4]{0}) all-reduce-start(%y), to_apply=%region_1.2
+  %start = f32[4]{0} all-reduce-start(%y), to_apply=%region_1.2
   ROOT %done = f32[4]{0} all-reduce-done(%start)
+  %both = (f32[64,64]{1,0}, bf16[3]{0}) all-reduce(%y, %z), replica_groups={{0,1}}, to_apply=%region_1.2
+  %part = f32[5]{0} reduce-scatter(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%region_1.2
+  %part.1 = f32[5]{0} reduce-scatter(%y), replica_groups=[4,2]<=[8], dimensions={0}, to_apply=%region_1.2
+  %gathers = ((f32[2], f32[3]), (f32[8], f32[12])) all-gather-start(%y, %z), dimensions={0}
+  %moved = (f32[7]{0}, f32[7]{0}, u32[], u32[]) collective-permute-start(%y), source_target_pairs={{0,1}}
 }
 """
 
 
 def test_collectives_are_counted_with_the_trips_that_a_loops_condition_allows():
-    assert collective_bytes(HLO) == {"all-gather": 30 * 8 * 8 * 2, "all-reduce": 4 * 4}
+    assert collective_bytes(HLO) == {
+        "all-gather": 30 * 8 * 8 * 2 + (8 + 12) * 4,
+        "all-reduce": 4 * 4 + 64 * 64 * 4 + 3 * 2,
+        "reduce-scatter": 5 * 4 * (4 + 2),
+        "collective-permute": 7 * 4,
+    }
 
 
 def plan_of(peak: float, temporary: float) -> Plan:
@@ -207,6 +220,27 @@ def test_without_libtpu_a_plan_is_made_for_virtual_devices(tmp_path):
     # Norms are on every device.
     assert plan["parts"]["weights"] == pytest.approx(4 * num_params / 4, rel=0.01)
     assert plan["parts"]["optimizer"] == pytest.approx(2 * plan["parts"]["weights"], rel=0.01)
+
+
+def test_what_a_run_would_refuse_is_refused_before_compiling(tmp_path):
+    config = PlanConfig(model=small_model(tmp_path), prompt_tokens=8000, new_tokens=500)
+    with pytest.raises(InputError, match=r"prompt_tokens=8000 and new_tokens=500 exceed the model's context of 8192"):
+        _check(config, tmp_path / "model")
+    with pytest.raises(InputError, match=r"out='.*missing/plan.json': there is no folder '.*missing'; make it first"):
+        run_plan(PlanConfig(model="gpt2", out=str(tmp_path / "missing" / "plan.json")))
+
+
+def test_a_reward_model_can_be_an_encoder(tmp_path):
+    sizes = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    content = {"model_type": "bert", "intermediate_size": 16, "max_position_embeddings": 16, **sizes}
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(content))
+    config = PlanConfig(
+        model="bert", algorithm="reward-model", batch_size=2, prompt_tokens=4, new_tokens=4, dtype="float32"
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    update = plan_run(config, tmp_path / "bert", mesh).programs["update"]
+    assert count_flops(update.function.trace(*update.args).jaxpr) > 0
 
 
 PLANS = """
