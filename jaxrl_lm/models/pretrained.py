@@ -76,7 +76,7 @@ def from_pretrained(
             also have an adapter in PEFT's format, which is merged into its base.
         head: "value" (loaded if saved by `save_pretrained` or TRL's `AutoModelForCausalLMWithValueHead`, otherwise
             zeros) or "reward". An encoder (BERT) requires "reward".
-            dtype: dtype of the activations.
+        dtype: dtype of the activations.
         param_dtype: dtype of the parameters, whatever the dtype of the file.
         remat: activations that the backward pass recomputes, as of `CausalLM`.
         key: initialises a missing reward head, N(0, 1/sqrt(D + 1)) with bias 0. With None a folder without one is

@@ -178,15 +178,15 @@ class TensorLayout:
 
     def locate(self, path: tuple[str, ...]) -> tuple[str, str, Callable[[Any], Any]]:
         """For one of our leaves: its name in a file, the same without prefix, and its layout conversion, a view."""
-        room, *rest = path
+        module, *rest = path
         leaf = rest[-1]
-        if room == "lm_head" and not self._is_torch:
+        if module == "lm_head" and not self._is_torch:
             name = f"lm_head/{'bias' if leaf == 'bias' else 'kernel'}"
             return name, name, _transpose if leaf != "bias" else _as_it_is
         parts = [piece for part in rest[:-1] for piece in _layer_number(part)]
         bare = self._separator.join([*parts, self._leaves.get(leaf, leaf)])
-        if room != "backbone":  # heads: lm_head, score
-            name = f"{room}{self._separator}{bare}"
+        if module != "backbone":  # heads: lm_head, score
+            name = f"{module}{self._separator}{bare}"
             is_turned = leaf == "kernel" and self._is_torch
             return name, name, _transpose if is_turned else _as_it_is
         turn = _as_it_is if self._is_output_first or leaf != "weight" else _transpose

@@ -15,13 +15,13 @@ from jaxrl_lm import data
 from jaxrl_lm.algorithms import AdamWConfig, DPOLossConfig
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
-from jaxrl_lm.storage import RunFolder, read_jsonl, read_metrics
+from jaxrl_lm.storage import read_jsonl, read_metrics
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.offline import train as offline
 from jaxrl_lm.training.offline.dpo import DPORunConfig
 from jaxrl_lm.training.offline.task import load_task, read_split
 from jaxrl_lm.training.offline.train import train_offline
-from tests.measured import is_measured
+from tests.measured import numbers
 
 MakeConfig = Callable[..., DPORunConfig]
 
@@ -56,12 +56,6 @@ def make_dpo_config(byte_model: Path, preferences_file: Path, tmp_path: Path) ->
         return DPORunConfig(**(settings | changes))
 
     return make
-
-
-def numbers(folder: RunFolder) -> list[dict[str, Any]]:
-    """Every metric that is not a time."""
-    records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_interrupted_run_resumes_bit_for_bit_and_prefers_the_chosen(

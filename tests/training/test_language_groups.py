@@ -17,11 +17,11 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.rewards.scores import RESERVED, TRAINER_GROUPS
 from jaxrl_lm.rollouts import AnswerConfig
-from jaxrl_lm.storage import read_jsonl, read_metrics
+from jaxrl_lm.storage import read_metrics
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.online.config import GRPORunConfig, RLOORunConfig
 from jaxrl_lm.training.online.train import load, make_update, train_online
-from tests.measured import is_measured
+from tests.measured import numbers
 from tests.training import rewards_for_tests
 
 MakeConfig = Callable[..., Any]
@@ -57,12 +57,6 @@ def make_group_config(
         return request.param(**(settings | changes))
 
     return make
-
-
-def numbers(folder: Any) -> list[dict[str, Any]]:
-    """Every metric that is not a time."""
-    records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_terminated_run_resumes_bit_for_bit_and_leaves_the_whole_folder(

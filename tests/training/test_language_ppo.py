@@ -22,7 +22,7 @@ from jaxrl_lm.training.errors import Interrupted, TrainingDivergedError
 from jaxrl_lm.training.online.config import PPORunConfig
 from jaxrl_lm.training.online.train import Loaded, load, make_update, train_online
 from tests.byte_model import write_byte_model
-from tests.measured import is_measured
+from tests.measured import numbers
 from tests.training import rewards_for_tests
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
@@ -33,12 +33,6 @@ REWARDS = "tests.training.rewards_for_tests"
 @pytest.fixture(autouse=True)
 def _reset_call_count() -> None:
     rewards_for_tests.CALLS["count"] = 0
-
-
-def numbers(folder: RunFolder) -> list[dict[str, Any]]:
-    """Every metric that is not a time."""
-    records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 class FirstUpdates(NamedTuple):

@@ -13,22 +13,16 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.rollouts import AnswerConfig
-from jaxrl_lm.storage import read_jsonl, read_metrics
+from jaxrl_lm.storage import read_metrics
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.online.config import PPORunConfig
 from jaxrl_lm.training.online.train import train_online
-from tests.measured import is_measured
+from tests.measured import numbers
 from tests.training import rewards_for_tests
 
 MakeConfig = Callable[..., PPORunConfig]
 REWARDS = "tests.training.rewards_for_tests"
 ANSWERS = AnswerConfig(max_new_tokens=5, temperature=0.7)
-
-
-def numbers(folder: Any) -> list[dict[str, Any]]:
-    """Every metric that is not measured."""
-    records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_completions_sampled_ahead_are_one_update_older_and_resume_bit_for_bit(

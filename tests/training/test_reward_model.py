@@ -20,13 +20,13 @@ from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.models.reward_heads import read_scale
 from jaxrl_lm.rewards.learned import load_reward
 from jaxrl_lm.rewards.scoring import score_rows
-from jaxrl_lm.storage import read_jsonl, read_metrics, read_sections
+from jaxrl_lm.storage import read_metrics, read_sections
 from jaxrl_lm.training.errors import Interrupted
 from jaxrl_lm.training.reward_model import train as reward_model
 from jaxrl_lm.training.reward_model.config import NormalisationConfig, RewardModelRunConfig
 from jaxrl_lm.training.reward_model.train import load_task, train_reward_model
 from tests.byte_model import write_byte_model
-from tests.measured import is_measured
+from tests.measured import numbers
 from tests.rewards.reward_folders import write_encoder
 
 OPTIMIZER = AdamWConfig(learning_rate=1e-2, schedule="linear", warmup_fraction=0.0, weight_decay=0.0)
@@ -84,12 +84,6 @@ def finished(make_config):
     """A finished run, for the tests that only look."""
     config = make_config("finished")
     return config, train_reward_model(config)
-
-
-def numbers(folder):
-    """Every metric that is not a time."""
-    records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_a_run_leaves_the_whole_run_folder(finished):

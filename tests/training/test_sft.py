@@ -27,7 +27,7 @@ from jaxrl_lm.training.offline import train as offline
 from jaxrl_lm.training.offline.sft import SFTRunConfig
 from jaxrl_lm.training.offline.task import load_task, read_split
 from jaxrl_lm.training.offline.train import train_offline
-from tests.measured import is_measured
+from tests.measured import numbers
 from tests.training.conftest import END_OF_TEXT_ID, SECOND_STOP
 
 MakeConfig = Callable[..., SFTRunConfig]
@@ -77,12 +77,6 @@ def make_sft_config(make_config_in: MakeConfig, tmp_path: Path) -> MakeConfig:
 def straight(make_config_in: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run, for the tests that only look."""
     return train_offline(make_config_in(tmp_path_factory.mktemp("straight")))
-
-
-def numbers(folder: RunFolder) -> list[dict[str, Any]]:
-    """Every metric that is not a time."""
-    records = read_jsonl(folder.metrics_file)
-    return [{name: value for name, value in record.items() if not is_measured(name)} for record in records]
 
 
 def test_a_run_leaves_the_whole_run_folder_and_torch_loads_its_model(straight: RunFolder) -> None:
