@@ -117,8 +117,9 @@ class AnswerLearner(NamedTuple):
             and their scores `[B]`. Completions of the same prompt are adjacent.
         policy_params: `policy_params(state) -> params`: parameters of the policy, for sampling.
         answers_per_prompt: completions per prompt in a batch.
-        forward_rows: `forward_rows(key, B) -> arrays`, int32 `[passes, rows of a pass]`: the rows of each forward pass
-            in an update with this key, one array per number of rows.
+        forward_rows: `forward_rows(key, lengths) -> arrays`, int32 `[passes, rows of a pass]`: the rows of each forward
+            pass in an update with this key, one array per number of rows; `lengths [B]` are the tokens of prompt and
+            completion.
     """
 
     init: Callable[[PyTree, jax.Array], PyTree]
@@ -126,7 +127,7 @@ class AnswerLearner(NamedTuple):
     update: Callable[[PyTree, PyTree, AnswerEvaluation, jax.Array, jax.Array], tuple[PyTree, Metrics]]
     policy_params: Callable[[PyTree], PyTree]
     answers_per_prompt: int
-    forward_rows: Callable[[jax.Array, int], list[jax.Array]]
+    forward_rows: Callable[[jax.Array, jax.Array], list[jax.Array]]
 
     def evaluate_and_update(
         self, state: PyTree, reference_params: PyTree, generation: PyTree, scores: jax.Array, key: jax.Array

@@ -34,7 +34,14 @@ from jaxrl_lm.models.causal_lm import CausalLM
 from jaxrl_lm.models.partition import trained
 from jaxrl_lm.rollouts.answers import AnswerConfig
 from jaxrl_lm.rollouts.generation import Generation
-from jaxrl_lm.rollouts.token_policy import importance_of, make_evaluate, observe, reference_of, rollout_error
+from jaxrl_lm.rollouts.token_policy import (
+    importance_of,
+    make_evaluate,
+    observe,
+    reference_of,
+    rollout_error,
+    sequence_lengths,
+)
 from jaxrl_lm.types import AnswerEvaluation, AnswerLearner, Evaluate, Metrics, PyTree
 
 TokenWeight = Literal["sum", "mean"]
@@ -195,7 +202,7 @@ def make_grpo(config: GRPOConfig, model: CausalLM) -> AnswerLearner:
 def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> AnswerLearner:
     settings = config.policy
     evaluate = make_evaluate(model, temperature=config.answers.temperature)
-    score = evaluate_in_parts(evaluate, settings.micro_batch_size)
+    score = evaluate_in_parts(evaluate, settings.micro_batch_size, sequence_lengths)
     optimizer = clipped_adam("pytorch", epsilon=settings.adam_epsilon, max_grad_norm=settings.max_grad_norm)
     kl_in_loss = config.kl_coefficient if kind == "standardized" else 0.0
 
@@ -235,6 +242,7 @@ def _make_learner(config: GroupConfig, model: CausalLM, *, kind: Comparison) -> 
             num_minibatches=settings.num_minibatches,
             micro_batch_size=settings.micro_batch_size,
             normalize=partial(weighted, token_weight=settings.token_weight),
+            row_lengths=lambda rows: sequence_lengths(rows.answers.observations),
         )
         metrics |= rollout_error(evaluation.log_probs, generation) if config.rescore else {}
         metrics |= summarize(stacked) | {"learning_rate": rate}

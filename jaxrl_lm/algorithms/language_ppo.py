@@ -32,6 +32,7 @@ from jaxrl_lm.rollouts.token_policy import (
     observe,
     reference_of,
     rollout_error,
+    sequence_lengths,
     token_trajectory,
 )
 from jaxrl_lm.types import AnswerEvaluation, AnswerLearner, Metrics, PyTree, Trajectory
@@ -124,9 +125,9 @@ def make_language_ppo(
     """
     temperature = config.answers.temperature
     evaluate = make_evaluate(model, temperature=temperature, value_model=value_model)
-    algorithm = make_ppo(config.ppo, evaluate)
-    score = evaluate_in_parts(evaluate, config.ppo.micro_batch_size)
-    score_by_reference = evaluate_in_parts(make_evaluate(model, temperature=temperature), config.ppo.micro_batch_size)
+    algorithm = make_ppo(config.ppo, evaluate, row_lengths=sequence_lengths)
+    in_parts = partial(evaluate_in_parts, size=config.ppo.micro_batch_size, row_lengths=sequence_lengths)
+    score, score_by_reference = in_parts(evaluate), in_parts(make_evaluate(model, temperature=temperature))
 
     def policy_of(params: PyTree) -> PyTree:
         return params if value_model is None else params["policy"]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_lm import checks
-from jaxrl_lm.algorithms.minibatches import check_micro_batches, run_epochs, summarize
+from jaxrl_lm.algorithms.minibatches import RowLengths, check_micro_batches, run_epochs, summarize
 from jaxrl_lm.algorithms.optimizers import AdamKind, clipped_adam
 from jaxrl_lm.algorithms.schedules import ScheduleConfig, scheduled
 from jaxrl_lm.core import masked, policy_losses, returns, value_losses
@@ -159,12 +159,13 @@ class _Batch:
     importance: PyTree
 
 
-def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
+def make_ppo(config: PPOConfig, evaluate: Evaluate, *, row_lengths: RowLengths | None = None) -> Algorithm:
     """PPO's `init` and `update` for a policy.
 
     Args:
         config: settings; those in `PPOHyperparams` become part of the state.
         evaluate: `(params, observations, actions) -> ActionEvaluation`.
+        row_lengths: of observations, for micro-batches of about the same size; None if all rows are alike.
 
     Returns:
         The algorithm. `update` returns scalar metrics: losses, ratio and clipping, gradient norm, and
@@ -204,6 +205,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate) -> Algorithm:
             num_minibatches=config.num_minibatches,
             micro_batch_size=config.micro_batch_size,
             normalize=partial(_normalize, is_whitened=config.whiten_advantages == "minibatch"),
+            row_lengths=None if row_lengths is None else lambda rows: row_lengths(rows.observations),
             should_stop=None if target_kl is None else lambda found: found["kl/update"] > target_kl,
         )
         metrics |= summarize(stacked) | {"learning_rate": hyperparams.learning_rate}

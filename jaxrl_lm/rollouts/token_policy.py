@@ -55,6 +55,11 @@ def observe(generation: Generation) -> TokenObservations:
     )
 
 
+def sequence_lengths(observations: TokenObservations) -> jax.Array:
+    """Tokens of prompt and completion, int32 `[B]`."""
+    return jnp.sum(observations.attention_mask, axis=1)
+
+
 def make_evaluate(model: CausalLM, *, temperature: float = 1.0, value_model: CausalLM | None = None) -> Evaluate:
     """`evaluate` of a language model, for `TokenObservations` and completions `[B, T]`.
 

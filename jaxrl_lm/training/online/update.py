@@ -106,7 +106,7 @@ class _Update:
         self._config: OnlineRunConfig = loaded.task.config
         self._learn = distributed.jit_update(learner.update)
         self._evaluate = distributed.counted(jax.jit(learner.evaluate))
-        self._forward_rows = jax.jit(learner.forward_rows, static_argnums=1)
+        self._forward_rows = jax.jit(learner.forward_rows)
         self._key, self._reference = jax.random.key(self._config.seed), loaded.task.reference_params
 
     def in_turn(self, state: PyTree, num_done: int) -> tuple[PyTree, dict[str, float]]:
@@ -164,7 +164,7 @@ class _Update:
         task, key, num_answers = self._loaded.task, self._keys(num_done)[1], self._learner.answers_per_prompt
         model = task.policy.model
         rollouts.count_generation(model, completed, per_prompt=num_answers)
-        passes = jax.device_get(self._forward_rows(key, self._config.batch_size))
+        passes = jax.device_get(self._forward_rows(key, completed.attention_mask.sum(axis=1)))
         generation = rollouts.packed(model, generation, completed, passes)
         evaluation = self._evaluate(state, self._reference, generation)
 
