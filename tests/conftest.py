@@ -1,4 +1,4 @@
-"""Fixtures that several directories share, and JAX's cache of compiled programs."""
+"""Fixtures that several directories share, and settings that make JAX compile faster."""
 
 import gc
 import importlib.util
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tests import quick_xla  # noqa: F401
 
-# Compiled programs are kept, also those of scripts that tests start.
+# Compiled programs are kept, also those of scripts that tests start; there are thousands of small ones.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import hypothesis
 import pytest
@@ -34,6 +35,8 @@ for name in (
 ):
     if importlib.util.find_spec(name.partition(".")[0]) is not None:
         importlib.import_module(name)
+
+from tests import one_context  # noqa: F401
 
 # The package itself is imported inside the fixtures: jaxtyping's hook must come before it.
 
