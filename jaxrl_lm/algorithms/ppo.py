@@ -174,6 +174,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate, *, row_lengths: RowLengths |
         `minibatches/applied`, the share of minibatches that was applied.
     """
     optimizer = clipped_adam(config.adam, epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm)
+    lengths = None if row_lengths is None else lambda rows: row_lengths(rows.observations)
 
     def init(params: PyTree, key: jax.Array) -> PPOState:
         del key
@@ -205,7 +206,7 @@ def make_ppo(config: PPOConfig, evaluate: Evaluate, *, row_lengths: RowLengths |
             num_minibatches=config.num_minibatches,
             micro_batch_size=config.micro_batch_size,
             normalize=partial(_normalize, is_whitened=config.whiten_advantages == "minibatch"),
-            row_lengths=None if row_lengths is None else lambda rows: row_lengths(rows.observations),
+            row_lengths=lengths,
             should_stop=None if target_kl is None else lambda found: found["kl/update"] > target_kl,
         )
         metrics |= summarize(stacked) | {"learning_rate": hyperparams.learning_rate}
