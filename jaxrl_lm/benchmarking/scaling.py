@@ -1,9 +1,11 @@
 """One and several devices: time, and whether the numbers stay the same.
 
-A mesh splits the same work over more devices (strong scaling) or gives each as much as one had (weak). On a CPU the
+A mesh splits the same batch over more devices (strong scaling), or each device gets as many rows however many there are
+(weak scaling). On a CPU the
 devices are virtual: they share its cores, so times show what splitting costs, not what it gains.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -12,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +37,7 @@ from jaxrl_lm.training.environments.task import load_task
 from jaxrl_lm.training.environments.train import make_chunk
 from jaxrl_lm.training.errors import RunFailedError
 from jaxrl_lm.training.language_model import LoadedModel, check_fits, load_model
+from jaxrl_lm.training.observers import tell
 from jaxrl_lm.training.offline.sft import SFTRunConfig
 from jaxrl_lm.training.planning.collectives import collective_bytes
 
@@ -82,61 +85,89 @@ def _measure_on_virtual_devices(config: BenchConfig) -> tuple[dict[str, Figure],
         settings, out = Path(scratch) / "settings.json", Path(scratch) / "out.json"
         settings.write_text(json.dumps(asdict(config)))
         command = [sys.executable, "-m", "jaxrl_lm.benchmarking.scaling", str(settings), str(out)]
-        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=surroundings, check=False)  # its progress goes to our standard error
         if done.returncode:
             raise RunFailedError(
-                f"the benchmark on virtual devices ended with {done.returncode}: {done.stderr[-2000:]}"
+                f"the benchmark on virtual devices ended with {done.returncode}; see its messages above"
             )
         content = json.loads(out.read_text())
     return {name: Figure(**each) for name, each in content["figures"].items()}, content["notes"]
+
+
+class Series(NamedTuple):
+    """The same updates on one device and on several.
+
+    Attributes:
+        name: of its figures.
+        base: name of the figure of one device.
+        unit: what is counted.
+        is_same: whether the updates are those of one device, so that losses must be equal.
+        measure: measures on a number of devices.
+    """
+
+    name: str
+    base: str
+    unit: str
+    is_same: bool
+    measure: Callable[[int], Measured]
 
 
 def _measure_here(config: BenchConfig) -> tuple[dict[str, Figure], list[str]]:
     """The figures on this process's devices, and a note for each case that cannot be."""
     figures: dict[str, Figure] = {}
     notes: list[str] = []
-    counts = [count for count in config.devices[1:] if count <= jax.device_count()]
-    for name, unit, one, cases in _learners(config):
-        base = one()
-        figures[f"scale/{name}-1"] = _figure(base, base, 1, unit, is_same=True)
-        for count, (how, (is_same, measure)) in itertools.product(counts, cases.items()):
-            try:
-                found = measure(count)
-            except InputError as error:  # a mesh that does not divide the model or the batch
-                notes.append(f"scale/{name}-{how}-{count}: {error}")
-            else:
-                figures[f"scale/{name}-{how}-{count}"] = _figure(found, base, count, unit, is_same=is_same)
+    counts = [count for count in config.devices if count <= jax.device_count()]
+    for series, count in itertools.product(_all_series(config), counts):
+        name = f"scale/{series.base if count == 1 else series.name}-{count}"
+        if name in figures:
+            continue
+        tell(f"{name} ...")
+        try:
+            found = series.measure(count)
+        except InputError as error:  # a mesh that does not divide the model or the batch
+            notes.append(f"{name}: {error}")
+        else:
+            figures[name] = _figure(found, series.measure(1), count, series)
     return figures, notes
 
 
-Cases = dict[str, tuple[bool, Callable[[int], Measured]]]
-"""By name: whether the updates are those of one device, and what measures them on several."""
+def _all_series(config: BenchConfig) -> list[Series]:
+    """PPO in environments, and supervised updates of a language model on three meshes and with a growing batch."""
 
-
-def _learners(config: BenchConfig) -> Iterator[tuple[str, str, Callable[[], Measured], Cases]]:
-    def environments(count: int) -> Measured:
+    @functools.cache
+    def environment(count: int) -> Measured:
         return measure_environment(config, count)
 
-    yield "env", "steps/s", lambda: environments(1), {"data": (True, environments)}
     loaded = load_model(config.model_name, dtype=config.dtype, scan_layers=True)
-    meshes: Cases = {
-        axis: (True, lambda count, axis=axis: measure_update(config, loaded, axis, count))
-        for axis in ("data", "fsdp", "tensor")
-    }
-    meshes["weak"] = (False, lambda count: measure_update(config, loaded, "data", count, is_weak=True))
-    yield "lm", "tokens/s", lambda: measure_update(config, loaded, "data", 1), meshes
+    num_rows = math.lcm(*config.devices)
+
+    @functools.cache
+    def update(axis: str, count: int, rows: int) -> Measured:
+        return measure_update(config, loaded, axis, count, rows)
+
+    def strong(axis: str) -> Callable[[int], Measured]:
+        return lambda count: update("data" if count == 1 else axis, count, num_rows)
+
+    def weak(count: int) -> Measured:
+        return update("data", count, count * num_rows // max(config.devices))
+
+    return [
+        Series("env-data", "env", "steps/s", True, environment),
+        *(Series(f"lm-{axis}", "lm", "tokens/s", True, strong(axis)) for axis in ("data", "fsdp", "tensor")),
+        Series("lm-weak", "lm-weak", "tokens/s", False, weak),
+    ]
 
 
-def _figure(found: Measured, base: Measured, count: int, unit: str, *, is_same: bool) -> Figure:
+def _figure(found: Measured, base: Measured, count: int, series: Series) -> Figure:
     """A figure with its efficiency: 1 if n devices do n times the work of one in the same time."""
     seconds = summary(found.seconds)
     rate, rate_of_one = (each.amount / summary(each.seconds)["median"] for each in (found, base))
     facts = {"efficiency": rate / rate_of_one / count}
-    if is_same:
+    if series.is_same:
         pairs = zip(found.losses, base.losses, strict=True)
         facts["loss_error"] = max(abs(ours - theirs) / max(abs(theirs), 1e-6) for ours, theirs in pairs)
     facts |= {f"{name}_mb": size / 1e6 for name, size in found.received.items()}
-    return Figure(value=rate, unit=unit, seconds=seconds, first_call=found.first_call, facts=facts)
+    return Figure(value=rate, unit=series.unit, seconds=seconds, first_call=found.first_call, facts=facts)
 
 
 def measure_environment(config: BenchConfig, count: int) -> Measured:
@@ -168,9 +199,7 @@ def measure_environment(config: BenchConfig, count: int) -> Measured:
         return _repeat(update, state, config.repeats, float(task.steps_per_chunk), {})
 
 
-def measure_update(
-    config: BenchConfig, loaded: LoadedModel, axis: str, count: int, *, is_weak: bool = False
-) -> Measured:
+def measure_update(config: BenchConfig, loaded: LoadedModel, axis: str, count: int, num_rows: int) -> Measured:
     """Supervised updates of a language model on a mesh with one axis.
 
     Args:
@@ -178,20 +207,19 @@ def measure_update(
         loaded: the model, on one device.
         axis: "data", "fsdp" or "tensor".
         count: its devices.
-        is_weak: each device has as many rows as one has without.
+        num_rows: rows of a batch, over all devices.
 
     Raises:
         InputError: the mesh does not divide the model.
     """
     axes = {"data": 1, "fsdp": 1, "tensor": 1} | {axis: count}
-    rows = math.lcm(*config.devices) * (count if is_weak else 1)
     length = 2 * config.num_tokens
     with distributed.use_mesh(distributed.make_mesh(MeshConfig(**axes), jax.devices()[:count])):
         check_fits(loaded.model)
         params = distributed.place_params(loaded.params, logical_axes(loaded.model))
         learner = SFTRunConfig(model="", data="", out="").make_learner(loaded.model, num_updates=1000)
         state = distributed.init_state(learner.init, params, is_copied=True)
-        ids = np.random.default_rng(0).integers(0, loaded.model.config.vocab_size, (1, rows, length), np.int32)
+        ids = np.random.default_rng(0).integers(0, loaded.model.config.vocab_size, (1, num_rows, length), np.int32)
         is_target = np.broadcast_to(np.arange(length) > 0, ids.shape)
         batch = distributed.place_batch(PackedRows(ids, np.ones_like(ids), is_target), num_leading=1)
         program = distributed.update_program(learner.update, state)

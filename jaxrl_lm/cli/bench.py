@@ -1,6 +1,7 @@
 """`jaxrl-lm bench`: speed on this machine's devices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def run_bench(config: BenchConfig) -> None:
         resolve_folder(config.model_name)
     file = baseline_file(config.baselines_folder, surroundings["device"], config.model_name)
     baseline = None if config.save_baseline else read_baseline(file, config)
-    measurement = measure(config, surroundings)
-    measurement.write(Path(config.out))
+    for measurement in measure(config, surroundings):
+        measurement.write(Path(config.out))
     _print(measurement, baseline)
     print_text(f"written: {config.out}", soft_wrap=True)
     if config.save_baseline:
@@ -56,8 +57,8 @@ def run_bench(config: BenchConfig) -> None:
             raise RunFailedError("; ".join(found))
 
 
-def measure(config: BenchConfig, surroundings: Mapping[str, Any]) -> Measurement:
-    """The figures of the suites asked for.
+def measure(config: BenchConfig, surroundings: Mapping[str, Any]) -> Iterator[Measurement]:
+    """The figures of the suites asked for, again after each suite with those before it.
 
     Args:
         config: the settings.
@@ -70,25 +71,25 @@ def measure(config: BenchConfig, surroundings: Mapping[str, Any]) -> Measurement
     ceilings = measure_ceilings(size=size, num_values=num_values, repeats=config.repeats)
     profile = None if config.profile is None else Path(config.profile)
     bench = Bench(ceilings=ceilings, repeats=config.repeats, profile=profile)
-    figures: dict[str, Figure] = {}
-    notes: list[str] = []
-    for suite in dict.fromkeys(config.suite):
-        tell(f"suite {suite} ...")
-        if suite == "env":
-            figures |= measure_environments(config, bench)
-        elif suite == "lm":
-            figures |= measure_language(config, bench)
-        else:
-            scaled, said = measure_scaling(config)
-            figures, notes = figures | scaled, notes + said
-    return Measurement(
+    found = Measurement(
         model=Path(config.model_name).name,
         sizes=config.sizes(),
         environment=surroundings,
         ceilings=ceilings,
-        figures=figures,
-        notes=tuple(notes),
+        figures={},
     )
+    for suite in dict.fromkeys(config.suite):
+        tell(f"suite {suite} ...")
+        figures, notes = _SUITES[suite](config, bench)
+        found = replace(found, figures={**found.figures, **figures}, notes=(*found.notes, *notes))
+        yield found
+
+
+_SUITES: dict[str, Callable[[BenchConfig, Bench], tuple[dict[str, Figure], list[str]]]] = {
+    "env": lambda config, bench: (measure_environments(config, bench), []),
+    "lm": lambda config, bench: (measure_language(config, bench), []),
+    "scale": lambda config, _: measure_scaling(config),
+}
 
 
 def _print(measurement: Measurement, baseline: Measurement | None) -> None:

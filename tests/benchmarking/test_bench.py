@@ -14,7 +14,7 @@ from jaxrl_lm.benchmarking import measuring, timing
 from jaxrl_lm.benchmarking.config import BenchConfig
 from jaxrl_lm.benchmarking.measuring import Bench, Ceilings, Figure
 from jaxrl_lm.benchmarking.results import Measurement, baseline_file, falls, merged, read_measurement
-from jaxrl_lm.benchmarking.scaling import Measured, _figure
+from jaxrl_lm.benchmarking.scaling import Measured, Series, _figure
 from jaxrl_lm.cli import bench as command
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
@@ -71,13 +71,16 @@ def test_every_suite_runs_and_is_kept_for_comparison(
         assert facts["loss_error"] < 1e-5
         assert sum(size for name, size in facts.items() if name.endswith("_mb")) > 0
     assert "loss_error" not in found.figures["scale/lm-weak-2"].facts
+    for name, rows in {"lm-1": 2, "lm-data-2": 2, "lm-weak-1": 1, "lm-weak-2": 2}.items():
+        each = found.figures[f"scale/{name}"]
+        assert each.value * each.seconds["median"] == pytest.approx(rows * 2 * 3), name  # 3 tokens of each of two texts
     assert found.figures["scale/env-data-2"].facts["loss_error"] < 1e-3
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked for, the same two figures are measured."""
-    monkeypatch.setattr(command, "measure", lambda config, surroundings: measurement(a=70.0, b=100.0))
+    monkeypatch.setattr(command, "measure", lambda config, surroundings: [measurement(a=70.0, b=100.0)])
 
 
 @pytest.mark.usefixtures("measured")
@@ -183,10 +186,11 @@ def test_ceilings_are_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_efficiency_is_1_where_n_devices_do_n_times_the_work_in_the_same_time() -> None:
     one = Measured(amount=8.0, seconds=[1.0, 9.0, 1.0], first_call=5.0, losses=[2.0, 1.0], received={})
     four = Measured(amount=32.0, seconds=[2.0], first_call=5.0, losses=[2.0, 1.1], received={"all-reduce": 3e6})
-    found = _figure(four, one, 4, "steps/s", is_same=True)
+    same = Series("env-data", "env", "steps/s", True, lambda count: one)
+    found = _figure(four, one, 4, same)
     assert found.value == 16.0
     assert found.facts == pytest.approx({"efficiency": 0.5, "loss_error": 0.1, "all-reduce_mb": 3.0})
-    assert "loss_error" not in _figure(four, one, 4, "steps/s", is_same=False).facts
+    assert "loss_error" not in _figure(four, one, 4, same._replace(is_same=False)).facts
 
 
 def test_a_trace_of_one_more_call_is_written_where_it_is_asked_for(

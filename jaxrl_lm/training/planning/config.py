@@ -39,7 +39,7 @@ class PlanConfig:
         new_tokens: tokens per completion.
         micro_batch_size: completions per forward and backward pass of PPO, RLOO or GRPO; None for the whole batch. Of a
             run with minibatches and without micro-batches, give the size of a minibatch.
-        group_size: completions per prompt of RLOO and GRPO.
+        group_size: completions per prompt of RLOO and GRPO; None takes their default.
         critic: PPO's value function: a "head" on the policy, or a "model" of the same size.
         reward_model: whether a reward model of the same size is on the devices.
         dtype: dtype of activations; parameters, gradients and optimizer are float32.
@@ -57,7 +57,7 @@ class PlanConfig:
     prompt_tokens: int = 512
     new_tokens: int = 512
     micro_batch_size: int | None = None
-    group_size: int = 4
+    group_size: int | None = None
     critic: Literal["head", "model"] = "head"
     reward_model: bool = False
     dtype: Dtype = "bfloat16"
@@ -67,12 +67,14 @@ class PlanConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 1, "batch_size", "prompt_tokens", "new_tokens", "micro_batch_size")
+        checks.at_least(self, 1, "batch_size", "prompt_tokens", "new_tokens", "micro_batch_size", "group_size")
         checks.one_of(self, algorithm=PlannedAlgorithm)
         if self.algorithm not in ONLINE and self.reward_model:
             raise InputError(f"reward_model: {self.algorithm} has none; choose ppo, rloo or grpo")
         if self.algorithm != "ppo" and self.critic != "head":
             raise InputError(f"critic={self.critic!r}: {self.algorithm} has no value function; leave it out")
+        if self.algorithm not in ("rloo", "grpo") and self.group_size is not None:
+            raise InputError(f"group_size={self.group_size}: {self.algorithm} has no groups; leave it out")
         if self.algorithm not in ONLINE and self.micro_batch_size is not None:
             raise InputError(
                 f"micro_batch_size={self.micro_batch_size}: {self.algorithm} accumulates whole batches; give one's "

@@ -201,7 +201,7 @@ class _Shapes:
             given[config.kind.UPDATE] = config.update_settings()
             if config.algorithm == "ppo" and config.critic == "model":
                 given["value_model"] = "value"
-            if config.algorithm != "ppo":
+            if config.group_size is not None:
                 given["group_size"] = config.group_size
         else:
             given["data" if config.algorithm == "sft" else "preferences"] = ""

@@ -179,6 +179,8 @@ def test_what_does_not_fit_is_told_what_to_change():
         ({"micro_batch_size": 3}, "micro_batch_size=3 does not divide the 64 completions"),
         ({"algorithm": "rloo", "critic": "model"}, "rloo has no value function"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"group_size": 2}, "group_size=2: ppo has no groups"),
+        ({"algorithm": "rloo", "group_size": 0}, "group_size=0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):
