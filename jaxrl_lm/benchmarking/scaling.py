@@ -29,8 +29,10 @@ from jaxrl_lm.benchmarking.measuring import Figure
 from jaxrl_lm.benchmarking.timing import seconds_of, summary
 from jaxrl_lm.data import PackedRows
 from jaxrl_lm.distributed.config import MeshConfig
+from jaxrl_lm.envs.memory import as_gigabytes, available_bytes
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models import logical_axes
+from jaxrl_lm.models.params import num_params
 from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.environments.algorithms import TrainPPOConfig
 from jaxrl_lm.training.environments.task import load_task
@@ -42,6 +44,8 @@ from jaxrl_lm.training.offline.sft import SFTRunConfig
 from jaxrl_lm.training.planning.collectives import collective_bytes
 
 VIRTUAL = "virtual devices that share the cores of one CPU: efficiencies show what splitting costs, not what it gains"
+
+_BYTES_PER_PARAMETER = 24  # of an update in float32: parameters, gradients, two moments, and two for what XLA copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +214,9 @@ def measure_update(config: BenchConfig, loaded: LoadedModel, axis: str, count: i
         num_rows: rows of a batch, over all devices.
 
     Raises:
-        InputError: the mesh does not divide the model.
+        InputError: the mesh does not divide the model, or virtual devices need more memory than there is.
     """
+    _check_memory(num_params(loaded.model), axis, count)
     axes = {"data": 1, "fsdp": 1, "tensor": 1} | {axis: count}
     length = 2 * config.num_tokens
     with distributed.use_mesh(distributed.make_mesh(MeshConfig(**axes), jax.devices()[:count])):
@@ -235,6 +240,23 @@ def measure_update(config: BenchConfig, loaded: LoadedModel, axis: str, count: i
         received = collective_bytes(compiled.as_text()) if count > 1 else {}
         found = _repeat(update, state, config.repeats, float(ids.size), received)
     return replace(found, first_call=compiling + found.first_call)
+
+
+def _check_memory(num_parameters: int, axis: str, count: int) -> None:
+    """Check that the copies of a model on virtual devices fit into the memory that they share.
+
+    Raises:
+        InputError: they do not.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    copies = count if axis == "data" else 1
+    needed, available = copies * _BYTES_PER_PARAMETER * num_parameters, available_bytes()
+    if needed > available:
+        raise InputError(
+            f"{copies} copies of the model take about {as_gigabytes(needed)} of {as_gigabytes(available)}; choose a "
+            "smaller model or fewer devices"
+        )
 
 
 def _repeat(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_lm.benchmarking import measuring, timing
+from jaxrl_lm.benchmarking import measuring, scaling, timing
 from jaxrl_lm.benchmarking.config import BenchConfig
 from jaxrl_lm.benchmarking.measuring import Bench, Ceilings, Figure
 from jaxrl_lm.benchmarking.results import Measurement, baseline_file, falls, merged, read_measurement
@@ -191,6 +191,14 @@ def test_efficiency_is_1_where_n_devices_do_n_times_the_work_in_the_same_time() 
     assert found.value == 16.0
     assert found.facts == pytest.approx({"efficiency": 0.5, "loss_error": 0.1, "all-reduce_mb": 3.0})
     assert "loss_error" not in _figure(four, one, 4, same._replace(is_same=False)).facts
+
+
+def test_copies_of_a_model_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "available_bytes", lambda: 100_000)
+    scaling._check_memory(1000, "fsdp", 8)
+    scaling._check_memory(1000, "data", 4)
+    with pytest.raises(InputError, match=r"8 copies of the model take about 0\.000192 GB of 0\.0001 GB"):
+        scaling._check_memory(1000, "data", 8)
 
 
 def test_a_trace_of_one_more_call_is_written_where_it_is_asked_for(
