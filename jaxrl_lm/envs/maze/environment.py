@@ -25,7 +25,7 @@ from jaxrl_lm.errors import InputError
 from jaxrl_lm.types import PyTree
 
 Observation = Literal["position", "grid", "window"]
-Reward = Literal["article", "sparse", "shaped"]
+Reward = Literal["article", "steps", "sparse", "shaped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,10 @@ class MazeConfig:
     Attributes:
         observation: "position": the agent's cell, an integer. "grid": uint8 planes `[H, W, 3]` of walls, agent and
             goal. "window": the same planes `[k, k, 3]` around the agent; cells beyond the border are walls.
-        reward: "article": -1 per step, +1 for the step that reaches the goal. "sparse": 1 for that step, else 0.
-            "shaped": sparse plus discount * P(next) - P(here) with the potential P = -distance to the goal / cells
-            (Ng, Harada and Russell, 1999, Policy invariance under reward transformations).
+        reward: "article": -1 per step, +1 for the step that reaches the goal. "steps": -1 per step, 0 for that step.
+            "sparse": 1 for that step, else 0. "shaped": sparse plus discount * P(next) - P(here) with the potential
+            P = -distance to the goal / cells (Ng, Harada and Russell, 1999, Policy invariance under reward
+            transformations).
         window_size: k, odd.
         max_steps: time limit of an episode; None for twice the number of cells.
         discount: gamma of the shaping term; must be the agent's.
@@ -285,6 +286,8 @@ class Maze(LevelEnvironment):
         is_goal = self.is_terminated(new, params)
         if self.config.reward == "article":
             return jnp.where(is_goal, 1.0, -1.0)
+        if self.config.reward == "steps":
+            return jnp.where(is_goal, 0.0, -1.0)
         sparse = is_goal.astype(jnp.float32)
         if self.config.reward == "sparse":
             return sparse

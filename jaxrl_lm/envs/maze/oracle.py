@@ -67,17 +67,18 @@ def optimal_return(
     distance: Int[Array, "*B"] | UInt16[Array, "*B"],
     *,
     discount: float | Float[Array, ""],
-    reward: Literal["article", "sparse", "shaped"],
+    reward: Literal["article", "steps", "sparse", "shaped"],
     num_cells: int,
 ) -> Float[Array, "*B"]:
     """Discounted return of a shortest path of d moves to the goal, for each reward of `MazeConfig`.
 
     article: discount^(d-1) - (1 + discount + ... + discount^(d-2))
+    steps:   -(1 + discount + ... + discount^(d-2))
     sparse:  discount^(d-1)
     shaped:  discount^(d-1) + d / num_cells
 
     The shaping terms discount * P(next) - P(here) cancel one by one on any path, and leave -P(start) =
-    d / num_cells; so the discount must be the one that `MazeConfig` shapes with. All three are the best returns there
+    d / num_cells; so the discount must be the one that `MazeConfig` shapes with. All are the best returns there
     are for that discount.
 
     Args:
@@ -90,18 +91,20 @@ def optimal_return(
         float32; 0 at the goal itself, where the episode is over; nan where the goal is `UNREACHABLE`.
 
     Raises:
-        ValueError: reward is none of the three.
+        ValueError: reward is none of these.
     """
     steps_before = jnp.maximum(distance.astype(jnp.int32) - 1, 0).astype(jnp.float32)
     last = _power(discount, steps_before)
     if reward == "article":
         returns = last - _geometric_sum(discount, steps_before)
+    elif reward == "steps":
+        returns = -_geometric_sum(discount, steps_before)
     elif reward == "sparse":
         returns = last
     elif reward == "shaped":
         returns = last + distance.astype(jnp.float32) / num_cells
     else:
-        raise ValueError(f"reward={reward!r} must be article, sparse or shaped")
+        raise ValueError(f"reward={reward!r} must be article, steps, sparse or shaped")
     returns = jnp.where(distance == 0, 0.0, returns)
     return jnp.where(distance == UNREACHABLE, jnp.nan, returns)
 
@@ -111,7 +114,7 @@ def paid_return(
     pay: Callable[[jax.Array], jax.Array],
     *,
     discount: float | Float[Array, ""],
-    reward: Literal["article", "sparse", "shaped"],
+    reward: Literal["article", "steps", "sparse", "shaped"],
     num_cells: int,
 ) -> Float[Array, "*B"]:
     """Discounted return of a shortest path when `pay(r)` is paid for each reward r, such as a clipped one.
@@ -134,6 +137,7 @@ def paid_return(
     at_goal = (here == 1).astype(jnp.float32)
     rewards = {
         "article": 2.0 * at_goal - 1.0,
+        "steps": at_goal - 1.0,
         "sparse": at_goal,
         "shaped": at_goal + (here - discount * (here - 1.0)) / num_cells,
     }[reward]
