@@ -62,6 +62,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "train dqn": Command("DQN and its improvements", f"{_ENVIRONMENTS}:TrainDQNConfig", _RUN_TRAIN),
         "train pqn": Command("PQN, without a replay memory", f"{_ENVIRONMENTS}:TrainPQNConfig", _RUN_TRAIN),
         "train ppo": Command("PPO", f"{_ENVIRONMENTS}:TrainPPOConfig", _RUN_TRAIN),
+        "train text-ppo": Command(
+            "PPO of a language model in a text world", f"{_ENVIRONMENTS}:TrainTextPPOConfig", _RUN_TRAIN
+        ),
         "evaluate": Command(
             "play episodes with a trained agent",
             "jaxrl_lm.cli.settings:EvaluateConfig",

@@ -14,6 +14,7 @@ from jaxrl_lm.envs.custom import check_environment, file_of, load_factory, trace
 from jaxrl_lm.envs.maze.environment import Maze, MazeConfig, Observation, Reward
 from jaxrl_lm.envs.maze.levels import source_from_options
 from jaxrl_lm.envs.settings import make_with_options
+from jaxrl_lm.envs.text.maze import make_text_maze
 from jaxrl_lm.errors import InputError
 
 
@@ -46,6 +47,7 @@ def _make_maze(
 ENVS: dict[str, Callable[..., Any]] = {
     "Maze-v0": _make_maze,
     "ChainMaze-v0": ChainMaze,
+    "TextMaze-v0": make_text_maze,
 }
 """Our environments: a class or a function of keyword options each; their annotations say which values are taken."""
 

@@ -4,18 +4,25 @@ A new algorithm is a file in `jaxrl_lm/algorithms/`, a settings class here, and 
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
+
+import jax
 
 from jaxrl_lm.algorithms.dqn import DQNConfig, DQNHyperparams, make_dqn
 from jaxrl_lm.algorithms.environment_ppo import EnvironmentPPOConfig, EnvironmentPPOHyperparams, make_environment_ppo
 from jaxrl_lm.algorithms.ppo import PPOConfig, PPOHyperparams
 from jaxrl_lm.algorithms.pqn import PQNConfig, PQNHyperparams, make_pqn
 from jaxrl_lm.algorithms.tabular import TabularConfig, TabularHyperparams, make_tabular
+from jaxrl_lm.algorithms.text_ppo import TextPPOConfig, TextPPOHyperparams, make_text_ppo, with_params
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
+from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
-from jaxrl_lm.types import EnvironmentLearner
+from jaxrl_lm.training.language_model import LoadedModel, load_model
+from jaxrl_lm.training.settings import Dtype
+from jaxrl_lm.types import EnvironmentLearner, PyTree
 
 
 def _ppo_policy() -> PolicyConfig:
@@ -56,6 +63,50 @@ class TrainPPOConfig(EnvironmentRunConfig, EnvironmentPPOConfig):
 
     def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
         return make_environment_ppo(self, env, env_params)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextPPOConfig(EnvironmentRunConfig, TextPPOConfig):
+    """Train PPO of a language model that plays in a text world.
+
+    Attributes:
+        algorithm: its name, by which a run's config.yaml is read.
+        model: the policy at the start: a folder or a Hugging Face hub id. Its tokenizer writes the world's texts.
+        dtype: dtype of activations.
+    """
+
+    HYPERPARAMS: ClassVar[tuple[type, ...]] = (PPOHyperparams, TextPPOHyperparams)
+
+    algorithm: Literal["text-ppo"] = "text-ppo"
+    model: str
+    dtype: Dtype = "float32"
+    env: str = "TextMaze-v0"
+
+    def __post_init__(self) -> None:
+        EnvironmentRunConfig.__post_init__(self)
+        TextPPOConfig.__post_init__(self)
+
+    def env_objects(self) -> dict[str, Any]:
+        return {"tokenizer": self._loaded().tokenizer}
+
+    def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
+        return make_text_ppo(self, env, env_params, self._loaded().model)
+
+    def first_learners(self, learners: PyTree) -> PyTree:
+        return jax.vmap(with_params, (0, None))(learners, self._loaded().params)
+
+    def write_results(self, folder: RunFolder, learners: PyTree) -> None:
+        """Write the model of the first learner, as an ordinary Hugging Face folder."""
+        params = jax.tree.map(lambda leaf: leaf[0], learners.ppo.params)
+        self._loaded().save(folder.model_folder, params)
+
+    def _loaded(self) -> LoadedModel:
+        return _load_player(self.model, self.dtype)
+
+
+@lru_cache(maxsize=1)
+def _load_player(name: str, dtype: Dtype) -> LoadedModel:
+    return load_model(name, "value", dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

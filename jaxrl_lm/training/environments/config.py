@@ -9,9 +9,10 @@ from jaxrl_lm import checks
 from jaxrl_lm.algorithms.schedules import follows_length
 from jaxrl_lm.envs.binning_config import BinningConfig
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.storage import RunFolder
 from jaxrl_lm.training.environments.sweep import Sweep, at_point, read_sweep
 from jaxrl_lm.training.settings import RunConfig
-from jaxrl_lm.types import EnvironmentLearner
+from jaxrl_lm.types import EnvironmentLearner, PyTree
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _GENERATED = {"Maze-v0": {"size", "generator", "num_levels"}}  # options that do not go with a layout
@@ -100,6 +101,17 @@ class EnvironmentRunConfig(RunConfig):
     def make_learner(self, env: Any, env_params: Any) -> EnvironmentLearner:
         """The learner of these settings in an environment."""
         raise NotImplementedError
+
+    def env_objects(self) -> dict[str, Any]:
+        """Options of the environment that are no text, such as a model's tokenizer."""
+        return {}
+
+    def first_learners(self, learners: PyTree) -> PyTree:
+        """The learners before training, leaves `[V * S, ...]`, from those that `init` returned."""
+        return learners
+
+    def write_results(self, folder: RunFolder, learners: PyTree) -> None:
+        """Write what a run leaves in addition to its checkpoints, metrics and report."""
 
     @property
     def agent(self) -> AgentSettings:

@@ -93,7 +93,8 @@ def load_task(config: EnvironmentRunConfig) -> tuple[EnvironmentTask, Environmen
     held_out_env, held_out = held_out_levels(config, env, env_params, config.eval_episodes, held_out_key)
     sweep = config.parsed_sweep()
     check_sweep(sweep, config)
-    learners = set_hyperparams(init(keys, env_params), sweep, config.num_seeds)
+    learners = config.first_learners(init(keys, env_params))
+    learners = set_hyperparams(learners, sweep, config.num_seeds)
     task = EnvironmentTask(
         config=config,
         env=env,
@@ -124,7 +125,7 @@ def make_env(config: EnvironmentRunConfig, **options: Any) -> tuple[Any, Any]:
         )
     if options.get("reward") == "shaped" and "discount" in config.parsed_sweep().values:
         raise InputError(f"sweep={config.sweep!r}: the shaped reward has one discount; choose reward=sparse or article")
-    env, env_params = make(config.env, **options)
+    env, env_params = make(config.env, **options, **config.env_objects())
     env = wrap(env, env_params, config.wrappers)
     if config.binning == BinningConfig():
         return env, env_params

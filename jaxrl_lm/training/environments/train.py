@@ -52,7 +52,7 @@ def _load(config: EnvironmentRunConfig) -> Training:
         state=state,
         update=make_chunk(task, storage.RunFolder(hosts.output_folder(Path(config.out)))),
         num_updates=task.num_chunks,
-        finish=lambda folder, _: _write_report(config, folder),
+        finish=lambda folder, state: _finish(config, folder, state),
         shown=(*(name + label for label, _ in config.sweep_columns() for name in metrics.SHOWN),),
         fingerprints=_fingerprints(config),
         num_devices=config.num_devices or jax.device_count(),
@@ -62,7 +62,8 @@ def _load(config: EnvironmentRunConfig) -> Training:
     )
 
 
-def _write_report(config: EnvironmentRunConfig, folder: storage.RunFolder) -> None:
+def _finish(config: EnvironmentRunConfig, folder: storage.RunFolder, state: EnvironmentState) -> None:
+    config.write_results(folder, state.learners)
     name = config.algorithm_name()
     shown = name.upper() if len(name) <= 5 else name.capitalize()  # PPO, SARSA; Q-learning
     storage.write_report(folder, title=f"{shown} in {config.env}")
