@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from jaxrl_lm.envs.bank import keep_levels
 from jaxrl_lm.envs.base import LevelPart
 from jaxrl_lm.envs.maze.generators import GENERATORS
 from jaxrl_lm.envs.maze.grid import UNREACHABLE, LevelBank, legal_moves
@@ -83,11 +84,8 @@ class LevelSource:
         bank = self._generate(key, self._num_drawn())
         if self.part == "all":
             return bank
-        is_other = is_held_out(bank, self._split()) == (self.part == "training")
-        # Should too few levels of the part be among those drawn, they come twice.
-        num_kept = jnp.maximum(1, jnp.sum(~is_other))
-        rows = jnp.argsort(is_other)[jnp.arange(self.num_levels) % num_kept]
-        return jax.tree.map(lambda leaf: leaf[rows], bank)
+        is_kept = is_held_out(bank, self._split()) == (self.part == "held-out")
+        return keep_levels(bank, is_kept, self.num_levels)
 
     def _split(self) -> Split:
         return split_levels(self.generator, self.height, self.width, trained_on=self.trained_on)
