@@ -21,6 +21,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"layout": "umaze", "observation": "window", "reward": "sparse", "window_size": 3},
     ],
     "ChainMaze-v0": [{}],
+    "FrozenLake-v0": [
+        {"num_levels": 8},
+        {"size": 5, "num_levels": 8, "frozen_probability": 0.8, "is_slippery": True, "observation": "grid"},
+    ],
     "CartPole-v1": [{}],
     "FourRooms-misc": [{}],
     "Pendulum-v1": [{}],
