@@ -67,7 +67,7 @@ def test_q_learning_crosses_the_one_lake_that_it_is_trained_on(tmp_path: Path) -
     assert curves["eval/ended"].values[-1] >= curves["eval/return"].values[-1]
 
 
-@pytest.mark.parametrize("env", ["FrozenLake-v0"])
+@pytest.mark.parametrize("env", ["FrozenLake-v0", "Sokoban-v0"])
 def test_ppo_plays_generated_games_and_is_evaluated_on_levels_held_out(env: str, tmp_path: Path) -> None:
     options = ["--env-options", "num_levels=32", *(["observation=grid"] if env == "FrozenLake-v0" else [])]
     sizes = ["--num-envs=8", "--num-steps=16", "--total-steps=512", "--chunk-updates=2", "--eval-episodes=16"]
