@@ -11,9 +11,11 @@ from beartype.door import is_bearable
 
 from jaxrl_lm.envs.chain import ChainMaze
 from jaxrl_lm.envs.custom import check_environment, file_of, load_factory, trace
+from jaxrl_lm.envs.frozen_lake import make_frozen_lake
 from jaxrl_lm.envs.maze.environment import Maze, MazeConfig, Observation, Reward
 from jaxrl_lm.envs.maze.levels import source_from_options
 from jaxrl_lm.envs.settings import make_with_options
+from jaxrl_lm.envs.sokoban import make_sokoban
 from jaxrl_lm.envs.text.maze import make_text_maze
 from jaxrl_lm.errors import InputError
 
@@ -47,6 +49,8 @@ def _make_maze(
 ENVS: dict[str, Callable[..., Any]] = {
     "Maze-v0": _make_maze,
     "ChainMaze-v0": ChainMaze,
+    "FrozenLake-v0": make_frozen_lake,
+    "Sokoban-v0": make_sokoban,
     "TextMaze-v0": make_text_maze,
 }
 """Our environments: a class or a function of keyword options each; their annotations say which values are taken."""
@@ -56,7 +60,8 @@ def make(env_id: str, /, **options: Any) -> tuple[Any, Any]:
     """An environment with gymnax's API, and its default parameters.
 
     Options of `Maze-v0` are those of `maze.levels.source_from_options` (size, generator, num_levels, seed, layout) and
-    of `maze.environment.MazeConfig` (observation, reward, window_size, max_steps, discount, has_action_mask). Gymnax's
+    of `maze.environment.MazeConfig` (observation, reward, window_size, max_steps, discount, has_action_mask); those of
+    `FrozenLake-v0` and `Sokoban-v0` are of `frozen_lake.make_frozen_lake` and `sokoban.make_sokoban`. Gymnax's
     environments and those of a file take the arguments of their classes, and fields of their parameters, such as
     max_steps_in_episode.
 

@@ -55,6 +55,31 @@ def test_every_algorithm_trains_evaluates_and_resumes_exactly(
             np.testing.assert_array_equal(curve.values, whole[metric].values, err_msg=metric)
 
 
+def test_q_learning_crosses_the_one_lake_that_it_is_trained_on(tmp_path: Path) -> None:
+    options = ["--env=FrozenLake-v0", "--env-options", "num_levels=1", "--no-refresh-levels", *TABULAR]
+    sizes = ["--total-steps=8192", "--chunk-updates=16", "--eval-episodes=8"]
+    assert run(["train", "q-learning", f"--out={tmp_path / 'run'}", *options, *sizes]) == 0
+    curves = read_metrics(RunFolder(tmp_path / "run"))
+    # The return is the success rate; "ended" counts falls as well. "eval" plays lakes that training never met.
+    assert curves["eval_train/return"].values[-1] == 1.0
+    assert curves["eval_train/oracle_share"].values[-1] == 1.0
+    assert curves["eval_train/length"].values[-1] == 6.0
+    assert curves["eval/ended"].values[-1] >= curves["eval/return"].values[-1]
+
+
+@pytest.mark.parametrize("env", ["FrozenLake-v0", "Sokoban-v0"])
+def test_ppo_plays_generated_games_and_is_evaluated_on_levels_held_out(env: str, tmp_path: Path) -> None:
+    options = ["--env-options", "num_levels=32", *(["observation=grid"] if env == "FrozenLake-v0" else [])]
+    sizes = ["--num-envs=8", "--num-steps=16", "--total-steps=512", "--chunk-updates=2", "--eval-episodes=16"]
+    assert run(["train", "ppo", f"--env={env}", f"--out={tmp_path / 'run'}", *options, *sizes]) == 0
+    curves = read_metrics(RunFolder(tmp_path / "run"))
+    assert np.isfinite(curves["loss/total"].values).all()
+    regret, oracle_share = (curves[f"eval/{name}"].values[-1] for name in ("regret", "oracle_share"))
+    assert regret >= 0
+    assert oracle_share <= 1
+    assert 1 <= curves["eval/distinct_layouts"].values[-1] <= 16
+
+
 def test_a_runs_config_file_starts_it_again(tmp_path: Path) -> None:
     options = [*SMALL["sarsa"], "--total-steps=128", "--chunk-updates=2", "--eval-episodes=4"]
     assert run(["train", "sarsa", f"--out={tmp_path / 'first'}", *options, "--learning-rate=0.25"]) == 0

@@ -21,6 +21,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"layout": "umaze", "observation": "window", "reward": "sparse", "window_size": 3},
     ],
     "ChainMaze-v0": [{}],
+    "TextMaze-v0": [{"observed": "partially"}],
+    "FrozenLake-v0": [
+        {"num_levels": 8},
+        {"size": 5, "num_levels": 8, "frozen_probability": 0.8, "is_slippery": True, "observation": "grid"},
+    ],
+    "Sokoban-v0": [{"num_levels": 8}, {"size": 7, "num_levels": 8, "min_solution": 2, "max_solution": 8}],
     "CartPole-v1": [{}],
     "FourRooms-misc": [{}],
     "Pendulum-v1": [{}],

@@ -112,7 +112,7 @@ def test_an_unknown_option_names_those_that_exist(env_id):
         ("size", 13.0, "size=13.0 must be int"),
         ("generator", "dfs", "generator='dfs'"),
         ("observation", "pixels", "observation='pixels' must be one of position, grid, window"),
-        ("reward", None, "reward=None must be one of article, sparse, shaped"),
+        ("reward", None, "reward=None must be one of article, steps, sparse, shaped"),
         ("num_levels", 0, "num_levels=0"),
         ("layout", 3, "layout=3 must be str or None"),
         ("window_size", 4, "window_size=4"),

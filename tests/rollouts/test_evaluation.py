@@ -28,7 +28,7 @@ def oracle(env: Any, bank: Any) -> Any:
     return act
 
 
-@pytest.mark.parametrize("reward", ["article", "sparse", "shaped"])
+@pytest.mark.parametrize("reward", ["article", "steps", "sparse", "shaped"])
 def test_the_oracle_solves_every_level_at_the_optimal_return(reward: str) -> None:
     env, params = make("Maze-v0", size=9, observation="grid", reward=reward, num_levels=40, discount=0.9)
     played = play(

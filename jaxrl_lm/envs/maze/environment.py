@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
+from jaxtyping import Array, Int
 
 from jaxrl_lm import checks
-from jaxrl_lm.envs.base import LevelEnvironment, LevelPart, Pay
+from jaxrl_lm.envs.bank import BankEnvironment, BankParams
+from jaxrl_lm.envs.base import LevelPart, Pay
 from jaxrl_lm.envs.maze import grid
-from jaxrl_lm.envs.maze.grid import LevelBank
 from jaxrl_lm.envs.maze.held_out import count_distinct
 from jaxrl_lm.envs.maze.levels import LevelSource
 from jaxrl_lm.envs.maze.oracle import optimal_return, paid_return
@@ -75,54 +76,22 @@ class MazeState(environment.EnvState):
     position: PyTree = 0
 
 
-@struct.dataclass
-class MazeParams(environment.EnvParams):
-    """What episodes are drawn from.
-
-    Attributes:
-        max_steps_in_episode: time limit.
-        bank: the levels.
-        first_level: of those that new episodes are drawn from, int32.
-        num_drawn: how many they are, int32.
-    """
-
-    max_steps_in_episode: PyTree = 1
-    # gymnax's own field has a default, so these need one.
-    bank: LevelBank = struct.field(default=None)  # pyright: ignore[reportAssignmentType]
-    first_level: PyTree = 0
-    num_drawn: PyTree = 1
+MazeParams = BankParams
+"""Parameters whose bank is a `LevelBank`."""
 
 
-class Maze(LevelEnvironment):
+class Maze(BankEnvironment):
     """Moves up, down, left and right through mazes; an illegal move leaves the agent where it is."""
 
     end_name = "solved"
 
-    def __init__(self, config: MazeConfig, source: LevelSource) -> None:
-        self.config = config
-        self.source = source
-        self._default_params: MazeParams | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Maze) and (self.config, self.source) == (other.config, other.source)
-
-    def __hash__(self) -> int:
-        return hash((self.config, self.source))
+    config: MazeConfig
+    source: LevelSource
 
     @property
     def generates_levels(self) -> bool:
         """Not where the layout is drawn by hand."""
         return self.source.layout is None
-
-    @property
-    def num_levels(self) -> int:
-        """The source's number; where a layout is drawn by hand, its starts."""
-        return self.source.num_levels
-
-    @property
-    def level_seed(self) -> int:
-        """The source's seed."""
-        return self.source.seed
 
     @property
     def blindness(self) -> str | None:
@@ -141,51 +110,14 @@ class Maze(LevelEnvironment):
         num_levels = self.source.num_levels if num_levels is None else num_levels
         return Maze(self.config, replace(self.source, part=part, num_levels=num_levels, trained_on=trained_on))
 
-    def new_params(self, key: jax.Array) -> MazeParams:
-        """Levels from the environment's source; jit it. A fixed layout gives the same levels whatever the key."""
-        bank = self.source.make_bank(key)
-        return MazeParams(
-            max_steps_in_episode=jnp.asarray(self.config.max_steps or 2 * self.num_cells, jnp.int32),
-            bank=bank,
-            first_level=jnp.zeros((), jnp.int32),
-            num_drawn=jnp.asarray(bank.num_levels, jnp.int32),
-        )
+    @property
+    def max_steps(self) -> int:
+        """Time limit of an episode."""
+        return self.config.max_steps or 2 * self.num_cells
 
-    def refresh(self, params: MazeParams, key: jax.Array) -> MazeParams:
-        """Fresh levels for the episodes to come; jit it.
-
-        Running episodes keep their levels: the bank has two halves, the inactive one is replaced and becomes active.
-        Call this at most every `max_steps_in_episode` steps, so that no episode is left in the half that is replaced.
-        The first call doubles the bank.
-        """
-        fresh = self.source.make_bank(key)
-        half = fresh.num_levels
-        if params.bank.num_levels == half:
-            bank = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), params.bank, fresh)
-            return params.replace(bank=bank, first_level=jnp.asarray(half, jnp.int32))  # pyright: ignore[reportAttributeAccessIssue]
-        first = half - params.first_level
-        bank = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, first, axis=0), params.bank, fresh
-        )
-        return params.replace(bank=bank, first_level=first)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def current_levels(self, params: MazeParams, key: jax.Array, num_levels: int) -> MazeParams:
-        """Levels that new episodes are drawn from, each of them once before any comes again."""
-        order = jax.random.permutation(key, params.bank.num_levels)
-        is_current = (order >= params.first_level) & (order < params.first_level + params.num_drawn)
-        rows = order[jnp.argsort(~is_current)[jnp.arange(num_levels) % params.num_drawn]]
-        return MazeParams(
-            max_steps_in_episode=params.max_steps_in_episode,
-            bank=jax.tree.map(lambda leaf: leaf[rows], params.bank),
-            first_level=jnp.zeros((), jnp.int32),
-            num_drawn=jnp.asarray(num_levels, jnp.int32),
-        )
-
-    def level_resets(self, params: MazeParams) -> tuple[Any, MazeState]:
-        """An episode at the start of every level of the bank: for an evaluation that leaves none out."""
-        level = jnp.arange(params.bank.num_levels, dtype=jnp.int32)
-        states = MazeState(time=jnp.zeros_like(level), level=level, position=params.bank.starts)
-        return jax.vmap(self.observation, (0, None))(states, params), states
+    def begin(self, level: Int[Array, "*B"], params: MazeParams) -> MazeState:
+        """The starts of levels."""
+        return MazeState(time=jnp.zeros_like(level), level=level, position=params.bank.starts[level])
 
     def count_levels(self, params: MazeParams) -> tuple[int, int]:
         """Different levels (walls, start and goal) of the bank, and different layouts (walls alone)."""
@@ -201,16 +133,6 @@ class Maze(LevelEnvironment):
         return paid_return(distances, pay, discount=discount, reward=reward, num_cells=num_cells)
 
     @property
-    def default_params(self) -> MazeParams:
-        """Levels of the source's own seed; generated once, since gymnax asks at every step that is given none."""
-        kept = self._default_params
-        if kept is None or kept.bank.moves.is_deleted():
-            # A step may be traced when it asks; levels that are kept must not be tracers.
-            with jax.ensure_compile_time_eval():
-                kept = self._default_params = _new_params(self, jax.random.key(self.source.seed))
-        return kept
-
-    @property
     def name(self) -> str:
         """Its id."""
         return "Maze-v0"
@@ -224,11 +146,6 @@ class Maze(LevelEnvironment):
     def num_cells(self) -> int:
         """Cells of the grid, walls included."""
         return self.source.height * self.source.width
-
-    def initial_states(self, key: jax.Array, shape: tuple[int, ...], params: MazeParams) -> MazeState:
-        """Starts of levels drawn uniformly."""
-        level = params.first_level + jax.random.randint(key, shape, 0, params.num_drawn, jnp.int32)
-        return MazeState(time=jnp.zeros(shape, jnp.int32), level=level, position=params.bank.starts[level])
 
     def transition(self, state: MazeState, action: jax.Array, params: MazeParams) -> tuple[MazeState, jax.Array]:
         """One move and its reward."""
@@ -312,7 +229,3 @@ class Maze(LevelEnvironment):
         planes = self._planes(moves, jnp.where(is_inside, rows * self.source.width + columns, 0), state, params)
         beyond = jnp.array([1, 0, 0], jnp.uint8)
         return jnp.where(is_inside[..., None], planes, beyond)
-
-
-# Compiled once for all environments with the same settings.
-_new_params = jax.jit(Maze.new_params, static_argnums=0)

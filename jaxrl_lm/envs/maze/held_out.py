@@ -6,13 +6,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, UInt8, UInt32
+from jaxtyping import Array, Bool
 
 from jaxrl_lm.envs.maze.generators import GENERATORS
 from jaxrl_lm.envs.maze.grid import LevelBank, legal_moves
+from jaxrl_lm.envs.splitting import HELD_OUT_SHARE, cumulative_shares, hash_layouts, held_out_threshold, mix
 from jaxrl_lm.errors import InputError
 
-HELD_OUT_SHARE = 1 / 8
 # Up to 7x7 a generator may have so few layouts that a fixed threshold leaves one side empty; 9x9 has over 10,000.
 _MOST_CELLS_COUNTED = 49
 _NUM_COUNTED = 4096
@@ -54,8 +54,7 @@ def split_levels(generator: str, height: int, width: int, *, trained_on: str | N
     hashes, shares = _layouts(trained_on or generator, height, width)
     if len(hashes) == 1:
         return Split("level", fixed, HELD_OUT_SHARE)
-    last = min(int(np.searchsorted(shares, HELD_OUT_SHARE)), len(hashes) - 2)
-    threshold = int(hashes[last]) + 1
+    threshold = held_out_threshold(hashes, shares)
     hashes, shares = _layouts(generator, height, width)
     num_held_out = int(np.searchsorted(hashes, threshold))
     if num_held_out == 0:
@@ -77,22 +76,15 @@ def _layouts(generator: str, height: int, width: int) -> tuple[np.ndarray, np.nd
     # Banks are often made under jit, where this must be a constant all the same.
     with jax.ensure_compile_time_eval():
         keys = jax.random.split(jax.random.key(0), _NUM_COUNTED)
-        hashes, counts = np.unique(np.asarray(jax.jit(jax.vmap(hash_of))(keys)), return_counts=True)
-    return hashes, np.cumsum(counts) / _NUM_COUNTED
+        return cumulative_shares(np.asarray(jax.jit(jax.vmap(hash_of))(keys)))
 
 
 def is_held_out(bank: LevelBank, split: Split) -> Bool[Array, " L"]:
     """Whether each level is held out from training."""
     hashes = hash_layouts(bank.moves)
     if split.unit == "level":
-        hashes = _mix(hashes ^ _mix(bank.starts.astype(jnp.uint32) * 2 + 1) ^ _mix(bank.goals.astype(jnp.uint32) * 2))
+        hashes = mix(hashes ^ mix(bank.starts.astype(jnp.uint32) * 2 + 1) ^ mix(bank.goals.astype(jnp.uint32) * 2))
     return hashes < jnp.uint32(split.threshold)
-
-
-def hash_layouts(moves: UInt8[Array, "L C"]) -> UInt32[Array, " L"]:
-    """A number for the walls of each level; equal walls have equal numbers."""
-    cells = jnp.arange(moves.shape[1], dtype=jnp.uint32)
-    return _mix(jnp.sum(moves.astype(jnp.uint32) * _mix(cells + 1), axis=1, dtype=jnp.uint32))
 
 
 def count_distinct(bank: LevelBank) -> tuple[int, int]:
@@ -101,10 +93,3 @@ def count_distinct(bank: LevelBank) -> tuple[int, int]:
     layouts = [row.tobytes() for row in moves]
     levels = {(layout, *row.tolist()) for layout, row in zip(layouts, ends, strict=True)}
     return len(levels), len(set(layouts))
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """Scatter the bits of 32-bit integers (the last steps of MurmurHash3)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from jaxrl_lm.envs.bank import keep_levels
 from jaxrl_lm.envs.base import LevelPart
 from jaxrl_lm.envs.maze.generators import GENERATORS
 from jaxrl_lm.envs.maze.grid import UNREACHABLE, LevelBank, legal_moves
 from jaxrl_lm.envs.maze.held_out import Split, is_held_out, split_levels
 from jaxrl_lm.envs.maze.layouts import GOAL, START, WALL, layout_rows
 from jaxrl_lm.envs.maze.oracle import distances_to_goal
-from jaxrl_lm.envs.memory import as_gigabytes, available_bytes
+from jaxrl_lm.envs.memory import available_bytes, check_bank
 from jaxrl_lm.errors import InputError
 
 # A cell of the bank takes 1 byte of moves and 2 of distance. XLA's own account of the compiled program, bank and
@@ -83,11 +84,8 @@ class LevelSource:
         bank = self._generate(key, self._num_drawn())
         if self.part == "all":
             return bank
-        is_other = is_held_out(bank, self._split()) == (self.part == "training")
-        # Should too few levels of the part be among those drawn, they come twice.
-        num_kept = jnp.maximum(1, jnp.sum(~is_other))
-        rows = jnp.argsort(is_other)[jnp.arange(self.num_levels) % num_kept]
-        return jax.tree.map(lambda leaf: leaf[rows], bank)
+        is_kept = is_held_out(bank, self._split()) == (self.part == "held-out")
+        return keep_levels(bank, is_kept, self.num_levels)
 
     def _split(self) -> Split:
         return split_levels(self.generator, self.height, self.width, trained_on=self.trained_on)
@@ -117,16 +115,15 @@ class LevelSource:
 
     def _check_memory(self) -> None:
         bytes_per_level = self.height * self.width * _BYTES_PER_CELL
-        kept, num_drawn, available = self.num_levels * bytes_per_level, self._num_drawn(), available_bytes()
-        needed = num_drawn * bytes_per_level * _COPIES_WHILE_MADE
-        if needed > available:
-            most = available // (bytes_per_level * _COPIES_WHILE_MADE) * self.num_levels // num_drawn
-            part = "" if self.part == "all" else f" {self.part} levels"
-            raise InputError(
-                f"num_levels={self.num_levels}{part} of {self.height}x{self.width} cells take {as_gigabytes(kept)} "
-                f"and up to {as_gigabytes(needed)} while they are made; the device has {as_gigabytes(available)}: "
-                f"ask for at most {most} levels"
-            )
+        part = "" if self.part == "all" else f" {self.part} levels"
+        check_bank(
+            self.num_levels,
+            num_drawn=self._num_drawn(),
+            bytes_kept=bytes_per_level,
+            bytes_while_made=bytes_per_level * _COPIES_WHILE_MADE,
+            available=available_bytes(),
+            what=f"{part} of {self.height}x{self.width} cells",
+        )
 
 
 def source_from_options(

@@ -16,7 +16,7 @@ from jaxrl_lm.training.environments.task import EnvironmentTask, over_learners
 from jaxrl_lm.training.observers import tell
 from jaxrl_lm.types import Metrics, PyTree
 
-# Below so many layouts for each held-out level, the levels say little about other mazes.
+# Below so many layouts for each held-out level, the levels say little about others.
 _FEW_LAYOUTS = 0.5
 
 
@@ -130,11 +130,11 @@ def level_counts(config: EnvironmentRunConfig, env: Any, env_params: PyTree) -> 
 
 
 def few_layouts(counts: dict[str, np.ndarray], num_levels: int) -> str | None:
-    """What to say where held-out mazes repeat, with the numbers."""
+    """What to say where held-out levels repeat, with the numbers."""
     if not counts or np.mean(counts["eval/distinct_layouts"]) >= _FEW_LAYOUTS * num_levels:
         return None
     levels, layouts = (np.median(counts[f"eval/distinct_{name}"]) for name in ("levels", "layouts"))
     return (
         f"the {num_levels} held-out levels have only {layouts:.0f} different layouts and are {levels:.0f} different "
-        "levels, because mazes of this size repeat; training never meets these layouts. Larger mazes have more"
+        "levels, because levels of this size repeat; training never meets these layouts. Larger levels have more"
     )

@@ -160,7 +160,7 @@ def test_optimal_return_of_the_article_equals_the_sum_of_its_rewards(discount):
 
 def test_optimal_return_where_the_goal_is_unreachable_is_not_a_number():
     distances = jnp.array([UNREACHABLE, 3], jnp.uint16)
-    for reward in ("article", "sparse", "shaped"):
+    for reward in ("article", "steps", "sparse", "shaped"):
         returns = optimal_return(distances, discount=0.9, reward=reward, num_cells=169)
         np.testing.assert_array_equal(np.isnan(returns), [True, False])
 
@@ -170,7 +170,7 @@ def test_optimal_return_refuses_an_unknown_reward():
         optimal_return.__wrapped__(jnp.arange(3), discount=0.9, reward="dense", num_cells=9)
 
 
-@pytest.mark.parametrize("reward", ["article", "sparse", "shaped"])
+@pytest.mark.parametrize("reward", ["article", "steps", "sparse", "shaped"])
 @pytest.mark.parametrize("discount", [0.0, 0.95, 1.0])
 def test_optimal_return_equals_what_the_environment_pays_along_optimal_moves(reward, discount):
     source = LevelSource(generator="braided", height=9, width=11, num_levels=64)
