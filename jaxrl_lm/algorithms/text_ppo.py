@@ -96,7 +96,7 @@ class TextPPOState:
     Attributes:
         ppo: parameters, optimizer and hyperparameters of the update.
         reference: parameters at the start; None without a KL penalty.
-        games: worlds, and what the model remembers.
+        rollout: worlds, and what the model remembers.
         hyperparams: traced settings of the rollout.
         key: base PRNG key.
         num_updates: updates done, int32 scalar.
@@ -104,7 +104,7 @@ class TextPPOState:
 
     ppo: PPOState
     reference: PyTree
-    games: GameState
+    rollout: GameState
     hyperparams: TextPPOHyperparams
     key: PyTree
     num_updates: PyTree
@@ -148,7 +148,7 @@ def make_text_ppo(config: TextPPOConfig, env: Any, env_params: Any, model: Causa
         sample=_make_act(policy, is_sampled=True),
         init_memory=policy.init_window,
         steps_per_update=config.num_envs * config.num_steps,
-        batch_axes=lambda state: replace(fill_axes(state), games=fill_axes(state.games, 0)),
+        batch_axes=lambda state: replace(fill_axes(state), rollout=fill_axes(state.rollout, 0)),
     )
 
 
@@ -166,7 +166,7 @@ def _init(parts: _Parts, key: jax.Array, env_params: Any) -> TextPPOState:
     return TextPPOState(
         ppo=algorithm.init(params, params_key),
         reference=jax.tree.map(jnp.copy, params) if config.kl_coefficient else None,
-        games=start_games(env, policy, reset_key, config.num_envs, env_params),
+        rollout=start_games(env, policy, reset_key, config.num_envs, env_params),
         hyperparams=TextPPOHyperparams(**{name: jnp.float32(getattr(config, name)) for name in names}),
         key=state_key,
         num_updates=jnp.zeros((), jnp.int32),
@@ -180,7 +180,7 @@ def _update(parts: _Parts, state: TextPPOState, env_params: Any) -> tuple[TextPP
         parts.policy,
         state.ppo.params,
         env_params,
-        state.games,
+        state.rollout,
         play_key,
         num_turns=parts.config.num_steps,
         unit=parts.config.unit,
@@ -190,7 +190,7 @@ def _update(parts: _Parts, state: TextPPOState, env_params: Any) -> tuple[TextPP
     trajectory, found = _penalized(parts, state, trajectory)
     ppo, metrics = parts.algorithm.update(state.ppo, trajectory, learn_key)
     acting, episode_metrics = take_episode_metrics(games.acting)
-    new = replace(state, ppo=ppo, games=replace(games, acting=acting), num_updates=next_count(state.num_updates))
+    new = replace(state, ppo=ppo, rollout=replace(games, acting=acting), num_updates=next_count(state.num_updates))
     return new, metrics | episode_metrics | found
 
 

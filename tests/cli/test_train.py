@@ -13,6 +13,7 @@ from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
 from jaxrl_lm.storage import RunFolder, read_metrics, read_seeds
 from tests.measured import is_measured
+from tests.text_model import text_model
 
 TABULAR = ["--num-envs=2", "--num-steps=32"]
 SMALL = {
@@ -27,6 +28,7 @@ SMALL = {
     ],
     "pqn": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16", "--num-minibatches=2"],
     "ppo": ["--env=CartPole-v1", "--num-envs=4", "--num-steps=16"],
+    "text-ppo": ["--env-options", "max_steps=8", "--num-envs=4", "--num-steps=16"],
 }
 
 OWN_FILE = str(Path(__file__).parents[1] / "envs" / "own_environments.py")
@@ -39,7 +41,15 @@ def test_every_algorithm_trains_evaluates_and_resumes_exactly(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    options = [*SMALL.get(name, TABULAR), "--total-steps=256", "--chunk-updates=2", "--num-seeds=2", "--save-every=1"]
+    model = [f"--model={text_model()}"] if name == "text-ppo" else []
+    options = [
+        *SMALL.get(name, TABULAR),
+        *model,
+        "--total-steps=256",
+        "--chunk-updates=2",
+        "--num-seeds=2",
+        "--save-every=1",
+    ]
     assert run(["train", name, f"--out={out}", *options, "--eval-episodes=8"]) == 0
     assert "eval/return" in capfd.readouterr().out
     folder = RunFolder(out)

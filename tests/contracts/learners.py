@@ -19,17 +19,18 @@ from jaxrl_lm.algorithms import (
 )
 from jaxrl_lm.cli.commands import COMMANDS
 from jaxrl_lm.data import PackedRows
-from jaxrl_lm.envs import make
 from jaxrl_lm.models.lora import add_adapters
 from jaxrl_lm.models.lora_config import LoraConfig
 from jaxrl_lm.rollouts import AnswerConfig, Generation
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
+from jaxrl_lm.training.environments.task import make_env
 from jaxrl_lm.training.offline.config import ExamplesRunConfig
 from jaxrl_lm.training.online.config import OnlineRunConfig
 from jaxrl_lm.training.settings import default_value
-from jaxrl_lm.types import PyTree
+from jaxrl_lm.types import EnvironmentLearner, PyTree
 from tests.algorithms.fixtures import evaluate, init_params, make_trajectory
 from tests.models import tiny
+from tests.text_model import text_model
 
 BATCH, PROMPT, ANSWER, ROW = 4, 3, 4, 8
 
@@ -184,16 +185,26 @@ SMALL_ENVIRONMENT: dict[str, dict[str, Any]] = {
     "dqn": {"num_envs": 16, "steps_per_update": 4, "learning_starts": 32, "batch_size": 16, "buffer_size": 512},
     "pqn": {"num_envs": 16, "num_steps": 4, "num_minibatches": 2},
     "ppo": {"num_envs": 16, "num_steps": 4},
+    "text-ppo": {"num_envs": 16, "num_steps": 4, "env_options": ("observed=partially", "max_steps=3")},
 }
+
+
+def environment_learner(name: str, **settings: Any) -> tuple[Any, EnvironmentLearner, Any, Any]:
+    """Settings, learner, environment and its parameters of an algorithm, small."""
+    kind, small = TRAINERS[name], SMALL_ENVIRONMENT.get(name)
+    given: dict[str, Any] = {"num_envs": 16, "num_steps": 4, "env": "ChainMaze-v0"}
+    if name == "text-ppo":
+        given = {"model": text_model()}
+    elif small is not None:
+        given = {"env": "CartPole-v1"}
+    config = kind(out="", **given, **(small or {}), **settings)
+    env, env_params = make_env(config)
+    return config, config.make_learner(env, env_params), env, env_params
 
 
 def environment_case(name: str) -> Case:
     """An algorithm with the environments it acts in."""
-    kind = TRAINERS[name]
-    is_tabular = name not in SMALL_ENVIRONMENT
-    env, env_params = make("ChainMaze-v0" if is_tabular else "CartPole-v1")
-    config = kind(out="", **SMALL_ENVIRONMENT.get(name, {"num_envs": 16, "num_steps": 4}))
-    learner = config.make_learner(env, env_params)
+    _, learner, _, env_params = environment_learner(name)
     return Case(
         start=lambda: jax.jit(learner.init)(key_of(0), env_params),
         update=lambda state: learner.update(state, env_params),

@@ -34,9 +34,11 @@ from jaxrl_lm.envs import make
 from jaxrl_lm.models.trunks import TrunkConfig
 from jaxrl_lm.rollouts import SamplingConfig, generate
 from jaxrl_lm.rollouts.agent_policy import PolicyConfig
+from jaxrl_lm.rollouts.text_policy import ContextConfig
 from jaxrl_lm.rollouts.token_policy import make_evaluate, token_trajectory
 from tests.contracts.learners import TRAINERS
 from tests.models import tiny
+from tests.text_model import text_model
 
 KEY = jax.random.key(0)
 COSINE = ScheduleConfig(kind="cosine", warmup_fraction=0.1)
@@ -90,6 +92,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
             "ppo": replace(PPO, minibatch_unit="sequences"),
         },
     ),
+    "text-ppo": ("text-ppo", "TextMaze-v0", {"max_steps": 3}, {"num_steps": 4}),
+    "text-ppo, remembering": (
+        "text-ppo",
+        "TextMaze-v0",
+        {"observed": "partially"},
+        {"num_steps": 4, "unit": "turn", "kl_coefficient": 0.1, "context": ContextConfig(turns=3, kept=1)},
+    ),
     **{
         name: (name, "ChainMaze-v0", {}, {"num_steps": 4, "anneal_updates": 9})
         for name in ("q-learning", "double-q", "sarsa", "expected-sarsa", "q-lambda")
@@ -130,8 +139,11 @@ def test_every_trainer_has_a_case():
 def test_learners_in_environments(case):
     trainer, env_id, options, settings = CASES[case]
     with jax.enable_x64(True):
-        env, env_params = make(env_id, **options)
-        learner = TRAINERS[trainer](out="", num_envs=16, **settings).make_learner(env, env_params)
+        if trainer == "text-ppo":
+            settings = settings | {"model": text_model()}
+        config = TRAINERS[trainer](out="", num_envs=16, **settings)
+        env, env_params = make(env_id, **options, **config.env_objects())
+        learner = config.make_learner(env, env_params)
         state = jax.eval_shape(learner.init, KEY, env_params)
         check(learner.update, state, env_params, is_maze="Maze" in env_id)
         memory = learner.init_memory(3)

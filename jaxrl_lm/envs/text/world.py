@@ -157,7 +157,7 @@ class TextWorld(BatchEnvironment, EnvironmentWrapper):
     def transition(self, state: TextState, action: jax.Array, params: Any) -> tuple[TextState, jax.Array]:
         """The moves of an answer, until the episode ends, and the sum of their rewards."""
         reading = self.reader.read(action)
-        inner, reward = state.inner, jnp.where(reading.is_legal, 0.0, self.rules.illegal_reward)
+        inner, reward = state.inner, jnp.where(reading.is_legal, 0.0, jnp.float32(self.rules.illegal_reward))
         for move in reading.moves:
             is_over = self._told.is_terminated(inner, params) | self._told.is_truncated(inner, params)
             is_made = (move >= 0) & ~is_over
@@ -166,7 +166,7 @@ class TextWorld(BatchEnvironment, EnvironmentWrapper):
             reward += jnp.where(is_made, gained, 0.0)
         new = TextState(time=state.time + 1, inner=inner)
         is_cut = self.is_truncated(new, params) & ~self.is_terminated(new, params)
-        return new, reward + jnp.where(is_cut, self.rules.cut_reward, 0.0)
+        return new, (reward + jnp.where(is_cut, self.rules.cut_reward, 0.0)).astype(jnp.float32)
 
     def is_terminated(self, state: TextState, params: Any) -> jax.Array:
         """Whether the environment inside says so."""
