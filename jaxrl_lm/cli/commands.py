@@ -95,6 +95,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         "generate": Command(
             "complete prompts", "jaxrl_lm.cli.settings:GenerateConfig", "jaxrl_lm.cli.language:run_generate"
         ),
+        "init-model": Command(
+            "write a small random GPT-2 for text worlds",
+            "jaxrl_lm.training.environments.small_model:SmallModelConfig",
+            "jaxrl_lm.cli.environment:run_init_model",
+        ),
         "merge": Command(
             "merge an adapter into its base", "jaxrl_lm.cli.settings:MergeConfig", "jaxrl_lm.cli.merge:run_merge"
         ),

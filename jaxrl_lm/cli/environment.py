@@ -13,6 +13,7 @@ from jaxrl_lm.training.environments.agent import load_settings
 from jaxrl_lm.training.environments.config import EnvironmentRunConfig
 from jaxrl_lm.training.environments.evaluate import evaluate_run
 from jaxrl_lm.training.environments.metrics import EVAL_GROUPS
+from jaxrl_lm.training.environments.small_model import SmallModelConfig, write_small_model
 from jaxrl_lm.training.environments.train import train_environment
 
 _SHOWN = ("return", "length", "solved", "oracle_share", "regret", "distinct_levels", "distinct_layouts")
@@ -21,6 +22,11 @@ _SHOWN = ("return", "length", "solved", "oracle_share", "regret", "distinct_leve
 def run_train(config: EnvironmentRunConfig) -> None:
     """Train, and print the results."""
     print_result(train_environment(config))
+
+
+def run_init_model(config: SmallModelConfig) -> None:
+    """Write a small model."""
+    print_text(f"written: {write_small_model(config)}", soft_wrap=True)
 
 
 def run_evaluate(config: EvaluateConfig) -> None:

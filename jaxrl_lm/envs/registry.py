@@ -16,6 +16,7 @@ from jaxrl_lm.envs.maze.environment import Maze, MazeConfig, Observation, Reward
 from jaxrl_lm.envs.maze.levels import source_from_options
 from jaxrl_lm.envs.settings import make_with_options
 from jaxrl_lm.envs.sokoban import make_sokoban
+from jaxrl_lm.envs.text.grid_games import make_text_frozen_lake, make_text_sokoban
 from jaxrl_lm.envs.text.maze import make_text_maze
 from jaxrl_lm.errors import InputError
 
@@ -52,6 +53,8 @@ ENVS: dict[str, Callable[..., Any]] = {
     "FrozenLake-v0": make_frozen_lake,
     "Sokoban-v0": make_sokoban,
     "TextMaze-v0": make_text_maze,
+    "FrozenLake-text": make_text_frozen_lake,
+    "Sokoban-text": make_text_sokoban,
 }
 """Our environments: a class or a function of keyword options each; their annotations say which values are taken."""
 

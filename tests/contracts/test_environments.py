@@ -23,6 +23,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "ChainMaze-v0": [{}],
     "TextMaze-v0": [{"observed": "partially"}],
+    "FrozenLake-text": [{"num_levels": 8, "turns": 10_000}],
+    "Sokoban-text": [{"num_levels": 8, "turns": 10_000}],
     "FrozenLake-v0": [
         {"num_levels": 8},
         {"size": 5, "num_levels": 8, "frozen_probability": 0.8, "is_slippery": True, "observation": "grid"},

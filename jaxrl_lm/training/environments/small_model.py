@@ -5,14 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxrl_lm import checks, models
-from jaxrl_lm.envs.registry import make
-from jaxrl_lm.envs.text.answers import STOP
+from jaxrl_lm import checks
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.models import CausalLM
-from jaxrl_lm.models.families import family_of
 from jaxrl_lm.training.environments.config import read_env_options
 
 END_OF_TEXT = "<|endoftext|>"
@@ -21,6 +15,8 @@ END_OF_TEXT = "<|endoftext|>"
 @dataclass(frozen=True, kw_only=True)
 class SmallModelConfig:
     """Write a small GPT-2 for text worlds: random weights, and a tokenizer whose tokens are the worlds' words.
+
+    Such a model knows no move: teach it some with `jaxrl-lm sft` before it learns by itself.
 
     Attributes:
         out: folder to write; must not exist.
@@ -73,10 +69,15 @@ def write_small_model(config: SmallModelConfig) -> Path:
         "eos_token_id": end,
         "pad_token_id": end,
     }
+    # Imported here, since help texts need only the settings.
+    import jax
     from transformers import GPT2Config
 
+    from jaxrl_lm import models
+    from jaxrl_lm.models.families import family_of
+
     described = GPT2Config(**content).to_dict()
-    model = CausalLM(family_of("gpt2").config_from_hf(described))
+    model = models.CausalLM(family_of("gpt2").config_from_hf(described))
     models.save_pretrained(out, model, models.init_params(model, jax.random.key(config.seed)))
     tokenizer.save_pretrained(out)
     return out
@@ -84,7 +85,8 @@ def write_small_model(config: SmallModelConfig) -> Path:
 
 def _texts(name: str, config: SmallModelConfig) -> list[str]:
     """All pieces of a world's observations, and its answers."""
-    from jaxrl_lm.envs.registry import option_names
+    from jaxrl_lm.envs.registry import make, option_names
+    from jaxrl_lm.envs.text.answers import STOP
 
     options = read_env_options(config.env_options)
     env, _ = make(name, **{key: value for key, value in options.items() if key in option_names(name)})
