@@ -66,7 +66,7 @@ def test_the_commands_that_wait_for_people_are_understood():
     from jaxrl_lm.cli.main import parse
 
     lines = [words for block in blocks("") for words in commands(block) if words[0] == "jaxrl-lm"]
-    assert len(lines) == 13
+    assert len(lines) == 16
     for words in lines:
         # "..." is for options that other blocks show.
         rest = ["--model=folder", "--prompts=file.txt", "--out=runs/x"] if "..." in words else []

@@ -27,12 +27,14 @@ from jaxrl_lm.types import Act, Algorithm, EnvironmentLearner, Metrics, PyTree, 
 
 
 def _ppo_defaults() -> PPOConfig:
+    # Returns of games are tens; a larger weight of their squared errors drowns the policy's gradient.
     return PPOConfig(
         learning_rate=3e-4,
-        num_epochs=4,
+        num_epochs=2,
         num_minibatches=4,
-        value_coefficient=0.5,
-        entropy_coefficient=0.01,
+        value_loss="squared",
+        value_coefficient=0.01,
+        entropy_coefficient=0.003,
         max_grad_norm=0.5,
     )
 
