@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS := 2
+# One more than the cores of a small machine: tests of several processes wait.
+WORKERS := 3
 
 .PHONY: demo test pytest install install-test lint format clean
 
