@@ -11,6 +11,7 @@ from jaxrl_lm import load_agent
 from jaxrl_lm.cli.commands import list_commands
 from jaxrl_lm.cli.main import run
 from jaxrl_lm.errors import InputError
+from jaxrl_lm.models import from_pretrained
 from jaxrl_lm.storage import RunFolder, read_metrics, read_seeds
 from tests.measured import is_measured
 from tests.text_model import text_model
@@ -75,6 +76,25 @@ def test_q_learning_crosses_the_one_lake_that_it_is_trained_on(tmp_path: Path) -
     assert curves["eval_train/oracle_share"].values[-1] == 1.0
     assert curves["eval_train/length"].values[-1] == 6.0
     assert curves["eval/ended"].values[-1] >= curves["eval/return"].values[-1]
+
+
+@pytest.mark.parametrize("options", [["size=5", "num_levels=16"], ["observed=partially"]])
+def test_a_language_model_plays_and_is_saved(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    windows = ["--context.turns=3", "--context.kept=1"] if "observed=partially" in options else []
+    sizes = ["--num-envs=4", "--num-steps=8", "--total-steps=64", "--chunk-updates=1", "--eval-episodes=4"]
+    command = ["train", "text-ppo", f"--model={text_model()}", f"--out={out}", *sizes, *windows]
+    if windows:
+        command += ["--unit=turn", "--kl-coefficient=0.1"]
+    assert run([*command, "--env-options", "max_steps=4", *options]) == 0
+    curves = read_metrics(RunFolder(out))
+    assert max(curves["ratio/first_max_error"].values) < 1e-4
+    if windows:
+        assert curves["kl/turn"].values[0] == pytest.approx(0.0, abs=1e-5)
+        assert curves["kl/turn"].values[1] != 0.0
+    before, after = (from_pretrained(folder)[1] for folder in (text_model(), RunFolder(out).model_folder))
+    changed = jax.tree.map(lambda old, new: bool((old != new).any()), before, after)
+    assert all(jax.tree.leaves(changed))
 
 
 @pytest.mark.parametrize("env", ["FrozenLake-v0", "Sokoban-v0"])

@@ -62,7 +62,8 @@ def make_text_maze(
     if layout is None and (size, generator, num_levels) == (None, None, None):
         layout = "double-t"
     source = source_from_options(size=size, generator=generator, num_levels=num_levels, seed=seed, layout=layout)
-    maze = Maze(MazeConfig(reward=reward, max_steps=max_steps, discount=discount), source)
+    # What the maze itself would show is not computed; a window says that walls are seen, so levels may change.
+    maze = Maze(MazeConfig(observation="window", reward=reward, max_steps=max_steps, discount=discount), source)
     story = _story(maze) if observed == "fully" else Story((_walls(),), _choose_walls)
     rules = Rules(illegal_reward=float(illegal_reward), cut_reward=float(cut_reward))
     vocabulary = byte_vocabulary() if tokenizer is None else vocabulary_of(tokenizer)
