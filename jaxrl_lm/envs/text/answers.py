@@ -133,17 +133,13 @@ def make_reader(answers: AnswerFormat, vocabulary: Vocabulary) -> AnswerReader:
         except InputError as error:
             raise InputError(f"the move {text!r}: {error}") from error
     states = list(_states(answers))
-    illegal, by_byte = len(states) - 1, _byte_tables(answers, states)
     # A model may have more tokens than its tokenizer: they say nothing.
-    next_states = np.full((len(states), len(vocabulary) + 1), illegal, np.int16)
-    moves = np.full(next_states.shape, _NONE, np.int16)
-    is_stop = np.zeros(len(vocabulary) + 1, bool)
-    for token, text in enumerate(vocabulary.texts):
-        is_stop[token] = token in vocabulary.ends or STOP in (text or b"")
-        if token in vocabulary.ends:
-            next_states[:, token] = np.arange(len(states))
-        elif text is not None:
-            next_states[:, token], moves[:, token] = _token_columns(by_byte, text)
+    texts = [b"" if text is None else text for text in (*vocabulary.texts, None)]
+    is_end = np.isin(np.arange(len(texts)), list(vocabulary.ends))
+    is_illegal = np.array([text is None for text in (*vocabulary.texts, None)]) & ~is_end
+    next_states, moves = _token_tables(_byte_tables(answers, states), texts)
+    next_states[:, is_illegal] = len(states) - 1
+    is_stop = is_end | np.array([STOP in text for text in texts])
     ends = [_end(answers, state) for state in states]
     return AnswerReader(
         next_states=next_states,
@@ -172,20 +168,30 @@ def _byte_tables(answers: AnswerFormat, states: list[State]) -> _ByteTables:
     return tables
 
 
-def _token_columns(by_byte: _ByteTables, text: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A token's next states and completed moves, `[S]`."""
-    states, illegal = np.arange(len(by_byte.moves)), len(by_byte.moves) - 1
-    moves, counts = np.full(len(states), _NONE), np.zeros(len(states), int)
-    for value in text.split(STOP)[0]:
-        found = by_byte.moves[states, value]
-        moves, counts = np.where(found >= 0, found, moves), counts + (found >= 0)
-        states = by_byte.next_states[states, value]
-        if np.all(states == illegal):
-            break
-    if np.any((counts > 1) & (states != illegal)):
-        raise InputError(
-            f"tokenizer: its token {text.decode(errors='replace')!r} says two moves; choose another separator"
-        )
+def _token_tables(by_byte: _ByteTables, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Next states and completed moves (or -1) of tokens, `[S, W]`; what follows a stop in a token is not read.
+
+    Raises:
+        InputError: a token completes two moves.
+    """
+    read = [text.split(STOP)[0] for text in texts]
+    lengths = np.array(list(map(len, read)))
+    padded = np.zeros((len(texts), max(1, lengths.max())), np.uint8)
+    for row, text in zip(padded, read, strict=True):
+        row[: len(text)] = np.frombuffer(text, np.uint8)
+    states = np.repeat(np.arange(len(by_byte.moves), dtype=np.int16)[:, None], len(texts), axis=1)
+    moves, counts = np.full(states.shape, _NONE, np.int16), np.zeros(states.shape, np.int16)
+    for column in range(padded.shape[1]):
+        rows = np.flatnonzero(lengths > column)
+        here, values = states[:, rows], padded[rows, column]
+        found = by_byte.moves[here, values]
+        moves[:, rows] = np.where(found >= 0, found, moves[:, rows])
+        counts[:, rows] += found >= 0
+        states[:, rows] = by_byte.next_states[here, values]
+    twice = np.argwhere((counts > 1) & (states != len(by_byte.moves) - 1))
+    if len(twice):
+        text = texts[twice[0][1]].decode(errors="replace")
+        raise InputError(f"tokenizer: its token {text!r} says two moves; choose another separator")
     return states, moves
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from jaxrl_lm.errors import InputError
@@ -128,6 +128,7 @@ def _sentence_piece(name: str) -> bytes:
     return name.replace("\u2581", " ").encode()
 
 
+@cache
 def _byte_of_character() -> dict[str, int]:
     """GPT-2's table: printable bytes stand for themselves, the others for characters from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]

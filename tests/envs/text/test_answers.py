@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from jaxrl_lm.envs.text.answers import PADDING, AnswerFormat, make_reader
@@ -101,6 +101,38 @@ def test_tokens_that_are_split_in_another_way_are_the_same_move() -> None:
     letters = [token for letter in "upper left\n" for token in vocabulary.encode(letter)]
     assert len(whole) < len(letters)
     assert read(vocabulary, [whole, letters]) == [[2], [2]]
+
+
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """A tokenizer as Llama 2's: spaces are letters, one goes before every text, other bytes have tokens."""
+    letters = "\u2581abcdefghijklmnopqrstuvwxyz|"
+    names = ["<unk>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), *letters, "up", "\u2581up"]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    merges = [("u", "p"), ("\u2581", "up")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>"))
+    replace = normalizers.Replace(" ", "\u2581")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), replace])  # pyright: ignore
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)  # pyright: ignore
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def test_the_space_that_sentence_piece_adds_is_no_part_of_a_text() -> None:
+    vocabulary = vocabulary_of(sentence_piece())
+    for text in ("up", " up", "up || down\n", "\u00e9\n"):
+        assert vocabulary.decode(vocabulary.encode(text)) == text.encode()
+    assert read(vocabulary, [vocabulary.encode(text) for text in ("up\n", " up || down\n", "e\n")]) == [
+        [0],
+        [0, 1],
+        None,
+    ]
+
+
+def test_a_tokenizer_that_drops_spaces_is_refused() -> None:
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "up": 1}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()  # pyright: ignore
+    with pytest.raises(InputError, match="does not keep spaces and line breaks"):
+        vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]"))
 
 
 def test_what_follows_the_stop_is_not_read_and_without_a_stop_nothing_is() -> None:
