@@ -97,6 +97,20 @@ def test_a_language_model_plays_and_is_saved(options: list[str], tmp_path: Path)
     assert all(jax.tree.leaves(changed))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep", "kl_coefficient=0.1,0.2"], "with kl_coefficient=0 no reference is kept"),
+        (["--env-options", "tokenizer=x"], "tokenizer is that of the model"),
+    ],
+)
+def test_settings_of_text_ppo_that_would_do_nothing_are_refused(
+    options: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "text-ppo", f"--model={text_model()}", f"--out={tmp_path / 'run'}", *options]) == 2
+    assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("env", ["FrozenLake-v0", "Sokoban-v0"])
 def test_ppo_plays_generated_games_and_is_evaluated_on_levels_held_out(env: str, tmp_path: Path) -> None:
     options = ["--env-options", "num_levels=32", *(["observation=grid"] if env == "FrozenLake-v0" else [])]

@@ -57,8 +57,8 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: list[int]) -> bytes:
-        """The text of tokens; special ones and ids below 0, which are padding, are left out."""
-        return b"".join(self.texts[index] or b"" for index in ids if index >= 0)
+        """The text of tokens; special ones, padding and unknown ids are left out."""
+        return b"".join(self.texts[index] or b"" for index in ids if 0 <= index < len(self.texts))
 
 
 def byte_vocabulary() -> Vocabulary:
@@ -96,7 +96,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     def text_of(index: int, name: str | None) -> bytes | None:
         if name is None or index in specials:
             return None
-        return name.encode() if index in added else to_bytes(name)
+        return to_bytes(name)
 
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     texts = tuple(text_of(index, name) for index, name in enumerate(names))
@@ -119,7 +119,8 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
 
 def _byte_level(name: str) -> bytes:
     table = _byte_of_character()
-    return bytes(table[character] for character in name)
+    # As the decoder: a name with another character is an added token, which stands for itself.
+    return bytes(table[each] for each in name) if table.keys() >= set(name) else name.encode()
 
 
 def _sentence_piece(name: str) -> bytes:

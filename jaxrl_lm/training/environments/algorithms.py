@@ -85,6 +85,10 @@ class TrainTextPPOConfig(EnvironmentRunConfig, TextPPOConfig):
     def __post_init__(self) -> None:
         EnvironmentRunConfig.__post_init__(self)
         TextPPOConfig.__post_init__(self)
+        if "kl_coefficient" in self.parsed_sweep().values and not self.kl_coefficient:
+            raise InputError(
+                f"sweep={self.sweep!r}: with kl_coefficient=0 no reference is kept; give a positive one as well"
+            )
 
     def env_objects(self) -> dict[str, Any]:
         return {"tokenizer": self._loaded().tokenizer}

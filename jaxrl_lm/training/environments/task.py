@@ -125,7 +125,10 @@ def make_env(config: EnvironmentRunConfig, **options: Any) -> tuple[Any, Any]:
         )
     if options.get("reward") == "shaped" and "discount" in config.parsed_sweep().values:
         raise InputError(f"sweep={config.sweep!r}: the shaped reward has one discount; choose reward=sparse or article")
-    env, env_params = make(config.env, **options, **config.env_objects())
+    objects = config.env_objects()
+    for name in options.keys() & objects.keys():
+        raise InputError(f"env_options: {name} is that of the model; leave it out")
+    env, env_params = make(config.env, **options, **objects)
     env = wrap(env, env_params, config.wrappers)
     if config.binning == BinningConfig():
         return env, env_params

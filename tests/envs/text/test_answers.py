@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from jaxrl_lm.envs.text.answers import PADDING, AnswerFormat, make_reader
@@ -126,6 +126,14 @@ def test_the_space_that_sentence_piece_adds_is_no_part_of_a_text() -> None:
         [0, 1],
         None,
     ]
+
+
+def test_added_tokens_say_what_the_decoder_says_and_unknown_ids_nothing() -> None:
+    tokenizer = sentence_piece()
+    tokenizer.add_tokens([AddedToken("\u2581\u2581\u2581", normalized=False)])
+    vocabulary = vocabulary_of(tokenizer)
+    assert vocabulary.texts[-1] == b"   "
+    assert vocabulary.decode([*vocabulary.encode("up"), 10_000, -1]) == b"up"
 
 
 def test_a_tokenizer_that_drops_spaces_is_refused() -> None:
