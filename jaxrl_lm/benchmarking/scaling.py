@@ -1,8 +1,8 @@
 """One and several devices: time, and whether the numbers stay the same.
 
 A mesh splits the same batch over more devices (strong scaling), or each device gets as many rows however many there are
-(weak scaling). On a CPU the
-devices are virtual: they share its cores, so times show what splitting costs, not what it gains.
+(weak scaling). On a CPU the devices are virtual: they share its cores, so times show what splitting costs, not what it
+gains.
 """
 
 import functools

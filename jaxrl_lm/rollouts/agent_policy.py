@@ -295,6 +295,11 @@ def _box_of(config: PolicyConfig, env: Any, space: Any) -> Any:
         raise InputError(
             f"env={env.name}: its action space {space!r} is neither discrete nor a flat box; ppo supports only these"
         )
+    if jnp.issubdtype(space.dtype, jnp.integer):
+        raise InputError(
+            f"env={env.name}: its actions are integers {list(space.shape)}, which ppo does not choose; in a text world "
+            "use text-ppo"
+        )
     low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
     # Written so that NaN fails too.
     is_bounded = np.all(np.abs(low) < _UNBOUNDED) and np.all(np.abs(high) < _UNBOUNDED)

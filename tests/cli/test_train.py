@@ -111,6 +111,11 @@ def test_settings_of_text_ppo_that_would_do_nothing_are_refused(
     assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
 
 
+def test_ppo_refuses_a_text_world(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "ppo", "--env=TextMaze-v0", f"--out={tmp_path / 'run'}"]) == 2
+    assert "in a text world use text-ppo" in " ".join(capfd.readouterr().err.split())
+
+
 @pytest.mark.parametrize("env", ["FrozenLake-v0", "Sokoban-v0"])
 def test_ppo_plays_generated_games_and_is_evaluated_on_levels_held_out(env: str, tmp_path: Path) -> None:
     options = ["--env-options", "num_levels=32", *(["observation=grid"] if env == "FrozenLake-v0" else [])]

@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_lm.algorithms.text_ppo import _penalized
 from jaxrl_lm.envs import make
 from jaxrl_lm.errors import InputError
-from jaxrl_lm.rollouts.text_games import collect_turns, make_evaluate, start_games
-from jaxrl_lm.rollouts.text_policy import ContextConfig, TextPolicy, _pad_left, _positions
+from jaxrl_lm.rollouts.text_games import _by_token, _by_turn, _Played, collect_turns, make_evaluate, start_games
+from jaxrl_lm.rollouts.text_policy import ContextConfig, TextPolicy, Turn, TurnObservations, _pad_left, _positions
 from tests.models import tiny
 
 NUM_GAMES, NUM_TURNS, DISCOUNT, TRACE_DECAY = 4, 6, 0.9, 0.8
@@ -172,3 +174,48 @@ def test_contexts_that_do_not_fit_are_refused() -> None:
     model, _ = model_of("gpt2")
     with pytest.raises(InputError, match=r"context\.turns=100 of up to 60 tokens exceed the model's context of 512"):
         TextPolicy(model=model, context=ContextConfig(turns=100), observation_size=50, answer_size=10, stops=(10,))
+
+
+def test_turns_that_end_are_cut_or_go_on_by_hand() -> None:
+    """Game 0 terminates in its first turn, game 1 is cut there, game 2 goes on."""
+    ended, cut = jnp.array([[True, False], [False, False], [False, False]]), jnp.array([[False], [True], [False]])
+    values = jnp.array([[[1.0, 1.5], [2.0, 2.5]], [[3.0, 3.5], [4.0, 4.5]], [[5.0, 5.5], [6.0, 6.5]]])
+    tokens = jnp.array([[[7, 8], [7, -1]], [[7, 8], [7, 8]], [[7, -1], [7, 8]]])
+    played = _Played(
+        observations=jnp.zeros((3, 2, 1), jnp.int32),
+        is_first=jnp.zeros((3, 2), bool),
+        turn=Turn(tokens=tokens, log_probs=jnp.where(tokens >= 0, -0.5, 0.0), values=values, window=None),
+        rewards=jnp.arange(6.0).reshape(3, 2),
+        terminated=ended,
+        is_done=ended | jnp.pad(cut, ((0, 0), (0, 1))),
+        final_values=jnp.array([[0.0, 0.0], [9.0, 0.0], [0.0, 0.0]]),
+    )
+    last = jnp.array([10.0, 20.0, 30.0])
+    seen = TurnObservations(tokens=played.observations)
+    turns = _by_turn(seen, played, last, 0.9, 0.8)
+    np.testing.assert_allclose(turns.discounts, [[0.0, 0.9], [0.9, 0.9], [0.9, 0.9]])
+    np.testing.assert_allclose(turns.traces, [[0.0, 0.8], [0.0, 0.8], [0.8, 0.8]])
+    np.testing.assert_allclose(turns.next_values[0, 1:], [10.0])
+    np.testing.assert_allclose(turns.next_values[1:], [[9.0, 20.0], [6.0, 30.0]])
+    np.testing.assert_allclose(turns.log_probs, [[-1.0, -0.5], [-1.0, -1.0], [-0.5, -1.0]])
+    steps = _by_token(seen, played, last, 0.9, 0.8)
+    np.testing.assert_allclose(steps.discounts[0, :3], [1.0, 0.0, 0.9])
+    np.testing.assert_allclose(steps.next_values[1], [3.5, 9.0, 4.5, 20.0])
+    np.testing.assert_allclose(steps.next_values[2, jnp.array([0, 2, 3])], [6.0, 6.5, 30.0])
+    np.testing.assert_allclose(steps.rewards, [[0, 0, 1, 0], [0, 2, 0, 3], [4, 0, 0, 5]])
+    np.testing.assert_allclose(steps.mask, [[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 1, 1]])
+
+
+@pytest.mark.usefixtures("as_users_call")  # stand-ins have other types
+@pytest.mark.parametrize("unit", ["token", "turn"])
+def test_the_kl_penalty_is_taken_from_the_reward_of_its_step(unit: str) -> None:
+    policy, params, trajectory, _ = play("gpt2", (1, 0), unit)
+    reference = jax.tree.map(lambda leaf: 0.9 * leaf, params)
+    config = SimpleNamespace(num_envs=NUM_GAMES, num_steps=NUM_TURNS, unit=unit)
+    state = SimpleNamespace(reference=reference, hyperparams=SimpleNamespace(kl_coefficient=0.3))
+    found, metrics = _penalized(SimpleNamespace(policy=policy, config=config), state, trajectory)
+    theirs = make_evaluate(policy, unit)(reference, trajectory.observations, trajectory.actions).log_probs
+    divergence = np.where(np.asarray(trajectory.mask) > 0, np.asarray(trajectory.log_probs - theirs), 0.0)
+    np.testing.assert_allclose(found.rewards, trajectory.rewards - 0.3 * divergence, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(metrics["kl/turn"], divergence.sum() / (NUM_GAMES * NUM_TURNS), rtol=1e-4)
+    assert np.abs(divergence).max() > 0.1

@@ -12,7 +12,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxrl_lm import checks
-from jaxrl_lm.envs.base import BatchEnvironment, EnvironmentWrapper
+from jaxrl_lm.envs.base import BatchEnvironment, EnvironmentWrapper, Pay
 from jaxrl_lm.envs.text.answers import PADDING, STOP, AnswerFormat, AnswerReader, make_reader
 from jaxrl_lm.envs.text.observations import Template, make_template
 from jaxrl_lm.envs.text.vocabulary import Vocabulary
@@ -193,6 +193,16 @@ class TextWorld(BatchEnvironment, EnvironmentWrapper):
         times = jnp.zeros(jax.tree.leaves(states)[0].shape[0], jnp.int32)
         new = TextState(time=times, inner=states)
         return jax.vmap(self.observation, (0, None))(new, params), new
+
+    def optimal_returns(self, params: Any, discount: float | jax.Array, pay: Pay | None = None) -> jax.Array:
+        """The best return in every level of the bank, `[L]`, as of the environment inside, which has a step per move.
+
+        NaN where an answer has several moves and the discount, which is one per answer, is not 1.
+        """
+        found = super().optimal_returns(params, discount, pay)
+        if self.answers.most_moves == 1:
+            return found
+        return jnp.where(jnp.asarray(discount) == 1, found, jnp.nan)
 
     def action_space(self, params: Any = None) -> spaces.Box:
         """Token ids and padding, `[A]`."""

@@ -16,7 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 class SmallModelConfig:
     """Write a small GPT-2 for text worlds: random weights, and a tokenizer whose tokens are the worlds' words.
 
-    Such a model knows no move: teach it some with `jaxrl-lm sft` before it learns by itself.
+    Its weights are random, so it writes no moves; train it on some with `jaxrl-lm sft` before reinforcement learning.
 
     Attributes:
         out: folder to write; must not exist.

@@ -137,6 +137,8 @@ def test_the_oracle_is_that_of_the_game_inside() -> None:
     env, params = make("FrozenLake-text", num_levels=16)
     plain, _ = make("FrozenLake-v0", num_levels=16)
     np.testing.assert_array_equal(env.optimal_returns(params, 1.0), plain.optimal_returns(params, 1.0))
+    # A discount per answer is another than one per move.
+    assert np.isnan(env.optimal_returns(params, 0.9)).all()
 
 
 @pytest.mark.parametrize(
